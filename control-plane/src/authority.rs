@@ -1,0 +1,1 @@
+//! The certificate authority: root and issuer, join tokens, and `Identity.Certify`.

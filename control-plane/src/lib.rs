@@ -1,0 +1,16 @@
+//! Leno's control plane, and the operator's command line.
+//!
+//! The life of a policy: [`sources`] read documents → [`model`] parses them into a [`model::World`], typed
+//! and validated, with a generation for each object → [`compile`] turns world and subscriber into resources (a pure
+//! function) → [`serve`] streams what changed to the proxies that subscribed, and tracks their verdicts.
+//!
+//! Beside it: [`authority`] issues certificates, [`operator`] answers `leno get`, `leno wait` and friends
+//! over a Unix socket, [`cli`] asks.
+
+pub mod authority;
+pub mod cli;
+pub mod compile;
+pub mod model;
+pub mod operator;
+pub mod serve;
+pub mod sources;

@@ -1,0 +1,3 @@
+//! The `leno` binary: see `leno --help`.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Answers operators over a Unix socket.

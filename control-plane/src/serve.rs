@@ -1,0 +1,1 @@
+//! `Discovery.Subscribe`: one session per proxy, and the tracker of who serves what.

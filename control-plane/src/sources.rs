@@ -1,0 +1,3 @@
+//! Where documents come from. Each source feeds one stream of worlds, newest wins.
+
+pub mod folder;

@@ -1,0 +1,122 @@
+//! Process configuration: flags, environment and file in one type, immutable after start; and every
+//! limit of the proxy by name.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+/// Everything the proxy is told when it starts. See `leno-proxy run --help`, which this type writes.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Control plane, `host:port`.
+    pub control_plane: String,
+    /// PEM file with the mesh's trust anchors.
+    pub trust_bundle: PathBuf,
+    /// File with the join token, read anew at each renewal that needs it.
+    pub token_file: Option<PathBuf>,
+    /// Name of this workload instance, unique in its namespace. Default: the host name.
+    pub workload: String,
+    /// Explicit mode: local listeners for named destinations.
+    pub outbound: Vec<OutboundListener>,
+    /// Explicit mode: mesh listeners, and the local port each stands for.
+    pub inbound: Vec<InboundListener>,
+    /// Transparent mode: ports that the redirect points to.
+    pub transparent: Option<Transparent>,
+    /// Admin server; loopback by default.
+    pub admin: SocketAddr,
+    /// Worker threads. Default 1.
+    pub workers: usize,
+    /// Longest wait for open streams after SIGTERM.
+    pub drain_timeout: Duration,
+    pub access_log: AccessLogFormat,
+    /// OTLP (gRPC) collector, "http://host:4317"; none: no spans.
+    pub otlp_endpoint: Option<String>,
+    /// Share of new traces that are sampled, 0.0..=1.0; an incoming decision is kept.
+    pub trace_sample: f64,
+}
+
+/// `--outbound 127.0.0.1:8001=shop.default:80`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutboundListener {
+    pub listen: SocketAddr,
+    /// The destination key: "shop.default:80" or "host:port".
+    pub destination: String,
+}
+
+/// `--inbound 0.0.0.0:9443=127.0.0.1:8080`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InboundListener {
+    pub listen: SocketAddr,
+    pub application: SocketAddr,
+}
+
+/// Transparent mode (`--transparent`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transparent {
+    pub outbound_port: u16,
+    pub inbound_port: u16,
+    /// SO_MARK of the proxy's own connections, which the redirect leaves alone; needs CAP_NET_ADMIN.
+    pub mark: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AccessLogFormat {
+    Off,
+    Text,
+    Json,
+}
+
+/// Limits: everything a peer can make grow is bounded by one of these.
+pub mod limits {
+    use std::time::Duration;
+
+    /// Default port that `leno-proxy redirect` sends outbound connections to.
+    pub const OUTBOUND_PORT: u16 = 4140;
+    /// Default port that `leno-proxy redirect` sends inbound connections to.
+    pub const INBOUND_PORT: u16 = 4143;
+    /// Default SO_MARK of the proxy's own connections.
+    pub const MARK: u32 = 0x1e40;
+
+    /// To make a connection, TCP and TLS together; also to discover a destination.
+    pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+    /// A peer's part of a TLS handshake at the inbound side.
+    pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+    /// From a connection's (or the last response's) end to a whole request head.
+    pub const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+    /// A stream on which no byte moves either way.
+    pub const STREAM_IDLE: Duration = Duration::from_secs(300);
+    /// A TCP connection on which no byte moves either way.
+    pub const TCP_IDLE: Duration = Duration::from_secs(3600);
+    /// A keep-alive connection from a client without a request.
+    pub const CLIENT_IDLE: Duration = Duration::from_secs(3600);
+    /// A pooled connection without a request (below the usual server's 5 s and more).
+    pub const POOL_IDLE: Duration = Duration::from_secs(4);
+    /// Pooled connections to one endpoint, per worker.
+    pub const POOL_IDLE_PER_ENDPOINT: usize = 128;
+    /// A request or response head, HTTP/1 and HTTP/2.
+    pub const HEAD_BYTES: usize = 64 * 1024;
+    /// Header fields in one head.
+    pub const HEADERS: usize = 256;
+    /// Streams a client may have open on one HTTP/2 connection.
+    pub const STREAMS_PER_CONNECTION: u32 = 256;
+    /// Streams opened on one upstream HTTP/2 connection before another is made.
+    pub const STREAMS_BEFORE_NEXT: usize = 100;
+    /// HTTP/2 windows. The connection's is 16 times the stream's, so one unread stream stalls no other.
+    pub const H2_STREAM_WINDOW: u32 = 256 * 1024;
+    /// See [`H2_STREAM_WINDOW`].
+    pub const H2_CONNECTION_WINDOW: u32 = 16 * 256 * 1024;
+    /// A request body kept for a retry; larger ones are streamed and not retried.
+    pub const REPLAY_BYTES: usize = 64 * 1024;
+    /// First bytes kept while detecting (a post-quantum ClientHello is ~1.4 KiB; two may be needed).
+    pub const PEEK_BYTES: usize = 16 * 1024;
+    /// How long a silent client is waited for before the server is asked to speak first.
+    pub const PEEK_WAIT: Duration = Duration::from_millis(20);
+    /// A destination not called for so long is forgotten (while the control plane is reachable).
+    pub const DESTINATION_IDLE: Duration = Duration::from_secs(600);
+    /// Destinations held at most; the least lately used go first.
+    pub const DESTINATIONS: usize = 4096;
+    /// Retry budget: tokens per request, and per second.
+    pub const RETRY_RATIO: f64 = 0.2;
+    /// See [`RETRY_RATIO`].
+    pub const RETRIES_PER_SECOND: f64 = 10.0;
+    /// Series in the metrics registry; beyond it, series are folded into `overflow`.
+    pub const METRIC_SERIES: usize = 10_000;
+}

@@ -1,0 +1,14 @@
+//! HTTP as the proxy sees it: a request head and body in, a response head and body out. hyper reads and writes
+//! the wire; everything between is written against [`Body`] and `http`'s heads.
+
+pub mod body;
+pub mod exchange;
+pub mod filter;
+pub mod headers;
+pub mod respond;
+pub mod retry;
+pub mod serve;
+pub mod trace_context;
+pub mod upgrade;
+
+pub use body::Body;

@@ -1,0 +1,3 @@
+//! The `leno-proxy` binary: see `leno-proxy --help`.
+
+fn main() {}

@@ -1,0 +1,113 @@
+//! Policy in runtime form: what requests are decided by, and the store that hands it out.
+//!
+//! Immutable once built; [`Store`] swaps whole snapshots, so that a request sees one consistent policy.
+//! What must survive a swap (endpoint state, budgets) is shared by `Arc` and carried over by key.
+
+pub mod apply;
+pub mod client;
+pub mod http_route;
+pub mod session;
+pub mod store;
+pub mod tcp_route;
+
+use std::{fmt, net::SocketAddr, sync::Arc};
+
+pub use http_route::{HttpAction, HttpRoutes, Matched};
+pub use store::{Store, Unavailable};
+pub use tcp_route::{TcpRoute, TlsRoutes};
+
+use crate::upstream::Backend;
+
+/// What a client addresses: the key of a DESTINATION resource.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum DestinationKey {
+    /// Transparent mode: the original destination.
+    Address(SocketAddr),
+    /// Explicit mode: "service.namespace:port" or "host:port".
+    Name(Arc<str>),
+}
+
+impl fmt::Display for DestinationKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(addr) => addr.fmt(f),
+            Self::Name(name) => f.write_str(name),
+        }
+    }
+}
+
+/// What policy says about a destination.
+pub struct Destination {
+    pub key: DestinationKey,
+    pub target: Target,
+}
+
+pub enum Target {
+    Service(ServicePort),
+    /// One workload, by its own address: no routes; metrics are labelled by the backend.
+    Workload(Arc<Backend>),
+    /// Not in the mesh: bytes go on unchanged (a `Name` is resolved by DNS first).
+    Outside,
+}
+
+/// One port of a Service.
+pub struct ServicePort {
+    /// "namespace/name"
+    pub service: Arc<str>,
+    pub port: u16,
+    pub protocol: Protocol,
+    /// For clients that speak HTTP.
+    pub http: Option<HttpRoutes>,
+    /// For the application's own TLS, if routed by SNI.
+    pub tls: Option<TlsRoutes>,
+    /// For opaque bytes.
+    pub tcp: Option<TcpRoute>,
+}
+
+/// What is spoken to a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    Detect,
+    Http,
+    Http1,
+    Http2,
+    Tls,
+    Tcp,
+}
+
+/// The workload's own inbound policy.
+#[derive(Debug, Clone)]
+pub struct Inbound {
+    pub strict: bool,
+    /// Sorted by port; ports not listed are detected.
+    pub ports: Vec<(u16, Protocol)>,
+}
+
+/// The rule that made a decision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleOrigin {
+    /// "HTTPRoute shop/cart"; "default" for a Service without routes.
+    pub route: Arc<str>,
+    /// The rule's name or index.
+    pub rule: Arc<str>,
+}
+
+/// Weighted choice among backends, by request (HTTP) or connection (TCP, TLS).
+pub struct WeightedBackends<T> {
+    pub(crate) entries: Vec<(u32, T)>,
+    pub(crate) total: u64,
+}
+
+impl<T> WeightedBackends<T> {
+    /// The backend at `point`, a uniformly random number. None if there is none or all weigh 0.
+    pub fn pick(&self, point: u64) -> Option<&T> {
+        let mut rest = point.checked_rem(self.total)?;
+        for (weight, entry) in &self.entries {
+            match rest.checked_sub(u64::from(*weight)) {
+                None => return Some(entry),
+                Some(left) => rest = left,
+            }
+        }
+        None
+    }
+}

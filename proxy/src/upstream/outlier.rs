@@ -1,0 +1,4 @@
+//! Passive outlier ejection of one endpoint (pure: takes `now`).
+
+#[derive(Debug, Default)]
+pub struct Outlier {}
