@@ -10,11 +10,20 @@ pub mod dns;
 pub mod outlier;
 pub mod pool;
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
+use std::{
+    net::SocketAddr,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Instant,
+};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use leno_proto::spiffe::SpiffeId;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use crate::{error::Error, http::Body, net::Io, policy::Protocol};
 
@@ -25,7 +34,37 @@ pub struct Backend {
     pub key: Arc<str>,
     /// None until the first ENDPOINTS resource arrived.
     pub endpoints: ArcSwap<EndpointSet>,
+    /// Set for a name outside the mesh, which [`dns`] resolves into `endpoints` by TTL.
+    pub host_name: ArcSwapOption<HostName>,
+    /// All waiters are told after each change of `endpoints`.
+    pub changed: Notify,
     pub budget: budget::RetryBudget,
+}
+
+/// A name that the proxy resolves itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostName {
+    pub host: String,
+    pub port: u16,
+}
+
+impl Backend {
+    /// A backend of which nothing is known yet but its name.
+    pub fn new(key: Arc<str>) -> Self {
+        Self {
+            key,
+            endpoints: ArcSwap::from_pointee(EndpointSet::new(false, Protocol::Detect, Vec::new())),
+            host_name: ArcSwapOption::empty(),
+            changed: Notify::new(),
+            budget: budget::RetryBudget::default(),
+        }
+    }
+
+    /// Replaces the endpoints and wakes those who wait for them.
+    pub fn publish(&self, set: EndpointSet) {
+        self.endpoints.store(Arc::new(set));
+        self.changed.notify_waiters();
+    }
 }
 
 /// The endpoints of a backend at one version. Endpoints keep their `Arc` across versions as long as
@@ -40,6 +79,14 @@ pub struct EndpointSet {
     pub endpoints: Vec<Arc<Endpoint>>,
 }
 
+impl EndpointSet {
+    /// A set with a serial of its own.
+    pub fn new(known: bool, protocol: Protocol, endpoints: Vec<Arc<Endpoint>>) -> Self {
+        static SERIAL: AtomicU64 = AtomicU64::new(1);
+        Self { serial: SERIAL.fetch_add(1, Ordering::Relaxed), known, protocol, endpoints }
+    }
+}
+
 /// One address that serves a backend.
 pub struct Endpoint {
     pub address: SocketAddr,
@@ -49,7 +96,7 @@ pub struct Endpoint {
     pub zone: Arc<str>,
     pub weight: u32,
     /// Gets nothing new. (Atomic: changes without a new `Arc`.)
-    pub draining: std::sync::atomic::AtomicBool,
+    pub draining: AtomicBool,
     /// Passive outlier ejection, for the whole proxy.
     pub outlier: Mutex<outlier::Outlier>,
 }
