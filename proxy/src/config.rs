@@ -93,6 +93,8 @@ pub mod limits {
     pub const POOL_IDLE_PER_ENDPOINT: usize = 128;
     /// A request or response head, HTTP/1 and HTTP/2.
     pub const HEAD_BYTES: usize = 64 * 1024;
+    /// What one HTTP/1 connection buffers in either direction.
+    pub const HTTP1_BUFFER: usize = 128 * 1024;
     /// Header fields in one head.
     pub const HEADERS: usize = 256;
     /// Streams a client may have open on one HTTP/2 connection.

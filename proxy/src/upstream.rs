@@ -2,108 +2,30 @@
 //!
 //! [`Backend`] and [`Endpoint`] are shared by all workers: what policy says, and what is counted for the
 //! whole proxy (retry budget, ejection). [`Upstreams`] is one worker's own: latency estimates, requests
-//! in flight, connection pools; it follows a backend's endpoint set by looking at its version.
+//! in flight, connection pools; it follows a backend's endpoint set by looking at its serial number.
+//!
+//! A request's way: [`Upstreams::pick`] → [`Pick::http`] or [`Pick::tcp`] → `send` → [`Pick::report`]. The
+//! [`Pick`] must live as long as the response's body: until then it counts as in flight.
 
+pub mod backend;
 pub mod balance;
 pub mod budget;
+pub mod dial;
 pub mod dns;
 pub mod outlier;
 pub mod pool;
+pub mod worker;
 
-use std::{
-    net::SocketAddr,
-    rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    time::Instant,
-};
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
 
-use arc_swap::{ArcSwap, ArcSwapOption};
-use leno_proto::spiffe::SpiffeId;
-use parking_lot::Mutex;
-use tokio::sync::Notify;
+pub use backend::{Backend, Endpoint, EndpointSet, HostName};
+pub use dial::DialError;
 
-use crate::{error::Error, http::Body, net::Io, policy::Protocol};
-
-/// A set of endpoints that are alike. Made by `policy::apply`, one per ENDPOINTS key, kept as long as
-/// some destination or subscription needs it.
-pub struct Backend {
-    /// "namespace/service:port"
-    pub key: Arc<str>,
-    /// None until the first ENDPOINTS resource arrived.
-    pub endpoints: ArcSwap<EndpointSet>,
-    /// Set for a name outside the mesh, which [`dns`] resolves into `endpoints` by TTL.
-    pub host_name: ArcSwapOption<HostName>,
-    /// All waiters are told after each change of `endpoints`.
-    pub changed: Notify,
-    pub budget: budget::RetryBudget,
-}
-
-/// A name that the proxy resolves itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HostName {
-    pub host: String,
-    pub port: u16,
-}
-
-impl Backend {
-    /// A backend of which nothing is known yet but its name.
-    pub fn new(key: Arc<str>) -> Self {
-        Self {
-            key,
-            endpoints: ArcSwap::from_pointee(EndpointSet::new(false, Protocol::Detect, Vec::new())),
-            host_name: ArcSwapOption::empty(),
-            changed: Notify::new(),
-            budget: budget::RetryBudget::default(),
-        }
-    }
-
-    /// Replaces the endpoints and wakes those who wait for them.
-    pub fn publish(&self, set: EndpointSet) {
-        self.endpoints.store(Arc::new(set));
-        self.changed.notify_waiters();
-    }
-}
-
-/// The endpoints of a backend at one version. Endpoints keep their `Arc` across versions as long as
-/// address and identity stay.
-pub struct EndpointSet {
-    /// Distinct for each set ever made in this process.
-    pub serial: u64,
-    /// False until the control plane (or DNS) has said anything.
-    pub known: bool,
-    /// What endpoints speak; `Http2`: also HTTP/1 requests are sent as HTTP/2 (h2c).
-    pub protocol: Protocol,
-    pub endpoints: Vec<Arc<Endpoint>>,
-}
-
-impl EndpointSet {
-    /// A set with a serial of its own.
-    pub fn new(known: bool, protocol: Protocol, endpoints: Vec<Arc<Endpoint>>) -> Self {
-        static SERIAL: AtomicU64 = AtomicU64::new(1);
-        Self { serial: SERIAL.fetch_add(1, Ordering::Relaxed), known, protocol, endpoints }
-    }
-}
-
-/// One address that serves a backend.
-pub struct Endpoint {
-    pub address: SocketAddr,
-    /// Whom it must prove to be; None: unmeshed, plaintext.
-    pub identity: Option<SpiffeId>,
-    pub workload: Arc<str>,
-    pub zone: Arc<str>,
-    pub weight: u32,
-    /// Gets nothing new. (Atomic: changes without a new `Arc`.)
-    pub draining: AtomicBool,
-    /// Passive outlier ejection, for the whole proxy.
-    pub outlier: Mutex<outlier::Outlier>,
-}
+use crate::{config::limits, error::Error, net::Io, tls::CredentialStore, tls::MeshProtocol};
 
 /// A worker's balancers and pools.
 pub struct Upstreams {
-    // upstream: RefCell<HashMap<Arc<str>, Rc<Balancer>>>, mark, credentials, sweeper
+    state: Rc<worker::State>,
 }
 
 /// How a try ended, as balancing sees it.
@@ -119,36 +41,129 @@ pub enum Outcome {
 /// An endpoint chosen for one try; counts as in flight until dropped.
 pub struct Pick {
     pub endpoint: Arc<Endpoint>,
-    // upstream: Rc of the worker's local endpoint, start time
+    local: Rc<worker::LocalEndpoint>,
+    /// To know how many endpoints may be ejected; None for [`Upstreams::plain`].
+    balancer: Option<Rc<worker::Balancer>>,
+    started: Instant,
+    /// HTTP/1 requests are carried as HTTP/2 too.
+    http2: bool,
+    /// This try decides whether an ejected endpoint comes back.
+    probe: std::cell::Cell<bool>,
+    /// The stream's place on a shared HTTP/2 connection, held as long as the pick.
+    stream: pool::StreamSlot,
 }
 
 impl Upstreams {
+    /// `mark`: see `config::Transparent::mark`. Needs no runtime yet.
+    pub fn new(mark: Option<u32>, credentials: Arc<CredentialStore>, resolver: dns::Resolver) -> Self {
+        Self { state: worker::State::new(mark, credentials, resolver) }
+    }
+
     /// Chooses an endpoint: peak-EWMA over two random choices among those that are ready and not
     /// ejected, avoiding `tried` while there is another. Waits (CONNECT_TIMEOUT at most) only while the backend's
     /// endpoints are not known yet.
-    pub async fn pick(&self, _backend: &Arc<Backend>, _tried: &[SocketAddr]) -> Result<Pick, Error> {
-        todo!("upstream")
+    pub async fn pick(&self, backend: &Arc<Backend>, tried: &[SocketAddr]) -> Result<Pick, Error> {
+        if !self.state.is_settled(backend) {
+            self.await_endpoints(backend).await?;
+        }
+        let now = Instant::now();
+        let (balancer, http2) = self.state.balancer(backend);
+        let Some((local, probe)) = balancer.choose(tried, now, || self.state.random()) else {
+            return Err(Error::NoEndpoint(backend.key.to_string()));
+        };
+        Ok(Pick::new(local, Some(balancer), now, http2, probe))
+    }
+
+    /// The endpoint at `addr`, in plaintext, for what is not balanced: the local application behind the inbound
+    /// side, and addresses outside the mesh. Connections are pooled like any other's.
+    pub fn plain(&self, addr: SocketAddr) -> Pick {
+        Pick::new(self.state.plain(addr), None, Instant::now(), false, false)
+    }
+
+    /// The backend for a name outside the mesh, "host:port" (explicit mode); its endpoints come from DNS. None: not
+    /// a host and port.
+    pub fn outside(&self, name: &str) -> Option<Arc<Backend>> {
+        self.state.outside(name)
+    }
+
+    /// A fast random number (xorshift64*), for weights and jitter; not for secrets.
+    pub fn random(&self) -> u64 {
+        self.state.random()
+    }
+
+    async fn await_endpoints(&self, backend: &Arc<Backend>) -> Result<(), Error> {
+        match tokio::time::timeout(limits::CONNECT_TIMEOUT, backend.known()).await {
+            Ok(()) => Ok(()),
+            Err(_) => Err(Error::Discovery(backend.key.to_string())),
+        }
     }
 }
 
 impl Pick {
+    fn new(
+        local: Rc<worker::LocalEndpoint>,
+        balancer: Option<Rc<worker::Balancer>>,
+        started: Instant,
+        http2: bool,
+        probe: bool,
+    ) -> Self {
+        local.begin();
+        Self {
+            endpoint: Arc::clone(&local.endpoint),
+            local,
+            balancer,
+            started,
+            http2,
+            probe: std::cell::Cell::new(probe),
+            stream: pool::StreamSlot::default(),
+        }
+    }
+
     /// Reports the try's latency (to the response head) and outcome to estimate and outlier detection.
-    pub fn report(&self, _outcome: Outcome, _now: Instant) {
-        todo!("upstream")
+    pub fn report(&self, outcome: Outcome, now: Instant) {
+        let latency = now.saturating_duration_since(self.started);
+        let success = match outcome {
+            Outcome::Success => true,
+            Outcome::Failure => false,
+            Outcome::Neutral => return self.abandon_probe(now),
+        };
+        self.local.observe(success, latency, now);
+        let probe = self.probe.replace(false);
+        let may_eject = || self.balancer.as_ref().is_some_and(|balancer| balancer.may_eject_one_more(now));
+        if self.endpoint.outlier.record(success, probe, now, may_eject) {
+            self.local.pool.close_idle();
+            tracing::warn!(endpoint = %self.endpoint.address, workload = %self.endpoint.workload,
+                "endpoint ejected after consecutive failures");
+        }
     }
 
     /// A connection for one HTTP exchange: pooled or new, to the mesh peer over mTLS (ALPN tells the version) or in
     /// plaintext. `http2`: the exchange is carried as HTTP/2.
-    pub async fn http(&self, _http2: bool) -> Result<pool::HttpConnection, Error> {
-        todo!("upstream")
+    pub async fn http(&self, http2: bool) -> Result<pool::HttpConnection, Error> {
+        let connection =
+            if http2 || self.http2 { self.local.pool.http2(&self.stream).await } else { self.local.pool.http1().await };
+        connection.map_err(|error| error.at(&self.endpoint))
     }
 
     /// A connection of its own for opaque bytes (mesh: ALPN `leno1/tcp`).
     pub async fn tcp(&self) -> Result<Box<dyn Io>, Error> {
-        todo!("upstream")
+        let dialed = self.local.pool.dialer.dial(&self.endpoint, MeshProtocol::Tcp).await;
+        dialed.map(|dialed| dialed.io).map_err(|error| error.at(&self.endpoint))
+    }
+
+    /// A probe that says nothing: another request may try.
+    fn abandon_probe(&self, now: Instant) {
+        if self.probe.replace(false) {
+            self.endpoint.outlier.abandon_probe(now);
+        }
     }
 }
 
-/// See [`Upstreams`]; the worker's own part of a backend.
-pub type Shared<T> = Rc<T>;
-const _: fn(Body) = |_| {};
+impl Drop for Pick {
+    fn drop(&mut self) {
+        if self.probe.get() {
+            self.abandon_probe(Instant::now());
+        }
+        self.local.end();
+    }
+}

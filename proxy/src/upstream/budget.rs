@@ -1,4 +1,72 @@
-//! The retry budget: retries may be a share of requests (20 %) plus a trickle (10/s), for the whole proxy, always.
+//! The retry budget: retries may be a share of requests (20 %) plus a trickle (10/s), for the whole proxy, always. A
+//! token bucket in thousandths, without a lock (after Finagle's RetryBudget).
 
-#[derive(Debug, Default)]
-pub struct RetryBudget {}
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Instant,
+};
+
+use super::outlier::millis;
+use crate::config::limits;
+
+const TOKEN: u64 = 1000;
+/// Tokens kept at most: what a burst of retries may spend.
+pub const BURST: u64 = 100;
+
+/// Shared by all workers.
+#[derive(Debug)]
+pub struct RetryBudget {
+    /// Thousandths of a token.
+    balance: AtomicU64,
+    /// [`millis`] up to which the trickle was paid in.
+    paid_until: AtomicU64,
+}
+
+impl Default for RetryBudget {
+    fn default() -> Self {
+        Self::new(Instant::now())
+    }
+}
+
+impl RetryBudget {
+    /// Begins with one second's trickle.
+    pub fn new(now: Instant) -> Self {
+        Self {
+            balance: AtomicU64::new((limits::RETRIES_PER_SECOND * TOKEN as f64) as u64),
+            paid_until: AtomicU64::new(millis(now)),
+        }
+    }
+
+    /// A request was sent (not a retry): adds RETRY_RATIO of a token.
+    pub fn deposit(&self, _now: Instant) {
+        self.add((limits::RETRY_RATIO * TOKEN as f64) as u64);
+    }
+
+    /// Takes a token for one retry. False: the budget is spent, and no retry may be made.
+    pub fn withdraw(&self, now: Instant) -> bool {
+        self.pay_trickle(now);
+        self.balance.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |balance| balance.checked_sub(TOKEN)).is_ok()
+    }
+
+    fn pay_trickle(&self, now: Instant) {
+        let now = millis(now);
+        let since = self.paid_until.load(Ordering::Relaxed);
+        if now <= since {
+            return;
+        }
+        // Whoever moves the mark forward pays; the others see it moved.
+        if self.paid_until.compare_exchange(since, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            // Tokens per second are thousandths per millisecond.
+            self.add((limits::RETRIES_PER_SECOND * (now - since) as f64) as u64);
+        }
+    }
+
+    fn add(&self, thousandths: u64) {
+        let most = BURST * TOKEN;
+        if self.balance.load(Ordering::Relaxed) < most {
+            let _ = self.balance.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |balance| {
+                Some(balance.saturating_add(thousandths).min(most))
+            });
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Backends and endpoints as policy gives them: shared by all workers, counted for the whole proxy.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use leno_proto::spiffe::SpiffeId;
+use tokio::sync::Notify;
+
+use super::{budget::RetryBudget, dns, outlier::Gate};
+use crate::policy::Protocol;
+
+/// A set of endpoints that are alike. Made by `policy::apply`, one per ENDPOINTS key, kept as long as
+/// some destination or subscription needs it.
+pub struct Backend {
+    /// "namespace/service:port"
+    pub key: Arc<str>,
+    /// Not `known` until the first ENDPOINTS resource (or DNS answer) arrived.
+    pub endpoints: ArcSwap<EndpointSet>,
+    /// Set for a name outside the mesh, which [`dns`] resolves into `endpoints` by TTL.
+    pub host_name: ArcSwapOption<HostName>,
+    /// All waiters are told after each change of `endpoints`.
+    pub changed: Notify,
+    pub budget: RetryBudget,
+    pub(super) answer: dns::Answer,
+}
+
+/// A name that the proxy resolves itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostName {
+    pub host: String,
+    pub port: u16,
+}
+
+/// The endpoints of a backend at one version. Endpoints keep their `Arc` across versions as long as
+/// address and identity stay: ejection and draining live in it.
+pub struct EndpointSet {
+    /// Distinct for each set ever made in this process.
+    pub serial: u64,
+    /// False until the control plane (or DNS) has said anything.
+    pub known: bool,
+    /// What endpoints speak; `Http2`: also HTTP/1 requests are sent as HTTP/2 (h2c).
+    pub protocol: Protocol,
+    pub endpoints: Vec<Arc<Endpoint>>,
+}
+
+/// One address that serves a backend.
+pub struct Endpoint {
+    pub address: SocketAddr,
+    /// Whom it must prove to be; None: unmeshed, plaintext.
+    pub identity: Option<SpiffeId>,
+    pub workload: Arc<str>,
+    pub zone: Arc<str>,
+    /// Relative; at least 1.
+    pub weight: u32,
+    /// Gets nothing new. (Atomic: changes without a new `Arc`.)
+    pub draining: AtomicBool,
+    /// Passive outlier ejection, for the whole proxy.
+    pub outlier: Gate,
+}
+
+impl Backend {
+    /// A backend of which nothing is known yet but its key.
+    pub fn new(key: Arc<str>) -> Self {
+        Self {
+            key,
+            endpoints: ArcSwap::from_pointee(EndpointSet::new(false, Protocol::Detect, Vec::new())),
+            host_name: ArcSwapOption::empty(),
+            changed: Notify::new(),
+            budget: RetryBudget::default(),
+            answer: dns::Answer::default(),
+        }
+    }
+
+    /// Replaces the endpoints and wakes those who wait for them.
+    pub fn publish(&self, set: EndpointSet) {
+        self.endpoints.store(Arc::new(set));
+        self.changed.notify_waiters();
+    }
+
+    /// Whether the endpoints are known: said by the control plane or, for a name, found by DNS.
+    pub fn is_known(&self) -> bool {
+        let set = self.endpoints.load();
+        if self.host_name.load().is_some() { self.answer.is_of(set.serial) } else { set.known }
+    }
+
+    /// Returns once the endpoints are known (at once if they are).
+    pub async fn known(&self) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if self.is_known() {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+impl EndpointSet {
+    /// A set with a serial of its own.
+    pub fn new(known: bool, protocol: Protocol, endpoints: Vec<Arc<Endpoint>>) -> Self {
+        static SERIAL: AtomicU64 = AtomicU64::new(1);
+        Self { serial: SERIAL.fetch_add(1, Ordering::Relaxed), known, protocol, endpoints }
+    }
+}
+
+impl Endpoint {
+    /// A ready endpoint. `weight` 0 counts as 1.
+    pub fn new(
+        address: SocketAddr,
+        identity: Option<SpiffeId>,
+        workload: impl Into<Arc<str>>,
+        zone: impl Into<Arc<str>>,
+        weight: u32,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            address,
+            identity,
+            workload: workload.into(),
+            zone: zone.into(),
+            weight: weight.max(1),
+            draining: AtomicBool::new(false),
+            outlier: Gate::default(),
+        })
+    }
+
+    /// An unmeshed address of which nothing else is known.
+    pub fn plain(address: SocketAddr) -> Arc<Self> {
+        Self::new(address, None, "", "", 1)
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+}

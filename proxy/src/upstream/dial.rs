@@ -1,0 +1,87 @@
+//! Makes connections to endpoints: TCP, then mesh TLS if the endpoint has an identity, within CONNECT_TIMEOUT
+//! together. An endpoint with an identity is never reached in plaintext.
+
+use std::{rc::Rc, sync::Arc};
+
+use super::Endpoint;
+use crate::{
+    config::limits,
+    error::Error,
+    net::{self, Io},
+    tls::{CredentialStore, MeshProtocol, TlsError},
+};
+
+/// What a worker's connections are made with.
+pub struct Dialer {
+    mark: Option<u32>,
+    credentials: Arc<CredentialStore>,
+}
+
+/// A new connection.
+pub struct Dialed {
+    pub io: Box<dyn Io>,
+    /// Epoch of the credentials it was made with; None: plaintext.
+    pub epoch: Option<u64>,
+}
+
+/// Why a connection could not be made.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum DialError {
+    #[error("{0}")]
+    Connect(String),
+    #[error("{0}")]
+    Tls(String),
+}
+
+impl Dialer {
+    pub fn new(mark: Option<u32>, credentials: Arc<CredentialStore>) -> Rc<Self> {
+        Rc::new(Self { mark, credentials })
+    }
+
+    /// Connects to an endpoint; `protocol` is what ALPN says to a mesh peer.
+    pub async fn dial(&self, endpoint: &Endpoint, protocol: MeshProtocol) -> Result<Dialed, DialError> {
+        match tokio::time::timeout(limits::CONNECT_TIMEOUT, self.establish(endpoint, protocol)).await {
+            Ok(dialed) => dialed,
+            Err(_) => Err(DialError::Connect(format!("no connection within {:?}", limits::CONNECT_TIMEOUT))),
+        }
+    }
+
+    async fn establish(&self, endpoint: &Endpoint, protocol: MeshProtocol) -> Result<Dialed, DialError> {
+        let Some(identity) = &endpoint.identity else {
+            let tcp = net::connect::connect(endpoint.address, self.mark).await?;
+            return Ok(Dialed { io: Box::new(tcp), epoch: None });
+        };
+        let credentials = self.credentials.current().ok_or(TlsError::NoCredentials)?;
+        let tcp = net::connect::connect(endpoint.address, self.mark).await?;
+        let tls = credentials.connect(tcp, identity, protocol).await?;
+        Ok(Dialed { io: Box::new(tls), epoch: Some(credentials.epoch) })
+    }
+
+    /// Whether a connection made in `epoch` may carry new requests: certificates have not been rotated since.
+    pub fn is_current(&self, epoch: Option<u64>) -> bool {
+        epoch.is_none_or(|epoch| self.credentials.current().is_some_and(|current| current.epoch == epoch))
+    }
+}
+
+impl DialError {
+    /// The error of a request that needed the connection.
+    pub fn at(self, endpoint: &Endpoint) -> Error {
+        let endpoint = endpoint.address.to_string();
+        match self {
+            Self::Connect(reason) => Error::Connect { endpoint, reason },
+            Self::Tls(reason) => Error::Tls { endpoint, reason },
+        }
+    }
+}
+
+impl From<std::io::Error> for DialError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Connect(error.to_string())
+    }
+}
+
+impl From<TlsError> for DialError {
+    fn from(error: TlsError) -> Self {
+        Self::Tls(error.to_string())
+    }
+}
