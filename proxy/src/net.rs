@@ -6,9 +6,10 @@ pub mod listener;
 pub mod original_dst;
 pub mod prefixed;
 
-use std::net::SocketAddr;
+use std::{io, net::SocketAddr, time::Duration};
 
 pub use prefixed::Prefixed;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -25,4 +26,16 @@ pub struct Accepted {
     pub peer: SocketAddr,
     /// Where the client meant to go: the original destination if redirected, else the local address.
     pub destination: SocketAddr,
+}
+
+/// Silence after which the kernel asks whether the peer still lives.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+/// Between two such questions; after three without an answer the connection is broken.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Finds peers that vanished without a word within a minute. (TCP_USER_TIMEOUT would be quicker, but it
+/// also breaks connections to peers that live and do not read.)
+fn set_keepalive(socket: &SockRef<'_>) -> io::Result<()> {
+    let probes = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL).with_retries(3);
+    socket.set_tcp_keepalive(&probes)
 }

@@ -1,19 +1,38 @@
 //! Mesh TLS: TLS 1.3 with both sides' SPIFFE ids verified, and the credentials it runs on.
 //!
 //! [`CredentialStore`] holds the current [`Credentials`] behind arc-swap: every rotation builds the
-//! rustls configurations once; connections made before it live on.
+//! rustls configurations once; connections made before it live on. [`identity`] fills it.
 
+mod config;
 pub mod identity;
+mod store;
 pub mod verify;
 
-use std::{sync::Arc, time::SystemTime};
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
-use arc_swap::ArcSwapOption;
+use std::{fmt, io, net::IpAddr, sync::Arc, time::SystemTime};
+
 use leno_proto::spiffe::SpiffeId;
+use rustls::{
+    AlertDescription, CertificateError,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+    sign::CertifiedKey,
+};
 use tokio::net::TcpStream;
-use tokio_rustls::{client, server};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
-use crate::net::Prefixed;
+use self::{
+    config::Configs,
+    verify::{Anchors, Refusal},
+};
+pub use self::{
+    store::CredentialStore,
+    verify::{InvalidBundle, TrustBundle},
+};
+use crate::{config::limits, net::Prefixed};
 
 /// What a mesh connection carries, told by ALPN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -23,7 +42,22 @@ pub enum MeshProtocol {
     Tcp,
 }
 
-/// Why a mesh connection could not be made or accepted. `reason()` is a metric label.
+impl MeshProtocol {
+    /// The protocol's name in ALPN.
+    pub fn alpn(self) -> &'static [u8] {
+        match self {
+            Self::Http1 => leno_proto::alpn::HTTP1,
+            Self::Http2 => leno_proto::alpn::HTTP2,
+            Self::Tcp => leno_proto::alpn::TCP,
+        }
+    }
+
+    fn from_alpn(name: Option<&[u8]>) -> Option<Self> {
+        [Self::Http1, Self::Http2, Self::Tcp].into_iter().find(|protocol| Some(protocol.alpn()) == name)
+    }
+}
+
+/// Why a mesh connection could not be made or accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     #[error("no certificate yet: the control plane has not issued one")]
@@ -40,50 +74,254 @@ pub enum TlsError {
     NotAnIdentity(String),
     #[error("the peer presented no certificate")]
     NoCertificate,
+    /// The peer told that it refused us, with the TLS alert it gave.
+    #[error("the peer refused our certificate ({0:?})")]
+    Refused(AlertDescription),
+    #[error("the peer speaks no mesh protocol that we do")]
+    NoProtocol,
     #[error("handshake: {0}")]
-    Handshake(#[from] std::io::Error),
+    Handshake(io::Error),
     #[error("handshake timed out")]
     Timeout,
+}
+
+impl TlsError {
+    /// The reason's name, from a fixed set: a metric label.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NoCredentials => "tls-no-credentials",
+            Self::WrongIdentity { .. } => "tls-wrong-identity",
+            Self::WrongTrustDomain(_) => "tls-wrong-trust-domain",
+            Self::Expired => "tls-expired",
+            Self::UnknownIssuer => "tls-unknown-issuer",
+            Self::NotAnIdentity(_) => "tls-not-an-identity",
+            Self::NoCertificate => "tls-no-certificate",
+            Self::Refused(_) => "tls-refused-by-peer",
+            Self::NoProtocol => "tls-no-protocol",
+            Self::Handshake(_) => "tls-handshake",
+            Self::Timeout => "tls-timeout",
+        }
+    }
+}
+
+impl From<Refusal> for TlsError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::TrustDomain(domain) => Self::WrongTrustDomain(domain),
+            Refusal::NotAnIdentity(reason) => Self::NotAnIdentity(reason),
+            Refusal::NotControlPlane(id) => {
+                Self::WrongIdentity { expected: "the control plane".to_owned(), actual: id.to_string() }
+            }
+        }
+    }
+}
+
+/// tokio-rustls wraps rustls' errors in `io::Error`, in the handshake and, as TLS 1.3 servers verify
+/// clients after the client's handshake ended, in the first reads after it too.
+impl From<io::Error> for TlsError {
+    fn from(error: io::Error) -> Self {
+        let Some(cause) = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>()) else {
+            return Self::Handshake(error);
+        };
+        match cause {
+            rustls::Error::NoCertificatesPresented => Self::NoCertificate,
+            rustls::Error::NoApplicationProtocol
+            | rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol) => Self::NoProtocol,
+            rustls::Error::AlertReceived(
+                alert @ (AlertDescription::BadCertificate
+                | AlertDescription::UnsupportedCertificate
+                | AlertDescription::CertificateRevoked
+                | AlertDescription::CertificateExpired
+                | AlertDescription::CertificateUnknown
+                | AlertDescription::CertificateRequired
+                | AlertDescription::UnknownCA
+                | AlertDescription::AccessDenied),
+            ) => Self::Refused(*alert),
+            rustls::Error::InvalidCertificate(certificate) => match certificate {
+                CertificateError::Expired
+                | CertificateError::ExpiredContext { .. }
+                | CertificateError::NotValidYet
+                | CertificateError::NotValidYetContext { .. } => Self::Expired,
+                CertificateError::UnknownIssuer => Self::UnknownIssuer,
+                CertificateError::Other(other) => match other.0.downcast_ref::<Refusal>() {
+                    Some(refusal) => refusal.clone().into(),
+                    None => Self::NotAnIdentity(certificate.to_string()),
+                },
+                other => Self::NotAnIdentity(other.to_string()),
+            },
+            _ => Self::Handshake(error),
+        }
+    }
 }
 
 /// One certificate and what was built from it. Immutable.
 pub struct Credentials {
     pub id: SpiffeId,
-    /// Counts rotations; pooled connections made under an older epoch are not reused.
+    /// Counts rotations of the certificate and of the trust bundle; pooled connections made under an
+    /// older epoch are not reused.
     pub epoch: u64,
     pub not_before: SystemTime,
     pub not_after: SystemTime,
-    // transport: rustls client configs per MeshProtocol, server config, chain + key for the control-plane connection
+    bundle: TrustBundle,
+    key: Arc<CertifiedKey>,
+    configs: Configs,
+}
+
+/// Why an issued certificate cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidCredentials {
+    #[error("the issued certificate cannot be read: {0}")]
+    Certificate(String),
+    #[error("the issued certificate does not fit our key: {0}")]
+    Key(rustls::Error),
+    #[error(transparent)]
+    Bundle(#[from] InvalidBundle),
+    #[error("TLS cannot be configured: {0}")]
+    Tls(rustls::Error),
 }
 
 impl Credentials {
+    /// Reads an issued chain (leaf first, DER), its key, and the anchors it came with.
+    ///
+    /// # Errors
+    /// If the leaf is not a mesh identity or not that of `key`, or an anchor cannot be read.
+    pub fn new(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+        anchors: &[impl AsRef<[u8]>],
+    ) -> Result<Self, InvalidCredentials> {
+        let unreadable = |reason: &dyn fmt::Display| InvalidCredentials::Certificate(reason.to_string());
+        let leaf = chain.first().ok_or_else(|| unreadable(&"the chain is empty"))?;
+        let id = verify::identity_of(leaf).map_err(|refusal| unreadable(&refusal))?;
+        let (not_before, not_after) = validity_of(leaf)?;
+        let bundle = TrustBundle::new(id.trust_domain(), anchors)?;
+        let key = config::provider().key_provider.load_private_key(key).map_err(InvalidCredentials::Key)?;
+        let key = CertifiedKey::new(chain, key);
+        key.keys_match().map_err(InvalidCredentials::Key)?;
+        let key = Arc::new(key);
+        let configs = Configs::new(&key, &bundle).map_err(InvalidCredentials::Tls)?;
+        Ok(Self { id, epoch: 0, not_before, not_after, bundle, key, configs })
+    }
+
+    /// The same certificate under another bundle.
+    fn under(&self, bundle: TrustBundle) -> Result<Self, InvalidCredentials> {
+        let configs = Configs::new(&self.key, &bundle).map_err(InvalidCredentials::Tls)?;
+        let (id, key) = (self.id.clone(), self.key.clone());
+        Ok(Self { id, epoch: 0, not_before: self.not_before, not_after: self.not_after, bundle, key, configs })
+    }
+
+    /// The trust bundle that peers are verified with.
+    pub fn bundle(&self) -> &TrustBundle {
+        &self.bundle
+    }
+
     /// TLS over `tcp` to an endpoint that must prove to be `expected`. Bounded by CONNECT_TIMEOUT by the caller.
+    ///
+    /// # Errors
+    /// If the handshake fails or the peer is somebody else. Nothing has been sent then.
     pub async fn connect(
         &self,
-        _tcp: TcpStream,
-        _expected: &SpiffeId,
-        _protocol: MeshProtocol,
+        tcp: TcpStream,
+        expected: &SpiffeId,
+        protocol: MeshProtocol,
     ) -> Result<client::TlsStream<TcpStream>, TlsError> {
-        todo!("transport")
+        let config = match protocol {
+            MeshProtocol::Http1 => &self.configs.http1,
+            MeshProtocol::Http2 => &self.configs.http2,
+            MeshProtocol::Tcp => &self.configs.tcp,
+        };
+        let stream = handshake(config, tcp).await?;
+        let (_, session) = stream.get_ref();
+        // Chain and trust domain held during the handshake; who it is depends on the endpoint.
+        let actual = peer_identity(session.peer_certificates())?;
+        if actual != *expected {
+            return Err(TlsError::WrongIdentity { expected: expected.to_string(), actual: actual.to_string() });
+        }
+        if session.alpn_protocol() != Some(protocol.alpn()) {
+            return Err(TlsError::NoProtocol);
+        }
+        Ok(stream)
     }
 
     /// Accepts mesh TLS within HANDSHAKE_TIMEOUT; a client certificate of the same trust domain is required.
+    ///
+    /// # Errors
+    /// If the handshake fails or takes too long; [`TlsError`] tells why for the log and the counter.
     pub async fn accept(
         &self,
-        _stream: Prefixed<TcpStream>,
+        stream: Prefixed<TcpStream>,
     ) -> Result<(server::TlsStream<Prefixed<TcpStream>>, SpiffeId, MeshProtocol), TlsError> {
-        todo!("transport")
+        let accept = TlsAcceptor::from(self.configs.server.clone()).accept(stream);
+        let stream = match tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, accept).await {
+            Ok(done) => done?,
+            Err(_) => return Err(TlsError::Timeout),
+        };
+        let (_, session) = stream.get_ref();
+        let peer = peer_identity(session.peer_certificates())?;
+        let protocol = MeshProtocol::from_alpn(session.alpn_protocol()).ok_or(TlsError::NoProtocol)?;
+        Ok((stream, peer, protocol))
+    }
+
+    /// TLS over `tcp` to the control plane of our trust domain, as ourselves; ALPN "h2".
+    ///
+    /// # Errors
+    /// If the handshake fails or the peer is not the control plane.
+    pub async fn connect_control_plane(&self, tcp: TcpStream) -> Result<client::TlsStream<TcpStream>, TlsError> {
+        handshake(&self.configs.control_plane, tcp).await
     }
 }
 
-/// The credentials in force. Read without a lock.
-#[derive(Default)]
-pub struct CredentialStore {
-    current: ArcSwapOption<Credentials>,
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Credentials({}, epoch {}, {:?})", self.id, self.epoch, self.bundle)
+    }
 }
 
-impl CredentialStore {
-    pub fn current(&self) -> Option<Arc<Credentials>> {
-        self.current.load_full()
+/// Trust in the control plane before there is a certificate: the anchors of the bundle file.
+#[derive(Debug, Clone)]
+pub struct FirstContact {
+    config: Arc<rustls::ClientConfig>,
+}
+
+impl FirstContact {
+    /// Reads the anchors out of PEM text.
+    ///
+    /// # Errors
+    /// If it holds no certificate, or one that cannot be read.
+    pub fn from_pem(pem: &[u8]) -> Result<Self, InvalidCredentials> {
+        let anchors = CertificateDer::pem_slice_iter(pem)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| InvalidBundle::Certificate { index: 0, reason: error.to_string() })?;
+        let config = config::first_contact(Anchors::new(&anchors)?).map_err(InvalidCredentials::Tls)?;
+        Ok(Self { config })
     }
+
+    /// TLS over `tcp` to the control plane of any trust domain under the anchors, without a certificate of ours.
+    ///
+    /// # Errors
+    /// If the handshake fails or the peer is not a control plane.
+    pub async fn connect(&self, tcp: TcpStream) -> Result<client::TlsStream<TcpStream>, TlsError> {
+        handshake(&self.config, tcp).await
+    }
+}
+
+async fn handshake(
+    config: &Arc<rustls::ClientConfig>,
+    tcp: TcpStream,
+) -> Result<client::TlsStream<TcpStream>, TlsError> {
+    // rustls asks for a name, which is neither sent (no SNI) nor looked at (the verifier reads the SPIFFE id).
+    let name = ServerName::IpAddress(IpAddr::from([0, 0, 0, 0]).into());
+    Ok(TlsConnector::from(config.clone()).connect(name, tcp).await?)
+}
+
+fn peer_identity(certificates: Option<&[CertificateDer<'_>]>) -> Result<SpiffeId, TlsError> {
+    let leaf = certificates.and_then(<[_]>::first).ok_or(TlsError::NoCertificate)?;
+    Ok(verify::identity_of(leaf)?)
+}
+
+fn validity_of(leaf: &CertificateDer<'_>) -> Result<(SystemTime, SystemTime), InvalidCredentials> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(leaf)
+        .map_err(|error| InvalidCredentials::Certificate(error.to_string()))?;
+    let validity = certificate.validity();
+    Ok((validity.not_before.to_datetime().into(), validity.not_after.to_datetime().into()))
 }

@@ -1,10 +1,60 @@
 //! Plain TCP connections to endpoints: nodelay, keep-alive, mark, timeout.
 
-use std::{io, net::SocketAddr};
+use std::{
+    io,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
-use tokio::net::TcpStream;
+use socket2::SockRef;
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
 
-/// Connects within [`crate::config::limits::CONNECT_TIMEOUT`]. `mark`: see `config::Transparent::mark`.
-pub async fn connect(_addr: SocketAddr, _mark: Option<u32>) -> io::Result<TcpStream> {
-    todo!("transport")
+use super::set_keepalive;
+use crate::config::limits;
+
+/// Connects within [`limits::CONNECT_TIMEOUT`]. `mark`: see `config::Transparent::mark`.
+///
+/// # Errors
+/// Those of the kernel, or `TimedOut`.
+pub async fn connect(addr: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
+    connect_within(addr, mark, limits::CONNECT_TIMEOUT).await
+}
+
+/// Connects to `host:port`: looks the host up and tries its addresses in turn, all within
+/// [`limits::CONNECT_TIMEOUT`]. For the control plane; endpoints are addresses.
+///
+/// # Errors
+/// The last address's error, or `TimedOut`, or `NotFound` if the name has no address.
+pub async fn connect_host(host_port: &str, mark: Option<u32>) -> io::Result<TcpStream> {
+    let started = Instant::now();
+    let left = || limits::CONNECT_TIMEOUT.saturating_sub(started.elapsed());
+    let addrs = timeout(left(), tokio::net::lookup_host(host_port))
+        .await
+        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("looking up {host_port}: no answer")))??;
+    let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{host_port} has no address"));
+    for addr in addrs {
+        match connect_within(addr, mark, left()).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+async fn connect_within(addr: SocketAddr, mark: Option<u32>, limit: Duration) -> io::Result<TcpStream> {
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_nodelay(true)?;
+    let options = SockRef::from(&socket);
+    set_keepalive(&options)?;
+    if let Some(mark) = mark {
+        options.set_mark(mark).map_err(|error| {
+            io::Error::new(error.kind(), format!("setting SO_MARK {mark:#x} (needs CAP_NET_ADMIN): {error}"))
+        })?;
+    }
+    timeout(limit, socket.connect(addr))
+        .await
+        .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {limit:?}"))))
 }

@@ -1,8 +1,34 @@
-//! Relays bytes both ways: adaptive buffers, half-close, idle timeout, byte counts as they happen.
+//! Relays bytes both ways: half-close, idle timeout, byte counts as they happen.
+//!
+//! Each thread has one scratch buffer, large enough for bulk data, that all its relays read into; what
+//! the other side does not take at once is kept, and only that. So an idle relay holds no buffer at all,
+//! a busy one makes few calls, and a slow reader costs [`SCRATCH_BYTES`] per direction at most.
 
-use std::{cell::Cell, io, time::Duration};
+use std::{
+    cell::Cell,
+    future::poll_fn,
+    io,
+    pin::{Pin, pin},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Buf, Bytes};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, sleep},
+};
 
 use super::Io;
+
+/// Largest single read, and the most kept for a side that does not read.
+const SCRATCH_BYTES: usize = 64 * 1024;
+/// Reads of one direction before the other has its turn, and other tasks theirs.
+const READS_PER_TURN: usize = 8;
+
+thread_local! {
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
 
 /// Bytes moved so far; readable while the relay runs.
 #[derive(Debug, Default)]
@@ -13,6 +39,166 @@ pub struct Moved {
 
 /// Relays until both sides are done, either fails, or nothing moves for `idle`. EOF on one side is
 /// passed on as a half-close (for TLS: close_notify) and the other direction goes on.
-pub async fn relay<C: Io, S: Io>(_client: C, _server: S, _idle: Duration, _moved: &Moved) -> io::Result<()> {
-    todo!("transport")
+///
+/// # Errors
+/// The first error of either side; `TimedOut` after `idle`.
+pub async fn relay<C: Io, S: Io>(mut client: C, mut server: S, idle: Duration, moved: &Moved) -> io::Result<()> {
+    let mut to_server = Direction::default();
+    let mut to_client = Direction::default();
+    let mut last_move = Instant::now();
+    let mut timer = pin!(sleep(idle));
+    poll_fn(|cx| {
+        let before = moved.to_server.get().wrapping_add(moved.to_client.get());
+        let up = to_server.poll(cx, &mut client, &mut server, &moved.to_server)?;
+        let down = to_client.poll(cx, &mut server, &mut client, &moved.to_client)?;
+        if up.is_ready() && down.is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        if moved.to_server.get().wrapping_add(moved.to_client.get()) != before {
+            last_move = Instant::now();
+        }
+        // The timer is moved when it fires, not at each byte.
+        while timer.as_mut().poll(cx).is_ready() {
+            let deadline = last_move + idle;
+            if deadline <= Instant::now() {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "nothing moved either way")));
+            }
+            timer.as_mut().reset(deadline);
+        }
+        Poll::Pending
+    })
+    .await
 }
+
+/// One direction of a relay.
+#[derive(Default)]
+struct Direction {
+    /// Read, and not yet taken by the writer.
+    kept: Bytes,
+    /// The writer may hold bytes back (TLS records).
+    unflushed: bool,
+    state: State,
+}
+
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
+enum State {
+    #[default]
+    Open,
+    /// The reader is at its end; what is kept, and then the end, must reach the writer.
+    Ending,
+    Done,
+}
+
+impl Direction {
+    /// Moves what can be moved now. Ready: the end was passed on.
+    fn poll<R, W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut R,
+        writer: &mut W,
+        moved: &Cell<u64>,
+    ) -> io::Result<Poll<()>>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        match self.poll_move(cx, reader, writer, moved) {
+            Poll::Ready(Ok(())) => Ok(Poll::Ready(())),
+            Poll::Ready(Err(error)) => Err(error),
+            Poll::Pending => Ok(Poll::Pending),
+        }
+    }
+
+    fn poll_move<R, W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut R,
+        writer: &mut W,
+        moved: &Cell<u64>,
+    ) -> Poll<io::Result<()>>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        if self.state == State::Done {
+            return Poll::Ready(Ok(()));
+        }
+        while !self.kept.is_empty() {
+            let count = ready!(Pin::new(&mut *writer).poll_write(cx, &self.kept))?;
+            self.wrote(count, moved)?;
+            self.kept.advance(count);
+        }
+        self.kept = Bytes::new();
+        if self.state == State::Open {
+            // Taken out of its place meanwhile, so that nothing can find it in use.
+            let mut scratch = SCRATCH.take();
+            scratch.resize(SCRATCH_BYTES, 0);
+            let end = self.poll_read_through(cx, reader, writer, &mut scratch, moved);
+            SCRATCH.set(scratch);
+            match end {
+                Poll::Ready(Ok(())) => self.state = State::Ending,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    if self.unflushed && self.kept.is_empty() {
+                        ready!(Pin::new(&mut *writer).poll_flush(cx))?;
+                        self.unflushed = false;
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+        ready!(Pin::new(&mut *writer).poll_shutdown(cx))?;
+        self.state = State::Done;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads into `scratch` and writes from there. Ready: the reader is at its end. Pending: the reader has
+    /// nothing, or the writer takes no more and the rest is kept.
+    fn poll_read_through<R, W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut R,
+        writer: &mut W,
+        scratch: &mut [u8],
+        moved: &Cell<u64>,
+    ) -> Poll<io::Result<()>>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        for _ in 0..READS_PER_TURN {
+            let mut buffer = ReadBuf::new(scratch);
+            ready!(Pin::new(&mut *reader).poll_read(cx, &mut buffer))?;
+            let mut read = buffer.filled();
+            if read.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            while !read.is_empty() {
+                match Pin::new(&mut *writer).poll_write(cx, read)? {
+                    Poll::Ready(count) => {
+                        self.wrote(count, moved)?;
+                        read = read.get(count..).unwrap_or_default();
+                    }
+                    Poll::Pending => {
+                        self.kept = Bytes::copy_from_slice(read);
+                        return Poll::Pending;
+                    }
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn wrote(&mut self, count: usize, moved: &Cell<u64>) -> io::Result<()> {
+        if count == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        self.unflushed = true;
+        moved.set(moved.get().wrapping_add(count as u64));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,19 +1,191 @@
 //! Listeners: one per worker and address, with SO_REUSEPORT, TCP_NODELAY and keep-alive; refuse
 //! before descriptors run out.
 
-use std::{io, net::SocketAddr};
+use std::{
+    cell::Cell,
+    fmt, fs, io,
+    net::SocketAddr,
+    os::fd::AsRawFd,
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
 
-use tokio::net::TcpListener;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
 
-use super::Accepted;
+use super::{Accepted, original_dst::original_dst, set_keepalive};
+
+/// Connections the kernel holds for us until they are accepted.
+const BACKLOG: i32 = 1024;
+/// Wait before the next try when accepting fails for want of resources.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+/// Descriptors kept for what accepted connections need: at most this many, at most an eighth.
+const RESERVED_DESCRIPTORS: u64 = 256;
 
 /// Binds with SO_REUSEADDR, SO_REUSEPORT, backlog 1024; IPv6 sockets are IPv6-only.
-pub fn bind(_addr: SocketAddr) -> io::Result<TcpListener> {
-    todo!("transport")
+///
+/// # Errors
+/// Those of the kernel, with the address.
+pub fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
+    let listen = || {
+        let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(true)?;
+        if addr.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        // Linux hands these on to accepted connections, which saves their calls.
+        socket.set_tcp_nodelay(true)?;
+        set_keepalive(&SockRef::from(&socket))?;
+        socket.bind(&addr.into())?;
+        socket.listen(BACKLOG)?;
+        TcpListener::from_std(socket.into())
+    };
+    listen().map_err(|error| io::Error::new(error.kind(), format!("listening on {addr}: {error}")))
 }
 
 /// The next connection, with its original destination if `redirected`. Transient accept errors
-/// (ECONNABORTED, EMFILE …) are logged, backed off from and not returned.
-pub async fn accept(_listener: &TcpListener, _redirected: bool) -> Accepted {
-    todo!("transport")
+/// (ECONNABORTED, EMFILE …) are logged, backed off from and not returned. When descriptors run low,
+/// connections are closed at once.
+///
+/// A redirected listener closes connections made to its own port: nobody redirected them, and
+/// forwarding them to where they were meant to go would come back here.
+pub async fn accept(listener: &TcpListener, redirected: bool) -> Accepted {
+    loop {
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                back_off(&error).await;
+                continue;
+            }
+        };
+        if descriptors_low(&stream) {
+            warn_each_second(&format_args!("refusing connections: {} descriptors are nearly used up", descriptors()));
+            metrics::counter!("leno_connections_refused_total", "reason" => "descriptors").increment(1);
+            reset(stream);
+            continue;
+        }
+        let Ok(local) = stream.local_addr() else {
+            continue; // The client is gone already.
+        };
+        if !redirected {
+            return Accepted { stream, peer, destination: local };
+        }
+        match original_dst(&stream) {
+            Ok(destination) if destination == local => {
+                warn_each_second(&format_args!(
+                    "refused {peer}: it called {local} directly, which only takes redirected connections"
+                ));
+                metrics::counter!("leno_connections_refused_total", "reason" => "not-redirected").increment(1);
+            }
+            Ok(destination) => return Accepted { stream, peer, destination },
+            Err(_) => {} // The client is gone already.
+        }
+    }
+}
+
+/// How many descriptors this process may have open, from its own limits.
+pub fn descriptors() -> u64 {
+    static LIMIT: OnceLock<u64> = OnceLock::new();
+    *LIMIT.get_or_init(|| {
+        let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+        descriptor_limit(&limits).unwrap_or(1024)
+    })
+}
+
+/// The soft limit out of `/proc/<pid>/limits`: "Max open files  1024  524288  files".
+fn descriptor_limit(limits: &str) -> Option<u64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    match line.split_whitespace().next()? {
+        "unlimited" => Some(u64::MAX),
+        number => number.parse().ok(),
+    }
+}
+
+/// The kernel gives the lowest free number, so a high one says that nearly all are taken.
+fn descriptors_low(stream: &TcpStream) -> bool {
+    let limit = descriptors();
+    let reserved = RESERVED_DESCRIPTORS.min(limit / 8);
+    u64::try_from(stream.as_raw_fd()).is_ok_and(|number| number >= limit - reserved)
+}
+
+/// Closes with a reset, so that the client knows at once and nothing lingers here.
+fn reset(stream: TcpStream) {
+    // If it fails the connection is closed the ordinary way.
+    let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+}
+
+async fn back_off(error: &io::Error) {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    // accept(2): these belong to one connection, the rest to the process or the host.
+    if matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted) {
+        return;
+    }
+    warn_each_second(&format_args!("cannot accept connections: {error}"));
+    tokio::time::sleep(ACCEPT_BACKOFF).await;
+}
+
+/// A flood of refusals must not become a flood of lines.
+fn warn_each_second(message: &dyn fmt::Display) {
+    thread_local!(static LAST: Cell<Option<Instant>> = const { Cell::new(None) });
+    let now = Instant::now();
+    if LAST.get().is_none_or(|last| now.duration_since(last) >= Duration::from_secs(1)) {
+        LAST.set(Some(now));
+        tracing::warn!("{message}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limit_is_read_from_proc() {
+        let text = "Limit                     Soft Limit           Hard Limit           Units\n\
+                    Max processes             unlimited            unlimited            processes\n\
+                    Max open files            20000                524288               files\n";
+        assert_eq!(descriptor_limit(text), Some(20000));
+        assert_eq!(
+            descriptor_limit("Max open files            unlimited            unlimited            files"),
+            Some(u64::MAX)
+        );
+        assert_eq!(descriptor_limit(""), None);
+        assert!(descriptors() > 0);
+    }
+
+    #[tokio::test]
+    async fn accepted_connections_inherit_the_options() {
+        for addr in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = bind(addr.parse().unwrap()).unwrap();
+            let local = listener.local_addr().unwrap();
+            let again = bind(local).unwrap();
+            assert_eq!(again.local_addr().unwrap(), local, "a second worker binds the same address");
+            drop(again);
+            let (client, accepted) =
+                tokio::join!(super::super::connect::connect(local, None), accept(&listener, false));
+            let client = client.unwrap();
+            assert_eq!(accepted.peer, client.local_addr().unwrap());
+            assert_eq!(accepted.destination, local);
+            for stream in [&client, &accepted.stream] {
+                assert!(stream.nodelay().unwrap());
+                assert!(SockRef::from(stream).keepalive().unwrap());
+                assert_eq!(SockRef::from(stream).tcp_keepalive_time().unwrap(), super::super::KEEPALIVE_IDLE);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_redirected_listener_refuses_who_calls_it_directly() {
+        use tokio::io::AsyncReadExt;
+        let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let client = async {
+            let mut stream = super::super::connect::connect(addr, None).await.unwrap();
+            stream.read(&mut [0; 1]).await.unwrap()
+        };
+        tokio::select! {
+            read = client => assert_eq!(read, 0),
+            _ = accept(&listener, true) => panic!("accepted"),
+        }
+    }
 }

@@ -1,0 +1,123 @@
+use std::future::Future;
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, duplex},
+    net::{TcpListener, TcpStream},
+};
+
+use super::*;
+
+const IDLE: Duration = Duration::from_secs(60);
+
+async fn tcp_pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+    (near.unwrap(), far.unwrap().0)
+}
+
+/// Runs a relay between two TCP connections beside `test`, which gets their outer ends.
+async fn relayed<F: Future<Output = ()>>(test: impl FnOnce(TcpStream, TcpStream) -> F) -> (io::Result<()>, Moved) {
+    let ((client, near), (far, server)) = (tcp_pair().await, tcp_pair().await);
+    let moved = Moved::default();
+    let (done, ()) = tokio::join!(relay(near, far, IDLE, &moved), test(client, server));
+    (done, moved)
+}
+
+#[tokio::test]
+async fn half_close_lets_the_answer_through() {
+    let (done, moved) = relayed(|mut client, mut server| async move {
+        client.write_all(b"question").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut question = String::new();
+        server.read_to_string(&mut question).await.unwrap();
+        assert_eq!(question, "question");
+        server.write_all(b"a longer answer").await.unwrap();
+        drop(server);
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(answer, "a longer answer");
+    })
+    .await;
+    done.unwrap();
+    assert_eq!((moved.to_server.get(), moved.to_client.get()), (8, 15));
+}
+
+#[tokio::test]
+async fn bulk_arrives_whole_both_ways_through_slow_readers() {
+    const SIZE: usize = 3_000_000;
+    let sent: Vec<u8> = (0..SIZE).map(|i| (i * 7 % 251) as u8).collect();
+    let (done, moved) = relayed(|client, server| {
+        let sent = &sent;
+        async move {
+            let ((mut client_read, mut client_write), (mut server_read, mut server_write)) =
+                (client.into_split(), server.into_split());
+            let up = async {
+                client_write.write_all(sent).await.unwrap();
+                client_write.shutdown().await.unwrap();
+            };
+            let down = async {
+                server_write.write_all(sent).await.unwrap();
+                server_write.shutdown().await.unwrap();
+            };
+            let (mut at_server, mut at_client) = (Vec::new(), Vec::new());
+            let read = async {
+                client_read.read_to_end(&mut at_client).await.unwrap();
+                server_read.read_to_end(&mut at_server).await.unwrap();
+            };
+            tokio::join!(up, down, read);
+            assert!(at_server == *sent && at_client == *sent);
+        }
+    })
+    .await;
+    done.unwrap();
+    assert_eq!((moved.to_server.get(), moved.to_client.get()), (SIZE as u64, SIZE as u64));
+}
+
+#[tokio::test]
+async fn a_writer_that_takes_little_at_a_time_gets_everything() {
+    // Pipes of 3 bytes: every write is partial, and what is left is kept.
+    let ((mut client, near), (far, mut server)) = (duplex(100), duplex(3));
+    let moved = Moved::default();
+    let test = async {
+        client.write_all(b"hello, slow world").await.unwrap();
+        let mut got = [0; 17];
+        server.read_exact(&mut got).await.unwrap();
+        assert_eq!(&got, b"hello, slow world");
+        drop((client, server));
+    };
+    let (done, ()) = tokio::join!(relay(near, far, IDLE, &moved), test);
+    done.unwrap();
+}
+
+#[tokio::test]
+async fn idle_is_counted_from_the_last_byte() {
+    const SHORT: Duration = Duration::from_millis(100);
+    let ((mut client, near), (far, mut server)) = (duplex(100), duplex(100));
+    let moved = Moved::default();
+    let last = Cell::new(Instant::now());
+    let test = async {
+        for _ in 0..5 {
+            sleep(SHORT / 2).await;
+            client.write_all(b"x").await.unwrap();
+            last.set(Instant::now());
+            server.read_exact(&mut [0; 1]).await.unwrap();
+        }
+        // Both ends stay open.
+        std::future::pending::<()>().await;
+    };
+    let done = tokio::select! {
+        done = relay(near, far, SHORT, &moved) => done,
+        () = test => unreachable!(),
+    };
+    assert_eq!(done.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    assert_eq!(moved.to_server.get(), 5);
+    assert!(last.get().elapsed() >= SHORT);
+}
+
+#[tokio::test]
+async fn an_idle_relay_is_small() {
+    let ((_client, near), (far, _server)) = (tcp_pair().await, tcp_pair().await);
+    let moved = Moved::default();
+    let future = relay(near, far, IDLE, &moved);
+    assert!(size_of_val(&future) < 512, "{}", size_of_val(&future));
+}

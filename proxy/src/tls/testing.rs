@@ -1,0 +1,74 @@
+//! A throw-away certificate authority for tests.
+
+use std::time::{Duration, SystemTime};
+
+use leno_proto::spiffe::SpiffeId;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+
+use super::Credentials;
+
+pub(crate) struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    pub(crate) fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "Leno root");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        Self { issuer: CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap() }
+    }
+
+    pub(crate) fn der(&self) -> Vec<u8> {
+        self.issuer.der().to_vec()
+    }
+
+    pub(crate) fn pem(&self) -> String {
+        self.issuer.pem()
+    }
+
+    /// A leaf for `id`, valid from an hour ago for an hour more.
+    pub(crate) fn issue(&self, id: &str) -> Leaf {
+        let now = SystemTime::now();
+        let hour = Duration::from_secs(3600);
+        self.issue_with(&[id], now - hour, now + hour, true)
+    }
+
+    pub(crate) fn issue_with(&self, uris: &[&str], from: SystemTime, to: SystemTime, client: bool) -> Leaf {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.subject_alt_names = uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap())).collect();
+        params.not_before = from.into();
+        params.not_after = to.into();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        if client {
+            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
+        }
+        let key = KeyPair::generate().unwrap();
+        let leaf = params.signed_by(&key, &self.issuer).unwrap();
+        Leaf { chain: vec![leaf.der().clone()], key: PrivatePkcs8KeyDer::from(key.serialize_der()).into() }
+    }
+
+    /// Credentials for `id` that trust this authority.
+    pub(crate) fn credentials(&self, id: &SpiffeId) -> Credentials {
+        self.issue(id.as_str()).trusting(&[self])
+    }
+}
+
+pub(crate) struct Leaf {
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    pub(crate) key: PrivateKeyDer<'static>,
+}
+
+impl Leaf {
+    pub(crate) fn trusting(self, authorities: &[&Authority]) -> Credentials {
+        let anchors: Vec<_> = authorities.iter().map(|authority| authority.der()).collect();
+        Credentials::new(self.chain, self.key, &anchors).unwrap()
+    }
+}
