@@ -122,3 +122,9 @@ pub mod limits {
     /// Series in the metrics registry; beyond it, series are folded into `overflow`.
     pub const METRIC_SERIES: usize = 10_000;
 }
+
+/// The soft and the hard limit of open file descriptors; None if there is none.
+pub fn descriptor_limits() -> Option<(u64, u64)> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current.map(|soft| (soft, limit.maximum.unwrap_or(u64::MAX)))
+}

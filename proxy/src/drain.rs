@@ -1,18 +1,141 @@
 //! SIGTERM to exit: readiness fails, connections are told to finish, and waited for up to a limit.
+//!
+//! [`DrainOwner`] belongs to the process; it gives each worker a [`Drain`], which the worker's
+//! connections clone. The clones are what is waited for; a worker's own handle is not.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::Notify;
+
+#[derive(Debug, Default)]
+struct Shared {
+    begun: AtomicBool,
+    begin: Notify,
+    /// Connections that are waited for.
+    open: AtomicUsize,
+    closed: Notify,
+}
+
+/// Begins the drain and waits for it to end.
+#[derive(Debug, Default)]
+pub struct DrainOwner {
+    shared: Arc<Shared>,
+}
+
+impl DrainOwner {
+    /// A handle to clone for connections. It is itself not waited for.
+    pub fn handle(&self) -> Drain {
+        Drain { shared: self.shared.clone(), counted: false }
+    }
+
+    /// Tells everybody to finish. Again: does nothing.
+    pub fn begin(&self) {
+        self.shared.begun.store(true, Ordering::SeqCst);
+        self.shared.begin.notify_waiters();
+    }
+
+    /// Connections open now.
+    pub fn open(&self) -> usize {
+        self.shared.open.load(Ordering::SeqCst)
+    }
+
+    /// Waits until no connection is open, `timeout` at most. How many were still open then.
+    pub async fn wait(&self, timeout: Duration) -> usize {
+        let all_closed = async {
+            loop {
+                let closed = self.shared.closed.notified();
+                tokio::pin!(closed);
+                closed.as_mut().enable();
+                if self.open() == 0 {
+                    return;
+                }
+                closed.await;
+            }
+        };
+        // Whether it ended or timed out, what counts is what is open.
+        let _ = tokio::time::timeout(timeout, all_closed).await;
+        self.open()
+    }
+}
 
 /// Told to every connection; cheap to clone. While a clone lives, its connection is waited for.
-#[derive(Clone)]
+#[derive(Debug)]
 pub struct Drain {
-    // telemetry: watch::Receiver<bool> + a guard counted by the owner
+    shared: Arc<Shared>,
+    counted: bool,
+}
+
+impl Clone for Drain {
+    fn clone(&self) -> Self {
+        self.shared.open.fetch_add(1, Ordering::SeqCst);
+        Self { shared: self.shared.clone(), counted: true }
+    }
+}
+
+impl Drop for Drain {
+    fn drop(&mut self) {
+        if self.counted && self.shared.open.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.shared.closed.notify_waiters();
+        }
+    }
 }
 
 impl Drain {
-    /// Returns once draining has begun (at once if it has).
-    pub async fn begun(&mut self) {
-        todo!("telemetry")
+    /// A handle that learns of the drain but is not waited for: for accept loops and background tasks.
+    pub fn watcher(&self) -> Self {
+        Self { shared: self.shared.clone(), counted: false }
     }
 
+    /// Returns once draining has begun (at once if it has). Cancel-safe.
+    pub async fn begun(&mut self) {
+        let begin = self.shared.begin.notified();
+        tokio::pin!(begin);
+        // Registered before the flag is looked at, so that no beginning is missed.
+        begin.as_mut().enable();
+        if !self.has_begun() {
+            begin.await;
+        }
+    }
+
+    /// Whether draining has begun.
     pub fn has_begun(&self) -> bool {
-        todo!("telemetry")
+        self.shared.begun.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn connections_are_told_and_waited_for() {
+        let owner = DrainOwner::default();
+        let worker = owner.handle();
+        let mut connection = worker.clone();
+        assert_eq!(owner.open(), 1);
+        let told = tokio::spawn(async move { connection.begun().await });
+        tokio::task::yield_now().await;
+        assert!(!told.is_finished());
+        owner.begin();
+        assert_eq!(owner.wait(Duration::from_secs(30)).await, 0);
+        assert!(worker.has_begun());
+        worker.clone().begun().await;
+    }
+
+    #[tokio::test]
+    async fn the_wait_has_an_end_and_only_connections_count() {
+        let owner = DrainOwner::default();
+        let worker = owner.handle();
+        let _accept_loop = worker.watcher();
+        assert_eq!(owner.wait(Duration::ZERO).await, 0);
+        let _stuck = worker.clone();
+        owner.begin();
+        assert_eq!(owner.wait(Duration::ZERO).await, 1);
     }
 }

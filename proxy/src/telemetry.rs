@@ -1,12 +1,23 @@
 //! What the proxy tells of itself: metrics (handles made when policy is compiled), access log, spans.
 
 pub mod access_log;
+pub mod exposition;
+mod handles;
 pub mod recorder;
+mod refusals;
 pub mod trace;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+pub use handles::{ConnectionMetrics, RouteMetrics};
 
 use leno_proto::spiffe::SpiffeId;
+use parking_lot::Mutex;
+
+use self::refusals::Refusals;
 
 /// Which side of the workload a request or connection is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,78 +62,66 @@ pub struct RequestRecord {
     pub trace: Option<crate::http::trace_context::TraceContext>,
 }
 
-/// Handles for requests of one (direction, service, route, rule, backend).
-#[derive(Clone)]
-pub struct RouteMetrics {
-    // telemetry
-}
-
-impl RouteMetrics {
-    /// Outbound: all labels known when policy is compiled.
-    pub fn outbound(_service: &str, _route: &str, _rule: &str, _backend: &str) -> Self {
-        todo!("telemetry")
-    }
-
-    /// Inbound: by workload port.
-    pub fn inbound(_port: u16) -> Self {
-        todo!("telemetry")
-    }
-
-    /// Counts the request, its duration (by status class, gRPC status, reason, whether mTLS) and bytes.
-    pub fn record(&self, _record: &RequestRecord) {
-        todo!("telemetry")
-    }
-
-    /// One retry was made.
-    pub fn retried(&self) {
-        todo!("telemetry")
-    }
-}
-
-/// Handles for connections of one (direction, service, route, backend).
-#[derive(Clone)]
-pub struct ConnectionMetrics {
-    // telemetry
-}
-
-impl ConnectionMetrics {
-    pub fn outbound(_service: &str, _route: &str, _backend: &str) -> Self {
-        todo!("telemetry")
-    }
-
-    pub fn inbound(_port: u16) -> Self {
-        todo!("telemetry")
-    }
-
-    pub fn opened(&self) {
-        todo!("telemetry")
-    }
-
-    /// `reason`: None if it ended well.
-    pub fn closed(&self, _reason: Option<&'static str>, _to_server: u64, _to_client: u64, _duration: Duration) {
-        todo!("telemetry")
-    }
+/// Makes `registry` the process's metrics recorder and says what its metrics mean. Once per process, before
+/// any handle is made: handles made earlier count nothing.
+pub fn install(registry: &Arc<recorder::Registry>) -> anyhow::Result<()> {
+    registry.install().map_err(|_| anyhow::anyhow!("a metrics recorder is installed already"))?;
+    handles::describe();
+    Ok(())
 }
 
 /// What all workers share.
+#[derive(Debug, Default)]
 pub struct Telemetry {
-    // telemetry: access log, tracer, proxy-wide handles
+    refusals: Mutex<Refusals>,
 }
 
 impl Telemetry {
     /// A request ended: access log line and span (metrics are recorded by the caller's RouteMetrics).
-    pub fn request_ended(&self, _record: &RequestRecord) {
-        todo!("telemetry")
-    }
+    pub fn request_ended(&self, _record: &RequestRecord) {}
 
     /// A connection or request was refused: `leno_refused_total{direction,reason}` and a rate-limited warning.
+    /// Refusals are not the request path: a lock is taken.
     pub fn refused(
         &self,
-        _direction: Direction,
-        _reason: &'static str,
-        _peer: std::net::SocketAddr,
-        _detail: &dyn std::fmt::Display,
+        direction: Direction,
+        reason: &'static str,
+        peer: std::net::SocketAddr,
+        detail: &dyn std::fmt::Display,
     ) {
-        todo!("telemetry")
+        let direction = direction.as_str();
+        // The guard ends before the warning is written: a slow log must not hold up other workers.
+        let warn = self.refusals.lock().count(direction, reason, Instant::now());
+        if let Some(suppressed) = warn {
+            tracing::warn!(%peer, direction, reason, suppressed, "refused: {detail}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A request that went well.
+    pub(super) fn request() -> RequestRecord {
+        RequestRecord {
+            direction: Direction::Outbound,
+            method: http::Method::GET,
+            path: "/cart".into(),
+            authority: Some("shop".into()),
+            version: http::Version::HTTP_11,
+            status: Some(http::StatusCode::OK),
+            grpc_status: None,
+            duration: Duration::from_millis(3),
+            request_bytes: 10,
+            response_bytes: 20,
+            reason: None,
+            route: None,
+            backend: None,
+            endpoint: None,
+            peer: None,
+            attempts: 1,
+            trace: None,
+        }
     }
 }
