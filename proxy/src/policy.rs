@@ -5,14 +5,20 @@
 
 pub mod apply;
 pub mod client;
+pub mod http_match;
 pub mod http_route;
 pub mod session;
 pub mod store;
 pub mod tcp_route;
 
-use std::{fmt, net::SocketAddr, sync::Arc};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 pub use http_route::{HttpAction, HttpRoutes, Matched};
+use ipnet::IpNet;
 pub use store::{Store, Unavailable};
 pub use tcp_route::{TcpRoute, TlsRoutes};
 
@@ -83,6 +89,22 @@ pub struct Inbound {
     pub ports: Vec<(u16, Protocol)>,
 }
 
+/// Mesh-wide settings.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub trust_domain: String,
+    /// Addresses that the control plane knows about. Empty: every address is looked up.
+    pub mesh_networks: Vec<IpNet>,
+}
+
+impl Settings {
+    /// Whether the address needs no look-up.
+    pub fn is_outside(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        !self.mesh_networks.is_empty() && !self.mesh_networks.iter().any(|network| network.contains(&address))
+    }
+}
+
 /// The rule that made a decision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuleOrigin {
@@ -99,6 +121,16 @@ pub struct WeightedBackends<T> {
 }
 
 impl<T> WeightedBackends<T> {
+    pub fn new(entries: Vec<(u32, T)>) -> Self {
+        let total = entries.iter().map(|(weight, _)| u64::from(*weight)).sum();
+        Self { entries, total }
+    }
+
+    /// Every backend with its weight.
+    pub fn iter(&self) -> impl Iterator<Item = &(u32, T)> {
+        self.entries.iter()
+    }
+
     /// The backend at `point`, a uniformly random number. None if there is none or all weigh 0.
     pub fn pick(&self, point: u64) -> Option<&T> {
         let mut rest = point.checked_rem(self.total)?;

@@ -4,12 +4,18 @@ use std::{sync::Arc, time::Duration};
 
 use http::request::Parts;
 
-use super::{RuleOrigin, WeightedBackends};
+use super::{RuleOrigin, WeightedBackends, http_match::HttpMatch};
 use crate::{http::filter::Filters, telemetry::RouteMetrics, upstream::Backend};
 
 /// The rules of a service port.
 pub struct HttpRoutes {
-    // policy: compiled rules: path matcher, headers, query, method, grpc → Arc<HttpAction>
+    pub(super) rules: Box<[HttpRule]>,
+}
+
+/// A match, and what to do. A route's rule with several matches is several of these, with one action.
+pub(super) struct HttpRule {
+    pub(super) matches: HttpMatch,
+    pub(super) action: Arc<HttpAction>,
 }
 
 /// What a rule does.
@@ -46,13 +52,17 @@ pub struct Retry {
 /// A rule that matched.
 pub struct Matched<'a> {
     pub action: &'a Arc<HttpAction>,
-    /// Length of the path prefix that matched, for prefix rewrites; the whole path if it was not a prefix.
+    /// Length of the path prefix that matched, without a slash at its end (0 for "/"), for prefix rewrites; the
+    /// whole path if it was not a prefix.
     pub prefix_len: usize,
 }
 
 impl HttpRoutes {
     /// The first rule that holds for the request.
-    pub fn decide(&self, _request: &Parts) -> Option<Matched<'_>> {
-        todo!("policy")
+    pub fn decide(&self, request: &Parts) -> Option<Matched<'_>> {
+        self.rules.iter().find_map(|rule| {
+            let prefix_len = rule.matches.holds(request)?;
+            Some(Matched { action: &rule.action, prefix_len })
+        })
     }
 }

@@ -1,33 +1,149 @@
 //! Hands policy to workers and asks for what they lack.
+//!
+//! Readers (workers) load one immutable [`Snapshot`]; the control runtime ([`super::client`]) is the only
+//! writer. A worker that lacks a destination asks through a bounded channel and is answered by name.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
-use super::{Destination, DestinationKey, Inbound};
+use arc_swap::ArcSwap;
+use leno_proto::v1;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time,
+};
 
-/// A destination cannot be had: the control plane was never reached, or does not answer in time.
+use super::{Destination, DestinationKey, Inbound, Settings, Target};
+use crate::{config::limits, upstream::Backend};
+
+/// Destinations asked for and not yet looked at by the control runtime.
+const ASKS: usize = 1024;
+
+/// A destination cannot be had: the control plane was never reached, does not answer in time, or does not
+/// know it.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("destination {0} could not be discovered")]
 pub struct Unavailable(pub String);
 
 /// The policy in force, shared by workers (readers) and the control runtime (writer).
 pub struct Store {
-    // policy: ArcSwap<Snapshot>, a channel that asks for destinations, a watch that tells of news
+    snapshot: ArcSwap<Snapshot>,
+    asks: mpsc::Sender<Ask>,
+}
+
+/// A worker's question for a destination that is not held.
+pub struct Ask {
+    pub key: DestinationKey,
+    /// Dropped unanswered when the worker gave up.
+    pub reply: oneshot::Sender<Result<Arc<Destination>, Unavailable>>,
+}
+
+/// Everything that is held, at one moment.
+#[derive(Clone, Default)]
+pub struct Snapshot {
+    /// The mesh-wide generation of the last delta.
+    pub generation: u64,
+    pub destinations: HashMap<DestinationKey, Arc<HeldDestination>>,
+    /// By ENDPOINTS key; each is named by at least one destination.
+    pub backends: HashMap<Arc<str>, Arc<Backend>>,
+    pub settings: Option<Arc<Settings>>,
+    /// None: the control plane has not said; see [`Store::inbound`].
+    pub inbound: Option<Arc<Inbound>>,
+    /// A trust bundle was received (the credential store has it).
+    pub trusted: bool,
+    /// What is in force of each resource, for people and for resuming.
+    pub provenance: HashMap<v1::ResourceName, Arc<Provenance>>,
+}
+
+/// A destination and whether it is used.
+pub struct HeldDestination {
+    pub destination: Arc<Destination>,
+    /// Set by readers, cleared by the sweep that evicts what is idle. Shared between versions.
+    pub used: Arc<AtomicBool>,
+}
+
+/// Where a resource in force came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Provenance {
+    pub version: String,
+    pub origins: Vec<v1::ObjectGeneration>,
 }
 
 impl Store {
+    /// An empty store, and the questions of its readers.
+    pub fn new() -> (Arc<Self>, mpsc::Receiver<Ask>) {
+        let (asks, receiver) = mpsc::channel(ASKS);
+        (Arc::new(Self { snapshot: ArcSwap::default(), asks }), receiver)
+    }
+
     /// The destination if it is held. No lock, no wait; marks it used.
-    pub fn get(&self, _key: &DestinationKey) -> Option<Arc<Destination>> {
-        todo!("policy")
+    pub fn get(&self, key: &DestinationKey) -> Option<Arc<Destination>> {
+        let snapshot = self.snapshot.load();
+        let held = snapshot.destinations.get(key)?;
+        // Read first: a line that all workers share is written once per sweep, not once per request.
+        if !held.used.load(Ordering::Relaxed) {
+            held.used.store(true, Ordering::Relaxed);
+        }
+        Some(held.destination.clone())
     }
 
     /// The destination, asking the control plane for it and waiting CONNECT_TIMEOUT at most. An address
     /// outside the mesh networks (from settings, once known) is `Target::Outside` without asking.
-    pub async fn resolve(&self, _key: &DestinationKey) -> Result<Arc<Destination>, Unavailable> {
-        todo!("policy")
+    pub async fn resolve(&self, key: &DestinationKey) -> Result<Arc<Destination>, Unavailable> {
+        if let Some(destination) = self.get(key) {
+            return Ok(destination);
+        }
+        if self.snapshot.load().is_outside(key) {
+            return Ok(outside(key));
+        }
+        let unavailable = || Unavailable(key.to_string());
+        let answer = time::timeout(limits::CONNECT_TIMEOUT, async {
+            let (reply, answer) = oneshot::channel();
+            self.asks.send(Ask { key: key.clone(), reply }).await.map_err(|_| unavailable())?;
+            answer.await.unwrap_or_else(|_| Err(unavailable()))
+        });
+        answer.await.unwrap_or_else(|_| Err(unavailable()))
     }
 
     /// The workload's inbound policy; strict until the control plane said otherwise.
     pub fn inbound(&self) -> Arc<Inbound> {
-        todo!("policy")
+        self.snapshot.load().inbound.clone().unwrap_or_else(|| Arc::new(Inbound { strict: true, ports: Vec::new() }))
     }
+
+    /// Whether settings, trust bundle and inbound policy were received.
+    pub fn is_ready(&self) -> bool {
+        let snapshot = self.snapshot.load();
+        snapshot.settings.is_some() && snapshot.trusted && snapshot.inbound.is_some()
+    }
+
+    /// What is held now, whole.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    /// Puts a snapshot in force for every worker. For the one writer alone.
+    pub(super) fn swap(&self, next: Snapshot) {
+        self.snapshot.store(Arc::new(next));
+    }
+}
+
+impl Snapshot {
+    /// Whether the address is known to be outside the mesh networks. Names, and addresses as long as there are
+    /// no settings, are not known to be.
+    pub fn is_outside(&self, key: &DestinationKey) -> bool {
+        match (key, &self.settings) {
+            (DestinationKey::Address(address), Some(settings)) => settings.is_outside(address.ip()),
+            _ => false,
+        }
+    }
+}
+
+/// The destination of an address outside the mesh.
+pub(super) fn outside(key: &DestinationKey) -> Arc<Destination> {
+    Arc::new(Destination { key: key.clone(), target: Target::Outside })
 }

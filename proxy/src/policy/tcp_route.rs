@@ -17,14 +17,83 @@ pub struct TcpBackend {
     pub metrics: ConnectionMetrics,
 }
 
-/// Routes by server name, most specific first.
+/// Routes by server name, in the order of precedence.
 pub struct TlsRoutes {
-    // policy
+    pub(super) rules: Box<[TlsRule]>,
+}
+
+pub(super) struct TlsRule {
+    /// Empty: any, and connections without a name.
+    pub(super) names: Box<[ServerName]>,
+    pub(super) route: TcpRoute,
+}
+
+/// A name, or all names below one.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum ServerName {
+    Exact(Box<str>),
+    /// "*.example.com" as ".example.com": one label or more in its place (Gateway API, Hostname).
+    Below(Box<str>),
 }
 
 impl TlsRoutes {
     /// The route for a connection's SNI.
-    pub fn decide(&self, _server_name: Option<&str>) -> Option<&TcpRoute> {
-        todo!("policy")
+    pub fn decide(&self, server_name: Option<&str>) -> Option<&TcpRoute> {
+        let rule = self.rules.iter().find(|rule| {
+            rule.names.is_empty() || server_name.is_some_and(|name| rule.names.iter().any(|rule| rule.holds(name)))
+        })?;
+        Some(&rule.route)
+    }
+}
+
+impl ServerName {
+    /// None if the text is no host name.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let (name, wildcard) = match text.strip_prefix('*') {
+            Some(suffix) => (suffix.strip_prefix('.')?, true),
+            None => (text, false),
+        };
+        let label = |label: &str| {
+            !label.is_empty()
+                && label.len() <= 63
+                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+        };
+        if name.len() > 253 || !name.split('.').all(label) {
+            return None;
+        }
+        Some(if wildcard { Self::Below(format!(".{name}").into()) } else { Self::Exact(name.into()) })
+    }
+
+    fn holds(&self, name: &str) -> bool {
+        let name = name.strip_suffix('.').unwrap_or(name).as_bytes();
+        match self {
+            Self::Exact(exact) => name.eq_ignore_ascii_case(exact.as_bytes()),
+            Self::Below(suffix) => match name.len().checked_sub(suffix.len()).map(|at| name.split_at(at)) {
+                Some((front, back)) => !front.is_empty() && back.eq_ignore_ascii_case(suffix.as_bytes()),
+                None => false,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn server_names() {
+        let exact = ServerName::parse("A.example.com").unwrap();
+        assert!(exact.holds("a.EXAMPLE.com"));
+        assert!(exact.holds("a.example.com."));
+        assert!(!exact.holds("b.example.com"));
+        let below = ServerName::parse("*.example.com").unwrap();
+        assert!(below.holds("a.example.com"));
+        assert!(below.holds("a.b.Example.com"));
+        assert!(!below.holds("example.com"));
+        assert!(!below.holds(".example.com"));
+        assert!(!below.holds("aexample.com"));
+        for text in ["", "*", "*example.com", "a..b", "*.", "a b", "é.com"] {
+            assert_eq!(ServerName::parse(text), None, "{text}");
+        }
     }
 }
