@@ -1,13 +1,22 @@
 //! What is spoken on a connection, told by its first bytes, without stalling a server that speaks first.
+//!
+//! [`classify`] is pure and decides at the first byte that tells; [`first_bytes`] reads for it.
 
 pub mod client_hello;
 
-use std::time::Duration;
+#[cfg(test)]
+mod tests;
 
-use bytes::Bytes;
-use tokio::net::TcpStream;
+use std::{io, time::Duration};
 
-use crate::net::Prefixed;
+use bytes::{Bytes, BytesMut};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout_at},
+};
+
+use self::client_hello::{ClientHello, Parsed};
+use crate::{config::limits, net::Prefixed};
 
 /// What the first bytes are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +25,7 @@ pub enum Spoken {
     MeshTls,
     /// The application's own TLS.
     Tls {
+        /// SNI, lower case.
         server_name: Option<String>,
     },
     Http1,
@@ -24,9 +34,77 @@ pub enum Spoken {
     Opaque,
 }
 
-/// What bytes so far say: an answer, or that more are needed.
-pub fn classify(_first: &[u8]) -> Option<Spoken> {
-    todo!("transport")
+/// What bytes so far say: an answer, or that more are needed. More bytes never change an answer.
+pub fn classify(first: &[u8]) -> Option<Spoken> {
+    match first.first()? {
+        // No HTTP method starts with this byte, and TLS starts with no other.
+        0x16 => classify_tls(first),
+        _ => classify_http(first),
+    }
+}
+
+fn classify_tls(first: &[u8]) -> Option<Spoken> {
+    match client_hello::parse(first) {
+        Parsed::Partial => None,
+        Parsed::NotAHello => Some(Spoken::Opaque),
+        Parsed::Hello(ClientHello { mesh: true, .. }) => Some(Spoken::MeshTls),
+        Parsed::Hello(ClientHello { mesh: false, server_name }) => Some(Spoken::Tls { server_name }),
+    }
+}
+
+/// RFC 9113 3.4.
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// RFC 9110 9 and RFC 5789, with what every target of theirs in origin form starts with: nothing else that
+/// starts like this is in use, so the rest of the line need not be waited for.
+const KNOWN_STARTS: [&[u8]; 7] = [b"GET /", b"HEAD /", b"POST /", b"PUT /", b"DELETE /", b"OPTIONS /", b"PATCH /"];
+/// Longest method that is looked for.
+const METHOD_BYTES: usize = 32;
+
+fn classify_http(first: &[u8]) -> Option<Spoken> {
+    let common = first.iter().zip(HTTP2_PREFACE).take_while(|(got, expected)| got == expected).count();
+    if common == HTTP2_PREFACE.len() {
+        return Some(Spoken::Http2);
+    }
+    if common == first.len() {
+        return None;
+    }
+    if KNOWN_STARTS.iter().any(|start| first.starts_with(start)) {
+        return Some(Spoken::Http1);
+    }
+    classify_request_line(first)
+}
+
+/// `method SP target SP "HTTP/1."`, whatever the method.
+fn classify_request_line(first: &[u8]) -> Option<Spoken> {
+    let method = first.iter().take_while(|byte| is_token(**byte)).count();
+    if method > METHOD_BYTES {
+        return Some(Spoken::Opaque);
+    }
+    let Some((space, rest)) = first.get(method..).and_then(<[u8]>::split_first) else {
+        return None;
+    };
+    if method == 0 || *space != b' ' {
+        return Some(Spoken::Opaque);
+    }
+    let target = rest.iter().take_while(|byte| (0x21..=0x7e).contains(*byte) || **byte >= 0x80).count();
+    let Some((space, version)) = rest.get(target..).and_then(<[u8]>::split_first) else {
+        return None;
+    };
+    if target == 0 || *space != b' ' {
+        return Some(Spoken::Opaque);
+    }
+    const VERSION: &[u8] = b"HTTP/1.";
+    let compared = version.len().min(VERSION.len());
+    match version.get(..compared) == VERSION.get(..compared) {
+        false => Some(Spoken::Opaque),
+        true if compared == VERSION.len() => Some(Spoken::Http1),
+        true => None,
+    }
+}
+
+/// RFC 9110 5.6.2.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 /// Outcome of waiting for a client's first bytes.
@@ -39,7 +117,42 @@ pub enum FirstBytes {
     Closed,
 }
 
-/// Reads until [`classify`] decides, for `wait` at most (`None`: until HEADER_TIMEOUT) and PEEK_BYTES at most (then Opaque).
-pub async fn first_bytes(_already: Bytes, _stream: TcpStream, _wait: Option<Duration>) -> std::io::Result<FirstBytes> {
-    todo!("transport")
+/// Reads until [`classify`] decides, for `wait` at most (`None`: until HEADER_TIMEOUT) and PEEK_BYTES at most (then
+/// Opaque). A client that closes after bytes that do not tell is Opaque. `already`: bytes read before, of an earlier
+/// [`FirstBytes::Silent`].
+///
+/// # Errors
+/// Those of reading.
+pub async fn first_bytes(already: Bytes, stream: TcpStream, wait: Option<Duration>) -> io::Result<FirstBytes> {
+    let deadline = Instant::now() + wait.unwrap_or(limits::HEADER_TIMEOUT);
+    let mut first = BytesMut::from(already);
+    if let Some(spoken) = classify(&first) {
+        return Ok(FirstBytes::Spoken(spoken, Prefixed::new(first.freeze(), stream)));
+    }
+    loop {
+        match timeout_at(deadline, stream.readable()).await {
+            Ok(readable) => readable?,
+            Err(_) => return Ok(FirstBytes::Silent(Prefixed::new(first.freeze(), stream))),
+        }
+        // Room only now: silent clients hold no buffer.
+        first.reserve(READ_BYTES);
+        let read = match stream.try_read_buf(&mut first) {
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(error) => return Err(error),
+        };
+        if read == 0 && first.is_empty() {
+            return Ok(FirstBytes::Closed);
+        }
+        let spoken = match classify(&first) {
+            None if read == 0 || first.len() >= limits::PEEK_BYTES => Some(Spoken::Opaque),
+            decided => decided,
+        };
+        if let Some(spoken) = spoken {
+            return Ok(FirstBytes::Spoken(spoken, Prefixed::new(first.freeze(), stream)));
+        }
+    }
 }
+
+/// One read: a post-quantum ClientHello, or nearly every request head.
+const READ_BYTES: usize = 2048;
