@@ -1,1 +1,215 @@
 //! The certificate authority: root and issuer, join tokens, and `Identity.Certify`.
+//!
+//! A root (10 years) signs an issuer (1 year), and the issuer signs workloads' certificates (24 h by default). Keys live
+//! in the state folder, readable by their owner only, and are made on first start or brought along:
+//!
+//! | file | holds |
+//! |---|---|
+//! | `root.pem` | the trust anchors; the first signs the issuer, the others are trusted beside it (root rotation) |
+//! | `root.key` | the first root's key; may be absent, then the issuer is renewed by whoever has it |
+//! | `issuer.pem`, `issuer.key` | the issuer, followed by intermediates up to, and without, the root |
+//! | `token.key` | signs join tokens |
+//! | `trust-domain` | the trust domain that this folder belongs to |
+//! | `trust-bundle.pem` | a copy of the anchors that proxies are given |
+//!
+//! [`files`] is the folder, [`issue`] makes certificates, [`token`] join tokens, [`certify`] answers proxies.
+
+pub mod certify;
+pub mod files;
+pub mod issue;
+pub mod token;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context as _, bail};
+use arc_swap::ArcSwap;
+use leno_proto::{
+    CONTROL_PLANE_NAMESPACE, CONTROL_PLANE_SERVICE_ACCOUNT,
+    spiffe::SpiffeId,
+    v1::{self, ResourceKind, ResourceName},
+};
+use rcgen::KeyPair;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::sync::watch;
+
+use self::{
+    issue::{Issued, Material},
+    token::TokenKey,
+};
+
+/// The shortest life of a workload's certificate: below it, renewal could not keep up.
+pub const MIN_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(10);
+/// The longest: a certificate cannot be revoked, only waited out.
+pub const MAX_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(90 * 24 * 3600);
+/// The default life of a workload's certificate.
+pub const DEFAULT_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+/// The default trust domain.
+pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
+
+/// What an [`Authority`] is opened with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The state folder; made, for its owner only, if absent.
+    pub state: PathBuf,
+    /// Where root and issuer are, if not in the state folder. Nothing is ever written there.
+    pub ca_dir: Option<PathBuf>,
+    /// "cluster.local". None: that of the state folder, else the default.
+    pub trust_domain: Option<String>,
+    pub certificate_lifetime: Duration,
+}
+
+/// Issues certificates and join tokens.
+pub struct Authority {
+    trust_domain: Arc<str>,
+    control_plane: SpiffeId,
+    lifetime: Duration,
+    options: Options,
+    tokens: TokenKey,
+    material: ArcSwap<Material>,
+    bundle: watch::Sender<Arc<v1::Resource>>,
+}
+
+impl Authority {
+    /// Loads root and issuer, or makes them; renews an issuer past two thirds of its life.
+    ///
+    /// # Errors
+    /// If the folder or a file in it cannot be read or written, or what is in there does not fit together.
+    pub fn open(options: Options, now: SystemTime) -> anyhow::Result<Self> {
+        let lifetime = options.certificate_lifetime;
+        if lifetime < MIN_CERTIFICATE_LIFETIME || lifetime > MAX_CERTIFICATE_LIFETIME {
+            bail!("the life of certificates must be between 10 seconds and 90 days, not {lifetime:?}");
+        }
+        files::make_private_folder(&options.state)?;
+        let trust_domain = files::settle_trust_domain(&options.state, options.trust_domain.as_deref())?;
+        let control_plane = SpiffeId::new(&trust_domain, CONTROL_PLANE_NAMESPACE, CONTROL_PLANE_SERVICE_ACCOUNT)
+            .with_context(|| format!("{trust_domain:?} cannot be a trust domain"))?;
+        let tokens = TokenKey::load_or_make(&options.state, &trust_domain)?;
+        let material = load(&options, &trust_domain, now)?;
+        files::write_public(&options.state.join(files::TRUST_BUNDLE), &files::to_pem(&material.anchors))?;
+        let bundle = watch::Sender::new(Arc::new(bundle_resource(&trust_domain, &material)));
+        Ok(Self {
+            trust_domain: trust_domain.into(),
+            control_plane,
+            lifetime,
+            options,
+            tokens,
+            material: ArcSwap::from_pointee(material),
+            bundle,
+        })
+    }
+
+    pub fn trust_domain(&self) -> &str {
+        &self.trust_domain
+    }
+
+    /// The control plane's own identity.
+    pub fn control_plane(&self) -> &SpiffeId {
+        &self.control_plane
+    }
+
+    /// The life of workloads' certificates.
+    pub fn certificate_lifetime(&self) -> Duration {
+        self.lifetime
+    }
+
+    /// The file that proxies are given to know the control plane by.
+    pub fn trust_bundle_file(&self) -> PathBuf {
+        self.options.state.join(files::TRUST_BUNDLE)
+    }
+
+    pub fn tokens(&self) -> &TokenKey {
+        &self.tokens
+    }
+
+    /// Root, issuer and anchors in force.
+    pub fn material(&self) -> Arc<Material> {
+        self.material.load_full()
+    }
+
+    /// The TRUST_BUNDLE resource, and its changes.
+    pub fn bundle(&self) -> watch::Receiver<Arc<v1::Resource>> {
+        self.bundle.subscribe()
+    }
+
+    /// Reads root and issuer again, so that a rotation by hand needs no restart, and renews the issuer when it is due.
+    /// Returns whether anything changed; what is in force stays if it fails.
+    ///
+    /// # Errors
+    /// As [`Authority::open`].
+    pub fn refresh(&self, now: SystemTime) -> anyhow::Result<bool> {
+        let next = load(&self.options, &self.trust_domain, now)?;
+        let current = self.material.load();
+        if next.anchors == current.anchors && next.chain == current.chain {
+            return Ok(false);
+        }
+        if next.anchors != current.anchors {
+            files::write_public(&self.trust_bundle_file(), &files::to_pem(&next.anchors))?;
+            self.bundle.send_replace(Arc::new(bundle_resource(&self.trust_domain, &next)));
+        }
+        self.material.store(Arc::new(next));
+        Ok(true)
+    }
+
+    /// Signs a certificate for `identity` over the public key of `csr` (PKCS#10, DER), whose own signature must hold.
+    ///
+    /// # Errors
+    /// If the request is malformed, or the issuer has expired.
+    pub fn issue(&self, csr: &[u8], identity: &SpiffeId, now: SystemTime) -> Result<Issued, issue::IssueError> {
+        issue::workload(&self.material.load(), csr, identity, self.lifetime, now)
+    }
+
+    /// A key and certificate for the control plane's own server.
+    ///
+    /// # Errors
+    /// If no key can be made, or the issuer has expired.
+    pub fn issue_own(&self, now: SystemTime) -> anyhow::Result<(Issued, PrivateKeyDer<'static>)> {
+        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).context("cannot make a key")?;
+        let issued = issue::leaf(&self.material.load(), &key, &self.control_plane, self.lifetime, now)?;
+        Ok((issued, PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()))))
+    }
+}
+
+/// Root and issuer from `--ca-dir` or the state folder; what is missing in the state folder is made.
+fn load(options: &Options, trust_domain: &str, now: SystemTime) -> anyhow::Result<Material> {
+    let (folder, writable): (&Path, bool) = match &options.ca_dir {
+        Some(folder) => (folder, false),
+        None => (&options.state, true),
+    };
+    if writable {
+        files::make_missing(folder, trust_domain, now)?;
+    }
+    let mut material = files::load(folder)?;
+    if writable && material.root_key.is_some() && issue::renewal_due(&material, now) {
+        files::renew_issuer(folder, trust_domain, &material, now)?;
+        material = files::load(folder)?;
+        tracing::info!(not_after = %issue::display(material.issuer_not_after), "renewed the issuer");
+    }
+    Ok(material)
+}
+
+fn bundle_resource(trust_domain: &str, material: &Material) -> v1::Resource {
+    let anchors = to_der(&material.anchors);
+    v1::Resource {
+        name: Some(ResourceName { kind: ResourceKind::TrustBundle.into(), key: String::new() }),
+        version: issue::fingerprint(&material.anchors),
+        origins: Vec::new(),
+        body: Some(v1::resource::Body::TrustBundle(v1::TrustBundle { trust_domain: trust_domain.to_owned(), anchors })),
+    }
+}
+
+/// Whether this is the control plane, of any trust domain: an identity that no proxy is ever given.
+pub(crate) fn is_control_plane(identity: &SpiffeId) -> bool {
+    identity.namespace() == CONTROL_PLANE_NAMESPACE && identity.service_account() == CONTROL_PLANE_SERVICE_ACCOUNT
+}
+
+/// The DER of `certificates`, as messages carry them.
+pub fn to_der(certificates: &[CertificateDer<'_>]) -> Vec<Vec<u8>> {
+    certificates.iter().map(|c| c.to_vec()).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,66 @@
 //! The commands of `leno`.
+//!
+//! Exit codes: 0 it is so; 1 it failed, or is not (yet) so; 2 the command line is wrong.
+
+mod connect;
+mod control_plane;
+mod duration;
+mod token;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+/// Done, and it is so.
+const SUCCESS: u8 = 0;
+/// It failed, or is not so.
+const FAILURE: u8 = 1;
+
+/// Leno, a service mesh: its control plane, and the operator's command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "leno",
+    version,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 it is so; 1 it failed, or is not so; 2 the command line is wrong.\n\
+                  Every option can be given as an environment variable, LENO_ and its name. \
+                  NO_COLOR turns colours off."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    ControlPlane(Box<control_plane::Args>),
+    Token(token::Args),
+}
+
+/// Where the control plane keeps its state, for commands that ask it.
+#[derive(Debug, Clone, clap::Args)]
+struct State {
+    /// The control plane's state folder; its socket is in there
+    #[arg(long = "state", value_name = "DIR", env = "LENO_STATE")]
+    folder: PathBuf,
+}
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::ControlPlane(args) => control_plane::run(*args),
+        Command::Token(args) => token::run(args),
+    };
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("leno: {error:#}");
+            ExitCode::from(FAILURE)
+        }
+    }
+}
+
+/// A runtime for one command's questions.
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}

@@ -1,3 +1,7 @@
 //! The `leno` binary: see `leno --help`.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    leno::cli::main()
+}

@@ -1,1 +1,276 @@
-//! Answers operators over a Unix socket.
+//! Answers operators over a Unix socket in the state folder. Who may open the socket may ask anything: its mode is the
+//! authorization.
+
+use std::{
+    fs, io,
+    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context as _, bail};
+use leno_proto::v1::{
+    self, IssueTokenRequest, IssueTokenResponse, ListObjectsRequest, ListObjectsResponse, ListProxiesRequest,
+    ListProxiesResponse, ObjectRef, ObjectStatus, WatchObjectRequest,
+    operator_server::{Operator, OperatorServer},
+};
+use tokio::{
+    net::UnixListener,
+    sync::{mpsc, watch},
+    time::timeout,
+};
+use tokio_stream::{
+    Stream,
+    wrappers::{ReceiverStream, UnixListenerStream},
+};
+use tonic::{Request, Response, Status};
+
+use crate::{
+    authority::{Authority, issue, token},
+    model::{DocumentError, ObjectInfo, World},
+    serve::tracker::Tracker,
+};
+
+/// How long an answer waits for every connected proxy's subscriptions to be compiled against the newest generation.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The socket of the control plane with that state folder.
+pub fn socket(state: &Path) -> PathBuf {
+    state.join("leno.sock")
+}
+
+/// Binds the socket, for the folder's owner only. A socket left over from an earlier run is replaced: the caller holds
+/// the folder's lock, so nobody listens on it.
+///
+/// # Errors
+/// If the path is something else, or cannot be bound.
+pub fn bind(state: &Path) -> anyhow::Result<UnixListener> {
+    let path = socket(state);
+    match fs::symlink_metadata(&path) {
+        Ok(found) if found.file_type().is_socket() => {
+            fs::remove_file(&path).with_context(|| format!("cannot replace {}", path.display()))?;
+        }
+        Ok(_) => bail!("{} is in the way: it is not a socket", path.display()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("cannot look at {}", path.display())),
+    }
+    // Bound under a private name and renamed once its mode is set, so that it is never open to others.
+    let private = state.join(".leno.sock");
+    let _ = fs::remove_file(&private);
+    let listener = UnixListener::bind(&private)
+        .with_context(|| format!("cannot listen on {} (a socket's path has 107 bytes at most)", private.display()))?;
+    fs::set_permissions(&private, fs::Permissions::from_mode(0o600))
+        .and_then(|()| fs::rename(&private, &path))
+        .with_context(|| format!("cannot set up {}", path.display()))?;
+    Ok(listener)
+}
+
+/// Removes the socket.
+pub fn unbind(state: &Path) {
+    let _ = fs::remove_file(socket(state));
+}
+
+/// Serves until `stopping`.
+///
+/// # Errors
+/// If the socket fails.
+pub async fn serve(
+    listener: UnixListener,
+    answers: Answers,
+    mut stopping: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
+    tonic::transport::Server::builder()
+        .max_concurrent_streams(64)
+        .serve_with_incoming_shutdown(
+            OperatorServer::new(answers).max_encoding_message_size(usize::MAX),
+            UnixListenerStream::new(listener),
+            async move {
+                let _ = stopping.wait_for(|s| *s).await;
+            },
+        )
+        .await
+        .context("the operator's socket failed")
+}
+
+/// Answers `Operator`.
+#[derive(Clone)]
+pub struct Answers {
+    authority: Arc<Authority>,
+    world: watch::Receiver<Arc<World>>,
+    tracker: Arc<Tracker>,
+}
+
+impl Answers {
+    pub fn new(authority: Arc<Authority>, world: watch::Receiver<Arc<World>>, tracker: Arc<Tracker>) -> Self {
+        Self { authority, world, tracker }
+    }
+
+    /// The newest world, once every connected proxy has been compared with it (or will not be).
+    async fn settled(&self) -> Arc<World> {
+        let world = Arc::clone(&self.world.borrow());
+        let mut revision = self.tracker.revision();
+        let settled = async {
+            loop {
+                revision.mark_unchanged();
+                if self.tracker.settled(world.generation()) || revision.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let _ = timeout(SETTLE_TIMEOUT, settled).await;
+        world
+    }
+
+    fn status(&self, info: &ObjectInfo) -> ObjectStatus {
+        let object = object_ref(info);
+        let progress = self.tracker.progress(&object, Some(info.generation));
+        ObjectStatus {
+            generation: info.generation,
+            source: info.source.clone(),
+            conditions: info.conditions.iter().map(condition).collect(),
+            subscribed: progress.subscribed,
+            programmed: progress.programmed,
+            laggards: progress.laggards,
+            absent: false,
+            object: Some(object),
+        }
+    }
+
+    fn status_of(&self, world: &World, object: &ObjectRef) -> ObjectStatus {
+        let found = world.objects().into_iter().find(|info| is(info, object));
+        match found {
+            Some(info) => self.status(&info),
+            None => {
+                let progress = self.tracker.progress(object, None);
+                ObjectStatus {
+                    object: Some(object.clone()),
+                    subscribed: progress.subscribed,
+                    programmed: progress.programmed,
+                    laggards: progress.laggards,
+                    absent: true,
+                    ..ObjectStatus::default()
+                }
+            }
+        }
+    }
+
+    /// Sends the object's status, and again whenever it changes, until the caller leaves.
+    async fn watch(self, object: ObjectRef, statuses: mpsc::Sender<Result<ObjectStatus, Status>>) {
+        let mut world = self.world.clone();
+        let mut revision = self.tracker.revision();
+        let mut last: Option<ObjectStatus> = None;
+        loop {
+            world.mark_unchanged();
+            revision.mark_unchanged();
+            let status = {
+                let world = self.settled().await;
+                self.status_of(&world, &object)
+            };
+            if last.as_ref() != Some(&status) {
+                if statuses.send(Ok(status.clone())).await.is_err() {
+                    return;
+                }
+                last = Some(status);
+            }
+            tokio::select! {
+                changed = world.changed() => if changed.is_err() { return },
+                changed = revision.changed() => if changed.is_err() { return },
+                () = statuses.closed() => return,
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Operator for Answers {
+    type WatchObjectStream = Pin<Box<dyn Stream<Item = Result<ObjectStatus, Status>> + Send>>;
+
+    async fn list_objects(
+        &self,
+        request: Request<ListObjectsRequest>,
+    ) -> Result<Response<ListObjectsResponse>, Status> {
+        let wanted = request.into_inner();
+        let world = self.settled().await;
+        let matches = |info: &ObjectInfo| {
+            (wanted.kind.is_empty() || wanted.kind == info.key.kind.as_str())
+                && (wanted.namespace.is_empty() || wanted.namespace == *info.key.namespace)
+                && (wanted.name.is_empty() || wanted.name == *info.key.name)
+        };
+        Ok(Response::new(ListObjectsResponse {
+            objects: world.objects().iter().filter(|info| matches(info)).map(|info| self.status(info)).collect(),
+            generation: world.generation(),
+            errors: world.errors().iter().map(document_error).collect(),
+        }))
+    }
+
+    async fn list_proxies(&self, _: Request<ListProxiesRequest>) -> Result<Response<ListProxiesResponse>, Status> {
+        let generation = self.settled().await.generation();
+        Ok(Response::new(ListProxiesResponse { proxies: self.tracker.proxies(), generation }))
+    }
+
+    async fn watch_object(
+        &self,
+        request: Request<WatchObjectRequest>,
+    ) -> Result<Response<Self::WatchObjectStream>, Status> {
+        let Some(object) = request.into_inner().object else {
+            return Err(Status::invalid_argument("which object?"));
+        };
+        let (sender, receiver) = mpsc::channel(1);
+        tokio::spawn(self.clone().watch(object, sender));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn issue_token(&self, request: Request<IssueTokenRequest>) -> Result<Response<IssueTokenResponse>, Status> {
+        let request = request.into_inner();
+        let lifetime = match request.lifetime_s {
+            0 => token::DEFAULT_LIFETIME,
+            seconds => Duration::from_secs(seconds),
+        };
+        let (token, expires_at) = self
+            .authority
+            .tokens()
+            .issue(&request.namespace, &request.service_account, lifetime, SystemTime::now())
+            .map_err(|error| Status::invalid_argument(format!("{error:#}")))?;
+        tracing::info!(
+            namespace = request.namespace,
+            service_account = request.service_account,
+            expires_at = %issue::display(expires_at),
+            "issued a join token"
+        );
+        Ok(Response::new(IssueTokenResponse { token, expires_at: issue::unix_i64(expires_at) }))
+    }
+}
+
+fn is(info: &ObjectInfo, object: &ObjectRef) -> bool {
+    info.key.kind.as_str() == object.kind && *info.key.namespace == object.namespace && *info.key.name == object.name
+}
+
+fn object_ref(info: &ObjectInfo) -> ObjectRef {
+    ObjectRef {
+        kind: info.key.kind.as_str().to_owned(),
+        namespace: info.key.namespace.to_string(),
+        name: info.key.name.to_string(),
+    }
+}
+
+fn condition(condition: &crate::model::Condition) -> v1::Condition {
+    v1::Condition {
+        r#type: condition.kind.to_owned(),
+        status: condition.status,
+        reason: condition.reason.clone(),
+        message: condition.message.clone(),
+        parent: condition.parent.clone().unwrap_or_default(),
+    }
+}
+
+fn document_error(error: &DocumentError) -> v1::DocumentError {
+    v1::DocumentError {
+        file: error.file.to_string(),
+        document: error.document,
+        object: error.object.as_ref().map(ToString::to_string).unwrap_or_default(),
+        field: error.field.clone(),
+        reason: error.reason.clone(),
+    }
+}

@@ -1,1 +1,357 @@
-//! `Discovery.Subscribe`: one session per proxy, and the tracker of who serves what.
+//! The control plane at work: certificates and `Discovery.Subscribe` over TLS, and operators over a Unix socket.
+//!
+//! One connection: [`listener`] (TCP, TLS, who is it) → [`discovery`] (one task per stream) → [`session`] (pure: what this
+//! proxy holds, what it must be sent) over [`compiled`] resources; [`tracker`] knows who serves what.
+
+pub mod compiled;
+pub mod discovery;
+pub mod listener;
+pub mod metrics;
+pub mod session;
+pub mod tracker;
+
+use std::{
+    fs::{File, OpenOptions, TryLockError},
+    net::SocketAddr,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context as _, bail};
+use ipnet::IpNet;
+use leno_proto::v1::{discovery_server::DiscoveryServer, identity_server::IdentityServer};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet, time::sleep};
+
+use self::{
+    compiled::Compiler, discovery::Distributor, listener::ServerCredentials, metrics::Metrics, tracker::Tracker,
+};
+use crate::{
+    authority::{self, Authority, certify::Certifier, issue},
+    model::World,
+    operator, sources,
+};
+
+/// Everything that has a bound here, by name.
+pub mod limits {
+    use std::time::Duration;
+
+    /// Connections at once, proxies' and strangers' together.
+    pub const CONNECTIONS: usize = 16 * 1024;
+    /// A client's part of the TLS handshake.
+    pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+    /// A connection without a client certificate may only ask for one, and is closed after this.
+    pub const STRANGER_LIFETIME: Duration = Duration::from_secs(30);
+    /// HTTP/2 streams per connection: one subscription, one renewal, and some air.
+    pub const STREAMS_PER_CONNECTION: u32 = 16;
+    /// A gRPC message from a proxy, in bytes: an `Open` with every subscription it may have.
+    pub const REQUEST_BYTES: usize = 8 << 20;
+    /// HTTP/2 request head, in bytes.
+    pub const HEAD_BYTES: u32 = 16 * 1024;
+    /// HTTP/2 ping, and how long its answer may take.
+    pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+    /// See [`KEEPALIVE_INTERVAL`].
+    pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+    /// A stream is ended after about this long (± 20 %), so that replicas share the load again.
+    pub const STREAM_LIFETIME: Duration = Duration::from_secs(3600);
+    /// Between `Goodbye` and the end of a stream.
+    pub const GOODBYE_GRACE: Duration = Duration::from_secs(2);
+    /// What a proxy may subscribe to.
+    pub const SUBSCRIPTIONS: usize = 10_000;
+    /// The key of a resource, in bytes (a host name's 253, and a port).
+    pub const KEY_BYTES: usize = 512;
+    /// The name of a workload, in bytes (a Pod's name).
+    pub const WORKLOAD_BYTES: usize = 253;
+    /// Capabilities a proxy may name.
+    pub const CAPABILITIES: usize = 256;
+    /// A delta is cut after about this many bytes; what is left follows once it is answered.
+    pub const DELTA_BYTES: usize = 2 << 20;
+    /// One resource, in bytes: what proxies can receive. A larger one is not sent, and its subscribers are laggards.
+    pub const RESOURCE_BYTES: usize = 12 << 20;
+    /// Text of a rejection that is kept, in characters.
+    pub const REASON_CHARS: usize = 1024;
+    /// How long a proxy that vanished is still named.
+    pub const DISCONNECTED_KEPT: Duration = Duration::from_secs(300);
+    /// Proxies that vanished and are still named, at most.
+    pub const DISCONNECTED: usize = 10_000;
+}
+
+/// What a control plane is started with. See `leno control-plane --help`.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The folder of documents.
+    pub config: PathBuf,
+    /// Where proxies connect. Port 0: any.
+    pub listen: SocketAddr,
+    pub authority: authority::Options,
+    pub mesh_networks: Vec<IpNet>,
+    /// Serves Prometheus metrics over plain HTTP.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// A control plane that is bound and ready, and not yet serving.
+pub struct ControlPlane {
+    /// Held for as long as this control plane lives.
+    _lock: File,
+    state: PathBuf,
+    authority: Arc<Authority>,
+    world: watch::Receiver<Arc<World>>,
+    tracker: Arc<Tracker>,
+    compiler: Arc<Compiler>,
+    metrics: Arc<Metrics>,
+    credentials: Arc<ServerCredentials>,
+    tcp: TcpListener,
+    operator: tokio::net::UnixListener,
+    metrics_tcp: Option<TcpListener>,
+}
+
+impl ControlPlane {
+    /// Opens the authority and the configuration, and binds every socket.
+    ///
+    /// # Errors
+    /// If the state folder is in use, or anything named in `options` cannot be read, written or bound.
+    pub async fn bind(options: Options) -> anyhow::Result<Self> {
+        authority::files::make_private_folder(&options.authority.state)?;
+        let state = options.authority.state.clone();
+        let lock = lock(&state)?;
+        let now = SystemTime::now();
+        let authority = Arc::new(Authority::open(options.authority.clone(), now)?);
+        let tcp =
+            TcpListener::bind(options.listen).await.with_context(|| format!("cannot listen on {}", options.listen))?;
+        let metrics_tcp = match options.metrics {
+            Some(address) => Some(
+                TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} for metrics"))?,
+            ),
+            None => None,
+        };
+        let world = sources::folder::watch(options.config.clone(), state.clone(), authority.trust_domain())
+            .await
+            .with_context(|| format!("cannot read the configuration in {}", options.config.display()))?;
+        let operator = operator::bind(&state)?;
+        let metrics = Arc::new(Metrics::default());
+        let tracker = Arc::new(Tracker::default());
+        let compiler = Arc::new(Compiler::new(authority.trust_domain(), &options.mesh_networks));
+        let credentials = Arc::new(ServerCredentials::new(&authority, now)?);
+        Ok(Self {
+            _lock: lock,
+            state,
+            authority,
+            world,
+            tracker,
+            compiler,
+            metrics,
+            credentials,
+            tcp,
+            operator,
+            metrics_tcp,
+        })
+    }
+
+    /// Where proxies connect.
+    ///
+    /// # Errors
+    /// If the socket has no address.
+    pub fn address(&self) -> anyhow::Result<SocketAddr> {
+        self.tcp.local_addr().context("the listening socket has no address")
+    }
+
+    pub fn authority(&self) -> &Arc<Authority> {
+        &self.authority
+    }
+
+    /// Serves until `shutdown` is done, then says goodbye to every proxy and returns.
+    ///
+    /// # Errors
+    /// If a part of it ends by itself, which none should.
+    pub async fn serve(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let (stop, stopping) = watch::channel(false);
+        let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
+        tracing::info!(
+            listen = %self.address()?,
+            operator = %operator::socket(&self.state).display(),
+            trust_domain = self.authority.trust_domain(),
+            trust_bundle = %self.authority.trust_bundle_file().display(),
+            generation = self.world.borrow().generation(),
+            "serving"
+        );
+        let on_issued = {
+            let metrics = Arc::clone(&self.metrics);
+            move || metrics.certificate_issued()
+        };
+        let services = listener::Services {
+            identity: IdentityServer::new(Certifier::new(Arc::clone(&self.authority), on_issued))
+                .max_decoding_message_size(64 * 1024),
+            discovery: DiscoveryServer::new(Distributor::new(
+                self.authority.bundle(),
+                self.world.clone(),
+                Arc::clone(&self.compiler),
+                Arc::clone(&self.tracker),
+                Arc::clone(&self.metrics),
+                stopping.clone(),
+            ))
+            .max_decoding_message_size(limits::REQUEST_BYTES)
+            .max_encoding_message_size(2 * limits::RESOURCE_BYTES),
+        };
+        tasks.spawn(listener::serve(self.tcp, Arc::clone(&self.credentials), services, stopping.clone()));
+        tasks.spawn(operator::serve(
+            self.operator,
+            operator::Answers::new(Arc::clone(&self.authority), self.world.clone(), Arc::clone(&self.tracker)),
+            stopping.clone(),
+        ));
+        if let Some(listener) = self.metrics_tcp {
+            let view = metrics::View::new(
+                Arc::clone(&self.metrics),
+                Arc::clone(&self.tracker),
+                Arc::clone(&self.authority),
+                self.world.clone(),
+            );
+            tasks.spawn(metrics::serve(listener, view, stopping.clone()));
+        }
+        tasks.spawn(log_errors(self.world.clone(), stopping.clone()));
+        tasks.spawn(upkeep(Arc::clone(&self.authority), self.credentials, Arc::clone(&self.tracker), stopping));
+
+        let ended = tokio::select! {
+            () = shutdown => Ok(()),
+            Some(ended) = tasks.join_next() => match ended {
+                Ok(Ok(())) => Err(anyhow::anyhow!("a part of the control plane ended by itself")),
+                Ok(Err(error)) => Err(error),
+                Err(error) => Err(anyhow::anyhow!("a part of the control plane failed: {error}")),
+            },
+        };
+        tracing::info!(proxies = self.tracker.connected(), "stopping");
+        stop.send_replace(true);
+        let all = async { while tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(limits::GOODBYE_GRACE * 2, all).await.is_err() {
+            tasks.abort_all();
+        }
+        operator::unbind(&self.state);
+        ended
+    }
+}
+
+/// One control plane per state folder. The lock goes with the process, however it ends.
+fn lock(state: &Path) -> anyhow::Result<File> {
+    let path = state.join("lock");
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .with_context(|| format!("cannot open {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            bail!("another control plane is running on the state folder {}", state.display())
+        }
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+/// Says each bad document once when it appears, and once when it is mended.
+async fn log_errors(mut world: watch::Receiver<Arc<World>>, mut stopping: watch::Receiver<bool>) -> anyhow::Result<()> {
+    let mut known: Vec<crate::model::DocumentError> = Vec::new();
+    loop {
+        let now = Arc::clone(&world.borrow_and_update());
+        for error in now.errors().iter().filter(|e| !known.contains(e)) {
+            tracing::error!(
+                file = %error.file,
+                document = error.document,
+                object = error.object.as_ref().map(ToString::to_string),
+                field = error.field,
+                reason = error.reason,
+                "a document is not in force: the last good version of its object stays"
+            );
+        }
+        for error in known.iter().filter(|e| !now.errors().contains(e)) {
+            tracing::info!(
+                file = %error.file,
+                document = error.document,
+                object = error.object.as_ref().map(ToString::to_string),
+                field = error.field,
+                reason = error.reason,
+                "no longer wrong"
+            );
+        }
+        known = now.errors().to_vec();
+        tokio::select! {
+            changed = world.changed() => changed.context("the configuration is no longer read")?,
+            _ = stopping.wait_for(|s| *s) => return Ok(()),
+        }
+    }
+}
+
+/// Renews what expires, and raises the alarm over what cannot be renewed.
+async fn upkeep(
+    authority: Arc<Authority>,
+    credentials: Arc<ServerCredentials>,
+    tracker: Arc<Tracker>,
+    mut stopping: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
+    let tick = (authority.certificate_lifetime() / 10).clamp(Duration::from_millis(500), Duration::from_secs(60));
+    let mut alarmed = (None, None);
+    loop {
+        let now = SystemTime::now();
+        match authority.refresh(now) {
+            Ok(false) => {}
+            Ok(true) => {
+                tracing::info!("root or issuer changed");
+                renew(&authority, &credentials, now);
+            }
+            Err(error) => tracing::error!(
+                error = format!("{error:#}"),
+                "root and issuer cannot be read again: those in force stay"
+            ),
+        }
+        if credentials.renewal_due(now) {
+            renew(&authority, &credentials, now);
+        }
+        alarmed = raise_alarms(&authority.material(), now, alarmed);
+        tracker.forget_vanished(std::time::Instant::now());
+        tokio::select! {
+            () = sleep(tick) => {}
+            _ = stopping.wait_for(|s| *s) => return Ok(()),
+        }
+    }
+}
+
+fn renew(authority: &Authority, credentials: &ServerCredentials, now: SystemTime) {
+    if let Err(error) = credentials.renew(authority, now) {
+        tracing::error!(
+            error = format!("{error:#}"),
+            "cannot renew the control plane's own certificate: proxies cannot connect once it expires"
+        );
+    }
+}
+
+type Alarmed = (Option<u32>, Option<u32>);
+
+/// Once per threshold (90, 30, 7 days, expired).
+fn raise_alarms(material: &issue::Material, now: SystemTime, before: Alarmed) -> Alarmed {
+    let root = issue::alarm(material.anchors_not_after, now);
+    if root != before.0
+        && let Some(days) = root
+    {
+        tracing::error!(
+            not_after = %issue::display(material.anchors_not_after),
+            within_days = days,
+            "the root certificate nears its end, and with it every identity of the mesh: add a new root to root.pem"
+        );
+    }
+    // An issuer that can be renewed is, at two thirds of its life.
+    let issuer = match material.root_key {
+        Some(_) if now < material.issuer_not_after => None,
+        _ => issue::alarm(material.issuer_not_after, now),
+    };
+    if issuer != before.1
+        && let Some(days) = issuer
+    {
+        tracing::error!(
+            not_after = %issue::display(material.issuer_not_after),
+            within_days = days,
+            "the issuer's certificate nears its end and there is no root.key to renew it with: replace issuer.pem"
+        );
+    }
+    (root, issuer)
+}

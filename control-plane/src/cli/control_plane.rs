@@ -1,0 +1,156 @@
+//! `leno control-plane`
+
+use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
+
+use anyhow::Context as _;
+use ipnet::IpNet;
+use serde::Deserialize;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use super::duration;
+use crate::{
+    authority,
+    serve::{self, ControlPlane},
+};
+
+/// Run the control plane: read the configuration, issue certificates, serve policy to proxies
+///
+/// On first start it makes a root certificate and an issuer in the state folder, readable by its owner only. Proxies
+/// need a copy of `trust-bundle.pem` from there, and a token (see `leno token`). Documents in the configuration folder
+/// may be changed at any time; a bad one changes nothing, and `leno get` says what is wrong with it.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// YAML file with any of the options below, by their long names; options and environment win over it
+    #[arg(long, value_name = "FILE", env = "LENO_CONFIG_FILE")]
+    config_file: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// The same from the command line, the environment and the file.
+#[derive(Debug, Default, clap::Args, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+struct Settings {
+    /// Folder of YAML documents: Services, EndpointSlices, Pods, and routes of the Gateway API. Required
+    #[arg(long, value_name = "DIR", env = "LENO_CONFIG")]
+    config: Option<PathBuf>,
+    /// Folder of keys, certificates, generations and the operator's socket; made if absent. Required
+    #[arg(long, value_name = "DIR", env = "LENO_STATE")]
+    state: Option<PathBuf>,
+    /// Address that proxies connect to [default: 127.0.0.1:4190]
+    #[arg(long, value_name = "IP:PORT", env = "LENO_LISTEN")]
+    listen: Option<SocketAddr>,
+    /// Trust domain of all identities; belongs to the state folder once it is used [default: cluster.local]
+    #[arg(long, value_name = "NAME", env = "LENO_TRUST_DOMAIN")]
+    trust_domain: Option<String>,
+    /// Life of a workload's certificate, 10s to 2160h [default: 24h]
+    #[arg(long, value_name = "DURATION", env = "LENO_CERTIFICATE_LIFETIME")]
+    certificate_lifetime: Option<String>,
+    /// Folder with root.pem, issuer.pem and issuer.key of an authority brought along; never written to
+    #[arg(long, value_name = "DIR", env = "LENO_CA_DIR")]
+    ca_dir: Option<PathBuf>,
+    /// Networks whose addresses belong to the mesh: unknown addresses in them are refused, all others are let through
+    /// without asking [default: every address is asked for]
+    #[arg(long, value_name = "CIDR,...", value_delimiter = ',', env = "LENO_MESH_NETWORKS")]
+    mesh_networks: Vec<IpNet>,
+    /// Address to serve Prometheus metrics on, at /metrics [default: none]
+    #[arg(long, value_name = "IP:PORT", env = "LENO_METRICS")]
+    metrics: Option<SocketAddr>,
+    /// What to log: error, warn, info, debug, trace, or a filter per module [default: info]
+    #[arg(long, value_name = "FILTER", env = "LENO_LOG")]
+    log: Option<String>,
+    /// How to log: text or json [default: text]
+    #[arg(long, value_name = "FORMAT", env = "LENO_LOG_FORMAT")]
+    log_format: Option<LogFormat>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+const DEFAULT_LISTEN: &str = "127.0.0.1:4190";
+
+pub(super) fn run(args: Args) -> anyhow::Result<u8> {
+    let settings = match &args.config_file {
+        Some(file) => args.settings.over(read(file)?),
+        None => args.settings,
+    };
+    start_log(&settings)?;
+    let options = settings.into_options()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let control_plane = ControlPlane::bind(options).await?;
+        let shutdown = async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        control_plane.serve(shutdown).await
+    })?;
+    // A task may still be compiling: nothing waits for it.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    Ok(super::SUCCESS)
+}
+
+fn read(file: &PathBuf) -> anyhow::Result<Settings> {
+    let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    serde_saphyr::from_str(&text).with_context(|| format!("{} is not a configuration file", file.display()))
+}
+
+impl Settings {
+    /// What is not set here is taken from `file`.
+    fn over(self, file: Self) -> Self {
+        Self {
+            config: self.config.or(file.config),
+            state: self.state.or(file.state),
+            listen: self.listen.or(file.listen),
+            trust_domain: self.trust_domain.or(file.trust_domain),
+            certificate_lifetime: self.certificate_lifetime.or(file.certificate_lifetime),
+            ca_dir: self.ca_dir.or(file.ca_dir),
+            mesh_networks: if self.mesh_networks.is_empty() { file.mesh_networks } else { self.mesh_networks },
+            metrics: self.metrics.or(file.metrics),
+            log: self.log.or(file.log),
+            log_format: self.log_format.or(file.log_format),
+        }
+    }
+
+    fn into_options(self) -> anyhow::Result<serve::Options> {
+        let certificate_lifetime = match &self.certificate_lifetime {
+            Some(text) => duration::parse(text).map_err(anyhow::Error::msg).context("--certificate-lifetime")?,
+            None => authority::DEFAULT_CERTIFICATE_LIFETIME,
+        };
+        let listen = match self.listen {
+            Some(listen) => listen,
+            None => DEFAULT_LISTEN.parse()?,
+        };
+        Ok(serve::Options {
+            config: self.config.context("--config is needed: the folder of documents")?,
+            listen,
+            authority: authority::Options {
+                state: self.state.context("--state is needed: a folder for keys and certificates")?,
+                ca_dir: self.ca_dir,
+                trust_domain: self.trust_domain,
+                certificate_lifetime,
+            },
+            mesh_networks: self.mesh_networks,
+            metrics: self.metrics,
+        })
+    }
+}
+
+fn start_log(settings: &Settings) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(settings.log.as_deref().unwrap_or("info")).context("--log")?;
+    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
+    match settings.log_format.unwrap_or(LogFormat::Text) {
+        LogFormat::Text => log.with_target(false).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+    Ok(())
+}

@@ -1,0 +1,154 @@
+//! Compiled resources, shared between the proxies that get the same ones.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak},
+};
+
+use ipnet::IpNet;
+use leno_proto::v1::{Resource, ResourceKind, ResourceName, Settings, resource::Body};
+use parking_lot::Mutex;
+use prost::Message as _;
+
+use crate::{
+    compile::{Subscriber, compile},
+    model::{Topic, World},
+};
+
+/// What a name stood for at some generation. Immutable.
+#[derive(Debug)]
+pub struct Compiled {
+    /// None: it does not exist.
+    pub resource: Option<Resource>,
+    /// It was made from these, and is current until one of them changes.
+    pub topics: Vec<Topic>,
+    /// The generation it was made at.
+    pub generation: u64,
+    /// Encoded size in bytes, body and all.
+    pub size: usize,
+}
+
+impl Compiled {
+    /// Measures `resource`.
+    pub fn new(resource: Option<Resource>, topics: Vec<Topic>, generation: u64) -> Self {
+        let size = resource.as_ref().map_or(0, |r| r.encoded_len());
+        Self { resource, topics, generation, size }
+    }
+
+    /// None: it does not exist.
+    pub fn version(&self) -> Option<&str> {
+        self.resource.as_ref().map(|r| r.version.as_str())
+    }
+}
+
+/// What a session sees of the world: a generation, and what each name stands for in it.
+pub trait View {
+    fn generation(&self) -> u64;
+
+    /// What `name` stands for; `have` itself if that is still current.
+    fn current(&self, name: &ResourceName, have: Option<&Arc<Compiled>>) -> Arc<Compiled>;
+}
+
+/// Compiles, and remembers what others got for as long as somebody holds it.
+pub struct Compiler {
+    settings: Arc<Compiled>,
+    shared: Mutex<Shared>,
+}
+
+/// A destination depends on the client's namespace, and so may all but the client's own inbound policy.
+type Key = (Arc<str>, ResourceName);
+
+#[derive(Default)]
+struct Shared {
+    compiled: HashMap<Key, Weak<Compiled>>,
+    /// Dead entries are swept when the map reaches this size.
+    sweep_at: usize,
+}
+
+const LEAST_SWEEP: usize = 1024;
+
+impl Compiler {
+    pub fn new(trust_domain: &str, mesh_networks: &[IpNet]) -> Self {
+        let networks: Vec<String> = mesh_networks.iter().map(ToString::to_string).collect();
+        let settings = Resource {
+            name: Some(ResourceName { kind: ResourceKind::Settings.into(), key: String::new() }),
+            version: format!("{trust_domain} {}", networks.join(",")),
+            origins: Vec::new(),
+            body: Some(Body::Settings(Settings { trust_domain: trust_domain.to_owned(), mesh_networks: networks })),
+        };
+        let settings = Arc::new(Compiled::new(Some(settings), Vec::new(), 0));
+        Self { settings, shared: Mutex::default() }
+    }
+
+    /// What `subscriber` sees of `world`.
+    pub fn view<'a>(
+        &'a self,
+        world: &'a World,
+        bundle: &'a Arc<Compiled>,
+        subscriber: &'a Subscriber,
+        namespace: &'a Arc<str>,
+    ) -> WorldView<'a> {
+        WorldView { compiler: self, world, bundle, subscriber, namespace }
+    }
+}
+
+/// See [`Compiler::view`].
+pub struct WorldView<'a> {
+    compiler: &'a Compiler,
+    world: &'a World,
+    bundle: &'a Arc<Compiled>,
+    subscriber: &'a Subscriber,
+    namespace: &'a Arc<str>,
+}
+
+impl WorldView<'_> {
+    fn is_current(&self, compiled: &Compiled) -> bool {
+        !self.world.changed_since(&compiled.topics, compiled.generation)
+    }
+
+    fn compile(&self, name: &ResourceName) -> Arc<Compiled> {
+        let (resource, topics) = compile(self.world, self.subscriber, name);
+        Arc::new(Compiled::new(resource, topics, self.world.generation()))
+    }
+}
+
+impl View for WorldView<'_> {
+    fn generation(&self) -> u64 {
+        self.world.generation()
+    }
+
+    fn current(&self, name: &ResourceName, have: Option<&Arc<Compiled>>) -> Arc<Compiled> {
+        match name.kind() {
+            ResourceKind::TrustBundle => return Arc::clone(self.bundle),
+            ResourceKind::Settings => return Arc::clone(&self.compiler.settings),
+            // A kind of a later version.
+            ResourceKind::Unspecified => return Arc::new(Compiled::new(None, Vec::new(), 0)),
+            ResourceKind::Inbound | ResourceKind::Destination | ResourceKind::Endpoints => {}
+        }
+        if let Some(have) = have
+            && self.is_current(have)
+        {
+            return Arc::clone(have);
+        }
+        if name.kind() == ResourceKind::Inbound {
+            return self.compile(name);
+        }
+        let key = (Arc::clone(self.namespace), name.clone());
+        let known = self.compiler.shared.lock().compiled.get(&key).and_then(Weak::upgrade);
+        if let Some(known) = known
+            // Another stream may be ahead of this one: then both are right, each for its own generation.
+            && known.generation <= self.world.generation()
+            && self.is_current(&known)
+        {
+            return known;
+        }
+        let compiled = self.compile(name);
+        let mut shared = self.compiler.shared.lock();
+        shared.compiled.insert(key, Arc::downgrade(&compiled));
+        if shared.compiled.len() >= shared.sweep_at.max(LEAST_SWEEP) {
+            shared.compiled.retain(|_, compiled| compiled.strong_count() > 0);
+            shared.sweep_at = shared.compiled.len() * 2;
+        }
+        compiled
+    }
+}

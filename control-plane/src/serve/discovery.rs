@@ -1,0 +1,356 @@
+//! `Discovery.Subscribe`: one task per proxy, which owns its [`Session`].
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use leno_proto::v1::{
+    Delta, Goodbye, Open, Resource, SubscribeRequest, SubscribeResponse, discovery_server::Discovery,
+    subscribe_request, subscribe_response,
+};
+use prost::Message as _;
+use rustls::crypto::aws_lc_rs;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant as TokioInstant, sleep_until, timeout},
+};
+use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{
+    compiled::{Compiled, Compiler},
+    limits,
+    listener::{Peer, PeerCertificate},
+    metrics::Metrics,
+    session::{Session, Violation},
+    tracker::{Opened, Report, StreamId, Tracker},
+};
+use crate::{authority::issue, compile::Subscriber, model::World};
+
+/// A proxy that opens a stream and then says nothing is not waited for.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Answers `Discovery.Subscribe`.
+#[derive(Clone)]
+pub struct Distributor {
+    bundle: watch::Receiver<Arc<Resource>>,
+    world: watch::Receiver<Arc<World>>,
+    compiler: Arc<Compiler>,
+    tracker: Arc<Tracker>,
+    metrics: Arc<Metrics>,
+    stopping: watch::Receiver<bool>,
+}
+
+impl Distributor {
+    pub fn new(
+        bundle: watch::Receiver<Arc<Resource>>,
+        world: watch::Receiver<Arc<World>>,
+        compiler: Arc<Compiler>,
+        tracker: Arc<Tracker>,
+        metrics: Arc<Metrics>,
+        stopping: watch::Receiver<bool>,
+    ) -> Self {
+        Self { bundle, world, compiler, tracker, metrics, stopping }
+    }
+
+    /// That the workload's Pod runs as the service account of the certificate.
+    fn authorize(&self, certificate: &PeerCertificate, workload: &str) -> Result<(), Status> {
+        let identity = &certificate.identity;
+        let namespace = identity.namespace();
+        if workload.is_empty() || workload.len() > limits::WORKLOAD_BYTES {
+            return Err(Status::invalid_argument(format!(
+                "a workload's name has 1 to {} bytes: set --workload to the Pod's name",
+                limits::WORKLOAD_BYTES
+            )));
+        }
+        match self.world.borrow().service_account(namespace, workload) {
+            // Not (or not yet) a Pod that is known: it may call others, and is nobody's endpoint.
+            None => Ok(()),
+            Some(account) if &*account == identity.service_account() => Ok(()),
+            Some(account) => Err(Status::permission_denied(format!(
+                "Pod {namespace}/{workload} runs as service account {account}, but the certificate is for {identity}: \
+                 start the proxy with a token for {account} (leno token --namespace {namespace} --service-account \
+                 {account}), or correct --workload or the Pod's serviceAccountName"
+            ))),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Discovery for Distributor {
+    type SubscribeStream = Pin<Box<dyn Stream<Item = Result<SubscribeResponse, Status>> + Send>>;
+
+    async fn subscribe(
+        &self,
+        request: Request<Streaming<SubscribeRequest>>,
+    ) -> Result<Response<Self::SubscribeStream>, Status> {
+        let Some(peer) = request.extensions().get::<Peer>().cloned() else {
+            return Err(Status::internal("the connection has no peer"));
+        };
+        let Some(certificate) = peer.certificate else {
+            return Err(Status::unauthenticated("a client certificate is needed: ask Identity.Certify for one first"));
+        };
+        if SystemTime::now() >= certificate.not_after {
+            return Err(Status::unauthenticated(format!(
+                "the client certificate expired at {}: connect again with a new one",
+                issue::display(certificate.not_after)
+            )));
+        }
+        // At most one delta is outstanding, and one goodbye follows it: sending never waits for a slow proxy.
+        let (responses, receiver) = mpsc::channel(4);
+        let distributor = self.clone();
+        tokio::spawn(async move {
+            let mut requests = request.into_inner();
+            if let Err(status) = distributor.stream(peer.address, certificate, &mut requests, &responses).await {
+                let _ = responses.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+type Responses = mpsc::Sender<Result<SubscribeResponse, Status>>;
+
+impl Distributor {
+    /// One stream, from `Open` to its end.
+    async fn stream(
+        self,
+        address: std::net::SocketAddr,
+        certificate: PeerCertificate,
+        requests: &mut Streaming<SubscribeRequest>,
+        responses: &Responses,
+    ) -> Result<(), Status> {
+        let open = match timeout(OPEN_TIMEOUT, requests.message()).await {
+            Ok(Ok(Some(SubscribeRequest { request: Some(subscribe_request::Request::Open(open)) }))) => open,
+            Ok(Ok(_)) => return Err(Status::invalid_argument("the first request must be Open")),
+            Ok(Err(status)) => return Err(status),
+            Err(_) => return Err(Status::deadline_exceeded("no Open came")),
+        };
+        let refuse = |status: &Status| {
+            tracing::warn!(
+                %address,
+                identity = %certificate.identity,
+                workload = open.workload,
+                reason = status.message(),
+                "refused a proxy"
+            );
+        };
+        self.authorize(&certificate, &open.workload).inspect_err(refuse)?;
+        let (workload, version, held) = (open.workload.clone(), bounded(&open.version), open.held.len());
+        let session = Session::open(Open { held: open.held, ..open }).map_err(violation)?;
+        let (id, superseded) = self.tracker.opened(Opened {
+            identity: certificate.identity.clone(),
+            workload: workload.clone(),
+            version: version.clone(),
+            certificate_not_after: certificate.not_after,
+        });
+        let proxy = format!("{}/{workload}", certificate.identity.namespace());
+        tracing::info!(proxy, %address, version, held, "proxy connected");
+        let bundle_compiled = compiled_bundle(&self.bundle.borrow());
+        let mut stream = ProxyStream {
+            namespace: certificate.identity.namespace().into(),
+            subscriber: Subscriber { identity: certificate.identity.clone(), workload },
+            bundle_compiled,
+            session,
+            id,
+            refresh: true,
+            unreported: Report::default(),
+            sent_at: None,
+            distributor: self,
+        };
+        let ended = stream.run(requests, responses, superseded).await;
+        let farewell = matches!(ended, Ok(End::Farewell));
+        stream.distributor.tracker.closed(id, farewell, Instant::now());
+        match &ended {
+            Ok(End::Farewell) => tracing::info!(proxy, "proxy left"),
+            Ok(End::Goodbye(reason)) => tracing::info!(proxy, reason, "stream ended"),
+            Err(status) => {
+                tracing::info!(proxy, code = ?status.code(), reason = status.message(), "proxy disconnected")
+            }
+        }
+        ended.map(|_| ())
+    }
+}
+
+/// How a stream ended, other than by an error.
+enum End {
+    /// The proxy closed it: it exits.
+    Farewell,
+    /// This side did.
+    Goodbye(&'static str),
+}
+
+struct ProxyStream {
+    distributor: Distributor,
+    subscriber: Subscriber,
+    namespace: Arc<str>,
+    session: Session,
+    id: StreamId,
+    bundle_compiled: Arc<Compiled>,
+    /// Something was subscribed to, or changed, since the last refresh.
+    refresh: bool,
+    unreported: Report,
+    /// When the outstanding delta was sent.
+    sent_at: Option<Instant>,
+}
+
+impl ProxyStream {
+    async fn run(
+        &mut self,
+        requests: &mut Streaming<SubscribeRequest>,
+        responses: &Responses,
+        mut superseded: watch::Receiver<bool>,
+    ) -> Result<End, Status> {
+        let mut world = self.distributor.world.clone();
+        let mut bundle = self.distributor.bundle.clone();
+        let mut stopping = self.distributor.stopping.clone();
+        let end_at = TokioInstant::now() + jittered(limits::STREAM_LIFETIME, random());
+        loop {
+            // Marked as seen, so that only what comes after this is a change.
+            let now = Arc::clone(&world.borrow_and_update());
+            self.step(&now, responses).await?;
+            let goodbye = tokio::select! {
+                request = requests.message() => match request? {
+                    Some(SubscribeRequest { request: Some(request) }) => {
+                        self.take(request)?;
+                        continue;
+                    }
+                    // A request of a later version.
+                    Some(SubscribeRequest { request: None }) => continue,
+                    None => return Ok(End::Farewell),
+                },
+                changed = world.changed() => {
+                    changed.map_err(|_| Status::unavailable("the configuration is no longer read"))?;
+                    self.refresh = true;
+                    continue;
+                }
+                Ok(()) = bundle.changed() => {
+                    self.bundle_compiled = compiled_bundle(&bundle.borrow_and_update());
+                    self.refresh = true;
+                    continue;
+                }
+                _ = superseded.wait_for(|s| *s) => {
+                    return Err(Status::aborted(
+                        "another stream was opened for this workload: a workload's name must be unique in its namespace",
+                    ));
+                }
+                () = sleep_until(end_at) => "the stream has lived long enough: reconnect",
+                _ = stopping.wait_for(|s| *s) => "the control plane is stopping",
+            };
+            return self.say_goodbye(goodbye, requests, responses).await;
+        }
+    }
+
+    /// Compiles what changed, sends what is due, reports what happened.
+    async fn step(&mut self, world: &World, responses: &Responses) -> Result<(), Status> {
+        if std::mem::take(&mut self.refresh) || self.session.seen() != world.generation() {
+            let compiler = &self.distributor.compiler;
+            let view = compiler.view(world, &self.bundle_compiled, &self.subscriber, &self.namespace);
+            self.session.refresh(&view);
+        }
+        if let Some(delta) = self.session.poll() {
+            self.send(delta, responses).await?;
+        }
+        let report = Report {
+            answered: self.session.answered(),
+            seen: self.session.seen(),
+            subscriptions: self.session.subscriptions(),
+            changes: self.session.take_changes(),
+            ..std::mem::take(&mut self.unreported)
+        };
+        self.distributor.tracker.report(self.id, report);
+        Ok(())
+    }
+
+    async fn send(&mut self, delta: Delta, responses: &Responses) -> Result<(), Status> {
+        let resources = delta.changed.len() + delta.removed.len();
+        let bytes = delta.encoded_len();
+        self.unreported.resources_sent += resources as u64;
+        self.unreported.bytes_sent += bytes as u64;
+        self.distributor.metrics.delta_sent(resources, bytes);
+        self.sent_at = Some(Instant::now());
+        tracing::debug!(
+            proxy = self.subscriber.workload,
+            nonce = delta.nonce,
+            generation = delta.generation,
+            changed = delta.changed.len(),
+            removed = delta.removed.len(),
+            bytes,
+            "sent"
+        );
+        let response = SubscribeResponse { response: Some(subscribe_response::Response::Delta(delta)) };
+        responses.send(Ok(response)).await.map_err(|_| Status::cancelled("the proxy is gone"))
+    }
+
+    fn take(&mut self, request: subscribe_request::Request) -> Result<(), Status> {
+        match request {
+            subscribe_request::Request::Open(_) => Err(Status::invalid_argument("a stream is opened once")),
+            subscribe_request::Request::Interest(interest) => {
+                self.refresh = true;
+                self.session.interest(interest).map_err(violation)
+            }
+            subscribe_request::Request::Verdict(verdict) => {
+                for rejection in &verdict.rejected {
+                    tracing::warn!(
+                        proxy = format!("{}/{}", self.namespace, self.subscriber.workload),
+                        resource = rejection.name.as_ref().map(|n| format!("{:?} {}", n.kind(), bounded(&n.key))),
+                        field = bounded(&rejection.field),
+                        reason = bounded(&rejection.reason),
+                        "a proxy rejected a resource: its last good version stays in force there"
+                    );
+                }
+                let waited = self.sent_at.take().map(|at| at.elapsed());
+                self.distributor.metrics.verdict(verdict.rejected.len(), waited);
+                self.session.verdict(verdict).map_err(violation)
+            }
+        }
+    }
+
+    /// Gives the proxy a moment to answer what it holds and to hang up by itself.
+    async fn say_goodbye(
+        &mut self,
+        reason: &'static str,
+        requests: &mut Streaming<SubscribeRequest>,
+        responses: &Responses,
+    ) -> Result<End, Status> {
+        let goodbye = subscribe_response::Response::Goodbye(Goodbye { reason: reason.to_owned() });
+        let _ = responses.send(Ok(SubscribeResponse { response: Some(goodbye) })).await;
+        let hang_up = async { while let Ok(Some(_)) = requests.message().await {} };
+        let _ = timeout(limits::GOODBYE_GRACE, hang_up).await;
+        Ok(End::Goodbye(reason))
+    }
+}
+
+fn compiled_bundle(bundle: &Arc<Resource>) -> Arc<Compiled> {
+    Arc::new(Compiled::new(Some(Resource::clone(bundle)), Vec::new(), 0))
+}
+
+fn violation(violation: Violation) -> Status {
+    match violation {
+        Violation::TooManySubscriptions | Violation::TooManyCapabilities => {
+            Status::resource_exhausted(violation.to_string())
+        }
+        Violation::KeyTooLong | Violation::NoName | Violation::StrayVerdict(_) => {
+            Status::invalid_argument(violation.to_string())
+        }
+    }
+}
+
+/// A proxy's text, cut to what a log line can bear.
+fn bounded(text: &str) -> String {
+    text.chars().take(256).collect()
+}
+
+/// `base` ± 20 %.
+fn jittered(base: Duration, random: u16) -> Duration {
+    base.mul_f64(0.8 + 0.4 * f64::from(random) / f64::from(u16::MAX))
+}
+
+fn random() -> u16 {
+    let mut bytes = [0; 2];
+    // Without randomness there is no jitter, which is no reason to refuse a proxy.
+    let _ = aws_lc_rs::default_provider().secure_random.fill(&mut bytes);
+    u16::from_be_bytes(bytes)
+}

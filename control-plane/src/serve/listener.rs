@@ -1,0 +1,294 @@
+//! Connections from proxies: TCP, TLS 1.3, and who is at the other end.
+//!
+//! A client certificate is verified when presented; without one, a client can do nothing but ask for one, for a while.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, SystemTime},
+};
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use leno_proto::{
+    spiffe::SpiffeId,
+    v1::{discovery_server::DiscoveryServer, identity_server::IdentityServer},
+};
+use rustls::{
+    RootCertStore, ServerConfig,
+    crypto::{CryptoProvider, aws_lc_rs},
+    server::{NoServerSessionStorage, WebPkiClientVerifier},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    time::{Sleep, sleep, timeout},
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{body::Body, codegen::http, server::NamedService, transport::server::Connected};
+use tower::Service;
+
+use super::{discovery::Distributor, limits};
+use crate::authority::{Authority, certify::Certifier, issue};
+
+/// The other end of a connection; an extension of every request on it.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    pub address: SocketAddr,
+    /// None: no client certificate was presented.
+    pub certificate: Option<PeerCertificate>,
+}
+
+/// What a verified client certificate says.
+#[derive(Debug, Clone)]
+pub struct PeerCertificate {
+    pub identity: SpiffeId,
+    pub not_after: SystemTime,
+}
+
+/// The server's own certificate, and the TLS configuration made from it.
+pub struct ServerCredentials {
+    current: ArcSwap<Current>,
+}
+
+struct Current {
+    tls: Arc<ServerConfig>,
+    trust_domain: String,
+    issued_at: SystemTime,
+    not_after: SystemTime,
+}
+
+impl ServerCredentials {
+    /// # Errors
+    /// If no certificate can be issued.
+    pub fn new(authority: &Authority, now: SystemTime) -> anyhow::Result<Self> {
+        Ok(Self { current: ArcSwap::from_pointee(Current::issue(authority, now)?) })
+    }
+
+    /// A new certificate, for connections from now on.
+    ///
+    /// # Errors
+    /// If none can be issued; the current one stays.
+    pub fn renew(&self, authority: &Authority, now: SystemTime) -> anyhow::Result<()> {
+        let next = Current::issue(authority, now)?;
+        tracing::debug!(not_after = %issue::display(next.not_after), "renewed the control plane's certificate");
+        self.current.store(Arc::new(next));
+        Ok(())
+    }
+
+    /// Past two thirds of its life, or made at a time that the clock has gone back behind.
+    pub fn renewal_due(&self, now: SystemTime) -> bool {
+        let current = self.current.load();
+        let life = current.not_after.duration_since(current.issued_at).unwrap_or_default();
+        now < current.issued_at || now >= current.issued_at + life.mul_f64(2.0 / 3.0)
+    }
+}
+
+impl Current {
+    fn issue(authority: &Authority, now: SystemTime) -> anyhow::Result<Self> {
+        let (issued, key) = authority.issue_own(now).context("cannot issue the control plane's own certificate")?;
+        let provider = Arc::new(provider());
+        let mut roots = RootCertStore::empty();
+        for anchor in &authority.material().anchors {
+            roots.add(anchor.clone()).context("a trust anchor cannot be used")?;
+        }
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+            .allow_unauthenticated()
+            .build()
+            .context("the trust anchors cannot be used")?;
+        let mut tls = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(issued.chain, key)?;
+        tls.alpn_protocols = vec![b"h2".to_vec()];
+        // A resumed session's client certificate would not be verified again.
+        tls.session_storage = Arc::new(NoServerSessionStorage {});
+        tls.send_tls13_tickets = 0;
+        Ok(Self {
+            tls: Arc::new(tls),
+            trust_domain: authority.trust_domain().to_owned(),
+            issued_at: now,
+            not_after: issued.not_after,
+        })
+    }
+}
+
+/// TLS 1.3 key exchange, post-quantum first.
+fn provider() -> CryptoProvider {
+    let mut provider = aws_lc_rs::default_provider();
+    provider.kx_groups =
+        vec![aws_lc_rs::kx_group::X25519MLKEM768, aws_lc_rs::kx_group::X25519, aws_lc_rs::kx_group::SECP256R1];
+    provider
+}
+
+/// The services on one port, told apart by the path.
+#[derive(Clone)]
+pub struct Services {
+    pub identity: IdentityServer<Certifier>,
+    pub discovery: DiscoveryServer<Distributor>,
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<http::Response<Body>, std::convert::Infallible>> + Send>>;
+
+impl Service<http::Request<Body>> for Services {
+    type Response = http::Response<Body>;
+    type Error = std::convert::Infallible;
+    type Future = Answer;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Answer {
+        let service = request.uri().path().trim_start_matches('/').split('/').next().unwrap_or_default();
+        if service == <DiscoveryServer<Distributor> as NamedService>::NAME {
+            self.discovery.call(request)
+        } else if service == <IdentityServer<Certifier> as NamedService>::NAME {
+            self.identity.call(request)
+        } else {
+            Box::pin(async { Ok(tonic::Status::unimplemented("no such service").into_http()) })
+        }
+    }
+}
+
+/// Accepts until `stopping`, and returns when every connection has ended.
+///
+/// # Errors
+/// If the socket fails.
+pub async fn serve(
+    tcp: TcpListener,
+    credentials: Arc<ServerCredentials>,
+    services: Services,
+    mut stopping: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
+    let (accepted, incoming) = mpsc::channel::<Result<Connection, io::Error>>(64);
+    let server = tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(limits::KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(limits::KEEPALIVE_TIMEOUT))
+        .http2_max_header_list_size(limits::HEAD_BYTES)
+        .max_concurrent_streams(limits::STREAMS_PER_CONNECTION)
+        .serve_with_incoming_shutdown(services, ReceiverStream::new(incoming), {
+            let mut stopping = stopping.clone();
+            async move {
+                let _ = stopping.wait_for(|s| *s).await;
+            }
+        });
+    let accept = async {
+        let slots = Arc::new(Semaphore::new(limits::CONNECTIONS));
+        loop {
+            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+            match tcp.accept().await {
+                Ok((stream, address)) => {
+                    let tls = credentials.current.load_full();
+                    tokio::spawn(handshake(stream, address, tls, slot, accepted.clone()));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    // Out of descriptors, most likely: some may be free in a moment.
+                    sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    };
+    tokio::pin!(server);
+    tokio::select! {
+        ended = &mut server => return ended.context("the gRPC server ended"),
+        () = accept => {}
+        _ = stopping.wait_for(|s| *s) => {}
+    }
+    server.await.context("the gRPC server ended")
+}
+
+async fn handshake(
+    stream: TcpStream,
+    address: SocketAddr,
+    current: Arc<Current>,
+    slot: OwnedSemaphorePermit,
+    accepted: mpsc::Sender<Result<Connection, io::Error>>,
+) {
+    let _ = stream.set_nodelay(true);
+    let acceptor = TlsAcceptor::from(Arc::clone(&current.tls));
+    let stream = match timeout(limits::HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return tracing::warn!(%address, %error, "refused a connection: TLS handshake"),
+        Err(_) => return tracing::warn!(%address, "refused a connection: the TLS handshake timed out"),
+    };
+    let certificate = match peer_certificate(&stream, &current.trust_domain) {
+        Ok(certificate) => certificate,
+        Err(error) => return tracing::warn!(%address, error = format!("{error:#}"), "refused a connection"),
+    };
+    let deadline = certificate.is_none().then(|| Box::pin(sleep(limits::STRANGER_LIFETIME)));
+    let connection = Connection { stream, peer: Peer { address, certificate }, deadline, _slot: slot };
+    // The server has ended if this fails.
+    let _ = accepted.send(Ok(connection)).await;
+}
+
+fn peer_certificate(stream: &TlsStream<TcpStream>, trust_domain: &str) -> anyhow::Result<Option<PeerCertificate>> {
+    let Some(leaf) = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()) else {
+        return Ok(None);
+    };
+    let (identity, not_after) = issue::identity(leaf).context("the client certificate is not a mesh identity")?;
+    if identity.trust_domain() != trust_domain {
+        anyhow::bail!("the client is {identity}, not of the trust domain {trust_domain}");
+    }
+    Ok(Some(PeerCertificate { identity, not_after }))
+}
+
+/// A TLS connection whose peer is known.
+struct Connection {
+    stream: TlsStream<TcpStream>,
+    peer: Peer,
+    /// When a stranger must be gone.
+    deadline: Option<Pin<Box<Sleep>>>,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Some(deadline) = &mut self.deadline
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "no client certificate")));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

@@ -1,0 +1,178 @@
+//! The control plane's own metrics, in Prometheus' text format.
+
+use std::{
+    fmt::Write as _,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, watch},
+    time::timeout,
+};
+
+use super::tracker::Tracker;
+use crate::{
+    authority::{Authority, issue},
+    model::World,
+};
+
+/// Upper bounds of the latency histogram, in milliseconds.
+const BUCKETS_MS: [u64; 12] = [1, 2, 5, 10, 20, 50, 100, 250, 500, 1000, 2500, 10_000];
+
+/// Counters, shared by all streams.
+#[derive(Default)]
+pub struct Metrics {
+    certificates_issued: AtomicU64,
+    deltas: AtomicU64,
+    resources: AtomicU64,
+    bytes: AtomicU64,
+    rejections: AtomicU64,
+    latency: [AtomicU64; BUCKETS_MS.len()],
+    latency_count: AtomicU64,
+    latency_us: AtomicU64,
+}
+
+impl Metrics {
+    pub fn certificate_issued(&self) {
+        self.certificates_issued.fetch_add(1, Relaxed);
+    }
+
+    pub fn delta_sent(&self, resources: usize, bytes: usize) {
+        self.deltas.fetch_add(1, Relaxed);
+        self.resources.fetch_add(resources as u64, Relaxed);
+        self.bytes.fetch_add(bytes as u64, Relaxed);
+    }
+
+    /// `waited`: from sending the delta to this.
+    pub fn verdict(&self, rejected: usize, waited: Option<Duration>) {
+        self.rejections.fetch_add(rejected as u64, Relaxed);
+        let Some(waited) = waited else { return };
+        self.latency_count.fetch_add(1, Relaxed);
+        self.latency_us.fetch_add(u64::try_from(waited.as_micros()).unwrap_or(u64::MAX), Relaxed);
+        let bucket = BUCKETS_MS.iter().zip(&self.latency).find(|(le, _)| waited <= Duration::from_millis(**le));
+        if let Some((_, count)) = bucket {
+            count.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+/// Everything that is shown.
+pub struct View {
+    metrics: Arc<Metrics>,
+    tracker: Arc<Tracker>,
+    authority: Arc<Authority>,
+    world: watch::Receiver<Arc<World>>,
+}
+
+impl View {
+    pub fn new(
+        metrics: Arc<Metrics>,
+        tracker: Arc<Tracker>,
+        authority: Arc<Authority>,
+        world: watch::Receiver<Arc<World>>,
+    ) -> Self {
+        Self { metrics, tracker, authority, world }
+    }
+
+    fn render(&self) -> String {
+        let m = &self.metrics;
+        let material = self.authority.material();
+        let world = Arc::clone(&self.world.borrow());
+        let mut text = String::new();
+        let mut put = |kind: &str, name: &str, help: &str, value: u64| {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+        };
+        put("gauge", "leno_proxies_connected", "Proxies with an open stream.", self.tracker.connected() as u64);
+        put("gauge", "leno_generation", "Mesh-wide generation of the configuration.", world.generation());
+        put("gauge", "leno_document_errors", "Documents that are not in force.", world.errors().len() as u64);
+        put(
+            "gauge",
+            "leno_root_not_after_seconds",
+            "End of the root certificate, Unix time.",
+            issue::unix(material.anchors_not_after),
+        );
+        put(
+            "gauge",
+            "leno_issuer_not_after_seconds",
+            "End of the issuer's certificate, Unix time.",
+            issue::unix(material.issuer_not_after),
+        );
+        let issued = m.certificates_issued.load(Relaxed);
+        put("counter", "leno_certificates_issued_total", "Certificates issued to workloads.", issued);
+        put("counter", "leno_deltas_sent_total", "Deltas sent to proxies.", m.deltas.load(Relaxed));
+        put("counter", "leno_resources_sent_total", "Resources in those deltas.", m.resources.load(Relaxed));
+        put("counter", "leno_bytes_sent_total", "Bytes of those deltas.", m.bytes.load(Relaxed));
+        put("counter", "leno_rejections_total", "Resources that proxies refused.", m.rejections.load(Relaxed));
+        self.render_latency(&mut text);
+        text
+    }
+
+    fn render_latency(&self, text: &mut String) {
+        let m = &self.metrics;
+        let name = "leno_delta_answer_seconds";
+        let _ = writeln!(text, "# HELP {name} From sending a delta to the proxy's verdict.\n# TYPE {name} histogram");
+        let mut cumulative = 0;
+        for (le, count) in BUCKETS_MS.iter().zip(&m.latency) {
+            cumulative += count.load(Relaxed);
+            let _ = writeln!(text, "{name}_bucket{{le=\"{}\"}} {cumulative}", Duration::from_millis(*le).as_secs_f64());
+        }
+        let (count, sum) = (m.latency_count.load(Relaxed), m.latency_us.load(Relaxed));
+        let _ = writeln!(text, "{name}_bucket{{le=\"+Inf\"}} {count}");
+        let _ = writeln!(text, "{name}_sum {}\n{name}_count {count}", Duration::from_micros(sum).as_secs_f64());
+    }
+}
+
+/// Scrapes at once.
+const SCRAPES: usize = 8;
+/// A scrape, from its first byte to the last of the answer.
+const SCRAPE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A scrape's request head.
+const HEAD_BYTES: usize = 8 * 1024;
+
+/// Answers every GET with the metrics, until `stopping`.
+///
+/// # Errors
+/// None: a scrape that fails is the scraper's.
+pub async fn serve(tcp: TcpListener, view: View, mut stopping: watch::Receiver<bool>) -> anyhow::Result<()> {
+    let view = Arc::new(view);
+    let slots = Arc::new(Semaphore::new(SCRAPES));
+    loop {
+        let accepted = tokio::select! {
+            accepted = tcp.accept() => accepted,
+            _ = stopping.wait_for(|s| *s) => return Ok(()),
+        };
+        let (Ok((stream, _)), Ok(slot)) = (accepted, Arc::clone(&slots).acquire_owned().await) else { continue };
+        let view = Arc::clone(&view);
+        tokio::spawn(async move {
+            let _ = timeout(SCRAPE_TIMEOUT, answer(stream, &view)).await;
+            drop(slot);
+        });
+    }
+}
+
+/// One request per connection: enough for a scraper, and nothing to get wrong.
+async fn answer(mut stream: TcpStream, view: &View) -> std::io::Result<()> {
+    let mut head = Vec::new();
+    while !head.windows(4).any(|w| w == b"\r\n\r\n") {
+        if head.len() >= HEAD_BYTES || stream.read_buf(&mut head).await? == 0 {
+            return Ok(());
+        }
+    }
+    let (status, body) = match head.split(|b| *b == b' ').nth(1) {
+        Some(b"/metrics") if head.starts_with(b"GET ") => ("200 OK", view.render()),
+        _ => ("404 Not Found", "metrics are at /metrics\n".to_owned()),
+    };
+    let answer = format!(
+        "HTTP/1.1 {status}\r\ncontent-type: text/plain; version=0.0.4\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(answer.as_bytes()).await?;
+    stream.shutdown().await
+}

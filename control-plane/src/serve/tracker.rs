@@ -1,0 +1,401 @@
+//! Who serves what: per proxy, the resources it has and what they were compiled from; per object, the proxies that
+//! subscribed to something made from it, and those that lag.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::{Instant, SystemTime},
+};
+
+use leno_proto::{
+    spiffe::SpiffeId,
+    v1::{Laggard, ObjectRef, ProxyStatus, Rejection, ResourceName},
+};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::{
+    limits,
+    session::{Lag, Standing},
+};
+use crate::authority::issue;
+
+/// One stream. A proxy that reconnects has a new one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StreamId(u64);
+
+/// Who opened a stream.
+#[derive(Debug, Clone)]
+pub struct Opened {
+    pub identity: SpiffeId,
+    /// Pod name, within the identity's namespace.
+    pub workload: String,
+    pub version: String,
+    pub certificate_not_after: SystemTime,
+}
+
+/// What a stream reports after each step.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// The generation that the proxy answered for.
+    pub answered: u64,
+    /// The generation that its subscriptions were compiled against.
+    pub seen: u64,
+    pub subscriptions: usize,
+    pub changes: Vec<(ResourceName, Option<Standing>)>,
+    /// Since the last report.
+    pub resources_sent: u64,
+    pub bytes_sent: u64,
+}
+
+/// How far one object has come.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Progress {
+    pub subscribed: u32,
+    pub programmed: u32,
+    pub laggards: Vec<Laggard>,
+}
+
+/// Shared by all streams; each step of a stream takes its lock once, briefly.
+#[derive(Default)]
+pub struct Tracker {
+    state: Mutex<State>,
+    /// Counts changes, for those who wait.
+    revision: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct State {
+    next: u64,
+    streams: HashMap<StreamId, Record>,
+    /// "namespace/workload" → its newest stream.
+    by_name: HashMap<String, StreamId>,
+    /// Object → streams that have, or should have, something made from it, and how many such things.
+    by_object: HashMap<ObjectRef, HashMap<StreamId, u32>>,
+}
+
+struct Record {
+    name: String,
+    opened: Opened,
+    /// Set when it vanished without a word.
+    vanished: Option<Instant>,
+    superseded: watch::Sender<bool>,
+    answered: u64,
+    seen: u64,
+    subscriptions: usize,
+    standings: HashMap<ResourceName, Standing>,
+    resources_sent: u64,
+    bytes_sent: u64,
+}
+
+impl Tracker {
+    /// A new stream. An earlier one of the same workload is superseded: the receiver that it was given turns true.
+    pub fn opened(&self, opened: Opened) -> (StreamId, watch::Receiver<bool>) {
+        let name = format!("{}/{}", opened.identity.namespace(), opened.workload);
+        let superseded = watch::Sender::new(false);
+        let receiver = superseded.subscribe();
+        let mut state = self.state.lock();
+        state.next += 1;
+        let id = StreamId(state.next);
+        if let Some(earlier) = state.by_name.insert(name.clone(), id)
+            && let Some(record) = state.remove(earlier)
+        {
+            record.superseded.send_replace(true);
+        }
+        state.streams.insert(
+            id,
+            Record {
+                name,
+                opened,
+                vanished: None,
+                superseded,
+                answered: 0,
+                seen: 0,
+                subscriptions: 0,
+                standings: HashMap::new(),
+                resources_sent: 0,
+                bytes_sent: 0,
+            },
+        );
+        drop(state);
+        self.bump();
+        (id, receiver)
+    }
+
+    /// What a stream did. Ignored if it was superseded.
+    pub fn report(&self, id: StreamId, report: Report) {
+        let mut state = self.state.lock();
+        let State { streams, by_object, .. } = &mut *state;
+        let Some(record) = streams.get_mut(&id) else { return };
+        let moved = record.answered != report.answered
+            || record.seen != report.seen
+            || record.subscriptions != report.subscriptions
+            || !report.changes.is_empty();
+        record.answered = report.answered;
+        record.seen = report.seen;
+        record.subscriptions = report.subscriptions;
+        record.resources_sent += report.resources_sent;
+        record.bytes_sent += report.bytes_sent;
+        for (name, standing) in report.changes {
+            let before = match standing {
+                Some(standing) => {
+                    count(by_object, id, &standing);
+                    record.standings.insert(name, standing)
+                }
+                None => record.standings.remove(&name),
+            };
+            if let Some(before) = before {
+                discount(by_object, id, &before);
+            }
+        }
+        drop(state);
+        if moved {
+            self.bump();
+        }
+    }
+
+    /// The stream ended: with a word (the proxy exits and is forgotten), or without (it may be serving still).
+    pub fn closed(&self, id: StreamId, farewell: bool, now: Instant) {
+        let mut state = self.state.lock();
+        if farewell {
+            state.forget(id);
+        } else if let Some(record) = state.streams.get_mut(&id) {
+            record.vanished = Some(now);
+            state.bound_vanished();
+        }
+        drop(state);
+        self.bump();
+    }
+
+    /// Forgets those that vanished long ago.
+    pub fn forget_vanished(&self, now: Instant) {
+        let mut state = self.state.lock();
+        let old: Vec<StreamId> = state
+            .streams
+            .iter()
+            .filter(|(_, r)| {
+                r.vanished.is_some_and(|at| now.saturating_duration_since(at) >= limits::DISCONNECTED_KEPT)
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        for id in &old {
+            state.forget(*id);
+        }
+        drop(state);
+        if !old.is_empty() {
+            self.bump();
+        }
+    }
+
+    /// How far `object` at `generation` has come; None: it was removed, and whoever still has it lags.
+    pub fn progress(&self, object: &ObjectRef, generation: Option<u64>) -> Progress {
+        let state = self.state.lock();
+        let mut progress = Progress::default();
+        for id in state.by_object.get(object).into_iter().flat_map(HashMap::keys) {
+            let Some(record) = state.streams.get(id) else { continue };
+            match record.judge(object, generation) {
+                Judgement::Unconcerned => {}
+                Judgement::Programmed => {
+                    progress.subscribed += 1;
+                    progress.programmed += 1;
+                }
+                Judgement::Lagging(laggard) => {
+                    progress.subscribed += 1;
+                    progress.laggards.push(laggard);
+                }
+            }
+        }
+        progress.laggards.sort_by(|a, b| a.proxy.cmp(&b.proxy));
+        progress
+    }
+
+    /// Whether every connected proxy's subscriptions have been compiled against `generation` or a later one: only then
+    /// is it known who subscribes to what is new in it.
+    pub fn settled(&self, generation: u64) -> bool {
+        self.state.lock().streams.values().all(|r| r.vanished.is_some() || r.seen >= generation)
+    }
+
+    /// Changes whenever [`Self::progress`] or [`Self::proxies`] may.
+    pub fn revision(&self) -> watch::Receiver<u64> {
+        self.revision.subscribe()
+    }
+
+    /// Every proxy that is, or lately was, connected, by name.
+    pub fn proxies(&self) -> Vec<ProxyStatus> {
+        let state = self.state.lock();
+        let mut proxies: Vec<_> = state.streams.values().map(Record::status).collect();
+        proxies.sort_by(|a, b| a.name.cmp(&b.name));
+        proxies
+    }
+
+    /// How many proxies are connected.
+    pub fn connected(&self) -> usize {
+        self.state.lock().streams.values().filter(|r| r.vanished.is_none()).count()
+    }
+
+    fn bump(&self) {
+        self.revision.send_modify(|revision| *revision += 1);
+    }
+}
+
+impl State {
+    fn forget(&mut self, id: StreamId) {
+        if let Some(record) = self.remove(id)
+            && self.by_name.get(&record.name) == Some(&id)
+        {
+            self.by_name.remove(&record.name);
+        }
+    }
+
+    fn remove(&mut self, id: StreamId) -> Option<Record> {
+        let record = self.streams.remove(&id)?;
+        for standing in record.standings.values() {
+            discount(&mut self.by_object, id, standing);
+        }
+        Some(record)
+    }
+
+    /// The oldest go first.
+    fn bound_vanished(&mut self) {
+        let mut vanished: Vec<(Instant, StreamId)> =
+            self.streams.iter().filter_map(|(id, r)| r.vanished.map(|at| (at, *id))).collect();
+        if vanished.len() <= limits::DISCONNECTED {
+            return;
+        }
+        vanished.sort_unstable();
+        for (_, id) in vanished.iter().take(vanished.len() - limits::DISCONNECTED) {
+            self.forget(*id);
+        }
+    }
+}
+
+enum Judgement {
+    Unconcerned,
+    Programmed,
+    Lagging(Laggard),
+}
+
+impl Record {
+    /// Whether everything here that is, or should be, made from `object` is made from `generation` or a later one.
+    fn judge(&self, object: &ObjectRef, generation: Option<u64>) -> Judgement {
+        let mut concerned = false;
+        let mut oldest = u64::MAX;
+        let mut lag: Option<&Standing> = None;
+        for standing in self.standings.values() {
+            let in_force = standing.in_force_generation(object);
+            let wanted = standing.wanted_generation(object);
+            let behind = match generation {
+                // It is gone: whatever is still made from it is behind.
+                None => in_force.is_some(),
+                Some(generation) if wanted.is_some() => in_force.is_none_or(|g| g < generation),
+                // No longer made from it, or not known yet to be.
+                Some(_) => in_force.is_some() && standing.lag.is_some(),
+            };
+            if in_force.is_none() && wanted.is_none() {
+                continue;
+            }
+            concerned = true;
+            oldest = oldest.min(in_force.unwrap_or(0));
+            // Of several, the one that says more than "pending".
+            if behind && lag.is_none_or(|l| matches!(l.lag, None | Some(Lag::Pending))) {
+                lag = Some(standing);
+            }
+        }
+        match lag {
+            _ if !concerned => Judgement::Unconcerned,
+            None => Judgement::Programmed,
+            Some(standing) => Judgement::Lagging(self.laggard(standing, oldest)),
+        }
+    }
+
+    fn laggard(&self, standing: &Standing, generation: u64) -> Laggard {
+        let (reason, message) = match &standing.lag {
+            _ if self.vanished.is_some() => {
+                ("disconnected", "the proxy is not connected; what it serves is not known".to_owned())
+            }
+            Some(Lag::Rejected { field, reason, .. }) if field.is_empty() => ("rejected", reason.clone()),
+            Some(Lag::Rejected { field, reason, .. }) => ("rejected", format!("{field}: {reason}")),
+            Some(Lag::Unsupported(reason)) => ("unsupported", reason.clone()),
+            Some(Lag::Pending) | None => ("pending", String::new()),
+        };
+        Laggard { proxy: self.name.clone(), generation, reason: reason.to_owned(), message }
+    }
+
+    fn status(&self) -> ProxyStatus {
+        let mut rejected: Vec<Rejection> = self
+            .standings
+            .iter()
+            .filter_map(|(name, standing)| match &standing.lag {
+                Some(Lag::Rejected { version, field, reason }) => Some(Rejection {
+                    name: Some(name.clone()),
+                    version: version.clone(),
+                    field: field.clone(),
+                    reason: reason.clone(),
+                }),
+                _ => None,
+            })
+            .collect();
+        rejected.sort_by(|a, b| (&a.field, &a.reason).cmp(&(&b.field, &b.reason)));
+        ProxyStatus {
+            name: self.name.clone(),
+            identity: self.opened.identity.to_string(),
+            version: self.opened.version.clone(),
+            connected: self.vanished.is_none(),
+            generation: self.answered,
+            subscriptions: u32::try_from(self.subscriptions).unwrap_or(u32::MAX),
+            rejected,
+            certificate_not_after: issue::unix_i64(self.opened.certificate_not_after),
+            resources_sent: self.resources_sent,
+            bytes_sent: self.bytes_sent,
+        }
+    }
+}
+
+impl Standing {
+    fn wanted_generation(&self, object: &ObjectRef) -> Option<u64> {
+        let origins = self.wanted.resource.as_ref().map(|r| r.origins.as_slice());
+        generation_of(origins.unwrap_or_default(), object)
+    }
+
+    fn in_force_generation(&self, object: &ObjectRef) -> Option<u64> {
+        generation_of(self.in_force.as_deref().unwrap_or_default(), object)
+    }
+
+    /// Every object that it is, or should be, made from, once.
+    fn objects(&self) -> HashSet<&ObjectRef> {
+        let wanted = self.wanted.resource.iter().flat_map(|r| &r.origins);
+        wanted.chain(self.in_force.iter().flatten()).filter_map(|origin| origin.object.as_ref()).collect()
+    }
+}
+
+fn generation_of(origins: &[leno_proto::v1::ObjectGeneration], object: &ObjectRef) -> Option<u64> {
+    origins.iter().find(|origin| origin.object.as_ref() == Some(object)).map(|origin| origin.generation)
+}
+
+fn count(by_object: &mut HashMap<ObjectRef, HashMap<StreamId, u32>>, id: StreamId, standing: &Standing) {
+    for object in standing.objects() {
+        match by_object.get_mut(object) {
+            Some(streams) => *streams.entry(id).or_default() += 1,
+            None => {
+                by_object.insert(object.clone(), HashMap::from([(id, 1)]));
+            }
+        }
+    }
+}
+
+fn discount(by_object: &mut HashMap<ObjectRef, HashMap<StreamId, u32>>, id: StreamId, standing: &Standing) {
+    for object in standing.objects() {
+        let Some(streams) = by_object.get_mut(object) else { continue };
+        if let Some(count) = streams.get_mut(&id) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                streams.remove(&id);
+            }
+        }
+        if streams.is_empty() {
+            by_object.remove(object);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
