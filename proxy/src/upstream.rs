@@ -16,7 +16,7 @@ pub mod outlier;
 pub mod pool;
 pub mod worker;
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
+use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
 
 pub use backend::{Backend, Endpoint, EndpointSet, HostName};
 pub use dial::DialError;
@@ -48,7 +48,8 @@ pub struct Pick {
     /// HTTP/1 requests are carried as HTTP/2 too.
     http2: bool,
     /// This try decides whether an ejected endpoint comes back.
-    probe: std::cell::Cell<bool>,
+    probe: Cell<bool>,
+    reported: Cell<bool>,
     /// The stream's place on a shared HTTP/2 connection, held as long as the pick.
     stream: pool::StreamSlot,
 }
@@ -114,20 +115,24 @@ impl Pick {
             balancer,
             started,
             http2,
-            probe: std::cell::Cell::new(probe),
+            probe: Cell::new(probe),
+            reported: Cell::new(false),
             stream: pool::StreamSlot::default(),
         }
     }
 
-    /// Reports the try's latency (to the response head) and outcome to estimate and outlier detection.
+    /// Reports the try's latency (to the response head) and outcome to estimate and outlier detection. Only the first
+    /// report counts; a connection that could not be made has reported itself.
     pub fn report(&self, outcome: Outcome, now: Instant) {
-        let latency = now.saturating_duration_since(self.started);
+        if self.reported.replace(true) {
+            return;
+        }
         let success = match outcome {
             Outcome::Success => true,
             Outcome::Failure => false,
             Outcome::Neutral => return self.abandon_probe(now),
         };
-        self.local.observe(success, latency, now);
+        self.local.observe(success, now.saturating_duration_since(self.started), now);
         let probe = self.probe.replace(false);
         let may_eject = || self.balancer.as_ref().is_some_and(|balancer| balancer.may_eject_one_more(now));
         if self.endpoint.outlier.record(success, probe, now, may_eject) {
@@ -142,13 +147,19 @@ impl Pick {
     pub async fn http(&self, http2: bool) -> Result<pool::HttpConnection, Error> {
         let connection =
             if http2 || self.http2 { self.local.pool.http2(&self.stream).await } else { self.local.pool.http1().await };
-        connection.map_err(|error| error.at(&self.endpoint))
+        connection.map_err(|error| self.not_connected(error))
     }
 
     /// A connection of its own for opaque bytes (mesh: ALPN `leno1/tcp`).
     pub async fn tcp(&self) -> Result<Box<dyn Io>, Error> {
         let dialed = self.local.pool.dialer.dial(&self.endpoint, MeshProtocol::Tcp).await;
-        dialed.map(|dialed| dialed.io).map_err(|error| error.at(&self.endpoint))
+        dialed.map(|dialed| dialed.io).map_err(|error| self.not_connected(error))
+    }
+
+    fn not_connected(&self, error: DialError) -> Error {
+        let outcome = if error.is_own() { Outcome::Neutral } else { Outcome::Failure };
+        self.report(outcome, Instant::now());
+        error.at(&self.endpoint)
     }
 
     /// A probe that says nothing: another request may try.

@@ -128,3 +128,6 @@ fn two_of(count: usize, random: u64) -> (usize, usize) {
 fn scale(random: u32, count: usize) -> usize {
     ((u64::from(random) * count as u64) >> 32) as usize
 }
+
+#[cfg(test)]
+mod tests;

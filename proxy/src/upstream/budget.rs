@@ -38,7 +38,7 @@ impl RetryBudget {
     }
 
     /// A request was sent (not a retry): adds RETRY_RATIO of a token.
-    pub fn deposit(&self, _now: Instant) {
+    pub fn deposit(&self) {
         self.add((limits::RETRY_RATIO * TOKEN as f64) as u64);
     }
 
@@ -67,6 +67,64 @@ impl RetryBudget {
             let _ = self.balance.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |balance| {
                 Some(balance.saturating_add(thousandths).min(most))
             });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn withdraw_all(budget: &RetryBudget, now: Instant) -> u64 {
+        std::iter::repeat_with(|| budget.withdraw(now)).take_while(|granted| *granted).count() as u64
+    }
+
+    #[test]
+    fn a_fifth_of_the_requests_and_ten_a_second() {
+        let start = Instant::now();
+        let budget = RetryBudget::new(start);
+        assert_eq!(withdraw_all(&budget, start), 10, "what it begins with");
+        for _ in 0..50 {
+            budget.deposit();
+        }
+        assert_eq!(withdraw_all(&budget, start), 10);
+        assert_eq!(withdraw_all(&budget, start + Duration::from_millis(500)), 5);
+        assert_eq!(withdraw_all(&budget, start + Duration::from_secs(3600)), BURST);
+    }
+
+    #[test]
+    fn a_clock_that_stands_still_or_runs_backwards_pays_nothing() {
+        let start = Instant::now() + Duration::from_secs(10);
+        let budget = RetryBudget::new(start);
+        withdraw_all(&budget, start);
+        assert!(!budget.withdraw(start - Duration::from_secs(5)));
+        assert!(!budget.withdraw(start));
+    }
+
+    proptest! {
+        #[test]
+        fn retries_never_exceed_share_and_trickle(
+            steps in proptest::collection::vec((0_u64..200, 0_u64..50, 0_u64..50), 1..60),
+        ) {
+            let start = Instant::now();
+            let mut now = start;
+            let budget = RetryBudget::new(start);
+            let (mut requests, mut retries) = (0_u64, 0_u64);
+            for (wait, deposits, withdrawals) in steps {
+                now += Duration::from_millis(wait);
+                for _ in 0..deposits {
+                    budget.deposit();
+                }
+                requests += deposits;
+                retries += (0..withdrawals).filter(|_| budget.withdraw(now)).count() as u64;
+                let elapsed = (now - start).as_secs_f64();
+                let most = 10.0 + requests as f64 * limits::RETRY_RATIO + (elapsed + 0.001) * limits::RETRIES_PER_SECOND;
+                prop_assert!(retries as f64 <= most, "{retries} retries of {requests} requests in {elapsed} s");
+            }
         }
     }
 }

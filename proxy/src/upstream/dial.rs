@@ -31,6 +31,9 @@ pub enum DialError {
     Connect(String),
     #[error("{0}")]
     Tls(String),
+    /// This proxy lacks what it needs to connect; the endpoint is not to blame.
+    #[error("{0}")]
+    Own(String),
 }
 
 impl Dialer {
@@ -69,8 +72,12 @@ impl DialError {
         let endpoint = endpoint.address.to_string();
         match self {
             Self::Connect(reason) => Error::Connect { endpoint, reason },
-            Self::Tls(reason) => Error::Tls { endpoint, reason },
+            Self::Tls(reason) | Self::Own(reason) => Error::Tls { endpoint, reason },
         }
+    }
+
+    pub fn is_own(&self) -> bool {
+        matches!(self, Self::Own(_))
     }
 }
 
@@ -82,6 +89,9 @@ impl From<std::io::Error> for DialError {
 
 impl From<TlsError> for DialError {
     fn from(error: TlsError) -> Self {
-        Self::Tls(error.to_string())
+        match error {
+            TlsError::NoCredentials => Self::Own(error.to_string()),
+            error => Self::Tls(error.to_string()),
+        }
     }
 }

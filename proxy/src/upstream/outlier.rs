@@ -203,3 +203,6 @@ static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 pub fn millis(at: Instant) -> u64 {
     u64::try_from(at.saturating_duration_since(*EPOCH).as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -82,6 +82,10 @@ impl Pool {
         if let Some(connection) = self.take_idle() {
             return Ok(HttpConnection { reused: true, pool: Rc::clone(self), kind: Kind::Http1(connection) });
         }
+        self.new_http1().await
+    }
+
+    async fn new_http1(self: &Rc<Self>) -> Result<HttpConnection, DialError> {
         let dialed = self.dialer.dial(&self.endpoint, MeshProtocol::Http1).await?;
         let connection = http1::start(dialed, self).await?;
         Ok(HttpConnection { reused: false, pool: Rc::clone(self), kind: Kind::Http1(connection) })
@@ -149,7 +153,7 @@ impl HttpConnection {
             tracing::debug!(endpoint = %pool.endpoint.address, reason = error.reason, http2, "sending on another connection");
             let next = match &slot {
                 Some(slot) => pool.http2(slot).await,
-                None => pool.http1().await,
+                None => pool.new_http1().await,
             };
             match next {
                 Ok(connection) => (self, request) = (connection, unsent),

@@ -123,7 +123,7 @@ async fn start(dialed: Dialed, pool: &Rc<Pool>) -> Result<Rc<Connection>, DialEr
         .initial_stream_window_size(limits::H2_STREAM_WINDOW)
         .initial_connection_window_size(limits::H2_CONNECTION_WINDOW)
         .initial_max_send_streams(INITIAL_STREAMS)
-        .max_concurrent_streams(0)
+        .max_concurrent_streams(None)
         .max_frame_size(16 * 1024)
         .max_header_list_size(limits::HEAD_BYTES as u32)
         .header_table_size(4096)
