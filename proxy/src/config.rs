@@ -79,7 +79,7 @@ pub mod limits {
     pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
     /// A peer's part of a TLS handshake at the inbound side.
     pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-    /// From a connection's (or the last response's) end to a whole request head.
+    /// From the first byte of a request head to its end.
     pub const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
     /// A stream on which no byte moves either way.
     pub const STREAM_IDLE: Duration = Duration::from_secs(300);
@@ -105,6 +105,18 @@ pub mod limits {
     pub const H2_STREAM_WINDOW: u32 = 256 * 1024;
     /// See [`H2_STREAM_WINDOW`].
     pub const H2_CONNECTION_WINDOW: u32 = 16 * 256 * 1024;
+    /// Largest HTTP/2 frame taken.
+    pub const H2_FRAME_BYTES: u32 = 64 * 1024;
+    /// Bytes of one HTTP/2 stream waiting to be written.
+    pub const H2_SEND_BUFFER: usize = 128 * 1024;
+    /// Streams that a client opened and reset before we looked at them (rapid reset, CVE-2023-44487).
+    pub const H2_PENDING_RESETS: usize = 20;
+    /// Streams that a client made us reset (CVE-2025-8671).
+    pub const H2_LOCAL_RESETS: usize = 256;
+    /// Pings on HTTP/2 connections with open streams, to notice a dead peer.
+    pub const H2_PING_INTERVAL: Duration = Duration::from_secs(10);
+    /// See [`H2_PING_INTERVAL`].
+    pub const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
     /// A request body kept for a retry; larger ones are streamed and not retried.
     pub const REPLAY_BYTES: usize = 64 * 1024;
     /// First bytes kept while detecting (a post-quantum ClientHello is ~1.4 KiB; two may be needed).
@@ -115,6 +127,8 @@ pub mod limits {
     pub const DESTINATION_IDLE: Duration = Duration::from_secs(600);
     /// Destinations held at most; the least lately used go first.
     pub const DESTINATIONS: usize = 4096;
+    /// Destinations remembered, per worker, because their server speaks first.
+    pub const SERVERS_FIRST: usize = 256;
     /// Retry budget: tokens per request, and per second.
     pub const RETRY_RATIO: f64 = 0.2;
     /// See [`RETRY_RATIO`].

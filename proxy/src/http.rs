@@ -4,7 +4,9 @@
 pub mod body;
 pub mod exchange;
 pub mod filter;
+pub(crate) mod forward;
 pub mod headers;
+mod request_body;
 pub mod respond;
 pub mod retry;
 pub mod serve;

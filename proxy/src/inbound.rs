@@ -1,1 +1,233 @@
-//! inbound
+//! Connections to the workload: who is it, may it come in, what does it speak; then to the application.
+
+mod request;
+
+use std::{net::SocketAddr, rc::Rc};
+
+use bytes::Bytes;
+use http::HeaderValue;
+use leno_proto::spiffe::SpiffeId;
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::{
+    config::limits,
+    detect::{self, FirstBytes, Spoken},
+    error::Error,
+    http::serve,
+    net::{Accepted, Io, Prefixed, listener},
+    policy::Protocol,
+    tcp,
+    telemetry::{ConnectionMetrics, Direction, RouteMetrics},
+    tls::{MeshProtocol, TlsError},
+    worker::Context,
+};
+
+/// One port of the local application.
+pub(crate) struct Application {
+    pub(crate) address: SocketAddr,
+    /// What policy says that it speaks.
+    pub(crate) protocol: Protocol,
+    pub(crate) requests: RouteMetrics,
+    pub(crate) connections: ConnectionMetrics,
+}
+
+/// Who is on the other side of a connection.
+pub(crate) struct Client {
+    pub(crate) address: SocketAddr,
+    /// None: not through the mesh.
+    pub(crate) identity: Option<SpiffeId>,
+    /// The same, as requests carry it.
+    pub(crate) identity_header: Option<HeaderValue>,
+}
+
+impl Client {
+    fn new(address: SocketAddr, identity: Option<SpiffeId>) -> Self {
+        let identity_header = identity.as_ref().and_then(|id| HeaderValue::from_str(id.as_str()).ok());
+        Self { address, identity, identity_header }
+    }
+}
+
+/// Accepts until the worker ends. `application`: what the listener stands for; None: the original destination of each
+/// redirected connection.
+pub async fn run(ctx: Context, listener: TcpListener, application: Option<SocketAddr>) {
+    loop {
+        let accepted = listener::accept(&listener, application.is_none()).await;
+        let application = application.unwrap_or(accepted.destination);
+        tokio::task::spawn_local(serve(Rc::clone(&ctx), accepted, application));
+    }
+}
+
+/// Serves one connection to the workload to its end.
+pub async fn serve(ctx: Context, accepted: Accepted, application: SocketAddr) {
+    let address = accepted.peer;
+    if let Err(refusal) = connection(&ctx, accepted, application).await {
+        ctx.telemetry.refused(Direction::Inbound, refusal.reason, address, &refusal.detail);
+    }
+}
+
+/// Why a connection was not let in.
+struct Refusal {
+    reason: &'static str,
+    detail: String,
+}
+
+impl Refusal {
+    fn strict(reason: &'static str) -> Self {
+        Self { reason, detail: "only mesh TLS is accepted (strict)".to_owned() }
+    }
+}
+
+impl From<TlsError> for Refusal {
+    fn from(error: TlsError) -> Self {
+        Self { reason: error.reason(), detail: error.to_string() }
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self { reason: error.reason(), detail: error.to_string() }
+    }
+}
+
+async fn connection(ctx: &Context, accepted: Accepted, address: SocketAddr) -> Result<(), Refusal> {
+    let policy = ctx.policy.inbound();
+    let protocol = match policy.ports.binary_search_by_key(&address.port(), |(port, _)| *port) {
+        Ok(index) => policy.ports.get(index).map_or(Protocol::Detect, |(_, protocol)| *protocol),
+        Err(_) => Protocol::Detect,
+    };
+    let peer = accepted.peer;
+    // A strict port waits for the client: the mesh's clients always speak first.
+    let wait = (!policy.strict).then_some(limits::PEEK_WAIT);
+    match detect::first_bytes(Bytes::new(), accepted.stream, wait).await {
+        Ok(FirstBytes::Spoken(Spoken::MeshTls, stream)) => meshed(ctx, stream, peer, address, protocol).await,
+        Ok(FirstBytes::Spoken(spoken, stream)) => {
+            if policy.strict {
+                let reason = if matches!(spoken, Spoken::Tls { .. }) { "unmeshed-tls" } else { "plaintext" };
+                return Err(Refusal::strict(reason));
+            }
+            unmeshed(ctx, spoken, stream, peer, address, protocol).await
+        }
+        Ok(FirstBytes::Silent(_)) if policy.strict => Err(Refusal::strict("plaintext")),
+        Ok(FirstBytes::Silent(stream)) => silent(ctx, stream, peer, address, protocol).await,
+        Ok(FirstBytes::Closed) | Err(_) => Ok(()),
+    }
+}
+
+/// Mesh TLS: the certificate says who it is, ALPN what it speaks.
+async fn meshed(
+    ctx: &Context,
+    stream: Prefixed<TcpStream>,
+    peer: SocketAddr,
+    address: SocketAddr,
+    protocol: Protocol,
+) -> Result<(), Refusal> {
+    let credentials = ctx.credentials.current().ok_or(TlsError::NoCredentials)?;
+    let (stream, identity, carried) = credentials.accept(stream).await?;
+    drop(credentials);
+    let application = application(ctx, address, protocol);
+    let client = Client::new(peer, Some(identity));
+    match carried {
+        MeshProtocol::Http1 => http(ctx, stream, client, application, false).await,
+        MeshProtocol::Http2 => http(ctx, stream, client, application, true).await,
+        MeshProtocol::Tcp => return opaque(ctx, stream, peer, &application).await,
+    }
+    Ok(())
+}
+
+/// A permissive port, and a client that is not in the mesh.
+async fn unmeshed(
+    ctx: &Context,
+    spoken: Spoken,
+    stream: Prefixed<TcpStream>,
+    peer: SocketAddr,
+    address: SocketAddr,
+    protocol: Protocol,
+) -> Result<(), Refusal> {
+    let application = application(ctx, address, protocol);
+    let client = Client::new(peer, None);
+    let version_2 = spoken == Spoken::Http2;
+    match (protocol, spoken) {
+        (Protocol::Http | Protocol::Http1 | Protocol::Http2, _) | (Protocol::Detect, Spoken::Http1 | Spoken::Http2) => {
+            http(ctx, stream, client, application, version_2).await;
+            Ok(())
+        }
+        _ => opaque(ctx, stream, peer, &application).await,
+    }
+}
+
+/// A permissive port and a client that says nothing: perhaps the server speaks first.
+async fn silent(
+    ctx: &Context,
+    stream: Prefixed<TcpStream>,
+    peer: SocketAddr,
+    address: SocketAddr,
+    protocol: Protocol,
+) -> Result<(), Refusal> {
+    if !matches!(protocol, Protocol::Detect) {
+        let (already, stream) = stream.into_parts();
+        return match detect::first_bytes(already, stream, None).await {
+            Ok(FirstBytes::Spoken(Spoken::MeshTls, stream)) => meshed(ctx, stream, peer, address, protocol).await,
+            Ok(FirstBytes::Spoken(spoken, stream)) => unmeshed(ctx, spoken, stream, peer, address, protocol).await,
+            Ok(FirstBytes::Silent(_) | FirstBytes::Closed) | Err(_) => Ok(()),
+        };
+    }
+    let application = application(ctx, address, protocol);
+    let pick = ctx.upstreams.plain(address);
+    let server = pick.tcp().await?;
+    match tcp::race(stream, server).await {
+        tcp::First::Server(client, server) => {
+            tcp::relay(client, server, peer, Some(&application.connections)).await;
+            Ok(())
+        }
+        tcp::First::Client(Spoken::MeshTls, stream, _) => meshed(ctx, stream, peer, address, protocol).await,
+        tcp::First::Client(spoken @ (Spoken::Http1 | Spoken::Http2), stream, _) => {
+            drop(pick);
+            unmeshed(ctx, spoken, stream, peer, address, protocol).await
+        }
+        tcp::First::Client(_, stream, server) => {
+            tcp::relay(stream, server, peer, Some(&application.connections)).await;
+            Ok(())
+        }
+        tcp::First::Closed => Ok(()),
+    }
+}
+
+/// Opaque bytes: the application is connected to at once, so that it may speak first.
+async fn opaque(ctx: &Context, client: impl Io, peer: SocketAddr, application: &Application) -> Result<(), Refusal> {
+    let pick = ctx.upstreams.plain(application.address);
+    let server = pick.tcp().await?;
+    tcp::relay(client, server, peer, Some(&application.connections)).await;
+    Ok(())
+}
+
+async fn http(ctx: &Context, stream: impl Io, client: Client, application: Rc<Application>, version_2: bool) {
+    let address = client.address;
+    let client = Rc::new(client);
+    let handle = |received| request::serve(Rc::clone(ctx), Rc::clone(&client), Rc::clone(&application), received);
+    let ended = if version_2 {
+        serve::http2(stream, ctx.drain.clone(), handle).await
+    } else {
+        serve::http1(stream, ctx.drain.clone(), handle).await
+    };
+    if let Err(error) = ended {
+        tracing::debug!(peer = %address, %error, "client connection ended");
+    }
+}
+
+/// The application's port as a backend, made when first called and anew when its declared protocol changed.
+fn application(ctx: &Context, address: SocketAddr, protocol: Protocol) -> Rc<Application> {
+    let mut applications = ctx.applications.borrow_mut();
+    if let Some(application) = applications.get(&address) {
+        if application.protocol == protocol {
+            return Rc::clone(application);
+        }
+    }
+    let application = Rc::new(Application {
+        address,
+        protocol,
+        requests: RouteMetrics::inbound(address.port()),
+        connections: ConnectionMetrics::inbound(address.port()),
+    });
+    applications.insert(address, Rc::clone(&application));
+    application
+}

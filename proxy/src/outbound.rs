@@ -1,1 +1,288 @@
-//! outbound
+//! Connections that the workload opens: find the destination, tell what is spoken, carry it there.
+
+mod request;
+
+use std::{collections::VecDeque, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::{
+    config::limits,
+    detect::{self, FirstBytes, Spoken},
+    error::Error,
+    http::serve,
+    net::{self, Accepted, Io, Prefixed, listener},
+    policy::{Destination, DestinationKey, Protocol, RuleOrigin, Target},
+    tcp,
+    telemetry::{ConnectionMetrics, Direction},
+    upstream::{Backend, Pick},
+    worker::Context,
+};
+
+/// Destinations whose server speaks first, the latest last: their connections wait for no client.
+#[derive(Default)]
+pub(crate) struct ServersFirst(VecDeque<DestinationKey>);
+
+impl ServersFirst {
+    fn contains(&self, key: &DestinationKey) -> bool {
+        self.0.contains(key)
+    }
+
+    fn insert(&mut self, key: &DestinationKey) {
+        if self.contains(key) {
+            return;
+        }
+        if self.0.len() >= limits::SERVERS_FIRST {
+            self.0.pop_front();
+        }
+        self.0.push_back(key.clone());
+    }
+
+    fn remove(&mut self, key: &DestinationKey) {
+        self.0.retain(|held| held != key);
+    }
+}
+
+/// Accepts until draining has ended the worker. `key`: what the listener stands for; None: the original destination of
+/// each redirected connection.
+pub async fn run(ctx: Context, listener: TcpListener, key: Option<DestinationKey>) {
+    loop {
+        let accepted = listener::accept(&listener, key.is_none()).await;
+        let key = key.clone().unwrap_or(DestinationKey::Address(accepted.destination));
+        tokio::task::spawn_local(serve(Rc::clone(&ctx), accepted, key));
+    }
+}
+
+/// Serves one connection of the workload to its end.
+pub async fn serve(ctx: Context, accepted: Accepted, key: DestinationKey) {
+    let peer = accepted.peer;
+    if let Err(error) = connection(&ctx, accepted, &key).await {
+        ctx.telemetry.refused(Direction::Outbound, error.reason(), peer, &error);
+    }
+}
+
+async fn connection(ctx: &Context, accepted: Accepted, key: &DestinationKey) -> Result<(), Error> {
+    let destination = match destination(ctx, key).await {
+        Ok(destination) => destination,
+        Err(error) => return undiscovered(ctx, accepted, key, error).await,
+    };
+    let protocol = match &destination.target {
+        Target::Service(service) => service.protocol,
+        Target::Workload(_) => Protocol::Detect,
+        Target::Outside => return outside(ctx, accepted, key).await,
+    };
+    match protocol {
+        Protocol::Http | Protocol::Http1 | Protocol::Http2 => declared_http(ctx, accepted, key).await,
+        Protocol::Tls => declared_tls(ctx, accepted, &destination).await,
+        Protocol::Tcp => declared_tcp(ctx, accepted, &destination).await,
+        Protocol::Detect => detected(ctx, accepted, key, &destination).await,
+    }
+}
+
+/// Policy for the destination: held, or asked for.
+async fn destination(ctx: &Context, key: &DestinationKey) -> Result<Arc<Destination>, Error> {
+    match ctx.policy.get(key) {
+        Some(destination) => Ok(destination),
+        None => ctx.policy.resolve(key).await.map_err(|unavailable| Error::Discovery(unavailable.0)),
+    }
+}
+
+// ---- HTTP -------------------------------------------------------------------------------------
+
+/// Serves HTTP to the client; each request asks policy anew.
+async fn http(ctx: &Context, stream: impl Io, key: &DestinationKey, version_2: bool) {
+    let handle = |received| request::serve(Rc::clone(ctx), key.clone(), received);
+    let ended = if version_2 {
+        serve::http2(stream, ctx.drain.clone(), handle).await
+    } else {
+        serve::http1(stream, ctx.drain.clone(), handle).await
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%key, %error, "client connection ended");
+    }
+}
+
+/// A port whose protocol is declared HTTP: whatever else comes is answered with 400.
+async fn declared_http(ctx: &Context, accepted: Accepted, key: &DestinationKey) -> Result<(), Error> {
+    let peer = accepted.peer;
+    match detect::first_bytes(Bytes::new(), accepted.stream, None).await {
+        Ok(FirstBytes::Spoken(Spoken::Http2, stream)) => http(ctx, stream, key, true).await,
+        Ok(FirstBytes::Spoken(_, stream) | FirstBytes::Silent(stream)) => http(ctx, stream, key, false).await,
+        Ok(FirstBytes::Closed) => {}
+        Err(error) => tracing::debug!(%peer, %error, "client left before it spoke"),
+    }
+    Ok(())
+}
+
+/// The destination cannot be had: a client that speaks HTTP is told so by request, others are closed.
+async fn undiscovered(ctx: &Context, accepted: Accepted, key: &DestinationKey, error: Error) -> Result<(), Error> {
+    match detect::first_bytes(Bytes::new(), accepted.stream, Some(limits::PEEK_WAIT)).await {
+        Ok(FirstBytes::Spoken(Spoken::Http1, stream)) => http(ctx, stream, key, false).await,
+        Ok(FirstBytes::Spoken(Spoken::Http2, stream)) => http(ctx, stream, key, true).await,
+        _ => return Err(error),
+    }
+    Ok(())
+}
+
+// ---- what is spoken, found out ------------------------------------------------------------------
+
+/// A port whose protocol is not declared.
+async fn detected(
+    ctx: &Context,
+    accepted: Accepted,
+    key: &DestinationKey,
+    destination: &Destination,
+) -> Result<(), Error> {
+    let peer = accepted.peer;
+    let server_first = ctx.servers_first.borrow().contains(key);
+    let wait = if server_first { Duration::ZERO } else { limits::PEEK_WAIT };
+    match detect::first_bytes(Bytes::new(), accepted.stream, Some(wait)).await {
+        Ok(FirstBytes::Spoken(spoken, stream)) => carry(ctx, spoken, stream, peer, key, destination, None).await,
+        Ok(FirstBytes::Silent(stream)) => silent(ctx, stream, peer, key, destination).await,
+        Ok(FirstBytes::Closed) => Ok(()),
+        Err(error) => {
+            tracing::debug!(%peer, %error, "client left before it spoke");
+            Ok(())
+        }
+    }
+}
+
+/// Neither side has spoken: connects, and whoever speaks first decides.
+async fn silent(
+    ctx: &Context,
+    client: Prefixed<TcpStream>,
+    peer: SocketAddr,
+    key: &DestinationKey,
+    destination: &Destination,
+) -> Result<(), Error> {
+    let (backend, metrics) = opaque_backend(ctx, destination, None)?;
+    let (server, pick) = tcp::connect(ctx, &backend).await?;
+    match tcp::race(client, server).await {
+        tcp::First::Server(client, server) => {
+            ctx.servers_first.borrow_mut().insert(key);
+            tcp::relay(client, server, peer, Some(&metrics)).await;
+            Ok(())
+        }
+        tcp::First::Client(spoken, stream, server) => {
+            ctx.servers_first.borrow_mut().remove(key);
+            let opened = Opened { server, _pick: pick, metrics };
+            carry(ctx, spoken, stream, peer, key, destination, Some(opened)).await
+        }
+        tcp::First::Closed => Ok(()),
+    }
+}
+
+/// A connection made before it was known what is spoken; of use only to opaque bytes.
+struct Opened {
+    server: Box<dyn Io>,
+    _pick: Pick,
+    metrics: ConnectionMetrics,
+}
+
+/// Carries what was found to be spoken.
+async fn carry(
+    ctx: &Context,
+    spoken: Spoken,
+    stream: Prefixed<TcpStream>,
+    peer: SocketAddr,
+    key: &DestinationKey,
+    destination: &Destination,
+    opened: Option<Opened>,
+) -> Result<(), Error> {
+    let routes_http = match &destination.target {
+        Target::Service(service) => service.http.is_some(),
+        Target::Workload(_) => true,
+        Target::Outside => false,
+    };
+    let server_name = match spoken {
+        Spoken::Http1 | Spoken::Http2 if routes_http => {
+            drop(opened);
+            http(ctx, stream, key, spoken == Spoken::Http2).await;
+            return Ok(());
+        }
+        Spoken::Tls { server_name } => server_name,
+        _ => None,
+    };
+    if let Some(opened) = opened {
+        tcp::relay(stream, opened.server, peer, Some(&opened.metrics)).await;
+        return Ok(());
+    }
+    let (backend, metrics) = opaque_backend(ctx, destination, server_name.as_deref())?;
+    let (server, _pick) = tcp::connect(ctx, &backend).await?;
+    tcp::relay(stream, server, peer, Some(&metrics)).await;
+    Ok(())
+}
+
+// ---- opaque bytes -------------------------------------------------------------------------------
+
+/// A port that is declared to be the application's own TLS: routed by SNI, never decrypted.
+async fn declared_tls(ctx: &Context, accepted: Accepted, destination: &Destination) -> Result<(), Error> {
+    let peer = accepted.peer;
+    let (server_name, stream) = match detect::first_bytes(Bytes::new(), accepted.stream, None).await {
+        Ok(FirstBytes::Spoken(Spoken::Tls { server_name }, stream)) => (server_name, stream),
+        Ok(FirstBytes::Spoken(..) | FirstBytes::Silent(_)) => return Err(Error::Refused("not-tls")),
+        Ok(FirstBytes::Closed) | Err(_) => return Ok(()),
+    };
+    let (backend, metrics) = opaque_backend(ctx, destination, server_name.as_deref())?;
+    let (server, _pick) = tcp::connect(ctx, &backend).await?;
+    tcp::relay(stream, server, peer, Some(&metrics)).await;
+    Ok(())
+}
+
+/// A port that is declared to be opaque.
+async fn declared_tcp(ctx: &Context, accepted: Accepted, destination: &Destination) -> Result<(), Error> {
+    let (backend, metrics) = opaque_backend(ctx, destination, None)?;
+    let (server, _pick) = tcp::connect(ctx, &backend).await?;
+    tcp::relay(accepted.stream, server, accepted.peer, Some(&metrics)).await;
+    Ok(())
+}
+
+/// Where a connection of opaque bytes (or of TLS with `server_name`) goes.
+fn opaque_backend(
+    ctx: &Context,
+    destination: &Destination,
+    server_name: Option<&str>,
+) -> Result<(Arc<Backend>, ConnectionMetrics), Error> {
+    let service = match &destination.target {
+        Target::Service(service) => service,
+        Target::Workload(backend) => {
+            let metrics = ConnectionMetrics::outbound(&backend.key, "default", &backend.key);
+            return Ok((Arc::clone(backend), metrics));
+        }
+        Target::Outside => return Err(Error::InvalidBackend(format!("{} is outside the mesh", destination.key))),
+    };
+    let route = match &service.tls {
+        Some(routes) if service.protocol == Protocol::Tls => routes.decide(server_name),
+        _ => service.tcp.as_ref(),
+    };
+    let route = route.ok_or(Error::NoRule)?;
+    let chosen = route.backends.pick(ctx.random.next()).ok_or_else(|| no_backend(&route.origin))?;
+    let backend = chosen.backend.as_ref().map_err(|reason| Error::InvalidBackend(reason.clone()))?;
+    Ok((Arc::clone(backend), chosen.metrics.clone()))
+}
+
+/// A rule without backends, or whose backends all weigh nothing.
+fn no_backend(origin: &RuleOrigin) -> Error {
+    Error::InvalidBackend(format!("{} rule {} has no backend with a weight", origin.route, origin.rule))
+}
+
+/// Not in the mesh: bytes go on as they are, to the original address or to a name that DNS knows.
+async fn outside(ctx: &Context, accepted: Accepted, key: &DestinationKey) -> Result<(), Error> {
+    let metrics = ConnectionMetrics::outbound("outside", "default", "outside");
+    match key {
+        DestinationKey::Address(address) => {
+            let server = net::connect::connect(*address, ctx.mark())
+                .await
+                .map_err(|error| Error::Connect { endpoint: address.to_string(), reason: error.to_string() })?;
+            tcp::relay(accepted.stream, server, accepted.peer, Some(&metrics)).await;
+        }
+        DestinationKey::Name(name) => {
+            let backend =
+                ctx.upstreams.outside(name).ok_or_else(|| Error::InvalidBackend(format!("{name} is not host:port")))?;
+            let (server, _pick) = tcp::connect(ctx, &backend).await?;
+            tcp::relay(accepted.stream, server, accepted.peer, Some(&metrics)).await;
+        }
+    }
+    Ok(())
+}

@@ -1,9 +1,18 @@
 //! One worker thread: a single-threaded runtime, listeners of its own (SO_REUSEPORT), pools and
 //! balancers of its own. Everything in [`Worker`] is reached through `Rc`; nothing in it locks.
 
-use std::{rc::Rc, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+};
 
-use crate::{config::Config, drain::Drain, policy, telemetry, tls, upstream};
+use crate::{
+    config::Config, drain::Drain, inbound::Application, outbound::ServersFirst, policy, telemetry, tls, upstream,
+};
 
 /// What the tasks of one worker share.
 pub struct Worker {
@@ -19,7 +28,71 @@ pub struct Worker {
     pub drain: Drain,
     /// Balancers and pools: this worker's alone.
     pub upstreams: upstream::Upstreams,
+    /// Weighted choices, jitter, span ids.
+    pub random: Random,
+    /// Destinations whose server was seen to speak first.
+    pub(crate) servers_first: RefCell<ServersFirst>,
+    /// The local application's ports, as backends.
+    pub(crate) applications: RefCell<HashMap<SocketAddr, Rc<Application>>>,
+    /// Metric handles for requests that reached no backend, by service.
+    pub(crate) unrouted: RefCell<HashMap<Arc<str>, telemetry::RouteMetrics>>,
 }
 
 /// A worker's context, as its tasks hold it.
 pub type Context = Rc<Worker>;
+
+impl Worker {
+    pub fn new(
+        config: Arc<Config>,
+        policy: Arc<policy::Store>,
+        credentials: Arc<tls::CredentialStore>,
+        telemetry: Arc<telemetry::Telemetry>,
+        drain: Drain,
+        upstreams: upstream::Upstreams,
+    ) -> Context {
+        Rc::new(Self {
+            config,
+            policy,
+            credentials,
+            telemetry,
+            drain,
+            upstreams,
+            random: Random::default(),
+            servers_first: RefCell::default(),
+            applications: RefCell::default(),
+            unrouted: RefCell::default(),
+        })
+    }
+
+    /// SO_MARK for connections of the proxy's own, if the redirect tells them apart by it.
+    pub fn mark(&self) -> Option<u32> {
+        self.config.transparent.as_ref().and_then(|transparent| transparent.mark)
+    }
+}
+
+/// Random numbers that need not be secret: SplitMix64 (Steele, Lea, Flood 2014), seeded by the
+/// operating system.
+#[derive(Debug)]
+pub struct Random(Cell<u64>);
+
+impl Default for Random {
+    fn default() -> Self {
+        Self::seeded(RandomState::new().hash_one(std::process::id()))
+    }
+}
+
+impl Random {
+    /// The same seed gives the same sequence.
+    pub fn seeded(seed: u64) -> Self {
+        Self(Cell::new(seed))
+    }
+
+    pub fn next(&self) -> u64 {
+        let state = self.0.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.0.set(state);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}

@@ -1,1 +1,279 @@
-//! http
+//! One request and its answer, from the first byte to the last: what is recorded about it, what it
+//! holds on to, and how long it may last.
+//!
+//! An [`Exchange`] is recorded when it is dropped, so exactly once, however it ends: it lives in the task that
+//! answers, then in the response's body ([`super::Body`]) or in the relay of an upgraded connection.
+
+use std::{
+    future::Future,
+    pin::{Pin, pin},
+    rc::Rc,
+    sync::Arc,
+    task::{Context as TaskContext, Poll},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Response,
+    header::{HOST, HeaderName},
+    request::Parts,
+};
+use http_body::Frame;
+use hyper::upgrade::OnUpgrade;
+use leno_proto::spiffe::SpiffeId;
+use tokio::time::Sleep;
+
+use super::{
+    Body, forward::Answer, headers, request_body::RequestBody, respond, serve::ClientPhase,
+    trace_context::TraceContext, upgrade,
+};
+use crate::{
+    config::limits,
+    error::Error,
+    telemetry::{Direction, RequestRecord, RouteMetrics},
+    upstream::Pick,
+    worker::Context,
+};
+
+/// The reason recorded when the client left before the answer was complete.
+pub(crate) const CLIENT_LEFT: &str = "client-left";
+/// The reason recorded when the server broke off in the middle of its answer.
+pub(crate) const BROKEN: &str = "reset";
+/// The reason recorded when nothing moved for STREAM_IDLE.
+pub(crate) const IDLE: &str = "idle";
+
+pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+
+/// See the module.
+pub(crate) struct Exchange {
+    ctx: Context,
+    pub(crate) record: RequestRecord,
+    pub(crate) metrics: Option<RouteMetrics>,
+    pub(crate) started: Instant,
+    /// The whole exchange must end by then.
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) request: Option<Rc<RequestBody>>,
+    /// Counts as in flight at its endpoint until the exchange ends.
+    pub(crate) pick: Option<Pick>,
+    phase: Option<Arc<ClientPhase>>,
+    /// HTTP/1: the head stated its body's length in two ways.
+    ambiguous: bool,
+    complete: bool,
+    timer: Option<Pin<Box<Sleep>>>,
+    moved_when_armed: u64,
+}
+
+impl Exchange {
+    pub(crate) fn begin(
+        ctx: &Context,
+        direction: Direction,
+        request: &Parts,
+        peer: Option<SpiffeId>,
+        phase: Option<Arc<ClientPhase>>,
+        ambiguous: bool,
+    ) -> Box<Self> {
+        Box::new(Self {
+            ctx: Rc::clone(ctx),
+            record: RequestRecord {
+                direction,
+                method: request.method.clone(),
+                path: request.uri.path().to_owned(),
+                authority: None,
+                version: request.version,
+                status: None,
+                grpc_status: None,
+                duration: Duration::ZERO,
+                request_bytes: 0,
+                response_bytes: 0,
+                reason: None,
+                route: None,
+                backend: None,
+                endpoint: None,
+                peer,
+                attempts: 0,
+                trace: None,
+            },
+            metrics: None,
+            started: Instant::now(),
+            deadline: None,
+            request: None,
+            pick: None,
+            phase,
+            ambiguous,
+            complete: false,
+            timer: None,
+            moved_when_armed: 0,
+        })
+    }
+
+    pub(crate) fn ctx(&self) -> &Context {
+        &self.ctx
+    }
+
+    /// The client's side of an upgrade, should one be granted.
+    pub(crate) fn client_upgrade(&self, head: &mut Parts) -> Option<OnUpgrade> {
+        head.extensions.remove()
+    }
+
+    /// See [`headers::receive`]; notes whom the client addressed.
+    pub(crate) fn receive(&mut self, head: &mut Parts) -> Result<Option<HeaderValue>, Error> {
+        let upgrade = headers::receive(head, self.ambiguous)?;
+        self.record.authority = head.headers.get(HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
+        Ok(upgrade)
+    }
+
+    /// Joins the request's trace, or begins one, if spans are exported.
+    pub(crate) fn join_trace(&mut self, headers: &mut HeaderMap) {
+        let config = &self.ctx.config;
+        self.record.trace = if config.otlp_endpoint.is_some() {
+            Some(TraceContext::join(headers, &self.ctx.random, config.trace_sample))
+        } else {
+            TraceContext::read(headers, &self.ctx.random)
+        };
+    }
+
+    /// The exchange may last so long from its beginning, and no longer than was said before.
+    pub(crate) fn limit(&mut self, timeout: Option<Duration>) {
+        let deadline = timeout.and_then(|timeout| self.started.checked_add(timeout));
+        self.deadline = match (self.deadline, deadline) {
+            (Some(held), Some(new)) => Some(held.min(new)),
+            (held, new) => held.or(new),
+        };
+    }
+
+    /// The response that goes to the client, with the exchange in its body or in the upgraded connection.
+    pub(crate) fn respond(
+        mut self: Box<Self>,
+        answer: Result<Answer, Error>,
+        client: Option<OnUpgrade>,
+        grpc: bool,
+    ) -> Response<Body> {
+        let answer = answer.unwrap_or_else(|error| {
+            tracing::debug!(%error, path = self.record.path, "answered by the proxy");
+            self.record.reason = Some(error.reason());
+            let response = respond::failure(&error, grpc, self.record.version);
+            self.answered(response.status(), response.headers());
+            Answer { response, upgraded: None }
+        });
+        match (answer.upgraded, client) {
+            (Some(server), Some(client)) => {
+                upgrade::spawn(client, server, self);
+                answer.response
+            }
+            _ => answer.response.map(|body| body.carrying(self)),
+        }
+    }
+
+    /// The answer's head is known.
+    pub(crate) fn answered(&mut self, status: http::StatusCode, headers: &HeaderMap) {
+        self.record.status = Some(status);
+        self.record.grpc_status = grpc_status(headers);
+    }
+
+    pub(crate) fn saw_frame(&mut self, frame: &Frame<Bytes>) {
+        if let Some(data) = frame.data_ref() {
+            self.record.response_bytes += data.len() as u64;
+        } else if let Some(trailers) = frame.trailers_ref() {
+            self.record.grpc_status = grpc_status(trailers);
+        }
+    }
+
+    /// An upgraded connection moved so much.
+    pub(crate) fn relayed(&mut self, to_server: u64, to_client: u64) {
+        self.record.request_bytes += to_server;
+        self.record.response_bytes += to_client;
+    }
+
+    pub(crate) fn completed(&mut self) {
+        self.complete = true;
+    }
+
+    /// The server broke off, unless the client broke its own request first.
+    pub(crate) fn broke(&mut self) {
+        let client_failed = self.request.as_ref().is_some_and(|request| request.failed());
+        self.record.reason.get_or_insert(if client_failed { CLIENT_LEFT } else { BROKEN });
+    }
+
+    /// Waits for a step on the way to the answer, no longer than the exchange may last, nor than `try_deadline`.
+    pub(crate) async fn within<T>(
+        &mut self,
+        try_deadline: Option<Instant>,
+        step: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let mut step = pin!(step);
+        let mut try_timer = pin!(try_deadline.map(|deadline| tokio::time::sleep_until(deadline.into())));
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(done) = step.as_mut().poll(cx) {
+                return Poll::Ready(done);
+            }
+            if let Some(timer) = try_timer.as_mut().as_pin_mut() {
+                if timer.poll(cx).is_ready() {
+                    return Poll::Ready(Err(Error::TryTimeout));
+                }
+            }
+            self.poll_overdue(cx).map(|_| Err(Error::RequestTimeout))
+        })
+        .await
+    }
+
+    fn moved(&self) -> u64 {
+        self.record.response_bytes + self.request.as_ref().map_or(0, |request| request.received())
+    }
+
+    /// Ready if the exchange lasts too long: past its deadline, or nothing moved either way for
+    /// STREAM_IDLE. The timer is made when first waited for, and re-armed only when it fires.
+    pub(crate) fn poll_overdue(&mut self, cx: &mut TaskContext<'_>) -> Poll<&'static str> {
+        loop {
+            let moved = self.moved();
+            let timer = match &mut self.timer {
+                Some(timer) => timer,
+                None => {
+                    self.moved_when_armed = moved;
+                    let mut at = Instant::now() + limits::STREAM_IDLE;
+                    if let Some(deadline) = self.deadline {
+                        at = at.min(deadline);
+                    }
+                    self.timer.insert(Box::pin(tokio::time::sleep_until(at.into())))
+                }
+            };
+            std::task::ready!(timer.as_mut().poll(cx));
+            let fired = timer.deadline().into_std();
+            self.timer = None;
+            let overdue = if self.deadline.is_some_and(|deadline| deadline <= fired) {
+                Error::RequestTimeout.reason()
+            } else if moved == self.moved_when_armed {
+                IDLE
+            } else {
+                continue;
+            };
+            self.record.reason.get_or_insert(overdue);
+            return Poll::Ready(overdue);
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if let Some(phase) = &self.phase {
+            phase.answered();
+        }
+        let record = &mut self.record;
+        if let Some(request) = &self.request {
+            record.request_bytes += request.received();
+        }
+        if !self.complete {
+            record.reason.get_or_insert(CLIENT_LEFT);
+        }
+        record.duration = self.started.elapsed();
+        if let Some(metrics) = &self.metrics {
+            metrics.record(record);
+        }
+        self.ctx.telemetry.request_ended(record);
+    }
+}
+
+/// The gRPC status in trailers, or in the head of a trailers-only answer.
+pub(crate) fn grpc_status(headers: &HeaderMap) -> Option<u16> {
+    headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()
+}

@@ -1,6 +1,13 @@
 //! Header modifiers, redirects and rewrites, in runtime form: names and values parsed when policy was compiled.
 
-use http::{HeaderName, HeaderValue};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Uri,
+    header::HOST,
+    request::Parts,
+    uri::{PathAndQuery, Scheme},
+};
+
+use crate::error::Error;
 
 /// What a rule (or a backend of it) changes. Applied in this order: request headers, rewrite, response headers.
 #[derive(Debug, Clone, Default)]
@@ -39,4 +46,101 @@ pub struct Rewrite {
 pub enum PathChange {
     ReplaceFull(String),
     ReplacePrefix(String),
+}
+
+impl HeaderChanges {
+    /// Set, then add, then remove.
+    pub(crate) fn apply(&self, headers: &mut HeaderMap) {
+        for (name, value) in &self.set {
+            headers.insert(name, value.clone());
+        }
+        for (name, value) in &self.add {
+            headers.append(name, value.clone());
+        }
+        for name in &self.remove {
+            headers.remove(name);
+        }
+    }
+}
+
+impl Rewrite {
+    /// Changes host and path; the query stays. `prefix_len`: how much of the path the rule's match was for.
+    ///
+    /// # Errors
+    /// If the new path is no path.
+    pub(crate) fn apply(&self, head: &mut Parts, prefix_len: usize) -> Result<(), Error> {
+        if let Some(host) = &self.hostname {
+            head.headers.insert(HOST, host.clone());
+        }
+        if let Some(change) = &self.path {
+            let target = change.path_and_query(&head.uri, prefix_len);
+            let mut parts = std::mem::take(&mut head.uri).into_parts();
+            parts.path_and_query = Some(target.try_into().map_err(|_| unusable("path"))?);
+            head.uri = Uri::from_parts(parts).map_err(|_| unusable("path"))?;
+        }
+        Ok(())
+    }
+}
+
+impl Redirect {
+    /// Where the client is sent. `port`: the one it called.
+    ///
+    /// # Errors
+    /// If what comes out is no URI.
+    pub(crate) fn location(&self, head: &Parts, port: u16, prefix_len: usize) -> Result<HeaderValue, Error> {
+        let called = head.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+        let host = self.hostname.as_deref().unwrap_or_else(|| without_port(called));
+        let scheme = self.scheme.as_ref().map_or("http", Scheme::as_str);
+        let well_known = if scheme == "https" { 443 } else { 80 };
+        let port = match (self.port, &self.scheme) {
+            (Some(port), _) => port,
+            (None, Some(_)) => well_known,
+            (None, None) => port,
+        };
+        let mut location = format!("{scheme}://{host}");
+        if port != well_known {
+            location.push_str(&format!(":{port}"));
+        }
+        match &self.path {
+            Some(change) => location.push_str(&change.path_and_query(&head.uri, prefix_len)),
+            None => location.push_str(head.uri.path_and_query().map_or("/", PathAndQuery::as_str)),
+        }
+        HeaderValue::try_from(location).map_err(|_| unusable("redirect"))
+    }
+}
+
+impl PathChange {
+    /// The new path with the request's query.
+    fn path_and_query(&self, uri: &Uri, prefix_len: usize) -> String {
+        let mut target = match self {
+            Self::ReplaceFull(path) if path.is_empty() => "/".to_owned(),
+            Self::ReplaceFull(path) => path.clone(),
+            Self::ReplacePrefix(with) => replace_prefix(uri.path(), prefix_len, with),
+        };
+        if let Some(query) = uri.query() {
+            target.push('?');
+            target.push_str(query);
+        }
+        target
+    }
+}
+
+/// Gateway API, HTTPPathModifier: whole segments are replaced, and no slash is doubled or lost.
+fn replace_prefix(path: &str, prefix_len: usize, with: &str) -> String {
+    let prefix = path.get(..prefix_len).unwrap_or(path).trim_end_matches('/');
+    let rest = path.get(prefix.len()..).unwrap_or_default();
+    let target = format!("{}{rest}", with.trim_end_matches('/'));
+    if target.is_empty() { "/".to_owned() } else { target }
+}
+
+/// The host of `host[:port]`; an IPv6 address keeps its brackets.
+fn without_port(authority: &str) -> &str {
+    match authority.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => host,
+        _ => authority,
+    }
+}
+
+fn unusable(what: &str) -> Error {
+    Error::InvalidBackend(format!("the route's {what} makes no valid URI for this request"))
 }

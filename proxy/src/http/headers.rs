@@ -1,1 +1,295 @@
-//! http
+//! What HTTP says about headers on the way through a proxy (RFC 9110, 9112, 9113): framing that is ambiguous
+//! is refused, hop-by-hop fields end here, and Host and `:authority` agree.
+//!
+//! Between [`receive`] and [`for_http1`] / [`for_http2`] the authority of a request is its Host field,
+//! whichever version it came with.
+
+use std::time::Duration;
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Uri, Version,
+    header::{
+        CONNECTION, CONTENT_LENGTH, COOKIE, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING,
+        UPGRADE,
+    },
+    request::Parts,
+    uri::{Authority, PathAndQuery, Scheme},
+};
+
+use crate::error::Error;
+
+/// Prefix of the proxy's own headers.
+const OURS: &str = "leno-";
+/// Why the proxy answered itself; [`Error::reason`].
+pub(crate) const LENO_REASON: HeaderName = HeaderName::from_static("leno-reason");
+/// The number of the try, from the second on.
+pub(crate) const LENO_ATTEMPT: HeaderName = HeaderName::from_static("leno-attempt");
+/// What is left of the deadline.
+pub(crate) const LENO_TIMEOUT_MS: HeaderName = HeaderName::from_static("leno-timeout-ms");
+/// The verified identity of the client.
+pub(crate) const LENO_CLIENT_ID: HeaderName = HeaderName::from_static("leno-client-id");
+pub(crate) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
+
+/// Checks a request head as it came, settles its authority in the Host field and removes what was meant for
+/// this hop alone. Gives back the protocol to upgrade to, if the client asks for an upgrade.
+///
+/// # Errors
+/// [`Error::BadRequest`] for whatever two readers could understand differently.
+pub(crate) fn receive(head: &mut Parts, ambiguous: bool) -> Result<Option<HeaderValue>, Error> {
+    if ambiguous {
+        return Err(Error::BadRequest("both Content-Length and Transfer-Encoding"));
+    }
+    check_framing(&head.headers)?;
+    settle_authority(head)?;
+    if head.version == Version::HTTP_2 {
+        // RFC 9113 8.2.2: `h2` has refused connection-specific fields.
+        return Ok(None);
+    }
+    let upgrade = requested_upgrade(head);
+    remove_hop_by_hop(&mut head.headers);
+    Ok(upgrade)
+}
+
+/// RFC 9112 6.1, 6.3: one length, or the chunked coding alone. hyper has refused lengths that are not numbers or differ.
+fn check_framing(headers: &HeaderMap) -> Result<(), Error> {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    if let Some(coding) = codings.next() {
+        if !coding.as_bytes().eq_ignore_ascii_case(b"chunked") || codings.next().is_some() {
+            return Err(Error::BadRequest("a transfer coding other than chunked"));
+        }
+        if headers.contains_key(CONTENT_LENGTH) {
+            return Err(Error::BadRequest("both Content-Length and Transfer-Encoding"));
+        }
+    }
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    if let Some(length) = lengths.next() {
+        if length.is_empty()
+            || !length.as_bytes().iter().all(u8::is_ascii_digit)
+            || lengths.any(|other| other != length)
+        {
+            return Err(Error::BadRequest("an invalid Content-Length"));
+        }
+    }
+    Ok(())
+}
+
+/// RFC 9112 3.2, RFC 9113 8.3.1: exactly one authority, in the Host field from here on.
+fn settle_authority(head: &mut Parts) -> Result<(), Error> {
+    let mut hosts = head.headers.get_all(HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(Error::BadRequest("several Host fields"));
+    }
+    if let Some(host) = host {
+        if !is_authority(host.as_bytes()) {
+            return Err(Error::BadRequest("an invalid Host"));
+        }
+    }
+    let Some(authority) = head.uri.authority() else {
+        if host.is_none() && head.version != Version::HTTP_10 {
+            return Err(Error::BadRequest("no Host"));
+        }
+        return Ok(());
+    };
+    if !is_authority(authority.as_str().as_bytes()) {
+        return Err(Error::BadRequest("an invalid authority"));
+    }
+    match host {
+        Some(host) if host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) => Ok(()),
+        Some(_) if head.version == Version::HTTP_2 => Err(Error::BadRequest("Host and :authority differ")),
+        // RFC 9112 3.2.2: the absolute form's authority replaces Host.
+        _ => {
+            let value = HeaderValue::from_str(authority.as_str());
+            head.headers.insert(HOST, value.map_err(|_| Error::BadRequest("an invalid authority"))?);
+            Ok(())
+        }
+    }
+}
+
+/// `uri-host [ ":" port ]` by its characters: what could not be anything else in a URI or a header.
+fn is_authority(bytes: &[u8]) -> bool {
+    !bytes.is_empty()
+        && bytes.iter().all(|byte| {
+            byte.is_ascii_alphanumeric()
+                || matches!(byte, b'.' | b'-' | b'_' | b'~' | b':' | b'[' | b']' | b'%')
+                || matches!(byte, b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=')
+        })
+}
+
+/// The protocol that an HTTP/1.1 client wants to change to. h2c is not offered on: it would carry requests past us
+/// (RFC 9113 deprecates it).
+fn requested_upgrade(head: &Parts) -> Option<HeaderValue> {
+    let upgrade = head.headers.get(UPGRADE)?;
+    if head.version != Version::HTTP_11 || !lists(&head.headers, &CONNECTION, b"upgrade") {
+        return None;
+    }
+    let h2c = tokens(upgrade).any(|token| token.get(..3).is_some_and(|start| start.eq_ignore_ascii_case(b"h2c")));
+    (!h2c).then(|| upgrade.clone())
+}
+
+/// Removes what was meant for one hop (RFC 9110 7.6.1), except `TE: trailers`, which we can honour.
+pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    let trailers = headers.contains_key(TE) && lists(headers, &TE, b"trailers");
+    if headers.contains_key(CONNECTION) {
+        for name in named_by_connection(headers) {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
+    }
+    for name in [KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING, UPGRADE, HTTP2_SETTINGS] {
+        headers.remove(name);
+    }
+    headers.remove(TE);
+    if trailers {
+        headers.insert(TE, TRAILERS);
+    }
+}
+
+/// Fields that the Connection field names. Those that every recipient needs are not the client's to name.
+fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
+    let kept = [HOST, CONTENT_LENGTH, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION];
+    let names = headers.get_all(CONNECTION).iter().flat_map(tokens);
+    names
+        .filter(|name| !name.eq_ignore_ascii_case(b"close") && !name.eq_ignore_ascii_case(b"keep-alive"))
+        .filter_map(|name| HeaderName::from_bytes(name).ok())
+        .filter(|name| !kept.contains(name) && headers.contains_key(name))
+        .collect()
+}
+
+/// The members of a comma-separated field value.
+fn tokens(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
+    value.as_bytes().split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
+}
+
+fn lists(headers: &HeaderMap, name: &HeaderName, wanted: &[u8]) -> bool {
+    headers.get_all(name).iter().flat_map(tokens).any(|token| token.eq_ignore_ascii_case(wanted))
+}
+
+/// Removes the proxy's own headers, which mean something only when a proxy of the mesh has set them.
+pub(crate) fn remove_ours(headers: &mut HeaderMap) {
+    while let Some(name) = headers.keys().find(|name| name.as_str().starts_with(OURS)).cloned() {
+        headers.remove(name);
+    }
+}
+
+/// Whether the request is gRPC.
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(http::header::CONTENT_TYPE).is_some_and(|value| {
+        value.as_bytes().get(..16).is_some_and(|start| start.eq_ignore_ascii_case(b"application/grpc"))
+    })
+}
+
+/// Whether the client waits for `100 Continue`.
+pub(crate) fn expects_continue(headers: &HeaderMap) -> bool {
+    headers.get(http::header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
+/// Gives a settled head the form that HTTP/1.1 wants: origin-form target, Host, one Cookie field. `host`: for clients (HTTP/1.0) that named none.
+pub(crate) fn for_http1(head: &mut Parts, host: &str) {
+    if head.method != Method::CONNECT && head.uri.authority().is_some() {
+        let path = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        head.uri = Uri::from(path);
+    }
+    head.version = Version::HTTP_11;
+    if !head.headers.contains_key(HOST) {
+        if let Ok(host) = HeaderValue::from_str(host) {
+            head.headers.insert(HOST, host);
+        }
+    }
+    // RFC 9113 8.2.3
+    if head.headers.get_all(COOKIE).iter().nth(1).is_some() {
+        let joined =
+            head.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b"; "[..]);
+        if let Ok(cookie) = HeaderValue::from_bytes(&joined) {
+            head.headers.insert(COOKIE, cookie);
+        }
+    }
+    if head.headers.contains_key(TE) {
+        head.headers.insert(CONNECTION, HeaderValue::from_static("te"));
+    }
+}
+
+/// Gives a settled head the form that HTTP/2 wants: everything about the target in pseudo-fields.
+///
+/// # Errors
+/// If Host is no authority.
+pub(crate) fn for_http2(head: &mut Parts, host: &str) -> Result<(), Error> {
+    head.version = Version::HTTP_2;
+    let value = head.headers.remove(HOST);
+    let wanted = value.as_ref().and_then(|value| value.to_str().ok()).unwrap_or(host);
+    let complete = head.uri.scheme().is_some() || head.method == Method::CONNECT;
+    if complete && head.uri.authority().is_some_and(|authority| authority.as_str() == wanted) {
+        return Ok(());
+    }
+    let mut parts = std::mem::take(&mut head.uri).into_parts();
+    parts.authority = Some(Authority::try_from(wanted).map_err(|_| Error::BadRequest("an invalid Host"))?);
+    if parts.path_and_query.is_some() {
+        parts.scheme = parts.scheme.or(Some(Scheme::HTTP));
+    }
+    head.uri = Uri::from_parts(parts).map_err(|_| Error::BadRequest("an invalid target"))?;
+    Ok(())
+}
+
+/// A response head from a peer: what was meant for one hop, or comes from outside and looks like ours, is removed.
+///
+/// # Errors
+/// If its body is in a coding that would be lost.
+pub(crate) fn receive_response(headers: &mut HeaderMap, meshed: bool) -> Result<(), &'static str> {
+    if let Some(coding) = headers.get(TRANSFER_ENCODING) {
+        if !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
+            return Err("the response has a transfer coding other than chunked");
+        }
+    }
+    remove_hop_by_hop(headers);
+    headers.remove(TE);
+    if !meshed {
+        remove_ours(headers);
+    }
+    Ok(())
+}
+
+/// Asks for, or grants, a change of protocol.
+pub(crate) fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, protocol);
+}
+
+/// The longest that the client wants to wait, if it says so (gRPC over HTTP/2: at most 8 digits and a unit).
+pub(crate) fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(GRPC_TIMEOUT)?.to_str().ok()?;
+    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
+    if digits.len() > 8 {
+        return None;
+    }
+    let amount: u32 = digits.parse().ok()?;
+    let unit = match unit {
+        "H" => Duration::from_secs(3600),
+        "M" => Duration::from_secs(60),
+        "S" => Duration::from_secs(1),
+        "m" => Duration::from_millis(1),
+        "u" => Duration::from_micros(1),
+        "n" => Duration::from_nanos(1),
+        _ => return None,
+    };
+    Some(unit.saturating_mul(amount))
+}
+
+/// What a proxy of the mesh says is left of the deadline.
+pub(crate) fn leno_timeout(headers: &HeaderMap) -> Option<Duration> {
+    Some(Duration::from_millis(headers.get(LENO_TIMEOUT_MS)?.to_str().ok()?.parse().ok()?))
+}
+
+/// Tells the next hop what is left of the deadline.
+pub(crate) fn set_timeout(headers: &mut HeaderMap, left: Duration, grpc: bool) {
+    let millis = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
+    if !grpc {
+        headers.insert(LENO_TIMEOUT_MS, millis.into());
+    } else if let Ok(value) = HeaderValue::try_from(format!("{}m", millis.min(99_999_999))) {
+        headers.insert(GRPC_TIMEOUT, value);
+    }
+}

@@ -1,1 +1,90 @@
-//! http
+//! Whether a try that failed is made again: a pure decision.
+//!
+//! Safe without asking anyone: what was provably not processed (never sent, refused by the peer before any
+//! processing), and what may be repeated (idempotent methods, RFC 9110 9.2.2, or an `Idempotency-Key`). Statuses
+//! and timeouts are tried again only if the route says so. Never past the budget, and never if the body is gone.
+
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, Method};
+
+use crate::policy::http_route::Retry;
+
+/// Tries of one request that were sent, without a policy.
+const TRIES: u32 = 3;
+/// Endpoints that may fail to be connected to, for one request.
+const CONNECTS: u32 = 5;
+/// Longest wait between two tries; a server that asks (`Retry-After`) for more gets no second one.
+const MAX_WAIT: Duration = Duration::from_secs(10);
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// How a try failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// No connection could be made.
+    NotConnected,
+    /// Sent, perhaps, but provably not processed.
+    NotProcessed,
+    /// Broken off before an answer: may have been processed.
+    Reset,
+    /// Answered with this status, which asks for so long a wait.
+    Status(u16, Option<Duration>),
+    /// The time for one try passed.
+    TryTimeout,
+}
+
+/// What is known of the request and its tries so far.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tries {
+    /// Method or header say that it may be repeated.
+    pub(crate) repeatable: bool,
+    /// Tries that were sent.
+    pub(crate) sent: u32,
+    /// Tries that found no connection.
+    pub(crate) unconnected: u32,
+    /// Retries that the policy asked for.
+    pub(crate) by_policy: u32,
+}
+
+/// Whether the request may be repeated by what it is.
+pub(crate) fn repeatable(method: &Method, headers: &HeaderMap) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
+        || headers.contains_key(IDEMPOTENCY_KEY)
+}
+
+/// How long to wait before the next try; None: no next try. `jitter`: a uniformly random number. The caller asks the
+/// budget afterwards.
+pub(crate) fn next_try(failure: Failure, tries: Tries, policy: Option<&Retry>, jitter: u64) -> Option<Duration> {
+    let at_once = match failure {
+        Failure::NotConnected => tries.unconnected < CONNECTS,
+        Failure::NotProcessed => tries.sent < TRIES,
+        Failure::Reset => tries.repeatable && tries.sent < TRIES,
+        Failure::Status(..) | Failure::TryTimeout => false,
+    };
+    if at_once {
+        return Some(Duration::ZERO);
+    }
+    let policy = policy.filter(|policy| tries.by_policy < policy.attempts)?;
+    let asked_for = match failure {
+        // GEP-1731: connection errors are retried whatever the codes are, timeouts as the 504 they become.
+        Failure::NotConnected | Failure::NotProcessed => None,
+        Failure::Reset | Failure::TryTimeout if tries.repeatable || by_status(policy, 504) => None,
+        Failure::Status(status, asked_for) if by_status(policy, status) => asked_for,
+        _ => return None,
+    };
+    let wait = backoff(policy.backoff, tries.by_policy, jitter).max(asked_for.unwrap_or_default());
+    (wait <= MAX_WAIT).then_some(wait)
+}
+
+fn by_status(policy: &Retry, status: u16) -> bool {
+    // The client's own faults do not go away.
+    !matches!(status, 400 | 401 | 403 | 404) && policy.statuses.binary_search(&status).is_ok()
+}
+
+/// Exponential, with up to as much again as jitter: `least * 2^n * [1, 2)`.
+fn backoff(least: Duration, retries: u32, jitter: u64) -> Duration {
+    let base = least.saturating_mul(1 << retries.min(10)).min(MAX_WAIT / 2);
+    let share = (jitter >> 11) as f64 / (1u64 << 53) as f64;
+    base + base.mul_f64(share)
+}

@@ -1,4 +1,16 @@
 //! W3C trace context (traceparent, tracestate): kept if present and well-formed, made if not.
+//!
+//! Made, and the hop's own span written into it, only where spans are exported: a proxy that reports nothing must not
+//! put itself between two spans, nor decide for the application what is sampled.
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::worker::Random;
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+/// `00-<32 hex>-<16 hex>-<2 hex>`
+const LEN: usize = 55;
 
 /// The trace a request belongs to, and this hop's place in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,4 +21,86 @@ pub struct TraceContext {
     /// This hop's own span, sent on as the parent of the next.
     pub span: [u8; 8],
     pub sampled: bool,
+}
+
+impl TraceContext {
+    /// The trace that the headers belong to, or a new one, sampled with probability `sample`; the headers then
+    /// name this hop's span as the parent.
+    pub fn join(headers: &mut HeaderMap, random: &Random, sample: f64) -> Self {
+        let context = Self::read(headers, random).unwrap_or_else(|| {
+            // A tracestate without its traceparent means nothing (Trace Context 3.3).
+            headers.remove(TRACESTATE);
+            Self {
+                trace_id: made([random.next(), random.next()]),
+                parent: None,
+                span: random.next().max(1).to_be_bytes(),
+                sampled: ((random.next() >> 11) as f64) < sample * (1u64 << 53) as f64,
+            }
+        });
+        if let Ok(value) = HeaderValue::from_bytes(&context.traceparent()) {
+            headers.insert(TRACEPARENT, value);
+        }
+        context
+    }
+
+    /// The trace that the headers belong to; they stay as they are.
+    pub fn read(headers: &HeaderMap, random: &Random) -> Option<Self> {
+        let mut values = headers.get_all(TRACEPARENT).iter();
+        let (trace_id, parent, flags) = parse(values.next()?.as_bytes())?;
+        if values.next().is_some() {
+            return None;
+        }
+        Some(Self { trace_id, parent: Some(parent), span: random.next().max(1).to_be_bytes(), sampled: flags & 1 == 1 })
+    }
+
+    /// The field value that names this hop's span.
+    pub fn traceparent(&self) -> [u8; LEN] {
+        let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
+        let (_, rest) = text.split_at_mut(3);
+        write_hex(rest, &self.trace_id);
+        let (_, rest) = text.split_at_mut(36);
+        write_hex(rest, &self.span);
+        text[LEN - 1] = if self.sampled { b'1' } else { b'0' };
+        text
+    }
+}
+
+fn made(halves: [u64; 2]) -> [u8; 16] {
+    let value = (u128::from(halves[0]) << 64) | u128::from(halves[1]);
+    value.max(1).to_be_bytes()
+}
+
+/// Trace id, parent span and flags (Trace Context 3.2.2). Later versions may be longer.
+fn parse(text: &[u8]) -> Option<([u8; 16], [u8; 8], u8)> {
+    let [version] = read_hex::<1>(text.get(..2)?)?;
+    let dashes = [2, 35, 52].iter().all(|&at| text.get(at) == Some(&b'-'));
+    let length = if version == 0 { text.len() == LEN } else { matches!(text.get(LEN), None | Some(b'-')) };
+    if version == 0xff || !dashes || !length {
+        return None;
+    }
+    let trace_id = read_hex::<16>(text.get(3..35)?)?;
+    let parent = read_hex::<8>(text.get(36..52)?)?;
+    let [flags] = read_hex::<1>(text.get(53..55)?)?;
+    (trace_id != [0; 16] && parent != [0; 8]).then_some((trace_id, parent, flags))
+}
+
+fn read_hex<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
+    let digit = |byte: u8| match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        _ => None,
+    };
+    let mut bytes = [0; N];
+    for (byte, pair) in bytes.iter_mut().zip(text.chunks_exact(2)) {
+        let [high, low] = pair.try_into().ok()?;
+        *byte = digit(high)? << 4 | digit(low)?;
+    }
+    Some(bytes)
+}
+
+fn write_hex(text: &mut [u8], bytes: &[u8]) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for (pair, byte) in text.chunks_exact_mut(2).zip(bytes) {
+        pair.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+    }
 }

@@ -1,0 +1,225 @@
+//! A client's request body, kept up to a limit so that another try can send it again.
+//!
+//! One [`RequestBody`] holds the client's stream; each try reads it through a [`Reader`] of its own, from
+//! the start. Bytes are kept (shared, not copied) until they exceed REPLAY_BYTES or an answer was
+//! accepted; from then on they only pass through, and no further try is possible.
+
+use std::{
+    cell::{Cell, RefCell},
+    pin::Pin,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Waker},
+};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::body::Incoming;
+use parking_lot::Mutex;
+
+use super::body::BodyError;
+use crate::config::limits;
+
+/// What the tries of one request share.
+pub(crate) struct RequestBody {
+    stream: RefCell<Incoming>,
+    kept: RefCell<Kept>,
+    /// Length of the whole body if the client stated it.
+    exact: Option<u64>,
+    /// Bytes received from the client.
+    received: Cell<u64>,
+    /// The client broke its own request: no endpoint is to blame, and nothing can be tried again.
+    failed: Cell<bool>,
+    /// The try whose reader is current; readers of earlier ones get nothing more.
+    attempt: Cell<u32>,
+}
+
+/// What can be sent again.
+#[derive(Default)]
+struct Kept {
+    frames: Vec<Bytes>,
+    bytes: usize,
+    trailers: Option<HeaderMap>,
+    /// Everything received so far is here.
+    complete: bool,
+}
+
+impl RequestBody {
+    /// Takes over the client's stream.
+    pub(crate) fn new(stream: Incoming) -> Rc<Self> {
+        let exact = stream.size_hint().exact();
+        // A body that is known to be too large is not kept at all.
+        let keep = exact.is_none_or(|length| length <= limits::REPLAY_BYTES as u64);
+        Rc::new(Self {
+            stream: RefCell::new(stream),
+            kept: RefCell::new(Kept { complete: keep, ..Kept::default() }),
+            exact,
+            received: Cell::new(0),
+            failed: Cell::new(false),
+            attempt: Cell::new(0),
+        })
+    }
+
+    /// A reader from the start, for the next try. None if what was received cannot be sent again.
+    pub(crate) fn reader(self: &Rc<Self>, gate: Option<Arc<ContinueGate>>) -> Option<Reader> {
+        if !self.replayable() {
+            return None;
+        }
+        self.attempt.set(self.attempt.get().wrapping_add(1));
+        Some(Reader { shared: Rc::clone(self), attempt: self.attempt.get(), next: 0, delivered: 0, done: false, gate })
+    }
+
+    /// Whether another try could send the whole body.
+    pub(crate) fn replayable(&self) -> bool {
+        !self.failed.get() && (self.received.get() == 0 || self.kept.borrow().complete)
+    }
+
+    /// An answer was accepted: nothing will be sent again.
+    pub(crate) fn settle(&self) {
+        let mut kept = self.kept.borrow_mut();
+        if kept.complete {
+            kept.complete = false;
+            // The reader may still have frames to deliver; it drops each once delivered.
+        }
+    }
+
+    pub(crate) fn received(&self) -> u64 {
+        self.received.get()
+    }
+
+    pub(crate) fn failed(&self) -> bool {
+        self.failed.get()
+    }
+}
+
+/// One try's view of the body.
+pub(crate) struct Reader {
+    shared: Rc<RequestBody>,
+    attempt: u32,
+    /// Index of the next kept frame.
+    next: usize,
+    delivered: u64,
+    done: bool,
+    gate: Option<Arc<ContinueGate>>,
+}
+
+impl Reader {
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(gate) = &self.gate {
+            std::task::ready!(gate.poll_open(cx));
+            self.gate = None;
+        }
+        if self.done {
+            return Poll::Ready(None);
+        }
+        if self.attempt != self.shared.attempt.get() {
+            return Poll::Ready(Some(Err("another try has taken over the request".into())));
+        }
+        if let Some(frame) = self.kept_frame() {
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        let polled = std::task::ready!(Pin::new(&mut *self.shared.stream.borrow_mut()).poll_frame(cx));
+        Poll::Ready(match polled {
+            Some(Ok(frame)) => {
+                self.keep(&frame);
+                Some(Ok(frame))
+            }
+            Some(Err(error)) => {
+                self.shared.failed.set(true);
+                self.done = true;
+                Some(Err(error.into()))
+            }
+            None => {
+                self.done = true;
+                None
+            }
+        })
+    }
+
+    /// The next frame that an earlier try has already received.
+    fn kept_frame(&mut self) -> Option<Frame<Bytes>> {
+        let mut kept = self.shared.kept.borrow_mut();
+        if let Some(bytes) = kept.frames.get(self.next) {
+            let bytes = bytes.clone();
+            self.next += 1;
+            self.delivered += bytes.len() as u64;
+            return Some(Frame::data(bytes));
+        }
+        if !kept.complete && !kept.frames.is_empty() {
+            kept.frames = Vec::new();
+            self.next = 0;
+        }
+        let trailers = kept.trailers.clone()?;
+        self.done = true;
+        Some(Frame::trailers(trailers))
+    }
+
+    fn keep(&mut self, frame: &Frame<Bytes>) {
+        let shared = &self.shared;
+        let mut kept = shared.kept.borrow_mut();
+        if let Some(data) = frame.data_ref() {
+            self.delivered += data.len() as u64;
+            shared.received.set(shared.received.get() + data.len() as u64);
+            if !kept.complete {
+                return;
+            }
+            kept.bytes += data.len();
+            if kept.bytes > limits::REPLAY_BYTES {
+                *kept = Kept::default();
+                self.next = 0;
+            } else {
+                kept.frames.push(data.clone());
+                self.next += 1;
+            }
+        } else if let Some(trailers) = frame.trailers_ref() {
+            self.done = true;
+            if kept.complete {
+                kept.trailers = Some(trailers.clone());
+            }
+        }
+    }
+
+    pub(crate) fn is_end_stream(&self) -> bool {
+        if self.done {
+            return true;
+        }
+        let kept = self.shared.kept.borrow();
+        self.next >= kept.frames.len() && kept.trailers.is_none() && self.shared.stream.borrow().is_end_stream()
+    }
+
+    pub(crate) fn size_hint(&self) -> SizeHint {
+        match self.shared.exact {
+            Some(exact) => SizeHint::with_exact(exact.saturating_sub(self.delivered)),
+            None => SizeHint::default(),
+        }
+    }
+}
+
+/// Holds a request body back until the server said `100 Continue` (RFC 9110 10.1.1), so that the
+/// client hears it from the server and not from us.
+#[derive(Default)]
+pub(crate) struct ContinueGate {
+    open: AtomicBool,
+    waker: Mutex<Option<Waker>>,
+}
+
+impl ContinueGate {
+    pub(crate) fn open(&self) {
+        self.open.store(true, Ordering::Release);
+        if let Some(waker) = self.waker.lock().take() {
+            waker.wake();
+        }
+    }
+
+    fn poll_open(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.open.load(Ordering::Acquire) {
+            return Poll::Ready(());
+        }
+        *self.waker.lock() = Some(cx.waker().clone());
+        if self.open.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
+    }
+}

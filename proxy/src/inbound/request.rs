@@ -1,0 +1,73 @@
+//! One inbound request: who sent it is written down, the rest is the application's.
+
+use std::rc::Rc;
+
+use http::{HeaderValue, Response, request::Parts};
+use hyper::body::Incoming;
+
+use super::{Application, Client};
+use crate::{
+    error::Error,
+    http::{
+        Body,
+        exchange::Exchange,
+        forward::{self, Answer, Outgoing, Plan, To},
+        headers,
+        serve::Received,
+    },
+    policy::Protocol,
+    telemetry::Direction,
+    worker::Context,
+};
+
+/// Answers one request to the workload.
+pub(super) async fn serve(
+    ctx: Context,
+    client: Rc<Client>,
+    application: Rc<Application>,
+    received: Received,
+) -> Response<Body> {
+    let (mut head, body, mut exchange) = received.begin(&ctx, Direction::Inbound, client.identity.clone());
+    exchange.metrics = Some(application.requests.clone());
+    let upgraded = exchange.client_upgrade(&mut head);
+    let grpc = headers::is_grpc(&head.headers);
+    let answer = answer(&client, &application, &mut exchange, head, body).await;
+    exchange.respond(answer, upgraded, grpc)
+}
+
+async fn answer(
+    client: &Client,
+    application: &Application,
+    exchange: &mut Exchange,
+    mut head: Parts,
+    body: Incoming,
+) -> Result<Answer, Error> {
+    let upgrade = exchange.receive(&mut head)?;
+    identify(client, exchange, &mut head);
+    exchange.join_trace(&mut head.headers);
+    exchange.limit(headers::grpc_timeout(&head.headers));
+    let http2 = match application.protocol {
+        Protocol::Http1 => Some(false),
+        Protocol::Http2 => Some(true),
+        _ => None,
+    };
+    let plan = Plan { to: To::Application(application.address), http2, try_timeout: None, retry: None };
+    let host = application.address.to_string();
+    forward::forward(exchange, plan, Outgoing { head, body, upgrade, host }).await
+}
+
+/// Our own headers mean something only from the mesh, and the client's identity comes from its certificate alone.
+fn identify(client: &Client, exchange: &mut Exchange, head: &mut Parts) {
+    let Some(id) = &client.identity_header else {
+        headers::remove_ours(&mut head.headers);
+        return;
+    };
+    exchange.limit(headers::leno_timeout(&head.headers));
+    let attempt = head.headers.remove(headers::LENO_ATTEMPT);
+    headers::remove_ours(&mut head.headers);
+    if let Some(attempt) = attempt {
+        head.headers.insert(headers::LENO_ATTEMPT, attempt);
+    }
+    let id: HeaderValue = id.clone();
+    head.headers.insert(headers::LENO_CLIENT_ID, id);
+}

@@ -1,0 +1,130 @@
+//! One outbound request: policy → filters → backend → answer.
+
+use http::{Response, request::Parts};
+use hyper::body::Incoming;
+
+use super::{destination, no_backend};
+use crate::{
+    error::Error,
+    http::{
+        Body,
+        exchange::Exchange,
+        filter::Filters,
+        forward::{self, Answer, Outgoing, Plan, To},
+        headers,
+        serve::Received,
+    },
+    policy::{DestinationKey, HttpAction, ServicePort, Target},
+    telemetry::{Direction, RouteMetrics},
+    upstream::Backend,
+    worker::Context,
+};
+use std::sync::Arc;
+
+/// Answers one request of the workload.
+pub(super) async fn serve(ctx: Context, key: DestinationKey, received: Received) -> Response<Body> {
+    let (mut head, body, mut exchange) = received.begin(&ctx, Direction::Outbound, None);
+    let client = exchange.client_upgrade(&mut head);
+    let grpc = headers::is_grpc(&head.headers);
+    let answer = answer(&ctx, &key, &mut exchange, head, body).await;
+    exchange.respond(answer, client, grpc)
+}
+
+async fn answer(
+    ctx: &Context,
+    key: &DestinationKey,
+    exchange: &mut Exchange,
+    mut head: Parts,
+    body: Incoming,
+) -> Result<Answer, Error> {
+    let upgrade = exchange.receive(&mut head)?;
+    // An application names no identity and no deadline but by its certificate and its own headers.
+    headers::remove_ours(&mut head.headers);
+    exchange.join_trace(&mut head.headers);
+    exchange.limit(headers::grpc_timeout(&head.headers));
+    let destination = destination(ctx, key).await?;
+    let outgoing = |head| Outgoing { head, body, upgrade, host: key.to_string() };
+    match &destination.target {
+        Target::Service(service) => routed(ctx, exchange, service, head, outgoing).await,
+        Target::Workload(backend) => {
+            exchange.metrics = Some(unrouted(ctx, &backend.key));
+            exchange.record.backend = Some(Arc::clone(&backend.key));
+            let plan = Plan { to: To::Backend(backend), http2: None, try_timeout: None, retry: None };
+            forward::forward(exchange, plan, outgoing(head)).await
+        }
+        // Was in the mesh when the connection was opened: the client's next connection goes straight.
+        Target::Outside => Err(Error::Discovery(key.to_string())),
+    }
+}
+
+/// Sends the request where the service's routes say.
+async fn routed(
+    ctx: &Context,
+    exchange: &mut Exchange,
+    service: &ServicePort,
+    mut head: Parts,
+    outgoing: impl FnOnce(Parts) -> Outgoing,
+) -> Result<Answer, Error> {
+    let matched = service.http.as_ref().and_then(|routes| routes.decide(&head));
+    let Some(matched) = matched else {
+        exchange.metrics = Some(unrouted(ctx, &service.service));
+        return Err(Error::NoRule);
+    };
+    let action: &HttpAction = matched.action;
+    let prefix_len = matched.prefix_len;
+    exchange.record.route = Some(action.origin.clone());
+    exchange.limit(action.request_timeout);
+    let backend = match &action.filters.redirect {
+        None => action.backends.pick(ctx.random.next()),
+        Some(_) => None,
+    };
+    exchange.metrics = Some(backend.map_or_else(|| unrouted(ctx, &service.service), |backend| backend.metrics.clone()));
+    supported(&action.filters)?;
+    if let Some(redirect) = &action.filters.redirect {
+        let mut response = Response::default();
+        *response.status_mut() = redirect.status;
+        let location = redirect.location(&head, service.port, prefix_len)?;
+        response.headers_mut().insert(http::header::LOCATION, location);
+        action.filters.response.apply(response.headers_mut());
+        exchange.answered(response.status(), response.headers());
+        return Ok(Answer { response, upgraded: None });
+    }
+    let chosen = backend.ok_or_else(|| no_backend(&action.origin))?;
+    supported(&chosen.filters)?;
+    let to: &Arc<Backend> = chosen.backend.as_ref().map_err(|reason| Error::InvalidBackend(reason.clone()))?;
+    exchange.record.backend = Some(Arc::clone(&to.key));
+    for filters in [&action.filters, &chosen.filters] {
+        filters.request.apply(&mut head.headers);
+        if let Some(rewrite) = &filters.rewrite {
+            rewrite.apply(&mut head, prefix_len)?;
+        }
+    }
+    let plan = Plan { to: To::Backend(to), http2: None, try_timeout: action.try_timeout, retry: action.retry.as_ref() };
+    let mut answer = forward::forward(exchange, plan, outgoing(head)).await?;
+    for filters in [&chosen.filters, &action.filters] {
+        filters.response.apply(answer.response.headers_mut());
+    }
+    Ok(answer)
+}
+
+/// A filter that is not known must fail the request, never be skipped (Gateway API).
+fn supported(filters: &Filters) -> Result<(), Error> {
+    match &filters.unsupported {
+        None => Ok(()),
+        Some(name) => Err(Error::InvalidBackend(format!("the filter {name} is not supported"))),
+    }
+}
+
+/// Handles for requests that no route's backend counts: one set for each service or workload called.
+fn unrouted(ctx: &Context, name: &Arc<str>) -> RouteMetrics {
+    let mut held = ctx.unrouted.borrow_mut();
+    if let Some(metrics) = held.get(name) {
+        return metrics.clone();
+    }
+    let metrics = RouteMetrics::outbound(name, "", "", "");
+    if held.len() >= crate::config::limits::DESTINATIONS {
+        held.clear();
+    }
+    held.insert(Arc::clone(name), metrics.clone());
+    metrics
+}
