@@ -29,7 +29,7 @@ pub struct HeaderChanges {
 
 #[derive(Debug, Clone)]
 pub struct Redirect {
-    pub scheme: Option<http::uri::Scheme>,
+    pub scheme: Option<Scheme>,
     pub hostname: Option<String>,
     pub port: Option<u16>,
     pub status: http::StatusCode,
