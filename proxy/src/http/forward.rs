@@ -100,7 +100,7 @@ pub(crate) async fn forward(exchange: &mut Exchange, plan: Plan<'_>, outgoing: O
     let mut tried = Vec::new();
     let mut unsent = None;
     if let To::Backend(backend) = plan.to {
-        backend.budget.deposit(exchange.started);
+        backend.budget.deposit();
     }
     loop {
         let picked = async { Ok(choose(&ctx, plan.to, &tried).await) };
