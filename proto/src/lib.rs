@@ -5,7 +5,13 @@ pub mod alpn;
 pub mod spiffe;
 
 /// Generated from `leno/v1/*.proto`; the comments there are the documentation.
-#[allow(clippy::all, unreachable_pub, unused_qualifications, reason = "generated code")]
+#[allow(
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    unreachable_pub,
+    unused_qualifications,
+    reason = "generated code"
+)]
 pub mod v1 {
     tonic::include_proto!("leno.v1");
 }

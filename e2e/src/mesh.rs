@@ -1,0 +1,177 @@
+//! A mesh on this machine: one control plane reading a folder, and sidecars that run against it.
+
+pub mod documents;
+mod workload;
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use tempfile::TempDir;
+pub use workload::{Workload, WorkloadBuilder};
+
+use crate::{
+    binaries, ports,
+    process::{Process, Processes, run},
+    wait::eventually,
+};
+
+/// Longest wait for anything the control plane or a sidecar does: far above what is expected.
+pub const LIMIT: Duration = Duration::from_secs(30);
+
+/// How the control plane is run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Life of workload certificates.
+    pub certificate_lifetime: Duration,
+    /// Where proxies reach it; none: a free port of 127.0.0.1.
+    pub listen: Option<SocketAddr>,
+    /// More flags.
+    pub flags: Vec<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { certificate_lifetime: Duration::from_secs(24 * 3600), listen: None, flags: Vec::new() }
+    }
+}
+
+/// A control plane with its folders, and every process of the test. End it with [`Mesh::end`].
+#[derive(Debug)]
+pub struct Mesh {
+    options: Options,
+    listen: SocketAddr,
+    control_plane: Mutex<Process>,
+    processes: Processes,
+    folder: TempDir,
+}
+
+impl Mesh {
+    /// With the defaults.
+    pub async fn start() -> Result<Self> {
+        Self::with(Options::default()).await
+    }
+
+    pub async fn with(options: Options) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("leno-e2e-").tempdir().context("a folder for the mesh")?;
+        fs::create_dir(folder.path().join("config"))?;
+        let processes = Processes::new(folder.path().join("logs"))?;
+        let listen = options.listen.map_or_else(ports::free, Ok)?;
+        let control_plane = Mutex::new(control_plane(&processes, folder.path(), listen, &options)?);
+        let mesh = Self { options, listen, control_plane, processes, folder };
+        mesh.answering().await?;
+        Ok(mesh)
+    }
+
+    /// A folder that lives as long as the mesh.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The folder that the control plane reads.
+    pub fn config(&self) -> PathBuf {
+        self.folder.path().join("config")
+    }
+
+    /// The control plane's state folder.
+    pub fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    /// Where proxies reach the control plane.
+    pub fn address(&self) -> SocketAddr {
+        self.listen
+    }
+
+    pub fn processes(&self) -> &Processes {
+        &self.processes
+    }
+
+    /// The control plane's process.
+    pub fn control_plane(&self) -> Process {
+        self.control_plane.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Starts the control plane again, after it was killed.
+    pub async fn restart_control_plane(&self) -> Result<()> {
+        let process = control_plane(&self.processes, self.folder.path(), self.listen, &self.options)?;
+        *self.control_plane.lock().unwrap_or_else(PoisonError::into_inner) = process;
+        self.answering().await
+    }
+
+    /// Waits until the control plane answers operators.
+    async fn answering(&self) -> Result<()> {
+        eventually("the control plane answers", LIMIT, async || {
+            let ended = self.control_plane().ended()?;
+            ensure!(ended.is_none(), "it ended: {ended:?}");
+            ensure!(self.state().join("trust-bundle.pem").exists(), "no trust bundle yet");
+            self.leno(&["get", "proxies", "-o", "json"]).await
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// A workload's sidecar, to be described and started.
+    pub fn workload<'m>(&'m self, name: &str) -> WorkloadBuilder<'m> {
+        WorkloadBuilder::new(self, name)
+    }
+
+    /// Writes a file of the configuration, all at once (a rename), as careful tools do.
+    pub fn apply(&self, file: &str, content: &str) -> Result<()> {
+        write_atomically(&self.config().join(file), content)
+    }
+
+    /// Removes a file of the configuration.
+    pub fn remove(&self, file: &str) -> Result<()> {
+        fs::remove_file(self.config().join(file)).with_context(|| format!("remove {file}"))
+    }
+
+    /// Runs `leno` against this control plane, and returns what it prints.
+    pub async fn leno(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new(binaries::leno()?);
+        command.args(arguments).arg("--state").arg(self.state());
+        run(command, LIMIT * 2).await
+    }
+
+    /// `leno get … -o json`
+    pub async fn get(&self, arguments: &[&str]) -> Result<Value> {
+        let printed = self.leno(&[&["get"], arguments, &["-o", "json"]].concat()).await?;
+        serde_json::from_str(&printed).with_context(|| format!("leno get printed {printed:?}"))
+    }
+
+    /// Blocks until every subscribed proxy runs what the configuration says of an object: `leno wait`.
+    pub async fn wait(&self, object: &str) -> Result<()> {
+        let limit = format!("{}s", LIMIT.as_secs());
+        self.leno(&["wait", object, "-n", documents::NAMESPACE, "--timeout", &limit]).await?;
+        Ok(())
+    }
+
+    /// Ends every process in order, and fails if one did not end well.
+    pub async fn end(self) -> Result<()> {
+        self.processes.end(LIMIT).await
+    }
+}
+
+fn control_plane(processes: &Processes, folder: &Path, listen: SocketAddr, options: &Options) -> Result<Process> {
+    let mut command = Command::new(binaries::leno()?);
+    command.arg("control-plane").arg("--config").arg(folder.join("config")).arg("--state").arg(folder.join("state"));
+    command.args(["--listen", &listen.to_string()]);
+    command.args(["--certificate-lifetime", &format!("{}s", options.certificate_lifetime.as_secs())]);
+    command.args(&options.flags);
+    processes.spawn("control-plane", command)
+}
+
+/// Writes beside the target, then renames.
+pub fn write_atomically(path: &Path, content: &str) -> Result<()> {
+    let name = path.file_name().context("a file's name")?.to_string_lossy();
+    let beside = path.with_file_name(format!(".{name}.new"));
+    fs::write(&beside, content).with_context(|| format!("write {}", beside.display()))?;
+    fs::rename(&beside, path).with_context(|| format!("rename to {}", path.display()))
+}

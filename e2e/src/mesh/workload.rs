@@ -1,0 +1,253 @@
+//! A sidecar, and the documents that make its workload known.
+
+use std::{
+    collections::HashMap,
+    fs,
+    net::{IpAddr, SocketAddr},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::Signal;
+
+use super::{LIMIT, Mesh, documents};
+use crate::{binaries, client, metrics::Metrics, netns::Host, ports, process::Process, wait::eventually};
+
+/// What a workload is; see [`Mesh::workload`].
+#[derive(Debug)]
+pub struct WorkloadBuilder<'m> {
+    mesh: &'m Mesh,
+    name: String,
+    namespace: String,
+    account: String,
+    ips: Vec<IpAddr>,
+    /// Service (empty: none), application.
+    inbound: Vec<(String, SocketAddr)>,
+    outbound: Vec<String>,
+    host: Option<Host>,
+    flags: Vec<String>,
+    access_log: &'static str,
+}
+
+impl<'m> WorkloadBuilder<'m> {
+    pub(super) fn new(mesh: &'m Mesh, name: &str) -> Self {
+        Self {
+            mesh,
+            name: name.to_owned(),
+            namespace: documents::NAMESPACE.to_owned(),
+            account: name.to_owned(),
+            ips: vec![ports::loopback_ip()],
+            inbound: Vec::new(),
+            outbound: Vec::new(),
+            host: None,
+            flags: Vec::new(),
+            access_log: "off",
+        }
+    }
+
+    #[must_use]
+    pub fn namespace(mut self, namespace: &str) -> Self {
+        namespace.clone_into(&mut self.namespace);
+        self
+    }
+
+    /// Its service account; default: its name.
+    #[must_use]
+    pub fn account(mut self, account: &str) -> Self {
+        account.clone_into(&mut self.account);
+        self
+    }
+
+    /// Explicit mode: calls `destination` through a local listener ([`Workload::outbound`]).
+    #[must_use]
+    pub fn outbound(mut self, destination: &str) -> Self {
+        self.outbound.push(destination.to_owned());
+        self
+    }
+
+    /// Explicit mode: a mesh listener in front of `application`, in no Service.
+    #[must_use]
+    pub fn inbound(mut self, application: SocketAddr) -> Self {
+        self.inbound.push((String::new(), application));
+        self
+    }
+
+    /// Explicit mode: a mesh listener in front of `application`, which is an endpoint of `service`.
+    #[must_use]
+    pub fn serves(mut self, service: &str, application: SocketAddr) -> Self {
+        self.inbound.push((service.to_owned(), application));
+        self
+    }
+
+    /// Transparent mode, on a host of its own (`leno-proxy redirect install` is run there).
+    #[must_use]
+    pub fn transparent(mut self, host: &Host) -> Self {
+        self.ips = host.addresses().to_vec();
+        self.host = Some(host.clone());
+        self
+    }
+
+    /// A flag and its value.
+    #[must_use]
+    pub fn flag(mut self, flag: &str, value: &str) -> Self {
+        self.flags.extend([flag.to_owned(), value.to_owned()]);
+        self
+    }
+
+    /// Writes a JSON line for each request to the log.
+    #[must_use]
+    pub fn access_log(mut self) -> Self {
+        self.access_log = "json";
+        self
+    }
+
+    /// Writes its documents, gets it a token, starts its sidecar, and waits until that is ready.
+    pub async fn start(self) -> Result<Workload> {
+        let mut workload = self.described()?;
+        workload.declare(self.mesh, true)?;
+        let whose = ["--namespace", &self.namespace, "--service-account", &self.account];
+        let token = self.mesh.leno(&[&["token", "--lifetime", "1h"], whose.as_slice()].concat()).await?;
+        let token_file = self.mesh.folder().join(format!("{}.{}.token", self.namespace, self.name));
+        fs::write(&token_file, token.trim()).context("write a token")?;
+        workload.restart(self.mesh).await?;
+        Ok(workload)
+    }
+
+    fn described(&self) -> Result<Workload> {
+        let ip = *self.ips.first().context("an address")?;
+        let mut arguments = vec!["run".to_owned()];
+        let mut flag = |flag: &str, value: String| arguments.extend([flag.to_owned(), value]);
+        flag("--control-plane", self.mesh.address().to_string());
+        flag("--trust-bundle", self.mesh.state().join("trust-bundle.pem").display().to_string());
+        let token = self.mesh.folder().join(format!("{}.{}.token", self.namespace, self.name));
+        flag("--token-file", token.display().to_string());
+        flag("--workload", self.name.clone());
+        flag("--drain-timeout", "5s".to_owned());
+        flag("--access-log", self.access_log.to_owned());
+        let admin = if self.host.is_some() { SocketAddr::new(ip, 4191) } else { ports::free_on(ip)? };
+        flag("--admin", admin.to_string());
+        let mut endpoints = Vec::new();
+        for (service, application) in &self.inbound {
+            let listen = ports::free_on(ip)?;
+            flag("--inbound", format!("{listen}={application}"));
+            endpoints.push((service.clone(), listen));
+        }
+        let mut outbound = HashMap::new();
+        for destination in &self.outbound {
+            let listen = ports::free_on(ip)?;
+            flag("--outbound", format!("{listen}={destination}"));
+            outbound.insert(destination.clone(), listen);
+        }
+        arguments.extend(self.flags.iter().cloned());
+        if self.host.is_some() {
+            arguments.push("--transparent".to_owned());
+        }
+        Ok(Workload {
+            name: self.name.clone(),
+            namespace: self.namespace.clone(),
+            account: self.account.clone(),
+            ips: self.ips.clone(),
+            arguments,
+            admin,
+            endpoints,
+            outbound,
+            host: self.host.clone(),
+            process: None,
+        })
+    }
+}
+
+/// A workload with a running sidecar. The process is the mesh's: it lives until [`Mesh::end`].
+#[derive(Debug)]
+pub struct Workload {
+    name: String,
+    namespace: String,
+    account: String,
+    ips: Vec<IpAddr>,
+    arguments: Vec<String>,
+    admin: SocketAddr,
+    /// Service (empty: none), the sidecar's listener.
+    endpoints: Vec<(String, SocketAddr)>,
+    outbound: HashMap<String, SocketAddr>,
+    host: Option<Host>,
+    process: Option<Process>,
+}
+
+impl Workload {
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The sidecar's process.
+    pub fn process(&self) -> Result<&Process> {
+        self.process.as_ref().with_context(|| format!("{} was not started", self.name))
+    }
+
+    /// Explicit mode: the local listener for a destination.
+    pub fn calls(&self, destination: &str) -> Result<SocketAddr> {
+        self.outbound.get(destination).copied().with_context(|| format!("{} does not call {destination}", self.name))
+    }
+
+    /// Explicit mode: the mesh listener of the n-th inbound.
+    pub fn listener(&self, n: usize) -> Result<SocketAddr> {
+        self.endpoints.get(n).map(|(_, listen)| *listen).with_context(|| format!("{} has no inbound {n}", self.name))
+    }
+
+    /// Starts the sidecar (again), and waits until it is ready.
+    pub async fn restart(&mut self, mesh: &Mesh) -> Result<()> {
+        let program = binaries::leno_proxy()?;
+        let mut command = match &self.host {
+            Some(host) => host.command(&program.display().to_string()),
+            None => Command::new(program),
+        };
+        command.args(&self.arguments);
+        let process = mesh.processes().spawn(&self.name, command)?;
+        self.process = Some(process.clone());
+        eventually(&format!("{} is ready", self.name), LIMIT, async || {
+            let ended = process.ended()?;
+            ensure!(ended.is_none(), "it ended: {ended:?}");
+            let answer = client::get(self.admin, "admin", "/ready").await?;
+            ensure!(answer.status.is_success(), "{} {:?}", answer.status, answer.body);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Writes its Pod and, for each Service it serves, its EndpointSlice: ready, or draining.
+    pub fn declare(&mut self, mesh: &Mesh, ready: bool) -> Result<()> {
+        let ips: Vec<_> = self.ips.iter().map(ToString::to_string).collect();
+        let mut documents = vec![documents::pod(&self.namespace, &self.name, &self.account, &ips)];
+        for (service, listen) in self.endpoints.iter().filter(|(service, _)| !service.is_empty()) {
+            documents.push(documents::endpoint_slice(&self.namespace, service, Some(&self.name), *listen, ready));
+        }
+        mesh.apply(&self.file(), &documents::file(&documents))
+    }
+
+    /// Removes its documents.
+    pub fn withdraw(&self, mesh: &Mesh) -> Result<()> {
+        mesh.remove(&self.file())
+    }
+
+    fn file(&self) -> String {
+        format!("workload-{}-{}.yaml", self.namespace, self.name)
+    }
+
+    /// SIGTERM, and waits for its end.
+    pub async fn terminate(&self, limit: Duration) -> Result<()> {
+        self.process()?.signal(Signal::TERM)?;
+        self.process()?.terminate(limit).await
+    }
+
+    /// Scrapes its metrics.
+    pub async fn metrics(&self) -> Result<Metrics> {
+        let answer = client::get(self.admin, "admin", "/metrics").await?;
+        ensure!(answer.status.is_success(), "/metrics: {}", answer.status);
+        Metrics::parse(std::str::from_utf8(&answer.body)?)
+    }
+
+    /// Where its admin server listens.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+}
