@@ -5,6 +5,7 @@
 
 mod config;
 pub mod identity;
+mod schedule;
 mod store;
 pub mod verify;
 

@@ -3,7 +3,7 @@
 
 use std::{
     cell::Cell,
-    fmt, fs, io,
+    fmt, io,
     net::SocketAddr,
     os::fd::AsRawFd,
     sync::OnceLock,
@@ -14,6 +14,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::{Accepted, original_dst::original_dst, set_keepalive};
+use crate::config::descriptor_limits;
 
 /// Connections the kernel holds for us until they are accepted.
 const BACKLOG: i32 = 1024;
@@ -84,22 +85,10 @@ pub async fn accept(listener: &TcpListener, redirected: bool) -> Accepted {
     }
 }
 
-/// How many descriptors this process may have open, from its own limits.
-pub fn descriptors() -> u64 {
+/// How many descriptors this process may have open; asked once.
+fn descriptors() -> u64 {
     static LIMIT: OnceLock<u64> = OnceLock::new();
-    *LIMIT.get_or_init(|| {
-        let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
-        descriptor_limit(&limits).unwrap_or(1024)
-    })
-}
-
-/// The soft limit out of `/proc/<pid>/limits`: "Max open files  1024  524288  files".
-fn descriptor_limit(limits: &str) -> Option<u64> {
-    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
-    match line.split_whitespace().next()? {
-        "unlimited" => Some(u64::MAX),
-        number => number.parse().ok(),
-    }
+    *LIMIT.get_or_init(|| descriptor_limits().map_or(u64::MAX, |(soft, _)| soft))
 }
 
 /// The kernel gives the lowest free number, so a high one says that nearly all are taken.
@@ -138,20 +127,6 @@ fn warn_each_second(message: &dyn fmt::Display) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn limit_is_read_from_proc() {
-        let text = "Limit                     Soft Limit           Hard Limit           Units\n\
-                    Max processes             unlimited            unlimited            processes\n\
-                    Max open files            20000                524288               files\n";
-        assert_eq!(descriptor_limit(text), Some(20000));
-        assert_eq!(
-            descriptor_limit("Max open files            unlimited            unlimited            files"),
-            Some(u64::MAX)
-        );
-        assert_eq!(descriptor_limit(""), None);
-        assert!(descriptors() > 0);
-    }
 
     #[tokio::test]
     async fn accepted_connections_inherit_the_options() {

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use leno_proto::spiffe::SpiffeId;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose, SanType,
+    KeyUsagePurpose, PublicKeyData, SanType,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
@@ -41,6 +41,20 @@ impl Authority {
     }
 
     pub(crate) fn issue_with(&self, uris: &[&str], from: SystemTime, to: SystemTime, client: bool) -> Leaf {
+        let key = KeyPair::generate().unwrap();
+        let leaf = self.certify(uris, from, to, client, &key);
+        Leaf { chain: vec![leaf], key: PrivatePkcs8KeyDer::from(key.serialize_der()).into() }
+    }
+
+    /// A leaf for somebody else's key.
+    pub(crate) fn certify(
+        &self,
+        uris: &[&str],
+        from: SystemTime,
+        to: SystemTime,
+        client: bool,
+        key: &impl PublicKeyData,
+    ) -> CertificateDer<'static> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap())).collect();
@@ -50,9 +64,7 @@ impl Authority {
         if client {
             params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
         }
-        let key = KeyPair::generate().unwrap();
-        let leaf = params.signed_by(&key, &self.issuer).unwrap();
-        Leaf { chain: vec![leaf.der().clone()], key: PrivatePkcs8KeyDer::from(key.serialize_der()).into() }
+        params.signed_by(key, &self.issuer).unwrap().der().clone()
     }
 
     /// Credentials for `id` that trust this authority.
