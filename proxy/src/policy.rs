@@ -19,6 +19,7 @@ use std::{
 
 pub use http_route::{HttpAction, HttpRoutes, Matched};
 use ipnet::IpNet;
+use leno_proto::v1::{ResourceKind, ResourceName};
 pub use store::{Store, Unavailable};
 pub use tcp_route::{TcpRoute, TlsRoutes};
 
@@ -42,10 +43,40 @@ impl fmt::Display for DestinationKey {
     }
 }
 
+impl From<&str> for DestinationKey {
+    /// An address if the text is one, else a name.
+    fn from(text: &str) -> Self {
+        text.parse().map_or_else(|_| Self::Name(text.into()), Self::Address)
+    }
+}
+
+impl DestinationKey {
+    /// The name of its resource.
+    pub fn resource(&self) -> ResourceName {
+        ResourceName { kind: ResourceKind::Destination.into(), key: self.to_string() }
+    }
+}
+
 /// What policy says about a destination.
 pub struct Destination {
     pub key: DestinationKey,
     pub target: Target,
+}
+
+impl Destination {
+    /// Every backend that it names, some perhaps more than once.
+    pub fn backends(&self) -> Vec<&Arc<Backend>> {
+        match &self.target {
+            Target::Outside => Vec::new(),
+            Target::Workload(backend) => vec![backend],
+            Target::Service(port) => {
+                let http = port.http.iter().flat_map(HttpRoutes::backends);
+                let tls = port.tls.iter().flat_map(TlsRoutes::backends);
+                let tcp = port.tcp.iter().flat_map(TcpRoute::backends);
+                http.chain(tls).chain(tcp).collect()
+            }
+        }
+    }
 }
 
 pub enum Target {

@@ -58,6 +58,12 @@ pub struct Matched<'a> {
 }
 
 impl HttpRoutes {
+    /// Every backend that an action names.
+    pub(super) fn backends(&self) -> impl Iterator<Item = &Arc<Backend>> {
+        let actions = self.rules.iter().map(|rule| &rule.action);
+        actions.flat_map(|action| action.backends.iter()).filter_map(|(_, entry)| entry.backend.as_ref().ok())
+    }
+
     /// The first rule that holds for the request.
     pub fn decide(&self, request: &Parts) -> Option<Matched<'_>> {
         self.rules.iter().find_map(|rule| {

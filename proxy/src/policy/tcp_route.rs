@@ -36,7 +36,17 @@ pub(super) enum ServerName {
     Below(Box<str>),
 }
 
+impl TcpRoute {
+    pub(super) fn backends(&self) -> impl Iterator<Item = &Arc<Backend>> {
+        self.backends.iter().filter_map(|(_, entry)| entry.backend.as_ref().ok())
+    }
+}
+
 impl TlsRoutes {
+    pub(super) fn backends(&self) -> impl Iterator<Item = &Arc<Backend>> {
+        self.rules.iter().flat_map(|rule| rule.route.backends())
+    }
+
     /// The route for a connection's SNI.
     pub fn decide(&self, server_name: Option<&str>) -> Option<&TcpRoute> {
         let rule = self.rules.iter().find(|rule| {

@@ -1,0 +1,173 @@
+//! Endpoints of a backend: whole sets and deltas.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+};
+
+use leno_proto::{spiffe::SpiffeId, v1};
+
+use super::{Invalid, parse_port, parse_protocol};
+use crate::{
+    policy::Protocol,
+    upstream::{Backend, Endpoint, EndpointSet, HostName},
+};
+
+/// The next endpoints of a backend, not yet in force.
+pub(super) struct EndpointsUpdate {
+    backend: Arc<Backend>,
+    protocol: Protocol,
+    content: Content,
+}
+
+enum Content {
+    /// With whether each is draining.
+    Endpoints(Vec<(Arc<Endpoint>, bool)>),
+    /// DNS finds them.
+    Name(HostName),
+}
+
+impl EndpointsUpdate {
+    /// All endpoints anew.
+    pub(super) fn whole(backend: &Arc<Backend>, endpoints: v1::Endpoints) -> Result<Self, Invalid> {
+        let protocol = parse_protocol(endpoints.protocol).map_err(|invalid| invalid.within("endpoints"))?;
+        let content = match endpoints.host_name {
+            Some(name) => {
+                Content::Name(parse_host_name(name).map_err(|invalid| invalid.within("endpoints.host_name"))?)
+            }
+            None => {
+                let held = held_endpoints(backend);
+                let mut next = HashMap::with_capacity(endpoints.endpoints.len());
+                let mut order = Vec::with_capacity(endpoints.endpoints.len());
+                for (index, endpoint) in endpoints.endpoints.into_iter().enumerate() {
+                    let parsed = parse_endpoint(endpoint, &held);
+                    let parsed = parsed.map_err(|invalid| invalid.within(format!("endpoints.endpoints[{index}]")))?;
+                    let address = parsed.0.address;
+                    if next.insert(address, parsed).is_none() {
+                        order.push(address);
+                    }
+                }
+                Content::Endpoints(order.iter().filter_map(|address| next.remove(address)).collect())
+            }
+        };
+        Ok(Self { backend: backend.clone(), protocol, content })
+    }
+
+    /// The endpoints held, with changes.
+    pub(super) fn changed(backend: &Arc<Backend>, delta: v1::EndpointsDelta) -> Result<Self, Invalid> {
+        if backend.host_name.load().is_some() {
+            return Err(Invalid::new("endpoints_delta", "the backend is a name: its endpoints come from DNS"));
+        }
+        let held = held_endpoints(backend);
+        let mut upserted = HashMap::with_capacity(delta.upserted.len());
+        let mut added = Vec::new();
+        for (index, endpoint) in delta.upserted.into_iter().enumerate() {
+            let parsed = parse_endpoint(endpoint, &held);
+            let parsed = parsed.map_err(|invalid| invalid.within(format!("endpoints_delta.upserted[{index}]")))?;
+            let address = parsed.0.address;
+            if upserted.insert(address, parsed).is_none() && !held.contains_key(&address) {
+                added.push(address);
+            }
+        }
+        let mut removed = Vec::with_capacity(delta.removed.len());
+        for (index, text) in delta.removed.iter().enumerate() {
+            let address = parse_address(text);
+            removed.push(address.map_err(|reason| Invalid::new(format!("endpoints_delta.removed[{index}]"), reason))?);
+        }
+        removed.sort_unstable();
+        let current = backend.endpoints.load();
+        let mut next = Vec::with_capacity(current.endpoints.len() + added.len());
+        for endpoint in &current.endpoints {
+            match upserted.remove(&endpoint.address) {
+                Some(changed) => next.push(changed),
+                None if removed.binary_search(&endpoint.address).is_ok() => {}
+                None => next.push((endpoint.clone(), endpoint.is_draining())),
+            }
+        }
+        next.extend(added.iter().filter_map(|address| upserted.remove(address)));
+        Ok(Self { backend: backend.clone(), protocol: current.protocol, content: Content::Endpoints(next) })
+    }
+
+    /// The backend is known to have none.
+    pub(super) fn none(backend: &Arc<Backend>) -> Self {
+        let protocol = backend.endpoints.load().protocol;
+        Self { backend: backend.clone(), protocol, content: Content::Endpoints(Vec::new()) }
+    }
+
+    /// Puts it in force.
+    pub(super) fn publish(self) {
+        match self.content {
+            Content::Endpoints(endpoints) => {
+                for (endpoint, draining) in &endpoints {
+                    endpoint.draining.store(*draining, Ordering::Relaxed);
+                }
+                let endpoints = endpoints.into_iter().map(|(endpoint, _)| endpoint).collect();
+                self.backend.host_name.store(None);
+                self.backend.publish(EndpointSet::new(true, self.protocol, endpoints));
+            }
+            Content::Name(name) => {
+                let current = self.backend.endpoints.load_full();
+                let same_name = self.backend.host_name.load().as_ref().is_some_and(|held| **held == name);
+                if same_name && current.protocol == self.protocol {
+                    return;
+                }
+                let endpoints = if same_name { current.endpoints.clone() } else { Vec::new() };
+                self.backend.host_name.store(Some(Arc::new(name)));
+                self.backend.publish(EndpointSet::new(false, self.protocol, endpoints));
+            }
+        }
+    }
+}
+
+fn held_endpoints(backend: &Backend) -> HashMap<SocketAddr, Arc<Endpoint>> {
+    let set = backend.endpoints.load();
+    set.endpoints.iter().map(|endpoint| (endpoint.address, endpoint.clone())).collect()
+}
+
+/// The endpoint, the one that is held if nothing but its state differs, and whether it is draining.
+fn parse_endpoint(
+    endpoint: v1::Endpoint,
+    held: &HashMap<SocketAddr, Arc<Endpoint>>,
+) -> Result<(Arc<Endpoint>, bool), Invalid> {
+    let address = parse_address(&endpoint.address).map_err(|reason| Invalid::new("address", reason))?;
+    let identity = match endpoint.identity.as_str() {
+        "" => None,
+        text => Some(text.parse::<SpiffeId>().map_err(|error| Invalid::new("identity", error))?),
+    };
+    let draining = match v1::endpoint::State::try_from(endpoint.state) {
+        Ok(v1::endpoint::State::Ready) => false,
+        Ok(v1::endpoint::State::Draining) => true,
+        Ok(v1::endpoint::State::Unspecified) | Err(_) => {
+            return Err(Invalid::new("state", format!("{} is not a state that is known", endpoint.state)));
+        }
+    };
+    let same = held.get(&address).filter(|held| {
+        held.identity == identity
+            && held.weight == endpoint.weight.max(1)
+            && *held.zone == *endpoint.zone
+            && *held.workload == *endpoint.workload
+    });
+    let endpoint = match same {
+        Some(held) => held.clone(),
+        None => Endpoint::new(address, identity, endpoint.workload, endpoint.zone, endpoint.weight),
+    };
+    Ok((endpoint, draining))
+}
+
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() != 0 && !address.ip().is_unspecified() => Ok(address),
+        _ => Err(format!("{text:?} is not an address and port")),
+    }
+}
+
+fn parse_host_name(name: v1::HostName) -> Result<HostName, Invalid> {
+    let valid = !name.host.is_empty()
+        && name.host.len() <= 253
+        && name.host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b':'));
+    if !valid {
+        return Err(Invalid::new("host", format!("{:?} is not a host name", name.host)));
+    }
+    Ok(HostName { host: name.host, port: parse_port(name.port)? })
+}

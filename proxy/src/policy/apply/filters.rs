@@ -1,0 +1,147 @@
+//! Filters: header changes, redirects, rewrites. What would let policy break the framing of messages is refused.
+
+use http::{HeaderName, HeaderValue, StatusCode, header, uri};
+use leno_proto::v1;
+
+use super::Invalid;
+use crate::http::filter::{Filters, HeaderChanges, PathChange, Redirect, Rewrite};
+
+/// Framing and connection management are the proxy's own (RFC 9110, 7.6.1); the host is for `Rewrite` to change.
+const RESERVED: [HeaderName; 8] = [
+    header::CONNECTION,
+    header::CONTENT_LENGTH,
+    header::HOST,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    HeaderName::from_static("keep-alive"),
+];
+
+pub(super) fn parse(filters: Vec<v1::HttpFilter>) -> Result<Filters, Invalid> {
+    let mut parsed = Filters::default();
+    for (index, filter) in filters.into_iter().enumerate() {
+        parse_filter(filter, &mut parsed).map_err(|invalid| invalid.within(format!("filters[{index}]")))?;
+    }
+    Ok(parsed)
+}
+
+fn parse_filter(filter: v1::HttpFilter, into: &mut Filters) -> Result<(), Invalid> {
+    use v1::http_filter::Kind;
+    match filter.kind {
+        Some(Kind::RequestHeaders(changes)) => {
+            parse_headers(changes, &mut into.request).map_err(|invalid| invalid.within("request_headers"))
+        }
+        Some(Kind::ResponseHeaders(changes)) => {
+            parse_headers(changes, &mut into.response).map_err(|invalid| invalid.within("response_headers"))
+        }
+        Some(Kind::Redirect(redirect)) => {
+            into.redirect = Some(parse_redirect(redirect).map_err(|invalid| invalid.within("redirect"))?);
+            Ok(())
+        }
+        Some(Kind::Rewrite(rewrite)) => {
+            into.rewrite = Some(parse_rewrite(rewrite).map_err(|invalid| invalid.within("rewrite"))?);
+            Ok(())
+        }
+        Some(Kind::Unsupported(name)) => {
+            into.unsupported = Some(name);
+            Ok(())
+        }
+        // A filter newer than this proxy: leaving it out could let through what it is there to stop.
+        None => {
+            into.unsupported = Some("unknown".to_owned());
+            Ok(())
+        }
+    }
+}
+
+fn parse_headers(changes: v1::HeaderModifier, into: &mut HeaderChanges) -> Result<(), Invalid> {
+    for (list, headers, parsed) in [("set", changes.set, &mut into.set), ("add", changes.add, &mut into.add)] {
+        for (index, changed) in headers.into_iter().enumerate() {
+            let at = |invalid: Invalid| invalid.within(format!("{list}[{index}]"));
+            let name = parse_name(&changed.name).map_err(|reason| at(Invalid::new("name", reason)))?;
+            let value = HeaderValue::from_str(&changed.value);
+            let value = value.map_err(|_| at(Invalid::new("value", "holds characters that no header may hold")))?;
+            parsed.push((name, value));
+        }
+    }
+    for (index, name) in changes.remove.into_iter().enumerate() {
+        let name = parse_name(&name).map_err(|reason| Invalid::new(format!("remove[{index}]"), reason))?;
+        into.remove.push(name);
+    }
+    Ok(())
+}
+
+fn parse_name(text: &str) -> Result<HeaderName, String> {
+    let name = HeaderName::from_bytes(text.as_bytes()).map_err(|_| format!("{text:?} is not a header name"))?;
+    if RESERVED.contains(&name) || name.as_str() == "proxy-connection" {
+        return Err(format!("{name} is the proxy's to set"));
+    }
+    Ok(name)
+}
+
+fn parse_redirect(redirect: v1::Redirect) -> Result<Redirect, Invalid> {
+    let scheme = match redirect.scheme.as_str() {
+        "" => None,
+        text => {
+            Some(text.parse::<uri::Scheme>().map_err(|_| Invalid::new("scheme", format!("{text:?} is not a scheme")))?)
+        }
+    };
+    let port = match redirect.port {
+        0 => None,
+        port => Some(super::parse_port(port)?),
+    };
+    let status = match redirect.status {
+        301 => StatusCode::MOVED_PERMANENTLY,
+        // Gateway API's default.
+        0 | 302 => StatusCode::FOUND,
+        303 => StatusCode::SEE_OTHER,
+        307 => StatusCode::TEMPORARY_REDIRECT,
+        308 => StatusCode::PERMANENT_REDIRECT,
+        other => return Err(Invalid::new("status", format!("{other} is not a redirect"))),
+    };
+    Ok(Redirect {
+        scheme,
+        hostname: parse_hostname(redirect.hostname)?,
+        port,
+        status,
+        path: parse_path(redirect.path)?,
+    })
+}
+
+fn parse_rewrite(rewrite: v1::Rewrite) -> Result<Rewrite, Invalid> {
+    let hostname = match parse_hostname(rewrite.hostname)? {
+        Some(name) => Some(HeaderValue::try_from(name).map_err(|error| Invalid::new("hostname", error))?),
+        None => None,
+    };
+    Ok(Rewrite { hostname, path: parse_path(rewrite.path)? })
+}
+
+/// A host, with a port or without; empty: none.
+fn parse_hostname(text: String) -> Result<Option<String>, Invalid> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    match text.parse::<uri::Authority>() {
+        Ok(authority) if !text.contains('@') && !authority.host().is_empty() => Ok(Some(text)),
+        _ => Err(Invalid::new("hostname", format!("{text:?} is not a host name"))),
+    }
+}
+
+fn parse_path(path: Option<v1::PathModifier>) -> Result<Option<PathChange>, Invalid> {
+    use v1::path_modifier::Kind;
+    let Some(path) = path else { return Ok(None) };
+    let checked = |field: &str, text: String, may_be_empty: bool| {
+        let is_path = text.starts_with('/') && !text.contains(['?', '#']) && text.parse::<uri::PathAndQuery>().is_ok();
+        if is_path || (may_be_empty && text.is_empty()) {
+            Ok(text)
+        } else {
+            Err(Invalid::new(format!("path.{field}"), format!("{text:?} is not a path")))
+        }
+    };
+    match path.kind {
+        Some(Kind::ReplaceFull(text)) => Ok(Some(PathChange::ReplaceFull(checked("replace_full", text, false)?))),
+        Some(Kind::ReplacePrefix(text)) => Ok(Some(PathChange::ReplacePrefix(checked("replace_prefix", text, true)?))),
+        None => Err(Invalid::new("path.kind", "missing, or of a kind that this version of the proxy lacks")),
+    }
+}

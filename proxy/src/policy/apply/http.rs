@@ -1,0 +1,151 @@
+//! HTTP rules: matches and actions.
+
+use std::{sync::Arc, time::Duration};
+
+use http::{HeaderName, Method, StatusCode};
+use leno_proto::v1;
+
+use super::{Backends, Invalid, destination::parse_origin, filters};
+use crate::{
+    policy::{
+        HttpAction, HttpRoutes, WeightedBackends,
+        http_match::{self, HeaderMatch, HttpMatch, PathMatch, QueryMatch, ValueMatch},
+        http_route::{HttpBackend, HttpRule, Retry},
+    },
+    telemetry::RouteMetrics,
+};
+
+/// Wait before the first retry, if the route does not say.
+const BACKOFF: Duration = Duration::from_millis(25);
+
+pub(super) fn parse(service: &str, routes: v1::HttpRoutes, backends: &mut Backends<'_>) -> Result<HttpRoutes, Invalid> {
+    let mut actions = Vec::with_capacity(routes.actions.len());
+    for (index, action) in routes.actions.into_iter().enumerate() {
+        let action = parse_action(service, action, backends);
+        actions.push(Arc::new(action.map_err(|invalid| invalid.within(format!("actions[{index}]")))?));
+    }
+    let mut rules = Vec::with_capacity(routes.rules.len());
+    for (index, rule) in routes.rules.into_iter().enumerate() {
+        let rule = parse_rule(rule, &actions);
+        rules.push(rule.map_err(|invalid| invalid.within(format!("rules[{index}]")))?);
+    }
+    Ok(HttpRoutes { rules: rules.into() })
+}
+
+fn parse_rule(rule: v1::HttpRule, actions: &[Arc<HttpAction>]) -> Result<HttpRule, Invalid> {
+    let action = usize::try_from(rule.action).ok().and_then(|index| actions.get(index));
+    let action = action.ok_or_else(|| Invalid::new("action", format!("there is no action {}", rule.action)))?;
+    let matches = parse_match(rule.r#match.unwrap_or_default()).map_err(|invalid| invalid.within("match"))?;
+    Ok(HttpRule { matches, action: action.clone() })
+}
+
+fn parse_match(wanted: v1::HttpMatch) -> Result<HttpMatch, Invalid> {
+    let path = parse_path(wanted.path).map_err(|invalid| invalid.within("path"))?;
+    let mut headers = Vec::with_capacity(wanted.headers.len());
+    for (index, header) in wanted.headers.into_iter().enumerate() {
+        let at = |invalid: Invalid| invalid.within(format!("headers[{index}]"));
+        let name = HeaderName::from_bytes(header.name.as_bytes())
+            .map_err(|_| at(Invalid::new("name", format!("{:?} is not a header name", header.name))))?;
+        headers.push(HeaderMatch { name, value: parse_value(header).map_err(at)? });
+    }
+    let mut query = Vec::with_capacity(wanted.query.len());
+    for (index, parameter) in wanted.query.into_iter().enumerate() {
+        let name = parameter.name.as_str().into();
+        let value = parse_value(parameter).map_err(|invalid| invalid.within(format!("query[{index}]")))?;
+        query.push(QueryMatch { name, value });
+    }
+    let method = match wanted.method.as_str() {
+        "" => None,
+        text => Some(
+            Method::from_bytes(text.as_bytes())
+                .map_err(|_| Invalid::new("method", format!("{text:?} is not a method")))?,
+        ),
+    };
+    Ok(HttpMatch { path, headers: headers.into(), query: query.into(), method, grpc: wanted.grpc })
+}
+
+fn parse_path(path: Option<v1::PathMatch>) -> Result<PathMatch, Invalid> {
+    use v1::path_match::Kind;
+    let Some(path) = path else { return Ok(PathMatch::Any) };
+    let absolute = |field: &str, text: &str| match text.starts_with('/') {
+        true => Ok(()),
+        false => Err(Invalid::new(field, format!("{text:?} does not begin with a slash"))),
+    };
+    match path.kind {
+        Some(Kind::Exact(text)) => {
+            absolute("exact", &text)?;
+            Ok(PathMatch::Exact(text.into()))
+        }
+        Some(Kind::Prefix(text)) => {
+            absolute("prefix", &text)?;
+            Ok(PathMatch::prefix(&text))
+        }
+        Some(Kind::Regex(text)) => Ok(PathMatch::Regex(parse_regex(&text)?)),
+        None => Err(unknown_kind()),
+    }
+}
+
+fn parse_value(wanted: v1::NamedMatch) -> Result<ValueMatch, Invalid> {
+    use v1::named_match::Kind;
+    match wanted.kind {
+        Some(Kind::Exact(text)) => Ok(ValueMatch::Exact(text.into_bytes().into())),
+        Some(Kind::Regex(text)) => Ok(ValueMatch::Regex(parse_regex(&text)?)),
+        None => Err(unknown_kind()),
+    }
+}
+
+fn parse_regex(text: &str) -> Result<regex::bytes::Regex, Invalid> {
+    http_match::whole(text).map_err(|error| Invalid::new("regex", error))
+}
+
+fn unknown_kind() -> Invalid {
+    Invalid::new("kind", "missing, or of a kind that this version of the proxy lacks")
+}
+
+fn parse_action(service: &str, action: v1::HttpAction, backends: &mut Backends<'_>) -> Result<HttpAction, Invalid> {
+    let origin = parse_origin(action.origin);
+    let filters = filters::parse(action.filters)?;
+    let mut entries = Vec::with_capacity(action.backends.len());
+    for (index, weighted) in action.backends.into_iter().enumerate() {
+        let at = |invalid: Invalid| invalid.within(format!("backends[{index}]"));
+        let backend = match weighted.kind {
+            Some(v1::weighted_backend::Kind::Backend(reference)) => {
+                Ok(backends.get(reference).map_err(|invalid| at(invalid.within("backend")))?)
+            }
+            Some(v1::weighted_backend::Kind::Invalid(reason)) => Err(reason),
+            None => return Err(at(unknown_kind())),
+        };
+        let label = backend.as_ref().map_or("invalid", |backend| &*backend.key);
+        let metrics = RouteMetrics::outbound(service, &origin.route, &origin.rule, label);
+        let filters = filters::parse(weighted.filters).map_err(at)?;
+        entries.push((weighted.weight, HttpBackend { backend, filters, metrics }));
+    }
+    Ok(HttpAction {
+        origin,
+        filters,
+        backends: WeightedBackends::new(entries),
+        request_timeout: parse_timeout("request_timeout", action.request_timeout)?,
+        try_timeout: parse_timeout("backend_request_timeout", action.backend_request_timeout)?,
+        retry: action.retry.map(parse_retry).transpose().map_err(|invalid| invalid.within("retry"))?,
+    })
+}
+
+/// Zero means none (GEP-1742).
+fn parse_timeout(field: &str, duration: Option<prost_types::Duration>) -> Result<Option<Duration>, Invalid> {
+    let Some(duration) = duration else { return Ok(None) };
+    let duration = Duration::try_from(duration).map_err(|error| Invalid::new(field, error))?;
+    Ok(Some(duration).filter(|duration| !duration.is_zero()))
+}
+
+fn parse_retry(retry: v1::Retry) -> Result<Retry, Invalid> {
+    let status = |(index, status): (usize, &u32)| {
+        let known = u16::try_from(*status).ok().and_then(|status| StatusCode::from_u16(status).ok());
+        let known = known.ok_or_else(|| Invalid::new(format!("statuses[{index}]"), format!("{status} is no status")));
+        known.map(|status| status.as_u16())
+    };
+    let mut statuses = retry.statuses.iter().enumerate().map(status).collect::<Result<Vec<_>, _>>()?;
+    statuses.sort_unstable();
+    statuses.dedup();
+    let backoff = parse_timeout("backoff", retry.backoff)?.unwrap_or(BACKOFF);
+    Ok(Retry { statuses, attempts: retry.attempts, backoff })
+}
