@@ -4,8 +4,13 @@
 
 mod connect;
 mod control_plane;
+mod describe;
 mod duration;
+mod get;
+mod kinds;
+mod print;
 mod token;
+mod wait;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -15,6 +20,8 @@ use clap::{Parser, Subcommand};
 const SUCCESS: u8 = 0;
 /// It failed, or is not so.
 const FAILURE: u8 = 1;
+/// The command line is wrong.
+const USAGE: u8 = 2;
 
 /// Leno, a service mesh: its control plane, and the operator's command line.
 #[derive(Debug, Parser)]
@@ -34,6 +41,9 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     ControlPlane(Box<control_plane::Args>),
+    Get(get::Args),
+    Describe(describe::Args),
+    Wait(wait::Args),
     Token(token::Args),
 }
 
@@ -49,6 +59,9 @@ struct State {
 pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::ControlPlane(args) => control_plane::run(*args),
+        Command::Get(args) => get::run(args),
+        Command::Describe(args) => describe::run(args),
+        Command::Wait(args) => wait::run(args),
         Command::Token(args) => token::run(args),
     };
     match done {
@@ -63,4 +76,10 @@ pub fn main() -> ExitCode {
 /// A runtime for one command's questions.
 fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
+/// Says what is wrong with the command line.
+fn usage(wrong: &str) -> anyhow::Result<u8> {
+    eprintln!("leno: {wrong}");
+    Ok(USAGE)
 }

@@ -29,7 +29,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     authority::{Authority, issue, token},
-    model::{DocumentError, ObjectInfo, World},
+    model::{DocumentError, ObjectInfo, ObjectKey, World},
     serve::tracker::Tracker,
 };
 
@@ -107,8 +107,8 @@ impl Answers {
         Self { authority, world, tracker }
     }
 
-    /// The newest world, once every connected proxy has been compared with it (or will not be).
-    async fn settled(&self) -> Arc<World> {
+    /// The newest world, once every connected proxy has been compared with it, and whether that is so.
+    async fn settled(&self) -> (Arc<World>, bool) {
         let world = Arc::clone(&self.world.borrow());
         let mut revision = self.tracker.revision();
         let settled = async {
@@ -119,12 +119,12 @@ impl Answers {
                 }
             }
         };
-        let _ = timeout(SETTLE_TIMEOUT, settled).await;
-        world
+        let settled = timeout(SETTLE_TIMEOUT, settled).await.is_ok();
+        (world, settled)
     }
 
-    fn status(&self, info: &ObjectInfo) -> ObjectStatus {
-        let object = object_ref(info);
+    fn status(&self, world: &World, info: &ObjectInfo, settled: bool) -> ObjectStatus {
+        let object = object_ref(&info.key);
         let progress = self.tracker.progress(&object, Some(info.generation));
         ObjectStatus {
             generation: info.generation,
@@ -134,25 +134,26 @@ impl Answers {
             programmed: progress.programmed,
             laggards: progress.laggards,
             absent: false,
+            errors: errors_of(world, &object),
+            settled,
             object: Some(object),
         }
     }
 
-    fn status_of(&self, world: &World, object: &ObjectRef) -> ObjectStatus {
-        let found = world.objects().into_iter().find(|info| is(info, object));
-        match found {
-            Some(info) => self.status(&info),
-            None => {
-                let progress = self.tracker.progress(object, None);
-                ObjectStatus {
-                    object: Some(object.clone()),
-                    subscribed: progress.subscribed,
-                    programmed: progress.programmed,
-                    laggards: progress.laggards,
-                    absent: true,
-                    ..ObjectStatus::default()
-                }
-            }
+    fn status_of(&self, world: &World, object: &ObjectRef, settled: bool) -> ObjectStatus {
+        if let Some(info) = world.objects().into_iter().find(|info| object_ref(&info.key) == *object) {
+            return self.status(world, &info, settled);
+        }
+        let progress = self.tracker.progress(object, None);
+        ObjectStatus {
+            object: Some(object.clone()),
+            subscribed: progress.subscribed,
+            programmed: progress.programmed,
+            laggards: progress.laggards,
+            absent: true,
+            errors: errors_of(world, object),
+            settled,
+            ..ObjectStatus::default()
         }
     }
 
@@ -164,10 +165,8 @@ impl Answers {
         loop {
             world.mark_unchanged();
             revision.mark_unchanged();
-            let status = {
-                let world = self.settled().await;
-                self.status_of(&world, &object)
-            };
+            let (now, settled) = self.settled().await;
+            let status = self.status_of(&now, &object, settled);
             if last.as_ref() != Some(&status) {
                 if statuses.send(Ok(status.clone())).await.is_err() {
                     return;
@@ -192,21 +191,26 @@ impl Operator for Answers {
         request: Request<ListObjectsRequest>,
     ) -> Result<Response<ListObjectsResponse>, Status> {
         let wanted = request.into_inner();
-        let world = self.settled().await;
+        let (world, settled) = self.settled().await;
         let matches = |info: &ObjectInfo| {
             (wanted.kind.is_empty() || wanted.kind == info.key.kind.as_str())
                 && (wanted.namespace.is_empty() || wanted.namespace == *info.key.namespace)
                 && (wanted.name.is_empty() || wanted.name == *info.key.name)
         };
         Ok(Response::new(ListObjectsResponse {
-            objects: world.objects().iter().filter(|info| matches(info)).map(|info| self.status(info)).collect(),
+            objects: world
+                .objects()
+                .iter()
+                .filter(|info| matches(info))
+                .map(|info| self.status(&world, info, settled))
+                .collect(),
             generation: world.generation(),
             errors: world.errors().iter().map(document_error).collect(),
         }))
     }
 
     async fn list_proxies(&self, _: Request<ListProxiesRequest>) -> Result<Response<ListProxiesResponse>, Status> {
-        let generation = self.settled().await.generation();
+        let generation = self.settled().await.0.generation();
         Ok(Response::new(ListProxiesResponse { proxies: self.tracker.proxies(), generation }))
     }
 
@@ -243,16 +247,13 @@ impl Operator for Answers {
     }
 }
 
-fn is(info: &ObjectInfo, object: &ObjectRef) -> bool {
-    info.key.kind.as_str() == object.kind && *info.key.namespace == object.namespace && *info.key.name == object.name
+fn object_ref(key: &ObjectKey) -> ObjectRef {
+    ObjectRef { kind: key.kind.as_str().to_owned(), namespace: key.namespace.to_string(), name: key.name.to_string() }
 }
 
-fn object_ref(info: &ObjectInfo) -> ObjectRef {
-    ObjectRef {
-        kind: info.key.kind.as_str().to_owned(),
-        namespace: info.key.namespace.to_string(),
-        name: info.key.name.to_string(),
-    }
+fn errors_of(world: &World, object: &ObjectRef) -> Vec<v1::DocumentError> {
+    let of_it = |error: &&DocumentError| error.object.as_ref().is_some_and(|key| object_ref(key) == *object);
+    world.errors().iter().filter(of_it).map(document_error).collect()
 }
 
 fn condition(condition: &crate::model::Condition) -> v1::Condition {

@@ -51,3 +51,11 @@ pub(super) async fn connect(state: &Path) -> anyhow::Result<Client> {
         ),
     }
 }
+
+/// What the control plane answered instead of an answer.
+pub(super) fn said(status: tonic::Status) -> anyhow::Error {
+    match status.code() {
+        tonic::Code::Unimplemented => anyhow::anyhow!("the control plane is older than this command: upgrade it"),
+        _ => anyhow::anyhow!("the control plane says: {}", status.message()),
+    }
+}

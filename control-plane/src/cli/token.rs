@@ -50,7 +50,7 @@ async fn ask(args: &Args) -> anyhow::Result<Option<String>> {
         service_account: args.service_account.clone(),
         lifetime_s: args.lifetime.as_secs().max(1),
     };
-    let response = client.issue_token(request).await.map_err(|status| anyhow::anyhow!("{}", status.message()))?;
+    let response = client.issue_token(request).await.map_err(connect::said)?;
     Ok(Some(response.into_inner().token))
 }
 

@@ -1,0 +1,77 @@
+//! `leno describe`
+
+use leno_proto::v1::{ListObjectsRequest, ObjectRef, ObjectStatus};
+
+use super::{
+    State, block_on, connect, get, kinds,
+    print::{Style, clean},
+    wait,
+};
+
+/// Show everything known about one object: conditions, proxies that lag, and documents that are not in force
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  leno describe httproute/cart -n shop\n\nExit codes: 0 all is well with it; 1 it does \
+                        not exist, or something is wrong with it; 2 the command line is wrong."
+)]
+pub(super) struct Args {
+    /// KIND/NAME, or KIND/NAMESPACE/NAME
+    object: String,
+    /// Its namespace
+    #[arg(short, long, env = "LENO_NAMESPACE", default_value = "default")]
+    namespace: String,
+    #[command(flatten)]
+    state: State,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<u8> {
+    let (kind, namespace, name) = match kinds::parse_object(&args.object) {
+        Ok(parsed) => parsed,
+        Err(wrong) => return super::usage(&wrong),
+    };
+    let namespace = if kind == "Namespace" { "" } else { namespace.unwrap_or(&args.namespace) };
+    let object = ObjectRef { kind: kind.to_owned(), namespace: namespace.to_owned(), name: name.to_owned() };
+    let request = ListObjectsRequest {
+        kind: object.kind.clone(),
+        namespace: object.namespace.clone(),
+        name: object.name.clone(),
+    };
+    let answer = block_on(async {
+        let answer = connect::connect(&args.state.folder).await?.list_objects(request).await;
+        Ok(answer.map_err(connect::said)?.into_inner())
+    })?;
+    let style = Style::of_stdout();
+    let title = wait::title(&object);
+    let errors: Vec<_> = answer.errors.iter().filter(|e| e.object == title).cloned().collect();
+    let Some(status) = answer.objects.first() else {
+        print!("{}", get::errors_text(&errors, style));
+        eprintln!("leno: there is no {title}");
+        return Ok(super::FAILURE);
+    };
+    print!("{}", text(&title, status, style));
+    print!("{}", get::errors_text(&errors, style));
+    let well = errors.is_empty() && status.laggards.is_empty() && status.conditions.iter().all(|c| c.status);
+    Ok(if well { super::SUCCESS } else { super::FAILURE })
+}
+
+fn text(title: &str, status: &ObjectStatus, style: Style) -> String {
+    let mut text = format!("{}\n", style.bold(&clean(title)));
+    text += &format!("  Generation:  {}\n  Source:      {}\n", status.generation, clean(&status.source));
+    let programmed = match status.subscribed {
+        0 => "no proxy uses it".to_owned(),
+        n => format!("{} of {n} proxies that use it run this generation", status.programmed),
+    };
+    text += &format!("  Programmed:  {programmed}\n");
+    for condition in &status.conditions {
+        let sign = if condition.status { style.green("✓") } else { style.red("×") };
+        let parent = if condition.parent.is_empty() { String::new() } else { format!(" by {}", condition.parent) };
+        let line = format!("{}{parent}: {} {}", condition.r#type, condition.reason, condition.message);
+        text += &format!("  {sign} {}\n", clean(line.trim_end()));
+    }
+    for laggard in &status.laggards {
+        let line =
+            format!("{} is {} at generation {} {}", laggard.proxy, laggard.reason, laggard.generation, laggard.message);
+        text += &format!("  {} {}\n", style.yellow("‼"), clean(line.trim_end()));
+    }
+    text
+}

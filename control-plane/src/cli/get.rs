@@ -1,0 +1,341 @@
+//! `leno get`
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use leno_proto::v1::{DocumentError, ListObjectsRequest, ListProxiesRequest, ObjectStatus, ProxyStatus, ResourceKind};
+use serde_json::{Value, json};
+
+use super::{
+    State, block_on, connect, kinds,
+    print::{Cell, Style, Table, clean},
+};
+use crate::authority::issue;
+
+/// Show objects of the configuration, or proxies, and how far each has come
+///
+/// PROGRAMMED says how many of the proxies that use an object run its newest generation. Documents that are not in force
+/// are listed below, with file, document, field and reason; the last good version of their objects stays in force.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  leno get\n  leno get httproutes -n shop\n  leno get svc cart -n shop -o json\n  \
+                        leno get proxies -o wide\n\nExit codes: 0 shown, and every document is in force; 1 something is \
+                        not, or what was asked for does not exist; 2 the command line is wrong.")]
+pub(super) struct Args {
+    /// Kind (httproute, grpcroute, tlsroute, tcproute, service, endpointslice, pod, namespace), or proxies [default: all]
+    kind: Option<String>,
+    /// Name of one object or proxy
+    name: Option<String>,
+    /// Only in this namespace
+    #[arg(short, long, env = "LENO_NAMESPACE")]
+    namespace: Option<String>,
+    /// How to show it
+    #[arg(short, long, value_name = "FORMAT", env = "LENO_OUTPUT", default_value = "table")]
+    output: Output,
+    #[command(flatten)]
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Output {
+    Table,
+    Wide,
+    Json,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<u8> {
+    let style = Style::of_stdout();
+    if args.kind.as_deref().is_some_and(kinds::is_proxy) {
+        return proxies(&args, style);
+    }
+    let kind = match &args.kind {
+        Some(kind) => match kinds::parse(kind) {
+            Ok(kind) => kind,
+            Err(wrong) => return super::usage(&wrong),
+        },
+        None => "",
+    };
+    let request = ListObjectsRequest {
+        kind: kind.to_owned(),
+        namespace: args.namespace.clone().unwrap_or_default(),
+        name: args.name.clone().unwrap_or_default(),
+    };
+    let answer = block_on(async {
+        let answer = connect::connect(&args.state.folder).await?.list_objects(request).await;
+        Ok(answer.map_err(connect::said)?.into_inner())
+    })?;
+    match args.output {
+        Output::Json => println!("{:#}", objects_json(&answer.objects, &answer.errors, answer.generation)),
+        Output::Table | Output::Wide => {
+            print!("{}", objects_table(&answer.objects, &answer.errors, args.output == Output::Wide).render(style));
+            print!("{}", errors_text(&answer.errors, style));
+        }
+    }
+    let missing = args.name.is_some() && answer.objects.is_empty();
+    if missing {
+        eprintln!("leno: there is no such object");
+    }
+    Ok(if missing || !answer.errors.is_empty() { super::FAILURE } else { super::SUCCESS })
+}
+
+fn objects_table(objects: &[ObjectStatus], errors: &[DocumentError], wide: bool) -> Table {
+    let mut heading = vec!["KIND", "NAMESPACE/NAME", "GENERATION", "STATUS", "PROGRAMMED", "SOURCE"];
+    if wide {
+        heading.extend(["LAGGARDS", "MESSAGE"]);
+    }
+    let mut table = Table::new(&heading);
+    for object in objects {
+        let name = object.object.clone().unwrap_or_default();
+        let full =
+            if name.namespace.is_empty() { name.name.clone() } else { format!("{}/{}", name.namespace, name.name) };
+        let wrong = errors.iter().any(|e| e.object == format!("{} {full}", name.kind)) || !object.errors.is_empty();
+        let mut row = vec![
+            name.kind.into(),
+            full.into(),
+            object.generation.to_string().into(),
+            status_cell(object, wrong),
+            programmed_cell(object),
+            object.source.clone().into(),
+        ];
+        if wide {
+            let laggards: Vec<String> = object.laggards.iter().map(|l| format!("{} ({})", l.proxy, l.reason)).collect();
+            row.push(laggards.join(", ").into());
+            let messages: Vec<&str> =
+                object.conditions.iter().filter(|c| !c.status).map(|c| c.message.as_str()).collect();
+            row.push(messages.join("; ").into());
+        }
+        table.row(row);
+    }
+    table
+}
+
+/// The first thing that is wrong, or nothing is.
+fn status_cell(object: &ObjectStatus, bad_document: bool) -> Cell {
+    if bad_document {
+        return Cell::painted("BadDocument", Style::red);
+    }
+    match object.conditions.iter().find(|c| !c.status) {
+        Some(condition) => Cell::painted(&condition.reason, Style::red),
+        None if object.conditions.is_empty() => "-".into(),
+        None => Cell::painted("Accepted", Style::green),
+    }
+}
+
+fn programmed_cell(object: &ObjectStatus) -> Cell {
+    let text = format!("{}/{}", object.programmed, object.subscribed);
+    if object.subscribed == 0 {
+        return "-".into();
+    }
+    let refused = object.laggards.iter().any(|l| l.reason == "rejected" || l.reason == "unsupported");
+    match object.laggards.is_empty() {
+        true => Cell::painted(&text, Style::green),
+        false if refused => Cell::painted(&text, Style::red),
+        false => Cell::painted(&text, Style::yellow),
+    }
+}
+
+/// Below a table: what is wrong, or nothing.
+pub(super) fn errors_text(errors: &[DocumentError], style: Style) -> String {
+    if errors.is_empty() {
+        return String::new();
+    }
+    let mut text = format!("\n{}\n", style.bold("Not in force:"));
+    for error in errors {
+        text += &format!("  {}\n", style.red(&error_line(error)));
+    }
+    text
+}
+
+/// "shop.yaml, document 2, HTTPRoute shop/cart, spec.rules[0]: reason"
+pub(super) fn error_line(error: &DocumentError) -> String {
+    let mut place = vec![error.file.clone()];
+    if error.document > 0 {
+        place.push(format!("document {}", error.document));
+    }
+    place.extend([&error.object, &error.field].into_iter().filter(|t| !t.is_empty()).cloned());
+    clean(&format!("{}: {}", place.join(", "), error.reason))
+}
+
+fn objects_json(objects: &[ObjectStatus], errors: &[DocumentError], generation: u64) -> Value {
+    json!({
+        "generation": generation,
+        "objects": objects.iter().map(object_json).collect::<Vec<_>>(),
+        "errors": errors.iter().map(error_json).collect::<Vec<_>>(),
+    })
+}
+
+pub(super) fn object_json(status: &ObjectStatus) -> Value {
+    let object = status.object.clone().unwrap_or_default();
+    let conditions: Vec<Value> = status
+        .conditions
+        .iter()
+        .map(|c| {
+            json!({
+                "type": c.r#type, "status": c.status, "reason": c.reason, "message": c.message, "parent": c.parent,
+            })
+        })
+        .collect();
+    let laggards: Vec<Value> = status
+        .laggards
+        .iter()
+        .map(|l| json!({"proxy": l.proxy, "generation": l.generation, "reason": l.reason, "message": l.message}))
+        .collect();
+    json!({
+        "kind": object.kind,
+        "namespace": object.namespace,
+        "name": object.name,
+        "generation": status.generation,
+        "source": status.source,
+        "conditions": conditions,
+        "subscribed": status.subscribed,
+        "programmed": status.programmed,
+        "laggards": laggards,
+        "errors": status.errors.iter().map(error_json).collect::<Vec<_>>(),
+    })
+}
+
+fn error_json(error: &DocumentError) -> Value {
+    json!({
+        "file": error.file,
+        "document": error.document,
+        "object": error.object,
+        "field": error.field,
+        "reason": error.reason,
+    })
+}
+
+fn proxies(args: &Args, style: Style) -> anyhow::Result<u8> {
+    let answer = block_on(async {
+        let answer = connect::connect(&args.state.folder).await?.list_proxies(ListProxiesRequest {}).await;
+        Ok(answer.map_err(connect::said)?.into_inner())
+    })?;
+    let asked_for = |proxy: &ProxyStatus| {
+        let (namespace, workload) = proxy.name.split_once('/').unwrap_or(("", &proxy.name));
+        args.namespace.as_deref().is_none_or(|n| n == namespace)
+            && args.name.as_deref().is_none_or(|n| n == workload || n == proxy.name)
+    };
+    let proxies: Vec<ProxyStatus> = answer.proxies.into_iter().filter(asked_for).collect();
+    match args.output {
+        Output::Json => println!(
+            "{:#}",
+            json!({
+                "generation": answer.generation,
+                "proxies": proxies.iter().map(proxy_json).collect::<Vec<_>>(),
+            })
+        ),
+        Output::Table | Output::Wide => {
+            let wide = args.output == Output::Wide;
+            print!("{}", proxies_table(&proxies, answer.generation, wide, SystemTime::now()).render(style));
+            print!("{}", rejections_text(&proxies, style));
+        }
+    }
+    if args.name.is_some() && proxies.is_empty() {
+        eprintln!("leno: there is no such proxy");
+        return Ok(super::FAILURE);
+    }
+    Ok(super::SUCCESS)
+}
+
+fn proxies_table(proxies: &[ProxyStatus], generation: u64, wide: bool, now: SystemTime) -> Table {
+    let mut heading = vec!["NAME", "IDENTITY", "CONNECTED", "GENERATION", "SUBSCRIPTIONS", "CERTIFICATE", "REJECTED"];
+    if wide {
+        heading.extend(["VERSION", "RESOURCES SENT", "BYTES SENT"]);
+    }
+    let mut table = Table::new(&heading);
+    for proxy in proxies {
+        let behind = proxy.generation < generation;
+        let mut row = vec![
+            proxy.name.clone().into(),
+            proxy.identity.clone().into(),
+            if proxy.connected { Cell::painted("yes", Style::green) } else { Cell::painted("no", Style::red) },
+            match behind {
+                true => Cell::painted(&format!("{} of {generation}", proxy.generation), Style::yellow),
+                false => proxy.generation.to_string().into(),
+            },
+            proxy.subscriptions.to_string().into(),
+            life(proxy.certificate_not_after, now),
+            match proxy.rejected.len() {
+                0 => "0".into(),
+                n => Cell::painted(&n.to_string(), Style::red),
+            },
+        ];
+        if wide {
+            row.extend([
+                proxy.version.clone().into(),
+                proxy.resources_sent.to_string().into(),
+                proxy.bytes_sent.to_string().into(),
+            ]);
+        }
+        table.row(row);
+    }
+    table
+}
+
+/// What is left of the certificate that the stream was opened with. The stream may well outlive it.
+fn life(not_after: i64, now: SystemTime) -> Cell {
+    let not_after = UNIX_EPOCH + Duration::from_secs(u64::try_from(not_after).unwrap_or(0));
+    match not_after.duration_since(now) {
+        Ok(left) if left.as_secs() >= 7200 => format!("{}h", left.as_secs() / 3600).into(),
+        Ok(left) if left.as_secs() >= 120 => format!("{}m", left.as_secs() / 60).into(),
+        Ok(left) => format!("{}s", left.as_secs()).into(),
+        Err(_) => "renewed".into(),
+    }
+}
+
+fn rejections_text(proxies: &[ProxyStatus], style: Style) -> String {
+    let mut text = String::new();
+    for proxy in proxies {
+        for rejection in &proxy.rejected {
+            let name = rejection.name.clone().unwrap_or_default();
+            let field = if rejection.field.is_empty() { String::new() } else { format!(" {}", rejection.field) };
+            let line =
+                format!("{} rejected {} {}{field}: {}", proxy.name, kind_name(name.kind()), name.key, rejection.reason);
+            text += &format!("  {}\n", style.red(&clean(&line)));
+        }
+    }
+    if text.is_empty() {
+        text
+    } else {
+        format!("\n{}\n{text}", style.bold("Rejected (the last good version stays in force there):"))
+    }
+}
+
+fn kind_name(kind: ResourceKind) -> &'static str {
+    match kind {
+        ResourceKind::Unspecified => "resource",
+        ResourceKind::Settings => "settings",
+        ResourceKind::TrustBundle => "trust bundle",
+        ResourceKind::Inbound => "inbound policy",
+        ResourceKind::Destination => "destination",
+        ResourceKind::Endpoints => "endpoints",
+    }
+}
+
+fn proxy_json(proxy: &ProxyStatus) -> Value {
+    let rejected: Vec<Value> = proxy
+        .rejected
+        .iter()
+        .map(|r| {
+            let name = r.name.clone().unwrap_or_default();
+            json!({
+                "resource": kind_name(name.kind()), "key": name.key, "version": r.version, "field": r.field,
+                "reason": r.reason,
+            })
+        })
+        .collect();
+    json!({
+        "name": proxy.name,
+        "identity": proxy.identity,
+        "version": proxy.version,
+        "connected": proxy.connected,
+        "generation": proxy.generation,
+        "subscriptions": proxy.subscriptions,
+        "rejected": rejected,
+        "certificateNotAfter": proxy.certificate_not_after,
+        "resourcesSent": proxy.resources_sent,
+        "bytesSent": proxy.bytes_sent,
+    })
+}
+
+/// "2026-03-01 12:00:00 UTC", of Unix seconds.
+pub(super) fn date(seconds: i64) -> String {
+    issue::display(UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+}

@@ -1,0 +1,68 @@
+//! Names of kinds, in any usual spelling.
+
+/// The kinds there are, each with the other names it goes by.
+const KINDS: [(&str, &[&str]); 8] = [
+    ("HTTPRoute", &["httproute", "httproutes", "http"]),
+    ("GRPCRoute", &["grpcroute", "grpcroutes", "grpc"]),
+    ("TLSRoute", &["tlsroute", "tlsroutes", "tls"]),
+    ("TCPRoute", &["tcproute", "tcproutes", "tcp"]),
+    ("Service", &["service", "services", "svc"]),
+    ("EndpointSlice", &["endpointslice", "endpointslices", "eps"]),
+    ("Pod", &["pod", "pods", "po"]),
+    ("Namespace", &["namespace", "namespaces", "ns"]),
+];
+
+/// The kind's own name: "svc" is "Service". An API group after a dot is ignored, as kubectl allows one.
+///
+/// # Errors
+/// If there is no such kind; says which there are.
+pub(super) fn parse(text: &str) -> Result<&'static str, String> {
+    let (short, _) = text.split_once('.').unwrap_or((text, ""));
+    let short = short.to_ascii_lowercase();
+    let found = KINDS.iter().find(|(_, names)| names.contains(&short.as_str()));
+    found.map(|(kind, _)| *kind).ok_or_else(|| {
+        let kinds: Vec<&str> = KINDS.iter().filter_map(|(_, names)| names.first().copied()).collect();
+        format!("there is no kind {text:?}; there are {}, and proxy", kinds.join(", "))
+    })
+}
+
+/// Whether proxies are meant.
+pub(super) fn is_proxy(text: &str) -> bool {
+    matches!(text.to_ascii_lowercase().as_str(), "proxy" | "proxies")
+}
+
+/// "KIND/NAME", "KIND/NAMESPACE/NAME" into kind, namespace if given, and name.
+///
+/// # Errors
+/// If it is neither.
+pub(super) fn parse_object(text: &str) -> Result<(&'static str, Option<&str>, &str), String> {
+    let parts: Vec<&str> = text.split('/').collect();
+    let parsed = match parts.as_slice() {
+        [kind, name] => (parse(kind)?, None, *name),
+        [kind, namespace, name] if !namespace.is_empty() => (parse(kind)?, Some(*namespace), *name),
+        _ => return Err(format!("{text:?} is not an object (write httproute/cart, or httproute/shop/cart)")),
+    };
+    if parsed.2.is_empty() { Err(format!("{text:?} names no object")) } else { Ok(parsed) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_go_by_many_names() {
+        assert_eq!(parse("svc"), Ok("Service"));
+        assert_eq!(parse("HTTPRoutes"), Ok("HTTPRoute"));
+        assert_eq!(parse("httproutes.gateway.networking.k8s.io"), Ok("HTTPRoute"));
+        assert!(parse("ingress").is_err_and(|e| e.contains("httproute")));
+    }
+
+    #[test]
+    fn objects_have_a_kind_and_a_name() {
+        assert_eq!(parse_object("httproute/cart"), Ok(("HTTPRoute", None, "cart")));
+        assert_eq!(parse_object("svc/shop/cart"), Ok(("Service", Some("shop"), "cart")));
+        for wrong in ["cart", "svc/", "svc//cart", "a/b/c/d", "nothing/x"] {
+            assert!(parse_object(wrong).is_err(), "{wrong}");
+        }
+    }
+}

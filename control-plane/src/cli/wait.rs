@@ -1,0 +1,167 @@
+//! `leno wait`
+
+use std::{
+    pin::pin,
+    time::{Duration, Instant},
+};
+
+use leno_proto::v1::{ObjectRef, ObjectStatus, WatchObjectRequest};
+use tokio::time::timeout_at;
+
+use super::{State, block_on, connect, duration, get, kinds, print::clean};
+
+/// Wait until an object's newest generation is in force at every proxy that uses it
+///
+/// A generation is in force where it, or a later one, was acknowledged by the proxy, once all its workers serve by it.
+/// If the object's document is bad, waiting is in vain, and it says so at once.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  leno wait httproute/cart -n shop\n  leno wait httproute/shop/cart --generation 7 \
+                        --timeout 5s\n\nExit codes: 0 it is so; 1 it is not: who lags and why is on standard error; \
+                        2 the command line is wrong."
+)]
+pub(super) struct Args {
+    /// KIND/NAME, or KIND/NAMESPACE/NAME
+    object: String,
+    /// Its namespace
+    #[arg(short, long, env = "LENO_NAMESPACE", default_value = "default")]
+    namespace: String,
+    /// What to wait for
+    #[arg(long = "for", value_name = "STATE", env = "LENO_FOR", default_value = "programmed")]
+    state_wanted: Wanted,
+    /// At least this generation of the object [default: the newest there is]
+    #[arg(long, value_name = "N", env = "LENO_GENERATION", default_value_t = 0)]
+    generation: u64,
+    /// At least so many proxies that use it
+    #[arg(long, value_name = "N", env = "LENO_PROXIES", default_value_t = 0)]
+    proxies: u32,
+    /// How long at most
+    #[arg(long, value_name = "DURATION", env = "LENO_TIMEOUT", default_value = "30s", value_parser = duration::parse)]
+    timeout: Duration,
+    #[command(flatten)]
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Wanted {
+    /// In force at every proxy that uses it
+    Programmed,
+    /// Gone, from the configuration and from every proxy
+    Removed,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<u8> {
+    let object = match kinds::parse_object(&args.object) {
+        Ok((kind, namespace, name)) => ObjectRef {
+            kind: kind.to_owned(),
+            namespace: if kind == "Namespace" { "" } else { namespace.unwrap_or(&args.namespace) }.to_owned(),
+            name: name.to_owned(),
+        },
+        Err(wrong) => return super::usage(&wrong),
+    };
+    block_on(watch(&args, object))
+}
+
+async fn watch(args: &Args, object: ObjectRef) -> anyhow::Result<u8> {
+    let started = Instant::now();
+    let title = title(&object);
+    let mut client = connect::connect(&args.state.folder).await?;
+    let request = WatchObjectRequest { object: Some(object) };
+    let mut statuses = client.watch_object(request).await.map_err(connect::said)?.into_inner();
+    let mut last: Option<ObjectStatus> = None;
+    let deadline = tokio::time::Instant::from_std(started + args.timeout);
+    loop {
+        match timeout_at(deadline, pin!(statuses.message())).await {
+            Ok(Ok(Some(status))) => match judge(args, &status) {
+                Verdict::Holds(what) => {
+                    println!("{title} {what} ({:.3} s)", started.elapsed().as_secs_f64());
+                    return Ok(super::SUCCESS);
+                }
+                Verdict::Never => {
+                    eprintln!("leno: {title} has a bad document, so it will not come into force:");
+                    for error in &status.errors {
+                        eprintln!("  {}", get::error_line(error));
+                    }
+                    return Ok(super::FAILURE);
+                }
+                Verdict::NotYet => last = Some(status),
+            },
+            Ok(Ok(None)) => anyhow::bail!("the control plane stopped answering"),
+            Ok(Err(status)) => return Err(connect::said(status)),
+            Err(_) => {
+                eprintln!("leno: {title} is not so after {:?}{}", args.timeout, explain(args, last.as_ref()));
+                return Ok(super::FAILURE);
+            }
+        }
+    }
+}
+
+enum Verdict {
+    Holds(String),
+    NotYet,
+    /// Waiting is in vain.
+    Never,
+}
+
+fn judge(args: &Args, status: &ObjectStatus) -> Verdict {
+    let behind = !status.settled || !status.laggards.is_empty() || status.programmed < status.subscribed;
+    match args.state_wanted {
+        Wanted::Removed if status.absent && !behind && status.errors.is_empty() => Verdict::Holds("is gone".to_owned()),
+        Wanted::Removed => Verdict::NotYet,
+        Wanted::Programmed if !status.errors.is_empty() => Verdict::Never,
+        Wanted::Programmed => {
+            let accepted = status.conditions.iter().all(|c| c.r#type != "Accepted" || c.status);
+            let late = status.generation < args.generation || status.subscribed < args.proxies;
+            if status.absent || behind || late || !accepted {
+                return Verdict::NotYet;
+            }
+            let at = match status.subscribed {
+                0 => "is accepted; no proxy uses it yet".to_owned(),
+                1 => "is in force at the 1 proxy that uses it".to_owned(),
+                n => format!("is in force at all {n} proxies that use it"),
+            };
+            Verdict::Holds(format!("generation {} {at}", status.generation))
+        }
+    }
+}
+
+/// What stands in the way.
+fn explain(args: &Args, status: Option<&ObjectStatus>) -> String {
+    let Some(status) = status else { return ": the control plane said nothing about it".to_owned() };
+    let mut lines = Vec::new();
+    match (args.state_wanted, status.absent) {
+        (Wanted::Programmed, true) => lines.push("it does not exist".to_owned()),
+        (Wanted::Removed, false) => lines.push(format!("it is still there: {}", status.source)),
+        _ => {}
+    }
+    if !status.absent && status.generation < args.generation {
+        lines.push(format!("its generation is {}, not yet {}", status.generation, args.generation));
+    }
+    if status.subscribed < args.proxies {
+        lines.push(format!("{} of at least {} proxies use it", status.subscribed, args.proxies));
+    }
+    for condition in status.conditions.iter().filter(|c| !c.status) {
+        let parent = if condition.parent.is_empty() { String::new() } else { format!(" ({})", condition.parent) };
+        lines.push(format!("not {}{parent}: {}: {}", condition.r#type, condition.reason, condition.message));
+    }
+    for laggard in &status.laggards {
+        let message = if laggard.message.is_empty() { String::new() } else { format!(": {}", laggard.message) };
+        let has = match laggard.generation {
+            0 => "nothing of it in force".to_owned(),
+            generation => format!("generation {generation} in force"),
+        };
+        lines.push(format!("{} {}, {has}{message}", laggard.proxy, laggard.reason));
+    }
+    if !status.settled {
+        lines.push("some proxies have not been compared with the newest configuration yet".to_owned());
+    }
+    lines.iter().map(|line| format!("\n  {}", clean(line))).collect()
+}
+
+/// "HTTPRoute shop/cart"
+pub(super) fn title(object: &ObjectRef) -> String {
+    match object.namespace.is_empty() {
+        true => format!("{} {}", object.kind, object.name),
+        false => format!("{} {}/{}", object.kind, object.namespace, object.name),
+    }
+}
