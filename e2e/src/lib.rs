@@ -14,7 +14,9 @@ pub mod metrics;
 pub mod netns;
 pub mod ports;
 pub mod process;
+pub mod scenario;
 pub mod server;
+pub mod tcp;
 pub mod wait;
 
 /// Generated from `proto/echo.proto`: the tests' own gRPC service.

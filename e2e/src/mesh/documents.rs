@@ -86,9 +86,8 @@ pub fn http_route(name: &str, service: &str, backends: &[(&str, u32)]) -> String
 
 /// A route up to its `rules`, attached to port 80 of a Service.
 pub fn route_head(kind: &str, name: &str, service: &str) -> String {
-    let version = if matches!(kind, "TCPRoute" | "TLSRoute") { "v1alpha2" } else { "v1" };
     format!(
-        "apiVersion: gateway.networking.k8s.io/{version}
+        "apiVersion: gateway.networking.k8s.io/v1
 kind: {kind}
 metadata:
   name: {name}

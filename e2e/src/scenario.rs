@@ -1,0 +1,114 @@
+//! The usual cast: services with real servers behind sidecars, and one client that calls them all.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, Result};
+use bytes::Bytes;
+use http::Request;
+
+use crate::{
+    client::{self, Answer},
+    mesh::{Mesh, Options, Workload, documents},
+    server::Server,
+};
+
+/// A server behind a sidecar.
+#[derive(Debug)]
+pub struct Instance {
+    pub server: Server,
+    pub sidecar: Workload,
+}
+
+/// A mesh with services of `instances` each, and a client. The first service is the one that is mostly called.
+#[derive(Debug)]
+pub struct Scenario {
+    pub mesh: Mesh,
+    pub client: Workload,
+    pub instances: Vec<Instance>,
+    services: Vec<String>,
+}
+
+impl Scenario {
+    /// Services of one instance each, on port 80.
+    pub async fn start(services: &[&str]) -> Result<Self> {
+        Self::with(Options::default(), services, 1, "http").await
+    }
+
+    /// `protocol`: the services' `appProtocol`; empty: none declared.
+    pub async fn with(options: Options, services: &[&str], instances: usize, protocol: &str) -> Result<Self> {
+        let mesh = Mesh::with(options).await?;
+        for service in services {
+            let document = documents::service(documents::NAMESPACE, service, 80, protocol);
+            mesh.apply(&format!("service-{service}.yaml"), &document)?;
+        }
+        let mut client = mesh.workload("client");
+        for service in services {
+            client = client.outbound(&destination(service));
+        }
+        let client = client.start().await?;
+        let mut scenario =
+            Self { mesh, client, instances: Vec::new(), services: services.iter().map(|&name| name.into()).collect() };
+        for service in services {
+            for n in 1..=instances {
+                scenario.add(service, &format!("{service}-{n}")).await?;
+            }
+        }
+        Ok(scenario)
+    }
+
+    /// One more instance of a service; its server and its Pod are called `name`.
+    pub async fn add(&mut self, service: &str, name: &str) -> Result<()> {
+        let server = Server::start(name).await?;
+        let workload = self.mesh.workload(name).account(service).serves(service, server.address());
+        let sidecar = workload.start().await?;
+        self.instances.push(Instance { server, sidecar });
+        Ok(())
+    }
+
+    /// An instance by name.
+    pub fn instance(&self, name: &str) -> Result<&Instance> {
+        self.instances
+            .iter()
+            .find(|instance| instance.server.name() == name)
+            .with_context(|| format!("instance {name}"))
+    }
+
+    /// Where the client reaches a service through its sidecar.
+    pub fn address(&self, service: &str) -> Result<SocketAddr> {
+        self.client.calls(&destination(service))
+    }
+
+    /// The first service.
+    pub fn first(&self) -> Result<&str> {
+        self.services.first().map(String::as_str).context("a service")
+    }
+
+    /// GET from the first service.
+    pub async fn get(&self, path: &str) -> Result<Answer> {
+        self.send(Request::get(path)).await
+    }
+
+    /// A request without a body to the first service.
+    pub async fn send(&self, request: http::request::Builder) -> Result<Answer> {
+        let service = self.first()?;
+        let request = request.header("host", service).body(Bytes::new())?;
+        client::http1(self.address(service)?, request).await
+    }
+
+    /// Which instance answers a GET of `path` from the first service, or the status if none does.
+    pub async fn answered_by(&self, request: http::request::Builder) -> Result<String> {
+        let answer = self.send(request).await?;
+        Ok(if answer.status == 200 { answer.seen()?.instance } else { answer.status.as_u16().to_string() })
+    }
+
+    /// Writes routes, and waits until the client's sidecar runs them: `object` is one of them ("httproute/shop").
+    pub async fn route(&self, content: &str, object: &str) -> Result<()> {
+        self.mesh.apply("routes.yaml", content)?;
+        self.mesh.wait(object).await
+    }
+}
+
+/// The destination key of port 80 of a service.
+pub fn destination(service: &str) -> String {
+    format!("{service}.{}:80", documents::NAMESPACE)
+}
