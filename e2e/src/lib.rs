@@ -7,11 +7,13 @@
 pub mod binaries;
 pub mod client;
 pub mod collector;
+pub mod demo;
 pub mod dns;
 pub mod load;
 pub mod mesh;
 pub mod metrics;
 pub mod netns;
+pub mod operator;
 pub mod ports;
 pub mod process;
 pub mod scenario;
