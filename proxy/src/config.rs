@@ -129,6 +129,8 @@ pub mod limits {
     pub const DESTINATIONS: usize = 4096;
     /// Destinations remembered, per worker, because their server speaks first.
     pub const SERVERS_FIRST: usize = 256;
+    /// Resources subscribed to at most, endpoints included (the control plane allows 10,000).
+    pub const SUBSCRIPTIONS: usize = 8192;
     /// Retry budget: tokens per request, and per second.
     pub const RETRY_RATIO: f64 = 0.2;
     /// See [`RETRY_RATIO`].
