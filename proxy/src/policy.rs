@@ -5,6 +5,7 @@
 
 pub mod apply;
 pub mod client;
+mod dump;
 pub mod http_match;
 pub mod http_route;
 pub mod session;
@@ -110,6 +111,19 @@ pub enum Protocol {
     Http2,
     Tls,
     Tcp,
+}
+
+impl Protocol {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Detect => "detect",
+            Self::Http => "http",
+            Self::Http1 => "http1",
+            Self::Http2 => "http2",
+            Self::Tls => "tls",
+            Self::Tcp => "tcp",
+        }
+    }
 }
 
 /// The workload's own inbound policy.

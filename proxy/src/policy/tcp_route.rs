@@ -1,6 +1,6 @@
 //! Routing of connections: TCP by weight, the application's TLS by SNI.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use super::{RuleOrigin, WeightedBackends};
 use crate::{telemetry::ConnectionMetrics, upstream::Backend};
@@ -82,6 +82,15 @@ impl ServerName {
                 Some((front, back)) => !front.is_empty() && back.eq_ignore_ascii_case(suffix.as_bytes()),
                 None => false,
             },
+        }
+    }
+}
+
+impl fmt::Display for ServerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(name) => f.write_str(name),
+            Self::Below(suffix) => write!(f, "*{suffix}"),
         }
     }
 }

@@ -1,0 +1,234 @@
+//! What is in force, for people: the admin server's `/config`.
+
+use std::{sync::Arc, time::Instant};
+
+use http::{HeaderName, HeaderValue};
+use serde_json::{Value, json};
+
+use super::{
+    Destination, HttpAction, Protocol, RuleOrigin, ServicePort, Store, Target, WeightedBackends,
+    apply::endpoints_name,
+    http_match::{HttpMatch, PathMatch, ValueMatch},
+    http_route::{HttpBackend, HttpRule},
+    store::{Provenance, Snapshot},
+    tcp_route::{TcpRoute, TlsRule},
+};
+use crate::{
+    http::filter::{Filters, HeaderChanges, PathChange},
+    upstream::{Backend, Endpoint, outlier::Health},
+};
+
+impl Store {
+    /// Everything held: destinations with their rules, backends with their endpoints and the state of each.
+    pub fn dump(&self) -> Value {
+        let snapshot = self.snapshot();
+        let now = Instant::now();
+        let settings = snapshot.settings.as_ref().map(|settings| {
+            let networks: Vec<_> = settings.mesh_networks.iter().map(ToString::to_string).collect();
+            json!({ "trust_domain": settings.trust_domain, "mesh_networks": networks })
+        });
+        let inbound = snapshot.inbound.as_ref().map(|inbound| {
+            let port = |(port, protocol): &(u16, Protocol)| json!({ "port": port, "protocol": protocol.as_str() });
+            let mode = if inbound.strict { "strict" } else { "permissive" };
+            json!({ "mode": mode, "ports": inbound.ports.iter().map(port).collect::<Vec<_>>() })
+        });
+        let mut destinations: Vec<_> = snapshot.destinations.values().map(|held| &held.destination).collect();
+        destinations.sort_by_key(|destination| destination.key.to_string());
+        let mut backends: Vec<_> = snapshot.backends.values().collect();
+        backends.sort_by_key(|backend| backend.key.clone());
+        json!({
+            "generation": snapshot.generation,
+            "ready": self.is_ready(),
+            "settings": settings,
+            "inbound": inbound,
+            "destinations": destinations.into_iter().map(|it| destination(&snapshot, it)).collect::<Vec<_>>(),
+            "backends": backends.into_iter().map(|it| backend(&snapshot, it, now)).collect::<Vec<_>>(),
+        })
+    }
+}
+
+fn provenance(held: Option<&Arc<Provenance>>) -> (Value, Value) {
+    let Some(held) = held else { return (Value::Null, Value::Null) };
+    let origins = held.origins.iter().map(|origin| {
+        let object = origin.object.clone().unwrap_or_default();
+        json!({
+            "object": format!("{} {}/{}", object.kind, object.namespace, object.name),
+            "generation": origin.generation,
+        })
+    });
+    (held.version.as_str().into(), origins.collect())
+}
+
+fn destination(snapshot: &Snapshot, destination: &Destination) -> Value {
+    let (version, origins) = provenance(snapshot.provenance.get(&destination.key.resource()));
+    let target = match &destination.target {
+        Target::Outside => json!({ "outside": true }),
+        Target::Workload(backend) => json!({ "workload": &*backend.key }),
+        Target::Service(service) => service_port(service),
+    };
+    json!({ "key": destination.key.to_string(), "version": version, "origins": origins, "target": target })
+}
+
+fn service_port(port: &ServicePort) -> Value {
+    let http = port.http.as_ref().map(|routes| {
+        let rule = |rule: &HttpRule| {
+            let mut dumped = action(&rule.action);
+            if let Value::Object(fields) = &mut dumped {
+                fields.insert("match".to_owned(), matches(&rule.matches));
+            }
+            dumped
+        };
+        routes.rules.iter().map(rule).collect::<Vec<_>>()
+    });
+    let tls = port.tls.as_ref().map(|routes| {
+        let rule = |rule: &TlsRule| {
+            let names: Vec<_> = rule.names.iter().map(ToString::to_string).collect();
+            json!({ "server_names": names, "route": tcp(&rule.route) })
+        };
+        routes.rules.iter().map(rule).collect::<Vec<_>>()
+    });
+    json!({
+        "service": &*port.service,
+        "port": port.port,
+        "protocol": port.protocol.as_str(),
+        "http": http,
+        "tls": tls,
+        "tcp": port.tcp.as_ref().map(tcp),
+    })
+}
+
+fn origin(origin: &RuleOrigin) -> String {
+    format!("{} rule {}", origin.route, origin.rule)
+}
+
+fn action(action: &HttpAction) -> Value {
+    let reference = |backend: &HttpBackend| named(&backend.backend, filters(&backend.filters));
+    json!({
+        "origin": origin(&action.origin),
+        "filters": filters(&action.filters),
+        "backends": weighted(&action.backends, reference),
+        "request_timeout_ms": action.request_timeout.map(|timeout| timeout.as_millis()),
+        "try_timeout_ms": action.try_timeout.map(|timeout| timeout.as_millis()),
+        "retry": action.retry.as_ref().map(|retry| json!({
+            "statuses": retry.statuses,
+            "attempts": retry.attempts,
+            "backoff_ms": retry.backoff.as_millis(),
+        })),
+    })
+}
+
+fn tcp(route: &TcpRoute) -> Value {
+    json!({
+        "origin": origin(&route.origin),
+        "backends": weighted(&route.backends, |backend| named(&backend.backend, Value::Null)),
+    })
+}
+
+fn weighted<T>(backends: &WeightedBackends<T>, name: impl Fn(&T) -> Value) -> Vec<Value> {
+    backends.iter().map(|(weight, backend)| json!({ "weight": weight, "backend": name(backend) })).collect()
+}
+
+fn named(backend: &Result<Arc<Backend>, String>, filters: Value) -> Value {
+    match backend {
+        Ok(backend) => json!({ "key": &*backend.key, "filters": filters }),
+        Err(reason) => json!({ "invalid": reason, "filters": filters }),
+    }
+}
+
+/// Header values are left out: they may be credentials. Null: there are none.
+fn filters(filters: &Filters) -> Value {
+    let changes = |changes: &HeaderChanges| {
+        let named = |list: &[(HeaderName, HeaderValue)]| list.iter().map(|(name, _)| name.to_string()).collect();
+        let (set, add): (Vec<_>, Vec<_>) = (named(&changes.set), named(&changes.add));
+        let remove: Vec<_> = changes.remove.iter().map(ToString::to_string).collect();
+        let any = !(set.is_empty() && add.is_empty() && remove.is_empty());
+        any.then(|| json!({ "set": set, "add": add, "remove": remove }))
+    };
+    let path = |change: &PathChange| match change {
+        PathChange::ReplaceFull(path) => json!({ "replace_full": path }),
+        PathChange::ReplacePrefix(path) => json!({ "replace_prefix": path }),
+    };
+    let redirect = filters.redirect.as_ref().map(|redirect| {
+        json!({
+            "scheme": redirect.scheme.as_ref().map(ToString::to_string),
+            "hostname": redirect.hostname,
+            "port": redirect.port,
+            "status": redirect.status.as_u16(),
+            "path": redirect.path.as_ref().map(path),
+        })
+    });
+    let rewrite = filters.rewrite.as_ref().map(|rewrite| {
+        let hostname = rewrite.hostname.as_ref().map(|name| String::from_utf8_lossy(name.as_bytes()));
+        json!({ "hostname": hostname, "path": rewrite.path.as_ref().map(path) })
+    });
+    let (request, response) = (changes(&filters.request), changes(&filters.response));
+    if request.is_none()
+        && response.is_none()
+        && redirect.is_none()
+        && rewrite.is_none()
+        && filters.unsupported.is_none()
+    {
+        return Value::Null;
+    }
+    json!({
+        "request_headers": request,
+        "response_headers": response,
+        "redirect": redirect,
+        "rewrite": rewrite,
+        "unsupported": filters.unsupported,
+    })
+}
+
+fn matches(wanted: &HttpMatch) -> Value {
+    let path = match &wanted.path {
+        PathMatch::Any => json!({ "prefix": "/" }),
+        PathMatch::Exact(path) => json!({ "exact": path }),
+        PathMatch::Prefix(path) => json!({ "prefix": path }),
+        PathMatch::Regex(regex) => json!({ "regex": regex.as_str() }),
+    };
+    let value = |value: &ValueMatch| match value {
+        ValueMatch::Exact(exact) => json!({ "exact": String::from_utf8_lossy(exact) }),
+        ValueMatch::Regex(regex) => json!({ "regex": regex.as_str() }),
+    };
+    let headers = wanted.headers.iter().map(|header| json!({ header.name.as_str(): value(&header.value) }));
+    let query = wanted.query.iter().map(|parameter| json!({ &*parameter.name: value(&parameter.value) }));
+    json!({
+        "path": path,
+        "headers": headers.collect::<Vec<_>>(),
+        "query": query.collect::<Vec<_>>(),
+        "method": wanted.method.as_ref().map(http::Method::as_str),
+        "grpc": wanted.grpc,
+    })
+}
+
+fn backend(snapshot: &Snapshot, backend: &Backend, now: Instant) -> Value {
+    let (version, origins) = provenance(snapshot.provenance.get(&endpoints_name(&backend.key)));
+    let set = backend.endpoints.load_full();
+    json!({
+        "key": &*backend.key,
+        "version": version,
+        "origins": origins,
+        "known": backend.is_known(),
+        "protocol": set.protocol.as_str(),
+        "host_name": backend.host_name.load().as_ref().map(|name| format!("{}:{}", name.host, name.port)),
+        "endpoints": set.endpoints.iter().map(|it| endpoint(it, now)).collect::<Vec<_>>(),
+    })
+}
+
+fn endpoint(endpoint: &Endpoint, now: Instant) -> Value {
+    let state = if endpoint.is_draining() { "draining" } else { "ready" };
+    let health = match endpoint.outlier.health(now) {
+        Health::InService => "in service",
+        Health::Ejected => "ejected",
+        Health::ProbeDue => "probe due",
+    };
+    json!({
+        "address": endpoint.address.to_string(),
+        "identity": endpoint.identity.as_ref().map(ToString::to_string),
+        "workload": &*endpoint.workload,
+        "zone": &*endpoint.zone,
+        "weight": endpoint.weight,
+        "state": state,
+        "health": health,
+    })
+}
