@@ -26,6 +26,10 @@ pub mod policy;
 pub mod redirect;
 pub mod tcp;
 pub mod telemetry;
+#[cfg(test)]
+mod testing;
 pub mod tls;
 pub mod upstream;
+#[cfg(test)]
+mod request_path_tests;
 pub mod worker;
