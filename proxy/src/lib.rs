@@ -24,12 +24,12 @@ pub mod net;
 pub mod outbound;
 pub mod policy;
 pub mod redirect;
+#[cfg(test)]
+mod request_path_tests;
 pub mod tcp;
 pub mod telemetry;
 #[cfg(test)]
 mod testing;
 pub mod tls;
 pub mod upstream;
-#[cfg(test)]
-mod request_path_tests;
 pub mod worker;
