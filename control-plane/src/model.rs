@@ -5,6 +5,27 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
+use ipnet::IpNet;
+
+pub mod check;
+mod hash;
+mod index;
+mod object;
+mod parse;
+mod routes;
+mod topics;
+mod world;
+
+pub(crate) use index::{InboundPort, namespace, pod, route, service, slice, target_number};
+pub use object::*;
+pub(crate) use routes::{backend_service, resolve};
+pub use world::World;
+
+/// Hash of content, as versions and generations use it.
+pub(crate) fn content_hash(bytes: &[u8]) -> String {
+    hash::ContentHash::of_bytes(bytes).to_string()
+}
+
 /// Names an object as Kubernetes does.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectKey {
@@ -33,6 +54,22 @@ pub enum Kind {
 }
 
 impl Kind {
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Namespace,
+        Self::Service,
+        Self::EndpointSlice,
+        Self::Pod,
+        Self::HttpRoute,
+        Self::GrpcRoute,
+        Self::TlsRoute,
+        Self::TcpRoute,
+    ];
+
+    /// Whether it routes traffic.
+    pub fn is_route(self) -> bool {
+        matches!(self, Self::HttpRoute | Self::GrpcRoute | Self::TlsRoute | Self::TcpRoute)
+    }
+
     /// As in the document: "HTTPRoute".
     pub fn as_str(self) -> &'static str {
         match self {
@@ -55,7 +92,8 @@ pub struct Document {
     pub file: Arc<str>,
     /// 1-based within the file.
     pub index: u32,
-    pub content: serde_json::Value,
+    /// Shared: a document that did not change is recognised by its address, and not parsed again.
+    pub content: Arc<serde_json::Value>,
 }
 
 /// Why a document (or a file: index 0) is not in force.
@@ -72,7 +110,7 @@ pub struct DocumentError {
 /// A fact about an object, as Kubernetes words it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Condition {
-    /// "Accepted" or "ResolvedRefs"
+    /// "Accepted", "ResolvedRefs", "PartiallyInvalid" or "leno.dev/PartiallySupported"
     pub kind: &'static str,
     pub status: bool,
     pub reason: String,
@@ -99,8 +137,27 @@ pub enum Topic {
     Service(Arc<str>),
     /// A Pod: "namespace/name".
     Workload(Arc<str>),
-    /// Who owns an IP address or a host name now.
+    /// Who owns an IP address now.
     Address(Arc<str>),
+}
+
+/// What holds for the whole mesh, as options of the control plane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MeshSettings {
+    /// "cluster.local"
+    pub trust_domain: Arc<str>,
+    /// Addresses that belong to the mesh: one inside them that nobody owns does not exist, one outside is passed
+    /// through without a look-up. Empty: every address is looked up, and passed through if nobody owns it.
+    pub mesh_networks: Vec<IpNet>,
+    /// For workloads whose Pod and Namespace do not say (`leno.dev/inbound`). Strict from a folder.
+    pub inbound: InboundMode,
+}
+
+impl MeshSettings {
+    /// Settings for a folder: strict inbound.
+    pub fn strict(trust_domain: &str) -> Self {
+        Self { trust_domain: trust_domain.into(), mesh_networks: Vec::new(), inbound: InboundMode::Strict }
+    }
 }
 
 /// Generations as the state folder remembers them, so that they survive a restart.
@@ -109,51 +166,4 @@ pub struct Generations {
     pub mesh: u64,
     /// "HTTPRoute shop/cart" → (generation, hash of the spec).
     pub objects: BTreeMap<String, (u64, String)>,
-}
-
-/// All facts at one mesh-wide generation. Cheap to share (`Arc<World>`), never changed.
-pub struct World {
-    // model: services, slices, pods, routes by parent, addresses, objects, errors, changed_at: HashMap<Topic, u64>
-}
-
-impl World {
-    /// The world before anything was read.
-    pub fn empty(_trust_domain: &str, _generations: Generations) -> Self {
-        todo!("model")
-    }
-
-    /// The next world from a complete set of documents. Objects whose document is bad keep their last good version (from
-    /// `self`); errors say what is wrong. Same documents: same generation.
-    pub fn apply(&self, _documents: Vec<Document>, _unreadable: Vec<DocumentError>) -> Self {
-        todo!("model")
-    }
-
-    /// Mesh-wide; grows with each change.
-    pub fn generation(&self) -> u64 {
-        todo!("model")
-    }
-
-    /// To be kept in the state folder.
-    pub fn generations(&self) -> Generations {
-        todo!("model")
-    }
-
-    /// Whether any of `topics` changed after mesh generation `since`.
-    pub fn changed_since(&self, _topics: &[Topic], _since: u64) -> bool {
-        todo!("model")
-    }
-
-    pub fn errors(&self) -> &[DocumentError] {
-        todo!("model")
-    }
-
-    /// Every object in force.
-    pub fn objects(&self) -> Vec<ObjectInfo> {
-        todo!("model")
-    }
-
-    /// The service account of a Pod, to check that a workload is who its certificate says.
-    pub fn service_account(&self, _namespace: &str, _pod: &str) -> Option<Arc<str>> {
-        todo!("model")
-    }
 }

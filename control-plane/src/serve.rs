@@ -29,7 +29,7 @@ use self::{
 };
 use crate::{
     authority::{self, Authority, certify::Certifier, issue},
-    model::World,
+    model::{MeshSettings, World},
     operator, sources,
 };
 
@@ -125,7 +125,11 @@ impl ControlPlane {
             ),
             None => None,
         };
-        let world = sources::folder::watch(options.config.clone(), state.clone(), authority.trust_domain())
+        let mesh_settings = MeshSettings {
+            mesh_networks: options.mesh_networks.clone(),
+            ..MeshSettings::strict(authority.trust_domain())
+        };
+        let world = sources::folder::watch(options.config.clone(), state.clone(), mesh_settings)
             .await
             .with_context(|| format!("cannot read the configuration in {}", options.config.display()))?;
         let operator = operator::bind(&state)?;

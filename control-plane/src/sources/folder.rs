@@ -1,17 +1,236 @@
 //! A folder of YAML, watched: atomic renames, editors' writes, new and removed files, several documents a file.
+//!
+//! One thread waits for events, lets them come to rest, reads what changed, and publishes the next world. What is being
+//! written is left alone until it is whole; what vanishes for a moment is waited for; and if the folder itself goes, what was read
+//! last stays in force until it is back.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    fs,
+    io::{self, ErrorKind},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use anyhow::Context;
+use notify::Watcher;
 use tokio::sync::watch;
 
-use crate::model::World;
+use crate::model::{Document, DocumentError, Generations, MeshSettings, World};
+
+mod events;
+mod files;
+
+use events::Events;
+use files::Files;
+
+/// Documents of a folder as they are now, and those that cannot be read; for `leno check`.
+///
+/// # Errors
+/// If the folder itself cannot be read.
+pub fn read(config: &Path) -> io::Result<(Vec<Document>, Vec<DocumentError>)> {
+    let mut files = Files::default();
+    let changes = files.look(config, &Default::default())?;
+    files.adopt(changes);
+    Ok(files.documents())
+}
 
 /// Reads the folder once (an unreadable folder is an error; bad documents are not), then watches it in the background.
 /// Writes generations to `state`/generations.json before a world is published.
+///
+/// # Errors
+/// If the folder cannot be read, or the state folder not be made.
 pub async fn watch(
-    _config: PathBuf,
-    _state: PathBuf,
-    _trust_domain: &str,
+    config: PathBuf,
+    state: PathBuf,
+    settings: MeshSettings,
 ) -> anyhow::Result<watch::Receiver<Arc<World>>> {
-    todo!("model")
+    fs::create_dir_all(&state).with_context(|| format!("cannot make the state folder {}", state.display()))?;
+    let record = Record { file: state.join("generations.json") };
+    let world = World::empty(settings, record.read());
+    let events = Arc::new(Events::default());
+    // Before the first look, so that no change falls between.
+    let watching = Watching::start(&config, &events);
+    let mut files = Files::default();
+    let changes = files
+        .look(&config, &Default::default())
+        .with_context(|| format!("cannot read the configuration folder {}", config.display()))?;
+    files.adopt(changes);
+    let (documents, unreadable) = files.documents();
+    let world = Arc::new(world.apply(documents, unreadable));
+    record.write(&world.generations());
+    let (publish, worlds) = watch::channel(world);
+    let mut folder = Folder { config, events, watching, files, record, publish, lost: false };
+    std::thread::Builder::new()
+        .name("leno-folder".to_owned())
+        .spawn(move || folder.run())
+        .context("cannot start the thread that watches the configuration folder")?;
+    Ok(worlds)
 }
+
+/// Longest time without a look, events or not: some file systems send none (NFS), and a folder that was replaced as a whole
+/// sends no more.
+const LOOK_ANYWAY: Duration = Duration::from_secs(5);
+/// The same while nothing tells of changes.
+const LOOK_UNWATCHED: Duration = Duration::from_secs(1);
+/// A file is taken when nobody has begun to write to it within this time after it was read.
+const GRACE: Duration = Duration::from_millis(2);
+/// The same for a file that is gone or got shorter: it may be on its way back.
+const GRACE_SHRUNK: Duration = Duration::from_millis(20);
+
+struct Folder {
+    config: PathBuf,
+    events: Arc<Events>,
+    watching: Watching,
+    files: Files,
+    record: Record,
+    publish: watch::Sender<Arc<World>>,
+    /// The folder could not be read at the last look.
+    lost: bool,
+}
+
+impl Folder {
+    fn run(&mut self) {
+        while !self.publish.is_closed() {
+            let anyway = if self.watching.working() { LOOK_ANYWAY } else { LOOK_UNWATCHED };
+            let being_written = self.events.wait(anyway);
+            if self.watching.replaced(&self.config) {
+                self.watching = Watching::start(&self.config, &self.events);
+            }
+            match self.files.look(&self.config, &being_written) {
+                Ok(changes) => {
+                    self.found();
+                    self.take(changes);
+                }
+                Err(error) => self.lose(&error),
+            }
+        }
+    }
+
+    fn take(&mut self, mut changes: files::Changes) {
+        if changes.is_empty() {
+            return;
+        }
+        let grace = if self.files.shrinks(&changes) { GRACE_SHRUNK } else { GRACE };
+        std::thread::sleep(grace);
+        let unsettled = changes.drop_unsettled(&self.events.being_written(Instant::now()));
+        if unsettled {
+            self.events.again();
+        }
+        if changes.is_empty() {
+            return;
+        }
+        self.files.adopt(changes);
+        let before = self.publish.borrow().clone();
+        let (documents, unreadable) = self.files.documents();
+        let world = before.apply(documents, unreadable);
+        if world.generation() != before.generation() {
+            self.record.write(&world.generations());
+        }
+        self.publish.send_replace(Arc::new(world));
+    }
+
+    fn lose(&mut self, error: &io::Error) {
+        if !self.lost {
+            tracing::error!(
+                folder = %self.config.display(), %error,
+                "cannot read the configuration folder: what was read last stays in force"
+            );
+        }
+        self.lost = true;
+    }
+
+    fn found(&mut self) {
+        if self.lost {
+            tracing::info!(folder = %self.config.display(), "the configuration folder can be read again");
+        }
+        self.lost = false;
+    }
+}
+
+/// A running watch, and the folder it was set on.
+struct Watching {
+    watcher: Option<notify::RecommendedWatcher>,
+    folder: Option<files::FileId>,
+}
+
+impl Watching {
+    /// A folder that cannot be watched is looked at now and then.
+    fn start(config: &Path, events: &Arc<Events>) -> Self {
+        let folder = files::FileId::of(config).ok();
+        let sink = events.clone();
+        let set_up = || -> notify::Result<notify::RecommendedWatcher> {
+            let mut watcher = notify::recommended_watcher(move |event| sink.note(event, Instant::now()))?;
+            watcher.watch(config, notify::RecursiveMode::Recursive)?;
+            Ok(watcher)
+        };
+        let watcher = match set_up() {
+            Ok(watcher) => Some(watcher),
+            Err(error) => {
+                tracing::warn!(
+                    folder = %config.display(), %error,
+                    "cannot be told of changes in the configuration folder: looking every second instead"
+                );
+                None
+            }
+        };
+        Self { watcher, folder }
+    }
+
+    fn working(&self) -> bool {
+        self.watcher.is_some()
+    }
+
+    /// Whether another folder now stands at that path.
+    fn replaced(&self, config: &Path) -> bool {
+        match files::FileId::of(config) {
+            Ok(now) => self.folder.is_none_or(|watched| !watched.same_file(&now)),
+            Err(_) => false,
+        }
+    }
+}
+
+/// Generations on disk.
+struct Record {
+    file: PathBuf,
+}
+
+impl Record {
+    fn read(&self) -> Generations {
+        let text = match fs::read_to_string(&self.file) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Generations::default(),
+            Err(error) => {
+                tracing::error!(file = %self.file.display(), %error, "cannot read the generations: counting anew");
+                return Generations::default();
+            }
+        };
+        serde_json::from_str(&text).unwrap_or_else(|error| {
+            tracing::error!(file = %self.file.display(), %error, "the generations are damaged: counting anew");
+            Generations::default()
+        })
+    }
+
+    /// Whole or not at all. Not forced to disk: that would delay every change, to save a count that may begin anew after a
+    /// power failure.
+    fn write(&self, generations: &Generations) {
+        let write = || -> io::Result<()> {
+            let temporary = self.file.with_extension("json.new");
+            let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+            let mut writer = io::BufWriter::new(file);
+            serde_json::to_writer(&mut writer, generations)?;
+            io::Write::flush(&mut writer)?;
+            fs::rename(&temporary, &self.file)
+        };
+        if let Err(error) = write() {
+            tracing::error!(
+                file = %self.file.display(), %error,
+                "cannot write the generations: they will be counted from an older one after a restart"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,131 @@
+//! ENDPOINTS: who stands behind a backend.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
+
+use leno_proto::{
+    spiffe::SpiffeId,
+    v1::{Endpoint, Endpoints, HostName, Protocol, endpoint::State},
+};
+
+use super::{Sources, service_key};
+use crate::model::{self, EndpointState, Kind, ObjectKey, Pod, ServiceKind};
+
+/// `key`: "namespace/service:port", or "namespace/pod/name:port" for one workload.
+pub(super) fn endpoints(sources: &mut Sources<'_>, key: &str) -> Option<Endpoints> {
+    let (path, port) = key.rsplit_once(':')?;
+    let port: u16 = port.parse().ok()?;
+    match path.split('/').collect::<Vec<_>>().as_slice() {
+        [namespace, name] => of_service(sources, &service_key(namespace, name), port),
+        [namespace, "pod", name] => of_workload(
+            sources,
+            &ObjectKey { kind: Kind::Pod, namespace: (*namespace).into(), name: (*name).into() },
+            port,
+        ),
+        _ => None,
+    }
+}
+
+fn of_workload(sources: &mut Sources<'_>, key: &ObjectKey, port: u16) -> Option<Endpoints> {
+    sources.workload(key);
+    let pod = model::pod(&sources.world.objects, key)?;
+    // One address: others are the same workload again.
+    let ip = pod.ips.first()?;
+    let protocol = sources.world.index.inbound.get(key).and_then(|ports| ports.get(&port));
+    let endpoint = Endpoint {
+        address: SocketAddr::new(*ip, port).to_string(),
+        identity: identity(sources, key, pod),
+        zone: String::new(),
+        weight: 1,
+        state: State::Ready.into(),
+        workload: key.name.to_string(),
+    };
+    let protocol = protocol.map_or(Protocol::Detect, model::InboundPort::protocol);
+    Some(Endpoints { protocol: protocol.into(), endpoints: vec![endpoint], host_name: None })
+}
+
+fn identity(sources: &Sources<'_>, key: &ObjectKey, pod: &Pod) -> String {
+    if !pod.meshed {
+        return String::new();
+    }
+    let trust_domain = &sources.world.settings.trust_domain;
+    SpiffeId::new(trust_domain, &key.namespace, &pod.service_account)
+        .map_or_else(|_| String::new(), |id| id.to_string())
+}
+
+fn of_service(sources: &mut Sources<'_>, key: &ObjectKey, number: u16) -> Option<Endpoints> {
+    sources.service(key);
+    let world = sources.world;
+    let service = model::service(&world.objects, key)?;
+    if let ServiceKind::ExternalName(host) = &service.kind {
+        let declared = service.port(number);
+        if declared.is_none() && !service.ports.is_empty() {
+            return None;
+        }
+        let port = match declared.map(|port| &port.target) {
+            Some(model::TargetPort::Number(target)) => *target,
+            _ => number,
+        };
+        let host_name = Some(HostName { host: host.to_string(), port: u32::from(port) });
+        let protocol = spoken(sources, key, number, declared.map_or(Protocol::Detect, |port| port.protocol));
+        return Some(Endpoints { protocol: protocol.into(), endpoints: Vec::new(), host_name });
+    }
+    let port = service.port(number)?;
+    let protocol = spoken(sources, key, number, port.protocol);
+    // By address, since slices may overlap while endpoints move from one to another: ready wins.
+    let mut found: BTreeMap<(IpAddr, u16), Endpoint> = BTreeMap::new();
+    for slice_key in world.index.slices.get(key).into_iter().flatten() {
+        let Some(slice) = model::slice(&world.objects, slice_key) else { continue };
+        sources.origin(slice_key);
+        let Some(target) = model::target_number(service, port, slice) else { continue };
+        for endpoint in &slice.endpoints {
+            for ip in &endpoint.addresses {
+                let Some(compiled) = endpoint_at(sources, slice_key, endpoint, *ip, target) else { continue };
+                let known = found.entry((*ip, target)).or_insert_with(|| compiled.clone());
+                if compiled.state() == State::Ready && known.state() != State::Ready {
+                    *known = compiled;
+                }
+            }
+        }
+    }
+    Some(Endpoints { protocol: protocol.into(), endpoints: found.into_values().collect(), host_name: None })
+}
+
+fn endpoint_at(
+    sources: &Sources<'_>,
+    slice: &ObjectKey,
+    endpoint: &model::Endpoint,
+    ip: IpAddr,
+    port: u16,
+) -> Option<Endpoint> {
+    let state = match endpoint.state {
+        EndpointState::Ready => State::Ready,
+        EndpointState::Draining => State::Draining,
+        EndpointState::NotReady => return None,
+    };
+    let world = sources.world;
+    let pod = world.index.pod_of(&world.objects, &slice.namespace, endpoint, ip);
+    let pod = pod.and_then(|key| model::pod(&world.objects, &key).map(|pod| (key, pod)));
+    Some(Endpoint {
+        address: SocketAddr::new(ip, port).to_string(),
+        identity: pod.as_ref().map(|(key, pod)| identity(sources, key, pod)).unwrap_or_default(),
+        zone: endpoint.zone.to_string(),
+        weight: 1,
+        state: state.into(),
+        workload: pod
+            .map(|(key, _)| key.name.to_string())
+            .or(endpoint.pod.as_ref().map(ToString::to_string))
+            .unwrap_or_default(),
+    })
+}
+
+/// What endpoints of a port speak: as declared, or HTTP/2 where a GRPCRoute sends to them.
+fn spoken(sources: &Sources<'_>, key: &ObjectKey, port: u16, declared: Protocol) -> Protocol {
+    let grpc = sources.world.routes.grpc_backends.contains(&(key.clone(), port));
+    match declared {
+        Protocol::Detect | Protocol::Http if grpc => Protocol::Http2,
+        declared => declared,
+    }
+}

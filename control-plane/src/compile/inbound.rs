@@ -1,0 +1,35 @@
+//! INBOUND: what the subscriber's own ports accept.
+
+use leno_proto::v1::{Inbound, InboundPort, ObjectRef, inbound::Mode};
+
+use super::{Sources, Subscriber};
+use crate::model::{self, InboundMode, Kind, ObjectKey};
+
+/// A workload without a Pod gets the defaults.
+pub(super) fn inbound(sources: &mut Sources<'_>, subscriber: &Subscriber) -> Inbound {
+    let namespace = subscriber.identity.namespace();
+    let key = ObjectKey { kind: Kind::Pod, namespace: namespace.into(), name: subscriber.workload.as_str().into() };
+    sources.workload(&key);
+    let namespace_key = ObjectKey { kind: Kind::Namespace, namespace: "".into(), name: namespace.into() };
+    sources.origin(&namespace_key);
+    let world = sources.world;
+    let of_pod = model::pod(&world.objects, &key).and_then(|pod| pod.inbound);
+    let of_namespace = model::namespace(&world.objects, &namespace_key).and_then(|namespace| namespace.inbound);
+    let mode = match of_pod.or(of_namespace).unwrap_or(world.settings.inbound) {
+        InboundMode::Strict => Mode::Strict,
+        InboundMode::Permissive => Mode::Permissive,
+    };
+    let mut ports = Vec::new();
+    for (number, port) in world.index.inbound.get(&key).into_iter().flatten() {
+        for service in &port.services {
+            sources.origin(service);
+        }
+        ports.push(InboundPort { port: u32::from(*number), protocol: port.protocol().into() });
+    }
+    let workload = ObjectRef {
+        kind: Kind::Pod.as_str().to_owned(),
+        namespace: namespace.to_owned(),
+        name: subscriber.workload.clone(),
+    };
+    Inbound { workload: Some(workload), mode: mode.into(), ports }
+}

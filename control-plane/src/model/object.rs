@@ -1,0 +1,305 @@
+//! The objects after the door: validated, defaulted, in the form that indexing and compilation want.
+
+use std::{cmp::Reverse, net::IpAddr, sync::Arc, time::Duration};
+
+use leno_proto::v1::Protocol;
+
+use super::ObjectKey;
+
+/// One object of the configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Object {
+    Namespace(Namespace),
+    Service(Service),
+    EndpointSlice(EndpointSlice),
+    Pod(Pod),
+    Route(Route),
+}
+
+/// What plaintext gets at a workload's ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InboundMode {
+    /// Only mesh mTLS is accepted.
+    Strict,
+    /// Mesh mTLS, and plaintext or the application's own TLS untouched.
+    Permissive,
+}
+
+/// Only what it says about its Pods.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Namespace {
+    pub inbound: Option<InboundMode>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    pub kind: ServiceKind,
+    /// Both families of a dual-stack Service.
+    pub cluster_ips: Vec<IpAddr>,
+    /// TCP only.
+    pub ports: Vec<ServicePort>,
+}
+
+impl Service {
+    pub fn port(&self, number: u16) -> Option<&ServicePort> {
+        self.ports.iter().find(|port| port.number == number)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServiceKind {
+    /// Also without an address, where clients call it by name.
+    ClusterIp,
+    /// `clusterIP: None`
+    Headless,
+    /// A name outside the mesh.
+    ExternalName(Arc<str>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Empty if the only port.
+    pub name: Arc<str>,
+    pub number: u16,
+    pub target: TargetPort,
+    /// By `appProtocol`; DETECT if it does not say.
+    pub protocol: Protocol,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TargetPort {
+    Number(u16),
+    Name(Arc<str>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointSlice {
+    /// The Service it belongs to, in its own namespace. None: none, it is not used.
+    pub service: Option<Arc<str>>,
+    /// None: all ports, as the Service numbers them.
+    pub ports: Option<Vec<SlicePort>>,
+    pub endpoints: Vec<Endpoint>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlicePort {
+    /// That of the Service's port; empty if it has none.
+    pub name: Arc<str>,
+    pub number: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Interchangeable.
+    pub addresses: Vec<IpAddr>,
+    pub state: EndpointState,
+    pub zone: Arc<str>,
+    pub hostname: Option<Arc<str>>,
+    /// Name of the Pod (`targetRef`), in the slice's namespace.
+    pub pod: Option<Arc<str>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndpointState {
+    Ready,
+    /// Terminating, and still serving what it has.
+    Draining,
+    /// Gets no traffic.
+    NotReady,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pod {
+    pub service_account: Arc<str>,
+    pub ips: Vec<IpAddr>,
+    pub inbound: Option<InboundMode>,
+    /// False: `leno.dev/inject: disabled`, reached in plaintext.
+    pub meshed: bool,
+}
+
+/// A route of any kind.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Route {
+    /// RFC 3339 in UTC, as the API server writes it: older routes win ties. A folder has none.
+    pub created: Option<Arc<str>>,
+    pub parents: Vec<ParentRef>,
+    pub rules: Rules,
+    /// Parts that are not supported, and answered with 500: "spec.rules[0].filters[1]: CORS".
+    pub unsupported: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParentRef {
+    /// False for parents that are another implementation's to serve (a Gateway).
+    pub is_service: bool,
+    /// "Service", "gateway.networking.k8s.io/Gateway"; for people.
+    pub kind: Arc<str>,
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
+    pub port: Option<u16>,
+    /// Name of the Service's port.
+    pub section_name: Option<Arc<str>>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Rules {
+    /// HTTPRoute and GRPCRoute.
+    Http(Vec<HttpRule>),
+    /// TLSRoute.
+    Tls {
+        /// Lower case; empty: any, and connections without SNI.
+        server_names: Vec<Arc<str>>,
+        backends: Vec<Backend>,
+    },
+    /// TCPRoute.
+    Tcp { backends: Vec<Backend> },
+}
+
+impl Rules {
+    /// Every backend that is named.
+    pub fn backends(&self) -> impl Iterator<Item = &Backend> {
+        let (rules, plain) = match self {
+            Self::Http(rules) => (rules.as_slice(), [].as_slice()),
+            Self::Tls { backends, .. } | Self::Tcp { backends } => ([].as_slice(), backends.as_slice()),
+        };
+        rules.iter().flat_map(|rule| &rule.backends).chain(plain)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct HttpRule {
+    /// Its name if it has one, else its index.
+    pub name: Arc<str>,
+    /// Any of them; never empty.
+    pub matches: Vec<HttpMatch>,
+    pub filters: Vec<HttpFilter>,
+    pub backends: Vec<Backend>,
+    pub request_timeout: Option<Duration>,
+    pub backend_request_timeout: Option<Duration>,
+    pub retry: Option<Retry>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpMatch {
+    pub path: Option<PathMatch>,
+    /// Names in lower case, each once.
+    pub headers: Vec<(Arc<str>, ValueMatch)>,
+    pub query: Vec<(Arc<str>, ValueMatch)>,
+    pub method: Option<Arc<str>>,
+    pub grpc: bool,
+    pub precedence: Precedence,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PathMatch {
+    Exact(Arc<str>),
+    Prefix(Arc<str>),
+    Regex(Arc<str>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ValueMatch {
+    Exact(Arc<str>),
+    Regex(Arc<str>),
+}
+
+/// Where Gateway API puts a match among others: the least is tried first. Compared field by field.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Precedence {
+    /// HTTPRoute: exact, then prefix, then regular expression (implementation-specific), then any path.
+    /// GRPCRoute: exact, then regular expression, then any.
+    pub kind: PathRank,
+    /// HTTPRoute: characters of the path. GRPCRoute: of the service.
+    pub longest: Reverse<usize>,
+    /// GRPCRoute: characters of the method.
+    pub longest_method: Reverse<usize>,
+    /// HTTPRoute: matches with a method first.
+    pub method: Reverse<bool>,
+    pub headers: Reverse<usize>,
+    pub query: Reverse<usize>,
+}
+
+/// See [`Precedence::kind`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PathRank {
+    Exact,
+    Prefix,
+    Regex,
+    Any,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retry {
+    pub statuses: Vec<u16>,
+    /// Tries beyond the first.
+    pub attempts: u32,
+    pub backoff: Option<Duration>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HttpFilter {
+    RequestHeaders(HeaderModifier),
+    ResponseHeaders(HeaderModifier),
+    Redirect(Redirect),
+    Rewrite {
+        hostname: Option<Arc<str>>,
+        path: Option<PathModifier>,
+    },
+    /// Holds its name.
+    Unsupported(Arc<str>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HeaderModifier {
+    pub set: Vec<(Arc<str>, Arc<str>)>,
+    pub add: Vec<(Arc<str>, Arc<str>)>,
+    pub remove: Vec<Arc<str>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Redirect {
+    pub scheme: Option<Arc<str>>,
+    pub hostname: Option<Arc<str>>,
+    pub port: Option<u16>,
+    pub status: u16,
+    pub path: Option<PathModifier>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PathModifier {
+    Full(Arc<str>),
+    Prefix(Arc<str>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backend {
+    pub weight: u32,
+    pub target: BackendTarget,
+    pub filters: Vec<HttpFilter>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BackendTarget {
+    Service {
+        namespace: Arc<str>,
+        name: Arc<str>,
+        port: u16,
+    },
+    /// A kind that cannot be a backend: "example.org/Bucket".
+    InvalidKind(Arc<str>),
+}
+
+/// An object with what the model knows about it.
+#[derive(Debug, Clone)]
+pub(crate) struct Stored {
+    pub(crate) key: ObjectKey,
+    pub(crate) object: Arc<Object>,
+    pub(crate) generation: u64,
+    /// Of what counts as its spec.
+    pub(crate) hash: Arc<str>,
+    pub(crate) file: Arc<str>,
+    /// "shop.yaml#2"
+    pub(crate) source: Arc<str>,
+    /// Fields that have no effect.
+    pub(crate) unknown: Arc<[String]>,
+}

@@ -1,0 +1,290 @@
+//! The one door: JSON documents in, validated objects out.
+//!
+//! A field or filter newer than we know never makes a document bad: it is noted, and reported as a condition. A
+//! value that Gateway API does not allow does; the error names the field.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use super::{Document, DocumentError, Kind, Object, ObjectKey, hash::ContentHash};
+
+mod core;
+mod filter;
+mod http;
+mod route;
+mod value;
+
+/// What one document (or one item of a List) holds.
+#[derive(Debug, Clone)]
+pub(crate) enum Item {
+    Object(Arc<Parsed>),
+    /// A kind that is not read: "apps/v1 Deployment".
+    Ignored(String),
+    Bad(DocumentError),
+}
+
+#[derive(Debug)]
+pub(crate) struct Parsed {
+    pub(crate) key: ObjectKey,
+    pub(crate) object: Arc<Object>,
+    pub(crate) hash: Arc<str>,
+    pub(crate) unknown: Arc<[String]>,
+}
+
+/// A value that is not allowed, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct FieldError {
+    field: String,
+    reason: String,
+}
+
+fn refuse<T>(field: impl Into<String>, reason: impl Into<String>) -> Result<T, FieldError> {
+    Err(FieldError { field: field.into(), reason: reason.into() })
+}
+
+/// Deepest List in a List.
+const MAX_LIST_DEPTH: usize = 4;
+
+/// Everything in a document; an empty document holds nothing.
+pub(crate) fn parse(document: &Document) -> Vec<Item> {
+    let mut items = Vec::new();
+    let content = without_nulls(&document.content);
+    walk(document, &content, "", MAX_LIST_DEPTH, &mut items);
+    items
+}
+
+fn walk(document: &Document, content: &Value, at: &str, depth: usize, items: &mut Vec<Item>) {
+    if content.is_null() {
+        return;
+    }
+    let bad = |object, error: FieldError| {
+        Item::Bad(DocumentError {
+            file: document.file.clone(),
+            document: document.index,
+            object,
+            field: match (at, error.field.as_str()) {
+                ("", field) => field.to_owned(),
+                (at, "") => at.to_owned(),
+                (at, field) => format!("{at}.{field}"),
+            },
+            reason: error.reason,
+        })
+    };
+    let identity: Identity = match typed(content) {
+        Ok((identity, _)) => identity,
+        Err(error) => return items.push(bad(None, error)),
+    };
+    if let (true, Some(Value::Array(list))) = (identity.kind.ends_with("List"), content.get("items")) {
+        if depth == 0 {
+            return items
+                .push(bad(None, FieldError { field: "items".into(), reason: "lists are nested too deeply".into() }));
+        }
+        for (index, item) in list.iter().enumerate() {
+            let at = if at.is_empty() { format!("items[{index}]") } else { format!("{at}.items[{index}]") };
+            walk(document, item, &at, depth - 1, items);
+        }
+        return;
+    }
+    let kind = match kind_of(&identity) {
+        Ok(Some(kind)) => kind,
+        Ok(None) => return items.push(Item::Ignored(format!("{} {}", identity.api_version, identity.kind))),
+        Err(error) => return items.push(bad(None, error)),
+    };
+    let key = match key_of(kind, &identity) {
+        Ok(key) => key,
+        Err(error) => return items.push(bad(None, error)),
+    };
+    items.push(match object(&key, &identity, content) {
+        Ok(parsed) => Item::Object(Arc::new(parsed)),
+        Err(error) => bad(Some(key), error),
+    });
+}
+
+/// What every object has.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Identity {
+    api_version: String,
+    kind: String,
+    #[serde(default)]
+    metadata: Metadata,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct Metadata {
+    name: String,
+    namespace: String,
+    labels: std::collections::BTreeMap<String, String>,
+    annotations: std::collections::BTreeMap<String, String>,
+    creation_timestamp: Option<String>,
+}
+
+impl Metadata {
+    /// An annotation, or else the label of that name.
+    fn mark(&self, name: &str) -> Option<&str> {
+        self.annotations.get(name).or_else(|| self.labels.get(name)).map(String::as_str)
+    }
+
+    /// Where a mark was found, for errors.
+    fn mark_field(&self, name: &str) -> String {
+        let map = if self.annotations.contains_key(name) { "annotations" } else { "labels" };
+        format!("metadata.{map}[{name}]")
+    }
+}
+
+/// Versions of Gateway API's routes that are read; they agree in the fields that are used.
+const ROUTE_VERSIONS: [&str; 4] = ["v1", "v1beta1", "v1alpha3", "v1alpha2"];
+
+fn kind_of(identity: &Identity) -> Result<Option<Kind>, FieldError> {
+    let (group, version) = identity.api_version.split_once('/').unwrap_or(("", &identity.api_version));
+    let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.as_str() == identity.kind) else {
+        return Ok(None);
+    };
+    let (its_group, versions): (&str, &[&str]) = match kind {
+        Kind::Namespace | Kind::Service | Kind::Pod => ("", &["v1"]),
+        Kind::EndpointSlice => ("discovery.k8s.io", &["v1", "v1beta1"]),
+        Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => {
+            ("gateway.networking.k8s.io", &ROUTE_VERSIONS)
+        }
+    };
+    if group != its_group {
+        // Somebody else's kind of the same name (Knative has a Service).
+        return Ok(None);
+    }
+    if !versions.contains(&version) {
+        let known = versions.join(", ");
+        return refuse(
+            "apiVersion",
+            format!("{version:?} is not a version of {} that is read ({known})", identity.kind),
+        );
+    }
+    Ok(Some(kind))
+}
+
+fn key_of(kind: Kind, identity: &Identity) -> Result<ObjectKey, FieldError> {
+    let metadata = &identity.metadata;
+    value::object_name("metadata.name", &metadata.name)?;
+    let namespace = match (kind, metadata.namespace.as_str()) {
+        (Kind::Namespace, _) => "",
+        (_, "") => "default",
+        (_, namespace) => {
+            value::label("metadata.namespace", namespace)?;
+            namespace
+        }
+    };
+    Ok(ObjectKey { kind, namespace: namespace.into(), name: metadata.name.as_str().into() })
+}
+
+fn object(key: &ObjectKey, identity: &Identity, content: &Value) -> Result<Parsed, FieldError> {
+    let (object, unknown) = match key.kind {
+        Kind::Namespace => (Object::Namespace(core::namespace(&identity.metadata)?), Vec::new()),
+        Kind::Service => core::service(&identity.metadata, content)?,
+        Kind::EndpointSlice => core::endpoint_slice(&identity.metadata, content)?,
+        Kind::Pod => (Object::Pod(core::pod(&identity.metadata, content)?), Vec::new()),
+        Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => {
+            let (route, unknown) = route::route(key, &identity.metadata, content)?;
+            (Object::Route(route), unknown)
+        }
+    };
+    let unknown: Vec<String> = unknown.into_iter().chain(unknown_marks(key.kind, &identity.metadata)).collect();
+    Ok(Parsed {
+        key: key.clone(),
+        object: Arc::new(object),
+        hash: significant(key.kind, &identity.metadata, content).to_string().into(),
+        unknown: unknown.into(),
+    })
+}
+
+/// Annotations and labels of ours that are spelled wrong, or have no effect there.
+fn unknown_marks(kind: Kind, metadata: &Metadata) -> Vec<String> {
+    let known: &[&str] = match kind {
+        Kind::Namespace => &[core::INBOUND],
+        Kind::Pod => &[core::INBOUND, core::INJECT],
+        _ => &[],
+    };
+    let unknown = |map: &'static str, names: Vec<&String>| {
+        names
+            .into_iter()
+            .filter(|name| name.starts_with("leno.dev/") && !known.contains(&name.as_str()))
+            .map(move |name| format!("metadata.{map}[{name}]"))
+            .collect::<Vec<_>>()
+    };
+    let mut found = unknown("annotations", metadata.annotations.keys().collect());
+    found.extend(unknown("labels", metadata.labels.keys().collect()));
+    found
+}
+
+/// Hash of what counts as an object's spec: what a generation stands for.
+fn significant(kind: Kind, metadata: &Metadata, content: &Value) -> ContentHash {
+    let mut hash = ContentHash::new();
+    for (name, value) in metadata.annotations.iter().chain(&metadata.labels) {
+        if name.starts_with("leno.dev/") || name == core::SERVICE_NAME {
+            hash.text(name);
+            hash.text(value);
+        }
+    }
+    let pointers: &[&str] = match kind {
+        Kind::Namespace => &[],
+        Kind::Service => &["/spec"],
+        Kind::EndpointSlice => &["/addressType", "/ports", "/endpoints"],
+        // A Pod's status changes with every probe; only its addresses matter.
+        Kind::Pod => &["/spec/serviceAccountName", "/status/podIP", "/status/podIPs"],
+        Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => {
+            &["/spec", "/metadata/creationTimestamp"]
+        }
+    };
+    for pointer in pointers {
+        hash.text(pointer);
+        hash.json(content.pointer(pointer).unwrap_or(&Value::Null));
+    }
+    hash
+}
+
+/// Reads the fields of `T`; the second part names those that it does not have.
+fn typed<T: DeserializeOwned>(content: &Value) -> Result<(T, Vec<String>), FieldError> {
+    let mut unknown = Vec::new();
+    let mut note = |path: serde_ignored::Path<'_>| unknown.push(path_text(&path));
+    let reader = serde_ignored::Deserializer::new(content, &mut note);
+    match serde_path_to_error::deserialize(reader) {
+        Ok(parsed) => Ok((parsed, unknown)),
+        Err(error) => {
+            let field = error.path().to_string();
+            refuse(if field == "." { String::new() } else { field }, error.inner().to_string())
+        }
+    }
+}
+
+/// `spec.rules[0].name`, as `serde_path_to_error` writes it.
+fn path_text(path: &serde_ignored::Path<'_>) -> String {
+    use serde_ignored::Path;
+    match path {
+        Path::Root => String::new(),
+        Path::Seq { parent, index } => format!("{}[{index}]", path_text(parent)),
+        Path::Map { parent, key } => match path_text(parent) {
+            parent if parent.is_empty() => key.clone(),
+            parent => format!("{parent}.{key}"),
+        },
+        Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => path_text(parent),
+    }
+}
+
+/// Kubernetes takes `null` for absent; serde does not.
+fn without_nulls(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => Value::Object(
+            fields
+                .iter()
+                .filter(|(_, value)| !value.is_null())
+                .map(|(name, value)| (name.clone(), without_nulls(value)))
+                .collect(),
+        ),
+        Value::Array(items) => Value::Array(items.iter().map(without_nulls).collect()),
+        other => other.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,233 @@
+//! Filters of HTTPRoute and GRPCRoute. What is not supported is kept by name, and answered with 500: a filter is never skipped.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{FieldError, refuse, route::Context, value};
+use crate::model::object::{HeaderModifier, HttpFilter, PathModifier, Redirect};
+
+/// As Gateway API limits them.
+const MAX_FILTERS: usize = 16;
+const MAX_HEADERS: usize = 16;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct RawFilter {
+    #[serde(rename = "type")]
+    kind: String,
+    request_header_modifier: Option<RawHeaderModifier>,
+    response_header_modifier: Option<RawHeaderModifier>,
+    request_redirect: Option<RawRedirect>,
+    url_rewrite: Option<RawRewrite>,
+    // Known, not supported; read so that they are not reported a second time as unknown.
+    #[serde(rename = "requestMirror")]
+    _mirror: Option<Value>,
+    #[serde(rename = "cors")]
+    _cors: Option<Value>,
+    #[serde(rename = "externalAuth")]
+    _external_auth: Option<Value>,
+    extension_ref: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct RawHeaderModifier {
+    #[serde(default)]
+    set: Vec<RawHeader>,
+    #[serde(default)]
+    add: Vec<RawHeader>,
+    #[serde(default)]
+    remove: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct RawHeader {
+    name: String,
+    value: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawRedirect {
+    scheme: Option<String>,
+    hostname: Option<String>,
+    path: Option<RawPathModifier>,
+    port: Option<i64>,
+    status_code: Option<i64>,
+}
+
+#[derive(Deserialize)]
+struct RawRewrite {
+    hostname: Option<String>,
+    path: Option<RawPathModifier>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawPathModifier {
+    #[serde(rename = "type")]
+    kind: String,
+    replace_full_path: Option<String>,
+    replace_prefix_match: Option<String>,
+}
+
+/// Where filters stand, which decides which of them make sense.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    /// The rule matches exactly one path prefix, which `replacePrefixMatch` needs.
+    pub(super) one_prefix: bool,
+    /// A redirect has no place in a backend, nor in a GRPCRoute.
+    pub(super) redirects: bool,
+    pub(super) rewrites: bool,
+}
+
+/// For kinds whose backends have no filters.
+pub(super) fn none(context: &mut Context<'_>, field: &str, raw: &[RawFilter]) -> Result<Vec<HttpFilter>, FieldError> {
+    if !raw.is_empty() {
+        context.unsupported.push(format!("{field}: filters have no effect in this kind of route"));
+    }
+    Ok(Vec::new())
+}
+
+pub(super) fn filters(
+    context: &mut Context<'_>,
+    field: &str,
+    raw: &[RawFilter],
+    place: Place,
+) -> Result<Vec<HttpFilter>, FieldError> {
+    value::at_most(field, raw.len(), MAX_FILTERS)?;
+    let mut filters = Vec::with_capacity(raw.len());
+    for (index, one) in raw.iter().enumerate() {
+        let at = format!("{field}[{index}]");
+        let filter = filter(&at, one, place)?;
+        if let HttpFilter::Unsupported(name) = &filter {
+            context.unsupported.push(format!("{at}: {name}"));
+        }
+        let once = !matches!(filter, HttpFilter::Unsupported(_));
+        if once && raw.iter().take(index).any(|earlier| earlier.kind == one.kind) {
+            return refuse(format!("{at}.type"), format!("{} is there twice", one.kind));
+        }
+        filters.push(filter);
+    }
+    let has = |kind: &str| raw.iter().any(|filter| filter.kind == kind);
+    if has("RequestRedirect") && has("URLRewrite") {
+        return refuse(field, "RequestRedirect and URLRewrite exclude each other");
+    }
+    Ok(filters)
+}
+
+fn filter(at: &str, raw: &RawFilter, place: Place) -> Result<HttpFilter, FieldError> {
+    let unsupported = |name: String| Ok(HttpFilter::Unsupported(name.into()));
+    fn required<'a, T>(at: &str, field: &str, value: Option<&'a T>) -> Result<(String, &'a T), FieldError> {
+        let at = format!("{at}.{field}");
+        match value {
+            Some(value) => Ok((at, value)),
+            None => refuse(at, "required by the filter's type"),
+        }
+    }
+    match raw.kind.as_str() {
+        "RequestHeaderModifier" => {
+            let (at, modifier) = required(at, "requestHeaderModifier", raw.request_header_modifier.as_ref())?;
+            Ok(HttpFilter::RequestHeaders(header_modifier(&at, modifier)?))
+        }
+        "ResponseHeaderModifier" => {
+            let (at, modifier) = required(at, "responseHeaderModifier", raw.response_header_modifier.as_ref())?;
+            Ok(HttpFilter::ResponseHeaders(header_modifier(&at, modifier)?))
+        }
+        "RequestRedirect" if place.redirects => {
+            let (at, redirect) = required(at, "requestRedirect", raw.request_redirect.as_ref())?;
+            Ok(HttpFilter::Redirect(redirect_of(&at, redirect, place)?))
+        }
+        "URLRewrite" if place.rewrites => {
+            let (at, rewrite) = required(at, "urlRewrite", raw.url_rewrite.as_ref())?;
+            if let Some(hostname) = &rewrite.hostname {
+                value::hostname(&format!("{at}.hostname"), hostname, false)?;
+            }
+            let path =
+                rewrite.path.as_ref().map(|path| path_modifier(&format!("{at}.path"), path, place)).transpose()?;
+            Ok(HttpFilter::Rewrite { hostname: rewrite.hostname.as_deref().map(Into::into), path })
+        }
+        "ExtensionRef" => {
+            let part = |name| raw.extension_ref.as_ref().and_then(|value| value.get(name)).and_then(Value::as_str);
+            let [group, kind, name] = ["group", "kind", "name"].map(|field| part(field).unwrap_or_default());
+            unsupported(format!("ExtensionRef {group}/{kind} {name}"))
+        }
+        other => unsupported(other.to_owned()),
+    }
+}
+
+fn header_modifier(at: &str, raw: &RawHeaderModifier) -> Result<HeaderModifier, FieldError> {
+    let headers = |field: &str, raw: &[RawHeader]| -> Result<Vec<(Arc<str>, Arc<str>)>, FieldError> {
+        value::at_most(&format!("{at}.{field}"), raw.len(), MAX_HEADERS)?;
+        let mut headers: Vec<(Arc<str>, Arc<str>)> = Vec::with_capacity(raw.len());
+        for (index, header) in raw.iter().enumerate() {
+            let name = value::header_name(&format!("{at}.{field}[{index}].name"), &header.name)?;
+            value::header_value(&format!("{at}.{field}[{index}].value"), &header.value)?;
+            // Of several entries for one name only the first counts (HTTPHeaderFilter).
+            if !headers.iter().any(|(known, _)| **known == *name) {
+                headers.push((name.into(), header.value.as_str().into()));
+            }
+        }
+        Ok(headers)
+    };
+    value::at_most(&format!("{at}.remove"), raw.remove.len(), MAX_HEADERS)?;
+    let mut remove = Vec::with_capacity(raw.remove.len());
+    for (index, name) in raw.remove.iter().enumerate() {
+        remove.push(value::header_name(&format!("{at}.remove[{index}]"), name)?.into());
+    }
+    Ok(HeaderModifier { set: headers("set", &raw.set)?, add: headers("add", &raw.add)?, remove })
+}
+
+fn redirect_of(at: &str, raw: &RawRedirect, place: Place) -> Result<Redirect, FieldError> {
+    let scheme = match raw.scheme.as_deref() {
+        None => None,
+        Some(scheme @ ("http" | "https")) => Some(Arc::from(scheme)),
+        Some(other) => return refuse(format!("{at}.scheme"), format!("{other:?} is neither \"http\" nor \"https\"")),
+    };
+    if let Some(hostname) = &raw.hostname {
+        value::hostname(&format!("{at}.hostname"), hostname, false)?;
+    }
+    let status = match raw.status_code.unwrap_or(302) {
+        status @ (301 | 302 | 303 | 307 | 308) => u16::try_from(status).unwrap_or(302),
+        other => {
+            return refuse(format!("{at}.statusCode"), format!("{other} is not one of 301, 302, 303, 307, 308"));
+        }
+    };
+    Ok(Redirect {
+        scheme,
+        hostname: raw.hostname.as_deref().map(Into::into),
+        port: raw.port.map(|port| value::port(&format!("{at}.port"), port)).transpose()?,
+        status,
+        path: raw.path.as_ref().map(|path| path_modifier(&format!("{at}.path"), path, place)).transpose()?,
+    })
+}
+
+fn path_modifier(at: &str, raw: &RawPathModifier, place: Place) -> Result<PathModifier, FieldError> {
+    match (raw.kind.as_str(), &raw.replace_full_path, &raw.replace_prefix_match) {
+        ("ReplaceFullPath", Some(path), None) => {
+            let field = format!("{at}.replaceFullPath");
+            if !path.is_empty() && !path.starts_with('/') {
+                return refuse(field, format!("{path:?} does not start with /"));
+            }
+            value::path_characters(&field, path)?;
+            Ok(PathModifier::Full(if path.is_empty() { "/" } else { path.as_str() }.into()))
+        }
+        ("ReplacePrefixMatch", None, Some(prefix)) => {
+            let field = format!("{at}.replacePrefixMatch");
+            if !place.one_prefix {
+                return refuse(field, "needs a rule with exactly one match, of type PathPrefix");
+            }
+            if !prefix.is_empty() && !prefix.starts_with('/') {
+                return refuse(field, format!("{prefix:?} does not start with /"));
+            }
+            value::path_characters(&field, prefix)?;
+            Ok(PathModifier::Prefix(prefix.as_str().into()))
+        }
+        ("ReplaceFullPath", ..) => refuse(at, "type ReplaceFullPath needs replaceFullPath, and nothing else"),
+        ("ReplacePrefixMatch", ..) => refuse(at, "type ReplacePrefixMatch needs replacePrefixMatch, and nothing else"),
+        (other, ..) => {
+            refuse(format!("{at}.type"), format!("{other:?} is neither ReplaceFullPath nor ReplacePrefixMatch"))
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! What all kinds of routes share, and the two that match nothing but names: TLSRoute and TCPRoute.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use super::{FieldError, Metadata, filter, filter::RawFilter, http, refuse, typed, value};
+use crate::model::{
+    Kind, ObjectKey,
+    object::{Backend, BackendTarget, HttpFilter, ParentRef, Route, Rules},
+};
+
+/// As Gateway API limits them.
+const MAX_PARENTS: usize = 32;
+const MAX_BACKENDS: usize = 16;
+const MAX_WEIGHT: i64 = 1_000_000;
+const MAX_HOSTNAMES: usize = 1024;
+
+const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
+
+#[derive(Deserialize)]
+struct RawRoute<S> {
+    spec: S,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct RawParentRef {
+    group: Option<String>,
+    kind: Option<String>,
+    namespace: Option<String>,
+    name: String,
+    port: Option<i64>,
+    section_name: Option<String>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct RawBackendRef {
+    group: Option<String>,
+    kind: Option<String>,
+    namespace: Option<String>,
+    name: String,
+    port: Option<i64>,
+    weight: Option<i64>,
+    #[serde(default)]
+    filters: Vec<RawFilter>,
+}
+
+/// A document's spec, with the fields that have no effect.
+pub(super) struct Spec<S> {
+    pub(super) spec: S,
+    pub(super) unknown: Vec<String>,
+}
+
+fn read<S: DeserializeOwned>(content: &Value) -> Result<Spec<S>, FieldError> {
+    let (raw, mut unknown) = typed::<RawRoute<S>>(content)?;
+    unknown.retain(|field| field.starts_with("spec."));
+    Ok(Spec { spec: raw.spec, unknown })
+}
+
+/// What a route's rules were read in.
+pub(super) struct Context<'a> {
+    /// That of the route: the default of its references.
+    pub(super) namespace: &'a str,
+    /// Parts that are answered with 500.
+    pub(super) unsupported: Vec<String>,
+}
+
+/// A route, and its fields that have no effect.
+pub(super) fn route(key: &ObjectKey, metadata: &Metadata, content: &Value) -> Result<(Route, Vec<String>), FieldError> {
+    let mut context = Context { namespace: &key.namespace, unsupported: Vec::new() };
+    let (raw_parents, rules, unknown) = match key.kind {
+        Kind::GrpcRoute => {
+            let Spec { spec, unknown } = read::<http::RawGrpcSpec>(content)?;
+            (spec.parent_refs, Rules::Http(http::grpc_rules(&mut context, spec.rules)?), unknown)
+        }
+        Kind::TlsRoute => {
+            let Spec { spec, unknown } = read::<RawTlsSpec>(content)?;
+            let server_names = server_names(&spec.hostnames)?;
+            (spec.parent_refs, Rules::Tls { server_names, backends: only_rule(&mut context, &spec.rules)? }, unknown)
+        }
+        Kind::TcpRoute => {
+            let Spec { spec, unknown } = read::<RawTcpSpec>(content)?;
+            (spec.parent_refs, Rules::Tcp { backends: only_rule(&mut context, &spec.rules)? }, unknown)
+        }
+        _ => {
+            let Spec { spec, unknown } = read::<http::RawHttpSpec>(content)?;
+            (spec.parent_refs, Rules::Http(http::http_rules(&mut context, spec.rules)?), unknown)
+        }
+    };
+    let unsupported = context.unsupported;
+    let parents = parents(&key.namespace, &raw_parents)?;
+    let created = metadata.creation_timestamp.as_deref().map(Arc::from);
+    Ok((Route { created, parents, rules, unsupported }, unknown))
+}
+
+fn parents(namespace: &str, raw: &[RawParentRef]) -> Result<Vec<ParentRef>, FieldError> {
+    value::at_most("spec.parentRefs", raw.len(), MAX_PARENTS)?;
+    let mut parents: Vec<ParentRef> = Vec::with_capacity(raw.len());
+    for (index, parent) in raw.iter().enumerate() {
+        let at = |field: &str| format!("spec.parentRefs[{index}].{field}");
+        let kind = parent.kind.as_deref().unwrap_or("Gateway");
+        let group = parent.group.as_deref().unwrap_or(GATEWAY_GROUP);
+        let is_service = kind == "Service" && matches!(group, "" | "core");
+        value::object_name(&at("name"), &parent.name)?;
+        if let Some(namespace) = &parent.namespace {
+            value::label(&at("namespace"), namespace)?;
+        }
+        let port = parent.port.map(|port| value::port(&at("port"), port)).transpose()?;
+        let parent = ParentRef {
+            is_service,
+            kind: kind_text(group, kind),
+            namespace: parent.namespace.as_deref().unwrap_or(namespace).into(),
+            name: parent.name.as_str().into(),
+            port,
+            section_name: parent.section_name.as_deref().map(Into::into),
+        };
+        if parents.contains(&parent) {
+            return refuse(format!("spec.parentRefs[{index}]"), "the same parent is there twice");
+        }
+        parents.push(parent);
+    }
+    Ok(parents)
+}
+
+fn kind_text(group: &str, kind: &str) -> Arc<str> {
+    if matches!(group, "" | "core") { kind.into() } else { format!("{group}/{kind}").into() }
+}
+
+/// The backends of one rule, at "spec.rules[0].backendRefs".
+pub(super) fn backends(
+    context: &mut Context<'_>,
+    field: &str,
+    raw: &[RawBackendRef],
+    filters: impl Fn(&mut Context<'_>, &str, &[RawFilter]) -> Result<Vec<HttpFilter>, FieldError>,
+) -> Result<Vec<Backend>, FieldError> {
+    value::at_most(field, raw.len(), MAX_BACKENDS)?;
+    let mut backends = Vec::with_capacity(raw.len());
+    for (index, backend) in raw.iter().enumerate() {
+        let at = |name: &str| format!("{field}[{index}].{name}");
+        let weight = match backend.weight.unwrap_or(1) {
+            weight @ 0..=MAX_WEIGHT => u32::try_from(weight).unwrap_or_default(),
+            weight => return refuse(at("weight"), format!("{weight} is not between 0 and {MAX_WEIGHT}")),
+        };
+        let target = target(context.namespace, backend, &at)?;
+        let filters = filters(context, &at("filters"), &backend.filters)?;
+        backends.push(Backend { weight, target, filters });
+    }
+    Ok(backends)
+}
+
+fn target(namespace: &str, backend: &RawBackendRef, at: &impl Fn(&str) -> String) -> Result<BackendTarget, FieldError> {
+    let group = backend.group.as_deref().unwrap_or_default();
+    let kind = backend.kind.as_deref().unwrap_or("Service");
+    value::object_name(&at("name"), &backend.name)?;
+    if let Some(namespace) = &backend.namespace {
+        value::label(&at("namespace"), namespace)?;
+    }
+    if kind != "Service" || !matches!(group, "" | "core") {
+        return Ok(BackendTarget::InvalidKind(kind_text(group, kind)));
+    }
+    let Some(port) = backend.port else {
+        return refuse(at("port"), "required for a Service");
+    };
+    Ok(BackendTarget::Service {
+        namespace: backend.namespace.as_deref().unwrap_or(namespace).into(),
+        name: backend.name.as_str().into(),
+        port: value::port(&at("port"), port)?,
+    })
+}
+
+// ---- TLSRoute, TCPRoute -------------------------------------------------------------------------
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawTlsSpec {
+    #[serde(default)]
+    parent_refs: Vec<RawParentRef>,
+    #[serde(default)]
+    hostnames: Vec<String>,
+    rules: Vec<RawPlainRule>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawTcpSpec {
+    #[serde(default)]
+    parent_refs: Vec<RawParentRef>,
+    rules: Vec<RawPlainRule>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawPlainRule {
+    #[serde(default, rename = "name")]
+    _name: Option<String>,
+    #[serde(default)]
+    backend_refs: Vec<RawBackendRef>,
+}
+
+fn only_rule(context: &mut Context<'_>, rules: &[RawPlainRule]) -> Result<Vec<Backend>, FieldError> {
+    let [rule] = rules else {
+        return refuse("spec.rules", format!("{} rules; exactly one is expected", rules.len()));
+    };
+    let field = "spec.rules[0].backendRefs";
+    if rule.backend_refs.is_empty() {
+        return refuse(field, "at least one is required");
+    }
+    backends(context, field, &rule.backend_refs, filter::none)
+}
+
+fn server_names(hostnames: &[String]) -> Result<Vec<Arc<str>>, FieldError> {
+    value::at_most("spec.hostnames", hostnames.len(), MAX_HOSTNAMES)?;
+    let mut names: Vec<Arc<str>> = Vec::with_capacity(hostnames.len());
+    for (index, name) in hostnames.iter().enumerate() {
+        value::hostname(&format!("spec.hostnames[{index}]"), name, true)?;
+        if !names.iter().any(|known| **known == **name) {
+            names.push(name.as_str().into());
+        }
+    }
+    Ok(names)
+}

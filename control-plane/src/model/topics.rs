@@ -1,0 +1,108 @@
+//! What a change touches: from objects that changed to the topics that compiled resources depend on.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use super::{
+    Kind, ObjectKey, Topic,
+    index::{self, Index, Objects},
+    object::{EndpointSlice, Object},
+    routes,
+};
+
+/// One side of a change.
+pub(crate) struct Side<'a> {
+    pub(crate) objects: &'a Objects,
+    pub(crate) index: &'a Index,
+}
+
+/// "namespace/name"
+pub(crate) fn name_of(key: &ObjectKey) -> Arc<str> {
+    format!("{}/{}", key.namespace, key.name).into()
+}
+
+/// Adds every topic that a change of `key`, from `before` to `after`, touches.
+pub(crate) fn touched(key: &ObjectKey, before: &Side<'_>, after: &Side<'_>, topics: &mut BTreeSet<Topic>) {
+    if let (Some(old), Some(new)) = (index::slice(before.objects, key), index::slice(after.objects, key))
+        && (&old.service, &old.ports) == (&new.service, &new.ports)
+    {
+        // The common change: endpoints come and go. The others are not touched by it.
+        let mut changed = old.clone();
+        changed.endpoints.retain(|endpoint| !new.endpoints.contains(endpoint));
+        changed.endpoints.extend(new.endpoints.iter().filter(|one| !old.endpoints.contains(one)).cloned());
+        slice_topics(key, &changed, topics);
+        workload_topics(key, &changed, before, topics);
+        workload_topics(key, &changed, after, topics);
+        return;
+    }
+    for side in [before, after] {
+        let Some(stored) = side.objects.get(key) else { continue };
+        match stored.object.as_ref() {
+            Object::Namespace(_) => namespace_topics(key, side, topics),
+            Object::Service(service) => {
+                topics.insert(Topic::Service(name_of(key)));
+                topics.extend(service.cluster_ips.iter().map(|ip| Topic::Address(ip.to_string().into())));
+                for slice in side.index.slices.get(key).into_iter().flatten() {
+                    if let Some(endpoints) = index::slice(side.objects, slice) {
+                        workload_topics(slice, endpoints, side, topics);
+                    }
+                }
+            }
+            Object::EndpointSlice(slice) => {
+                slice_topics(key, slice, topics);
+                workload_topics(key, slice, side, topics);
+            }
+            Object::Pod(pod) => {
+                topics.insert(Topic::Workload(name_of(key)));
+                let services = side.index.services_of_pod.get(key).into_iter().flatten();
+                topics.extend(services.map(|service| Topic::Service(name_of(service))));
+                for ip in &pod.ips {
+                    topics.insert(Topic::Address(ip.to_string().into()));
+                    // Whose endpoints are found by address.
+                    for side in [before, after] {
+                        let uses = side.index.endpoint_ips.get(ip).into_iter().flatten();
+                        topics.extend(uses.map(|used| Topic::Service(name_of(&used.service))));
+                        let pods = side.index.pod_ips.get(ip).into_iter().flatten();
+                        topics.extend(pods.map(|pod| Topic::Workload(name_of(pod))));
+                    }
+                }
+            }
+            Object::Route(route) => {
+                for parent in route.parents.iter().filter(|parent| parent.is_service) {
+                    topics.insert(Topic::Service(format!("{}/{}", parent.namespace, parent.name).into()));
+                }
+                if key.kind == Kind::GrpcRoute {
+                    let backends =
+                        route.rules.backends().filter_map(|backend| routes::backend_service(&backend.target));
+                    topics.extend(backends.map(|(service, _)| Topic::Service(name_of(&service))));
+                }
+            }
+        }
+    }
+}
+
+fn namespace_topics(key: &ObjectKey, side: &Side<'_>, topics: &mut BTreeSet<Topic>) {
+    let first = ObjectKey { kind: Kind::Pod, namespace: key.name.clone(), name: "".into() };
+    let pods = side.objects.range(first..).map(|(key, _)| key);
+    let pods = pods.take_while(|pod| pod.kind == Kind::Pod && pod.namespace == key.name);
+    topics.extend(pods.map(|pod| Topic::Workload(name_of(pod))));
+}
+
+fn slice_topics(key: &ObjectKey, slice: &EndpointSlice, topics: &mut BTreeSet<Topic>) {
+    if let Some(service) = index::service_of_slice(key, slice) {
+        topics.insert(Topic::Service(name_of(&service)));
+    }
+    for endpoint in &slice.endpoints {
+        topics.extend(endpoint.addresses.iter().map(|ip| Topic::Address(ip.to_string().into())));
+        if let Some(pod) = index::target_ref(&key.namespace, endpoint) {
+            topics.insert(Topic::Workload(name_of(&pod)));
+        }
+    }
+}
+
+/// Workloads that endpoints stand for, also those that only their address tells.
+fn workload_topics(key: &ObjectKey, slice: &EndpointSlice, side: &Side<'_>, topics: &mut BTreeSet<Topic>) {
+    for endpoint in &slice.endpoints {
+        let pods = side.index.pods_of(side.objects, &key.namespace, endpoint);
+        topics.extend(pods.iter().map(|pod| Topic::Workload(name_of(pod))));
+    }
+}

@@ -1,0 +1,356 @@
+//! All facts at one generation, and how the next one is made.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
+
+use super::{
+    Condition, Document, DocumentError, Generations, Kind, MeshSettings, Object, ObjectInfo, ObjectKey, Topic,
+    index::{self, Index, Objects},
+    object::Stored,
+    parse::{self, Item, Parsed},
+    routes::RouteIndex,
+    topics::{self, Side},
+};
+
+/// Topics whose last change is remembered one by one. Beyond, the older half is forgotten: who asks about a time before that
+/// is told that everything changed.
+const MAX_TOPICS: usize = 65_536;
+/// Removed objects whose generation is remembered, so that one of the same name goes on from there.
+const MAX_REMOVED: usize = 4_096;
+
+type Place = (Arc<str>, u32);
+/// A document as it was, and what it held.
+type Read = (Arc<serde_json::Value>, Arc<[Item]>);
+
+/// All facts at one mesh-wide generation. Cheap to share (`Arc<World>`), never changed.
+#[derive(Debug)]
+pub struct World {
+    pub(crate) settings: MeshSettings,
+    pub(crate) objects: Objects,
+    pub(crate) index: Arc<Index>,
+    pub(crate) routes: Arc<RouteIndex>,
+    generation: u64,
+    errors: Vec<DocumentError>,
+    /// Documents that are of no kind that is read: "apps.yaml#1: apps/v1 Deployment".
+    ignored: Vec<String>,
+    read: HashMap<Place, Read>,
+    /// Generation and spec hash of objects that are not in force. An empty hash: removed while we looked on.
+    gone: BTreeMap<String, (u64, String)>,
+    /// Mesh generation of the last change of each topic; of all others: `unchanged_since` or before.
+    changed_at: HashMap<Topic, u64>,
+    unchanged_since: u64,
+    /// False for the empty world.
+    loaded: bool,
+}
+
+impl World {
+    /// The world before anything was read.
+    pub fn empty(settings: MeshSettings, generations: Generations) -> Self {
+        Self {
+            settings,
+            objects: Objects::new(),
+            index: Arc::default(),
+            routes: Arc::default(),
+            generation: generations.mesh,
+            errors: Vec::new(),
+            ignored: Vec::new(),
+            read: HashMap::new(),
+            gone: generations.objects,
+            changed_at: HashMap::new(),
+            unchanged_since: generations.mesh,
+            loaded: false,
+        }
+    }
+
+    /// The next world from a complete set of documents. Objects whose document is bad keep their last good version (from
+    /// `self`); errors say what is wrong. Same documents: same generation.
+    pub fn apply(&self, documents: Vec<Document>, unreadable: Vec<DocumentError>) -> Self {
+        let mut intake = Intake { errors: unreadable, ..Intake::default() };
+        intake.take(self, documents);
+        intake.settle(self);
+        let mut gone = self.gone.clone();
+        let objects = self.next_objects(&intake, &mut gone);
+        let changed = self.changed_keys(&objects);
+        for key in self.objects.keys().filter(|key| !objects.contains_key(*key)) {
+            remember_removed(&mut gone, key, self.objects.get(key).map_or(0, |stored| stored.generation));
+        }
+        // At the first load what is on record tells whether anything changed while nobody looked.
+        let moved = if self.loaded { !changed.is_empty() } else { self.differs_from_record(&objects) };
+        let generation = if moved || self.generation == 0 { self.generation + 1 } else { self.generation };
+        let mut errors = intake.errors;
+        errors.sort_by(|a, b| (&a.file, a.document, &a.field).cmp(&(&b.file, b.document, &b.field)));
+        let mut next = Self {
+            settings: self.settings.clone(),
+            index: self.index.clone(),
+            routes: self.routes.clone(),
+            generation,
+            errors,
+            ignored: intake.ignored,
+            read: intake.read,
+            gone,
+            changed_at: self.changed_at.clone(),
+            unchanged_since: self.unchanged_since,
+            loaded: true,
+            objects,
+        };
+        if !changed.is_empty() {
+            next.reindex(self, &changed);
+        }
+        if !self.loaded {
+            next.unchanged_since = generation;
+            next.changed_at.clear();
+        }
+        next
+    }
+
+    fn next_objects(&self, intake: &Intake, gone: &mut BTreeMap<String, (u64, String)>) -> Objects {
+        let mut objects = Objects::new();
+        for (key, (parsed, place)) in &intake.chosen {
+            let stored = match self.objects.get(key) {
+                Some(old) if old.hash == parsed.hash && old.file == place.0 && *old.source == *source(place) => {
+                    old.clone()
+                }
+                Some(old) => {
+                    let generation = old.generation + u64::from(old.hash != parsed.hash);
+                    store(parsed, place, generation)
+                }
+                None => {
+                    let generation = match gone.remove(&key.to_string()) {
+                        Some((generation, hash)) if *hash == *parsed.hash => generation,
+                        Some((generation, _)) => generation + 1,
+                        None => 1,
+                    };
+                    store(parsed, place, generation)
+                }
+            };
+            objects.insert(key.clone(), stored);
+        }
+        for key in &intake.kept {
+            if let Some(old) = self.objects.get(key) {
+                objects.insert(key.clone(), old.clone());
+            }
+        }
+        objects
+    }
+
+    fn changed_keys(&self, objects: &Objects) -> BTreeSet<ObjectKey> {
+        let moved = |key: &ObjectKey, stored: &Stored| {
+            self.objects.get(key).is_none_or(|old| old.generation != stored.generation)
+        };
+        let changed = objects.iter().filter(|(key, stored)| moved(key, stored)).map(|(key, _)| key.clone());
+        let removed = self.objects.keys().filter(|key| !objects.contains_key(*key)).cloned();
+        changed.chain(removed).collect()
+    }
+
+    fn differs_from_record(&self, objects: &Objects) -> bool {
+        let recorded = |(key, stored): (&ObjectKey, &Arc<Stored>)| {
+            self.gone.get(&key.to_string()).is_some_and(|(_, hash)| **hash == *stored.hash)
+        };
+        let missing = self.gone.iter().filter(|(_, (_, hash))| !hash.is_empty()).count() != objects.len();
+        missing || !objects.iter().all(recorded)
+    }
+
+    fn reindex(&mut self, before: &Self, changed: &BTreeSet<ObjectKey>) {
+        if changed.iter().any(|key| !key.kind.is_route()) {
+            self.index = Arc::new(Index::build(&self.objects));
+        }
+        // Routes depend on routes and Services only.
+        if changed.iter().any(|key| key.kind.is_route() || key.kind == Kind::Service) {
+            self.routes = Arc::new(RouteIndex::build(&self.objects));
+        }
+        let mut touched = BTreeSet::new();
+        let before = Side { objects: &before.objects, index: &before.index };
+        let after = Side { objects: &self.objects, index: &self.index };
+        for key in changed {
+            topics::touched(key, &before, &after, &mut touched);
+        }
+        for topic in touched {
+            self.changed_at.insert(topic, self.generation);
+        }
+        if self.changed_at.len() > MAX_TOPICS {
+            let mut times: Vec<u64> = self.changed_at.values().copied().collect();
+            let middle = times.len() / 2;
+            let (_, median, _) = times.select_nth_unstable(middle);
+            let forget = *median;
+            self.changed_at.retain(|_, at| *at > forget);
+            self.unchanged_since = forget;
+        }
+    }
+
+    /// Mesh-wide; grows with each change.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// To be kept in the state folder.
+    pub fn generations(&self) -> Generations {
+        let mut objects = self.gone.clone();
+        for (key, stored) in &self.objects {
+            objects.insert(key.to_string(), (stored.generation, stored.hash.to_string()));
+        }
+        Generations { mesh: self.generation, objects }
+    }
+
+    /// Whether any of `topics` changed after mesh generation `since`.
+    pub fn changed_since(&self, topics: &[Topic], since: u64) -> bool {
+        since < self.unchanged_since
+            || topics.iter().any(|topic| self.changed_at.get(topic).is_some_and(|at| *at > since))
+    }
+
+    /// What is wrong with the documents, in their order.
+    pub fn errors(&self) -> &[DocumentError] {
+        &self.errors
+    }
+
+    /// Documents of kinds that are not read.
+    pub fn ignored(&self) -> &[String] {
+        &self.ignored
+    }
+
+    /// Every object in force.
+    pub fn objects(&self) -> Vec<ObjectInfo> {
+        let info = |stored: &Stored| ObjectInfo {
+            key: stored.key.clone(),
+            generation: stored.generation,
+            source: stored.source.to_string(),
+            conditions: self.conditions(stored),
+        };
+        self.objects.values().map(|stored| info(stored)).collect()
+    }
+
+    fn conditions(&self, stored: &Stored) -> Vec<Condition> {
+        let mut conditions = self.routes.conditions.get(&stored.key).cloned().unwrap_or_default();
+        for (_, ip, owner) in self.index.address_conflicts.iter().filter(|(loser, ..)| *loser == stored.key) {
+            conditions.push(Condition {
+                kind: "Accepted",
+                status: false,
+                reason: "Conflicted".to_owned(),
+                message: format!("cluster IP {ip} belongs to {owner}"),
+                parent: None,
+            });
+        }
+        if !stored.unknown.is_empty() {
+            conditions.push(Condition {
+                kind: "leno.dev/PartiallySupported",
+                status: true,
+                reason: "UnknownFields".to_owned(),
+                message: format!("these fields are not known, and have no effect: {}", stored.unknown.join(", ")),
+                parent: None,
+            });
+        }
+        conditions
+    }
+
+    /// The service account of a Pod, to check that a workload is who its certificate says.
+    pub fn service_account(&self, namespace: &str, pod: &str) -> Option<Arc<str>> {
+        let key = ObjectKey { kind: Kind::Pod, namespace: namespace.into(), name: pod.into() };
+        index::pod(&self.objects, &key).map(|pod| pod.service_account.clone())
+    }
+
+    /// What a document says, once validated.
+    pub fn object(&self, key: &ObjectKey) -> Option<&Object> {
+        self.objects.get(key).map(|stored| stored.object.as_ref())
+    }
+}
+
+fn source((file, index): &Place) -> String {
+    format!("{file}#{index}")
+}
+
+fn store(parsed: &Parsed, place: &Place, generation: u64) -> Arc<Stored> {
+    Arc::new(Stored {
+        key: parsed.key.clone(),
+        object: parsed.object.clone(),
+        generation,
+        hash: parsed.hash.clone(),
+        file: place.0.clone(),
+        source: source(place).into(),
+        unknown: parsed.unknown.clone(),
+    })
+}
+
+fn remember_removed(gone: &mut BTreeMap<String, (u64, String)>, key: &ObjectKey, generation: u64) {
+    // These come and go by the thousand, under names that do not come back.
+    if matches!(key.kind, Kind::Pod | Kind::EndpointSlice) {
+        return;
+    }
+    while gone.len() >= MAX_REMOVED && gone.pop_first().is_some() {}
+    gone.insert(key.to_string(), (generation, String::new()));
+}
+
+/// Sorts documents out: which object comes from which document, and which keeps what it had.
+#[derive(Default)]
+struct Intake {
+    candidates: BTreeMap<ObjectKey, Vec<(Arc<Parsed>, Place)>>,
+    chosen: BTreeMap<ObjectKey, (Arc<Parsed>, Place)>,
+    /// Objects whose last good version stays.
+    kept: BTreeSet<ObjectKey>,
+    bad: BTreeSet<ObjectKey>,
+    errors: Vec<DocumentError>,
+    ignored: Vec<String>,
+    read: HashMap<Place, Read>,
+}
+
+impl Intake {
+    fn take(&mut self, before: &World, mut documents: Vec<Document>) {
+        documents.sort_by(|a, b| (&a.file, a.index).cmp(&(&b.file, b.index)));
+        for document in documents {
+            let place = (document.file.clone(), document.index);
+            let items = match before.read.get(&place) {
+                Some((content, items)) if Arc::ptr_eq(content, &document.content) => items.clone(),
+                _ => parse::parse(&document).into(),
+            };
+            for item in items.iter() {
+                match item {
+                    Item::Object(parsed) => {
+                        let known = self.candidates.entry(parsed.key.clone()).or_default();
+                        known.push((parsed.clone(), place.clone()));
+                    }
+                    Item::Ignored(what) => self.ignored.push(format!("{}: {what}", source(&place))),
+                    Item::Bad(error) => {
+                        self.bad.extend(error.object.clone());
+                        self.errors.push(error.clone());
+                    }
+                }
+            }
+            self.read.insert(place, (document.content, items));
+        }
+    }
+
+    fn settle(&mut self, before: &World) {
+        for (key, candidates) in std::mem::take(&mut self.candidates) {
+            let mut candidates = candidates.into_iter();
+            let Some(first) = candidates.next() else { continue };
+            let more: Vec<_> = candidates.collect();
+            for (_, place) in &more {
+                self.errors.push(DocumentError {
+                    file: place.0.clone(),
+                    document: place.1,
+                    object: Some(key.clone()),
+                    field: "metadata.name".to_owned(),
+                    reason: format!("{key} is also in {}: remove one of the two", source(&first.1)),
+                });
+            }
+            // Which of the two is meant is not ours to guess: what was in force stays.
+            if !more.is_empty() && before.objects.contains_key(&key) {
+                self.kept.insert(key);
+            } else {
+                self.chosen.insert(key, first);
+            }
+        }
+        let known = |key: &ObjectKey, chosen: &BTreeMap<ObjectKey, _>| !chosen.contains_key(key);
+        self.kept.extend(self.bad.iter().filter(|key| known(key, &self.chosen)).cloned());
+        // A document that cannot even be named may be any object that its file held.
+        let broken: HashSet<&Arc<str>> =
+            self.errors.iter().filter(|error| error.object.is_none()).map(|error| &error.file).collect();
+        if !broken.is_empty() {
+            let held = before.objects.iter().filter(|(_, stored)| broken.contains(&stored.file)).map(|(key, _)| key);
+            self.kept.extend(held.filter(|key| known(key, &self.chosen)).cloned());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,178 @@
+//! From the file system's events to the moment to look, and what not to look at yet.
+
+use std::{
+    collections::{HashMap, HashSet},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use notify::event::{
+    AccessKind, AccessMode, CreateKind, DataChange, Event, EventKind, ModifyKind, RemoveKind, RenameMode,
+};
+use parking_lot::{Condvar, Mutex};
+
+/// Changes are read when it has been quiet for this long...
+const QUIET: Duration = Duration::from_millis(10);
+/// ...or when this has passed since the first.
+const PATIENCE: Duration = Duration::from_millis(50);
+/// A file that somebody keeps open for writing is read anyway this long after the last write.
+const LONGEST_WRITE: Duration = Duration::from_secs(1);
+
+/// Shared by the watcher, which notes, and the folder's thread, which waits.
+#[derive(Default)]
+pub(super) struct Events {
+    pending: Mutex<Pending>,
+    noted: Condvar,
+}
+
+impl Events {
+    pub(super) fn note(&self, event: notify::Result<Event>, now: Instant) {
+        let mut pending = self.pending.lock();
+        match event {
+            Ok(event) => pending.note(event, now),
+            // Something was missed.
+            Err(_) => pending.dirty(now),
+        }
+        self.noted.notify_one();
+    }
+
+    /// Asks for another look.
+    pub(super) fn again(&self) {
+        self.pending.lock().dirty(Instant::now());
+    }
+
+    /// Waits until it is time to look, at most `longest`; returns what is being written.
+    pub(super) fn wait(&self, longest: Duration) -> HashSet<PathBuf> {
+        let deadline = Instant::now() + longest;
+        let mut pending = self.pending.lock();
+        loop {
+            let now = Instant::now();
+            let due = pending.due().unwrap_or(deadline).min(deadline);
+            if now >= due {
+                return pending.take(now);
+            }
+            self.noted.wait_until(&mut pending, due);
+        }
+    }
+
+    pub(super) fn being_written(&self, now: Instant) -> HashSet<PathBuf> {
+        self.pending.lock().being_written(now)
+    }
+}
+
+/// What was noted since the last look.
+#[derive(Default)]
+struct Pending {
+    /// First and last change.
+    changes: Option<(Instant, Instant)>,
+    /// Files with a writer, and when it wrote last.
+    writing: HashMap<PathBuf, Instant>,
+}
+
+impl Pending {
+    fn note(&mut self, event: Event, now: Instant) {
+        if event.need_rescan() {
+            // Events were lost: a writer's end may be among them.
+            self.writing.clear();
+            return self.dirty(now);
+        }
+        let begins = match event.kind {
+            // Looking makes these.
+            EventKind::Access(AccessKind::Open(_) | AccessKind::Read | AccessKind::Close(AccessMode::Read)) => return,
+            EventKind::Access(AccessKind::Close(AccessMode::Write)) => false,
+            EventKind::Create(CreateKind::File) => true,
+            EventKind::Modify(ModifyKind::Data(DataChange::Any | DataChange::Content | DataChange::Size)) => true,
+            EventKind::Remove(RemoveKind::Any | RemoveKind::File | RemoveKind::Folder) => false,
+            EventKind::Modify(ModifyKind::Name(
+                RenameMode::Any | RenameMode::From | RenameMode::To | RenameMode::Both,
+            )) => false,
+            EventKind::Access(_) => return,
+            _ => return self.dirty(now),
+        };
+        for path in event.paths {
+            if begins && !path.is_symlink() {
+                self.writing.insert(path, now);
+            } else {
+                self.writing.remove(&path);
+            }
+        }
+        self.dirty(now);
+    }
+
+    fn dirty(&mut self, now: Instant) {
+        let first = self.changes.map_or(now, |(first, _)| first);
+        self.changes = Some((first, now));
+    }
+
+    /// When to look.
+    fn due(&self) -> Option<Instant> {
+        let changes = self.changes.map(|(first, last)| (last + QUIET).min(first + PATIENCE));
+        let given_up = self.writing.values().min().map(|last| *last + LONGEST_WRITE);
+        changes.into_iter().chain(given_up).min()
+    }
+
+    /// Begins a look.
+    fn take(&mut self, now: Instant) -> HashSet<PathBuf> {
+        self.changes = None;
+        self.being_written(now)
+    }
+
+    fn being_written(&mut self, now: Instant) -> HashSet<PathBuf> {
+        self.writing.retain(|_, last| *last + LONGEST_WRITE > now);
+        self.writing.keys().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(kind: EventKind, path: &str) -> Event {
+        Event::new(kind).add_path(PathBuf::from(path))
+    }
+
+    const WRITE: EventKind = EventKind::Modify(ModifyKind::Data(DataChange::Any));
+    const CLOSE: EventKind = EventKind::Access(AccessKind::Close(AccessMode::Write));
+    const READ: EventKind = EventKind::Access(AccessKind::Open(AccessMode::Any));
+
+    #[test]
+    fn looks_when_it_is_quiet_and_no_later_than_patience_allows() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut pending = Pending::default();
+        assert_eq!(pending.due(), None);
+        pending.note(event(CLOSE, "/c/a.yaml"), at(0));
+        assert_eq!(pending.due(), Some(at(10)));
+        for millis in (5..50).step_by(5) {
+            pending.note(event(CLOSE, "/c/a.yaml"), at(millis));
+        }
+        assert_eq!(pending.due(), Some(at(50)));
+        assert!(pending.take(at(50)).is_empty());
+        assert_eq!(pending.due(), None);
+    }
+
+    #[test]
+    fn what_is_being_written_is_left_alone_until_it_is_closed() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut pending = Pending::default();
+        pending.note(event(WRITE, "/c/a.yaml"), at(0));
+        assert_eq!(pending.take(at(10)).len(), 1);
+        pending.note(event(CLOSE, "/c/a.yaml"), at(100));
+        assert_eq!(pending.due(), Some(at(110)));
+        assert!(pending.take(at(110)).is_empty());
+        // One that never ends is read anyway.
+        pending.note(event(WRITE, "/c/a.yaml"), at(200));
+        pending.take(at(210));
+        assert_eq!(pending.due(), Some(at(1200)));
+        assert!(pending.take(at(1200)).is_empty());
+        assert_eq!(pending.due(), None);
+    }
+
+    #[test]
+    fn looking_is_no_reason_to_look_again() {
+        let mut pending = Pending::default();
+        pending.note(event(READ, "/c/a.yaml"), Instant::now());
+        assert_eq!(pending.due(), None);
+    }
+}

@@ -1,0 +1,210 @@
+//! The files of a folder, with what was read of them: a file that did not change is not read again.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs::{self, File, Metadata},
+    io::{self, ErrorKind, Read},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crate::{
+    model::{Document, DocumentError},
+    sources::yaml,
+};
+
+/// Largest file that is read, in bytes.
+const MAX_FILE_SIZE: u64 = 16 * 1024 * 1024;
+/// Most files in the folder and below.
+const MAX_FILES: usize = 20_000;
+/// Deepest folder below the configuration folder.
+const MAX_DEPTH: usize = 8;
+
+const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
+
+/// Tells one state of a file from another without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FileId {
+    device: u64,
+    inode: u64,
+    size: u64,
+    /// Seconds and nanoseconds of the last change of content and of metadata.
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl FileId {
+    /// Of what `path` leads to.
+    pub(super) fn of(path: &Path) -> io::Result<Self> {
+        Ok(Self::new(&fs::metadata(path)?))
+    }
+
+    fn new(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+
+    pub(super) fn same_file(&self, other: &Self) -> bool {
+        (self.device, self.inode) == (other.device, other.inode)
+    }
+}
+
+/// One file as it was read.
+#[derive(Debug)]
+struct Content {
+    /// None: could not be opened.
+    id: Option<FileId>,
+    documents: Vec<Document>,
+    unreadable: Vec<DocumentError>,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Files {
+    known: BTreeMap<PathBuf, Content>,
+}
+
+/// What a look found, not yet taken.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    read: BTreeMap<PathBuf, Content>,
+    gone: Vec<PathBuf>,
+}
+
+impl Changes {
+    pub(super) fn is_empty(&self) -> bool {
+        self.read.is_empty() && self.gone.is_empty()
+    }
+
+    /// Leaves out files that changed again since they were read, are being written, or came back. Whether there were any.
+    pub(super) fn drop_unsettled(&mut self, being_written: &HashSet<PathBuf>) -> bool {
+        let before = self.read.len() + self.gone.len();
+        self.read.retain(|path, content| !being_written.contains(path) && FileId::of(path).ok() == content.id);
+        self.gone.retain(|path| !path.exists());
+        self.read.len() + self.gone.len() < before
+    }
+}
+
+impl Files {
+    /// Reads files that changed since the last look, but for those in `leave`.
+    ///
+    /// # Errors
+    /// If the folder cannot be read. A file that cannot be is its own error, among the documents.
+    pub(super) fn look(&self, folder: &Path, leave: &HashSet<PathBuf>) -> io::Result<Changes> {
+        let mut paths = Vec::new();
+        list(folder, MAX_DEPTH, &mut paths)?;
+        let present: HashSet<&PathBuf> = paths.iter().collect();
+        let gone = self.known.keys().filter(|path| !present.contains(path)).cloned().collect();
+        let mut changes = Changes { read: BTreeMap::new(), gone };
+        for path in &paths {
+            if leave.contains(path) {
+                continue;
+            }
+            let known = self.known.get(path).and_then(|content| content.id);
+            if known.is_some() && FileId::of(path).ok() == known {
+                continue;
+            }
+            match read(folder, path) {
+                Some(content) => drop(changes.read.insert(path.clone(), content)),
+                // Gone between the listing and the reading.
+                None if self.known.contains_key(path) => changes.gone.push(path.clone()),
+                None => {}
+            }
+        }
+        // One that still cannot be read is no news.
+        changes.read.retain(|path, content| {
+            let known = self.known.get(path);
+            known.is_none_or(|known| {
+                content.id.is_some() || known.id.is_some() || known.unreadable != content.unreadable
+            })
+        });
+        Ok(changes)
+    }
+
+    /// Whether anything is gone or got smaller.
+    pub(super) fn shrinks(&self, changes: &Changes) -> bool {
+        let smaller = |path: &PathBuf, content: &Content| {
+            let before = self.known.get(path).and_then(|known| known.id);
+            before.is_some_and(|before| content.id.is_none_or(|now| now.size < before.size))
+        };
+        !changes.gone.is_empty() || changes.read.iter().any(|(path, content)| smaller(path, content))
+    }
+
+    pub(super) fn adopt(&mut self, changes: Changes) {
+        for path in changes.gone {
+            self.known.remove(&path);
+        }
+        self.known.extend(changes.read);
+    }
+
+    /// The complete set.
+    pub(super) fn documents(&self) -> (Vec<Document>, Vec<DocumentError>) {
+        let documents = self.known.values().flat_map(|content| &content.documents).cloned().collect();
+        let unreadable = self.known.values().flat_map(|content| &content.unreadable).cloned().collect();
+        (documents, unreadable)
+    }
+}
+
+/// Files below `folder` that may hold documents. Names that begin with a dot are editors', or a mounted ConfigMap's machinery.
+fn list(folder: &Path, depth: usize, paths: &mut Vec<PathBuf>) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let path = entry.path();
+        if entry.file_name().to_string_lossy().starts_with('.') {
+            continue;
+        }
+        // Through symbolic links, which is how a ConfigMap is mounted.
+        let Ok(metadata) = fs::metadata(&path) else { continue };
+        if metadata.is_dir() {
+            // A folder below may go while it is read.
+            if depth > 0
+                && let Err(error) = list(&path, depth - 1, paths)
+                && error.kind() != ErrorKind::NotFound
+            {
+                tracing::warn!(folder = %path.display(), %error, "cannot read a folder of the configuration");
+            }
+            continue;
+        }
+        let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
+        if metadata.is_file() && extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str())) {
+            if paths.len() == MAX_FILES {
+                return Err(io::Error::other(format!("more than {MAX_FILES} files")));
+            }
+            paths.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// None: it is gone.
+fn read(folder: &Path, path: &Path) -> Option<Content> {
+    let name: Arc<str> = path.strip_prefix(folder).unwrap_or(path).to_string_lossy().into();
+    let failed = |id, reason: String| {
+        let error = DocumentError { file: name.clone(), document: 0, object: None, field: String::new(), reason };
+        Some(Content { id, documents: Vec::new(), unreadable: vec![error] })
+    };
+    let opened = File::open(path).and_then(|file| Ok((FileId::new(&file.metadata()?), file)));
+    let (id, file) = match opened {
+        Ok(opened) => opened,
+        Err(error) if error.kind() == ErrorKind::NotFound => return None,
+        Err(error) => return failed(None, format!("cannot be opened: {error}")),
+    };
+    if id.size > MAX_FILE_SIZE {
+        return failed(Some(id), format!("larger than {MAX_FILE_SIZE} bytes: split it"));
+    }
+    let mut text = String::new();
+    match file.take(MAX_FILE_SIZE).read_to_string(&mut text) {
+        Ok(_) => {
+            let (documents, unreadable) = yaml::documents(&name, &text);
+            Some(Content { id: Some(id), documents, unreadable })
+        }
+        Err(error) if error.kind() == ErrorKind::InvalidData => failed(Some(id), "not UTF-8 text".to_owned()),
+        Err(error) => failed(None, format!("cannot be read: {error}")),
+    }
+}
