@@ -14,6 +14,11 @@ pub mod dial;
 pub mod dns;
 pub mod outlier;
 pub mod pool;
+pub mod stats;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 pub mod worker;
 
 use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
@@ -137,6 +142,7 @@ impl Pick {
         let may_eject = || self.balancer.as_ref().is_some_and(|balancer| balancer.may_eject_one_more(now));
         if self.endpoint.outlier.record(success, probe, now, may_eject) {
             self.local.pool.close_idle();
+            self.local.pool.stats.ejections.increment(1);
             tracing::warn!(endpoint = %self.endpoint.address, workload = %self.endpoint.workload,
                 "endpoint ejected after consecutive failures");
         }
@@ -152,7 +158,7 @@ impl Pick {
 
     /// A connection of its own for opaque bytes (mesh: ALPN `leno1/tcp`).
     pub async fn tcp(&self) -> Result<Box<dyn Io>, Error> {
-        let dialed = self.local.pool.dialer.dial(&self.endpoint, MeshProtocol::Tcp).await;
+        let dialed = self.local.pool.dial(MeshProtocol::Tcp).await;
         dialed.map(|dialed| dialed.io).map_err(|error| self.not_connected(error))
     }
 

@@ -24,6 +24,7 @@ pub use self::http2::StreamSlot;
 use super::{
     DialError, Endpoint,
     dial::{Dialed, Dialer},
+    stats::BackendStats,
 };
 use crate::{http::Body, tls::MeshProtocol};
 
@@ -33,7 +34,8 @@ const RESENDS: usize = 3;
 /// A worker's connections to one endpoint.
 pub struct Pool {
     pub endpoint: Arc<Endpoint>,
-    pub dialer: Rc<Dialer>,
+    dialer: Rc<Dialer>,
+    pub stats: Rc<BackendStats>,
     /// The endpoint left its backend: what is in use finishes, nothing comes back.
     retired: Cell<bool>,
     idle: RefCell<Vec<http1::Idle>>,
@@ -45,7 +47,8 @@ pub struct HttpConnection {
     /// Was taken from the pool (a failure before any response byte may be the idle race).
     pub reused: bool,
     pool: Rc<Pool>,
-    kind: Kind,
+    /// None once it was used.
+    kind: Option<Kind>,
 }
 
 enum Kind {
@@ -67,34 +70,48 @@ pub struct SendError {
 }
 
 impl Pool {
-    pub(super) fn new(endpoint: Arc<Endpoint>, dialer: Rc<Dialer>) -> Rc<Self> {
+    pub(super) fn new(endpoint: Arc<Endpoint>, dialer: Rc<Dialer>, stats: Rc<BackendStats>) -> Rc<Self> {
         Rc::new(Self {
             endpoint,
             dialer,
+            stats,
             retired: Cell::new(false),
             idle: RefCell::default(),
             shared: http2::Shared::default(),
         })
     }
 
+    /// A new connection, counted.
+    pub(super) async fn dial(&self, protocol: MeshProtocol) -> Result<Dialed, DialError> {
+        let dialed = self.dialer.dial(&self.endpoint, protocol).await;
+        match &dialed {
+            Ok(_) => self.stats.connections.increment(1),
+            Err(error) => {
+                self.stats.connection_failures.increment(1);
+                tracing::debug!(endpoint = %self.endpoint.address, %error, "no connection");
+            }
+        }
+        dialed
+    }
+
     /// An HTTP/1 connection: the last one used, or a new one.
     pub(super) async fn http1(self: &Rc<Self>) -> Result<HttpConnection, DialError> {
         if let Some(connection) = self.take_idle() {
-            return Ok(HttpConnection { reused: true, pool: Rc::clone(self), kind: Kind::Http1(connection) });
+            return Ok(HttpConnection { reused: true, pool: Rc::clone(self), kind: Some(Kind::Http1(connection)) });
         }
         self.new_http1().await
     }
 
     async fn new_http1(self: &Rc<Self>) -> Result<HttpConnection, DialError> {
-        let dialed = self.dialer.dial(&self.endpoint, MeshProtocol::Http1).await?;
+        let dialed = self.dial(MeshProtocol::Http1).await?;
         let connection = http1::start(dialed, self).await?;
-        Ok(HttpConnection { reused: false, pool: Rc::clone(self), kind: Kind::Http1(connection) })
+        Ok(HttpConnection { reused: false, pool: Rc::clone(self), kind: Some(Kind::Http1(connection)) })
     }
 
     /// A stream on an HTTP/2 connection. `slot` counts it for as long as its owner keeps it.
     pub(super) async fn http2(self: &Rc<Self>, slot: &StreamSlot) -> Result<HttpConnection, DialError> {
         let (sender, reused) = http2::claim(self, slot).await?;
-        Ok(HttpConnection { reused, pool: Rc::clone(self), kind: Kind::Http2(sender, slot.clone()) })
+        Ok(HttpConnection { reused, pool: Rc::clone(self), kind: Some(Kind::Http2(sender, slot.clone())) })
     }
 
     /// Closes what is idle; what is in use finishes and does not come back.
@@ -115,8 +132,9 @@ impl Pool {
         self.shared.sweep(&self.dialer, now);
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.idle.borrow().is_empty() && self.shared.is_empty()
+    /// Connections kept for further requests.
+    pub(super) fn len(&self) -> usize {
+        self.idle.borrow().len() + self.shared.len()
     }
 
     fn take_idle(&self) -> Option<http1::Connection> {
@@ -138,10 +156,14 @@ impl HttpConnection {
     ///
     /// Dropping this future, or the response's body before its end, closes an HTTP/1 connection and resets an HTTP/2 stream.
     pub async fn send(mut self, mut request: Request<Body>) -> Result<Response<Incoming>, SendError> {
+        let pool = Rc::clone(&self.pool);
+        let mut reused = self.reused;
         for _ in 0..RESENDS {
-            let pool = Rc::clone(&self.pool);
-            let (reused, http2) = (self.reused, self.is_http2());
-            let slot = if let Kind::Http2(_, slot) = &self.kind { Some(slot.clone()) } else { None };
+            reused = self.reused;
+            let slot = match &self.kind {
+                Some(Kind::Http2(_, slot)) => Some(slot.clone()),
+                _ => None,
+            };
             let error = match self.send_once(request).await {
                 Ok(response) => return Ok(response),
                 Err(error) => error,
@@ -150,7 +172,7 @@ impl HttpConnection {
             if !reused {
                 return Err(SendError { request: Some(unsent), ..error });
             }
-            tracing::debug!(endpoint = %pool.endpoint.address, reason = error.reason, http2, "sending on another connection");
+            tracing::debug!(endpoint = %pool.endpoint.address, reason = error.reason, "sending on another connection");
             let next = match &slot {
                 Some(slot) => pool.http2(slot).await,
                 None => pool.new_http1().await,
@@ -160,20 +182,22 @@ impl HttpConnection {
                 Err(dial) => return Err(SendError::unsent(unsent, reused, dial.to_string())),
             }
         }
-        let reused = self.reused;
         Err(SendError::unsent(request, reused, "connections closed as soon as they were used".into()))
     }
 
-    async fn send_once(self, request: Request<Body>) -> Result<Response<Incoming>, SendError> {
-        let result = match self.kind {
-            Kind::Http1(connection) => connection.send(request).await,
-            Kind::Http2(mut sender, _) => sender.try_send_request(request).await,
+    async fn send_once(mut self, request: Request<Body>) -> Result<Response<Incoming>, SendError> {
+        let reused = self.reused;
+        let result = match self.kind.take() {
+            Some(Kind::Http1(connection)) => connection.send(request).await,
+            Some(Kind::Http2(mut sender, _)) => sender.try_send_request(request).await,
+            // Only `drop` leaves it empty, after which nobody can call this.
+            None => return Err(SendError::unsent(request, reused, "the connection was used already".into())),
         };
         result.map_err(|mut error| {
             let request = error.take_message();
             SendError {
                 not_processed: request.is_some() || was_refused(error.error()),
-                reused: self.reused,
+                reused,
                 reason: describe(error.error()),
                 request,
             }
@@ -182,7 +206,16 @@ impl HttpConnection {
 
     /// Also serves the inbound side: a pool to the local application is a pool like any other.
     pub fn is_http2(&self) -> bool {
-        matches!(self.kind, Kind::Http2(..))
+        matches!(self.kind, Some(Kind::Http2(..)))
+    }
+}
+
+impl Drop for HttpConnection {
+    /// Never used: it is as good as before.
+    fn drop(&mut self) {
+        if let Some(Kind::Http1(connection)) = self.kind.take() {
+            connection.give_back();
+        }
     }
 }
 

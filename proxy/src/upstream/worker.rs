@@ -2,7 +2,7 @@
 //! set; and the sweeper, one task per worker, that retires what is idle or gone.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     collections::HashMap,
     net::SocketAddr,
     rc::{Rc, Weak},
@@ -17,6 +17,7 @@ use super::{
     dns,
     outlier::Health,
     pool::Pool,
+    stats::{BackendStats, EndpointCounts},
 };
 use crate::{config::limits, policy::Protocol, tls::CredentialStore};
 
@@ -27,6 +28,7 @@ pub struct State {
     /// By the backend's address in memory, which the balancer's weak reference keeps from being used again.
     balancers: RefCell<HashMap<usize, Rc<Balancer>>>,
     plain: RefCell<HashMap<SocketAddr, Rc<LocalEndpoint>>>,
+    plain_stats: OnceCell<Rc<BackendStats>>,
     outside: RefCell<HashMap<Box<str>, Arc<Backend>>>,
     dialer: Rc<Dialer>,
     resolver: dns::Resolver,
@@ -39,6 +41,7 @@ pub struct Balancer {
     backend: SharedWeak<Backend>,
     serial: Cell<u64>,
     endpoints: RefCell<Rc<[Rc<LocalEndpoint>]>>,
+    stats: Rc<BackendStats>,
 }
 
 /// An endpoint as this worker sees it.
@@ -55,6 +58,7 @@ impl State {
         Rc::new(Self {
             balancers: RefCell::default(),
             plain: RefCell::default(),
+            plain_stats: OnceCell::new(),
             outside: RefCell::default(),
             dialer: Dialer::new(mark, credentials),
             resolver,
@@ -92,7 +96,8 @@ impl State {
             return Rc::clone(local);
         }
         let seed = Estimate::new(balance::DEFAULT_LATENCY, Instant::now());
-        let local = Rc::new(LocalEndpoint::new(Endpoint::plain(addr), &self.dialer, seed));
+        let stats = self.plain_stats.get_or_init(|| BackendStats::new("plain"));
+        let local = Rc::new(LocalEndpoint::new(Endpoint::plain(addr), &self.dialer, stats, seed));
         self.plain.borrow_mut().insert(addr, Rc::clone(&local));
         self.sweep_from_now();
         local
@@ -142,15 +147,23 @@ impl State {
         let mut plain = self.plain.borrow_mut();
         plain.retain(|_, local| {
             local.pool.sweep(now);
-            !(local.is_idle(now) && local.pool.is_empty())
+            !(local.is_idle(now) && local.pool.len() == 0)
         });
+        if let Some(stats) = self.plain_stats.get() {
+            stats.set_pooled(plain.values().map(|local| local.pool.len()).sum());
+        }
         !balancers.is_empty() || !plain.is_empty()
     }
 }
 
 impl Balancer {
     fn new(backend: &Arc<Backend>) -> Self {
-        Self { backend: Arc::downgrade(backend), serial: Cell::new(0), endpoints: RefCell::new(Rc::new([])) }
+        Self {
+            backend: Arc::downgrade(backend),
+            serial: Cell::new(0),
+            endpoints: RefCell::new(Rc::new([])),
+            stats: BackendStats::new(&backend.key),
+        }
     }
 
     /// Takes over a new set: endpoints that stay keep their estimate and connections, those that left are retired.
@@ -168,15 +181,28 @@ impl Balancer {
             Some(local) if local.endpoint.identity == endpoint.identity => Rc::new(local.renewed(endpoint)),
             Some(local) => {
                 local.pool.retire();
-                Rc::new(LocalEndpoint::new(Arc::clone(endpoint), dialer, seed))
+                Rc::new(LocalEndpoint::new(Arc::clone(endpoint), dialer, &self.stats, seed))
             }
-            None => Rc::new(LocalEndpoint::new(Arc::clone(endpoint), dialer, seed)),
+            None => Rc::new(LocalEndpoint::new(Arc::clone(endpoint), dialer, &self.stats, seed)),
         });
         let new: Rc<[Rc<LocalEndpoint>]> = new.collect();
         for gone in old.values() {
             gone.pool.retire();
         }
         self.endpoints.replace(new);
+        self.stats.set_endpoints(self.count(now));
+    }
+
+    fn count(&self, now: Instant) -> EndpointCounts {
+        let mut counts = EndpointCounts::default();
+        for local in self.endpoints.borrow().iter() {
+            match local.standing(&[], now) {
+                Standing::Ready | Standing::Tried => counts.ready += 1,
+                Standing::Draining => counts.draining += 1,
+                Standing::Ejected | Standing::ProbeDue => counts.ejected += 1,
+            }
+        }
+        counts
     }
 
     /// The endpoint for one try, and whether the try is a probe: its result decides over an ejected endpoint.
@@ -219,14 +245,16 @@ impl Balancer {
                 local.pool.retire();
             }
         }
+        self.stats.set_endpoints(self.count(now));
+        self.stats.set_pooled(self.endpoints.borrow().iter().map(|local| local.pool.len()).sum());
         alive
     }
 }
 
 impl LocalEndpoint {
-    fn new(endpoint: Arc<Endpoint>, dialer: &Rc<Dialer>, estimate: Estimate) -> Self {
+    fn new(endpoint: Arc<Endpoint>, dialer: &Rc<Dialer>, stats: &Rc<BackendStats>, estimate: Estimate) -> Self {
         Self {
-            pool: Pool::new(Arc::clone(&endpoint), Rc::clone(dialer)),
+            pool: Pool::new(Arc::clone(&endpoint), Rc::clone(dialer), Rc::clone(stats)),
             endpoint,
             in_flight: Cell::new(0),
             estimate: Cell::new(estimate),

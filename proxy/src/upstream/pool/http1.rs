@@ -75,15 +75,19 @@ pub(super) async fn start(dialed: Dialed, pool: &Rc<Pool>) -> Result<Connection,
 }
 
 impl Connection {
+    /// Without having been used: back to the pool, as soon as its task has begun.
+    pub(super) fn give_back(self) {
+        self.home.parked.replace(Some(self.sender));
+        self.home.unpark();
+    }
+
     pub(super) async fn send(
         mut self,
         request: Request<Body>,
     ) -> Result<Response<Incoming>, TrySendError<Request<Body>>> {
         let response = self.sender.try_send_request(request).await?;
         // A short response may be over already; else the connection's task sees its end.
-        let home = Rc::clone(&self.home);
-        home.parked.replace(Some(self.sender));
-        home.unpark();
+        self.give_back();
         Ok(response)
     }
 }

@@ -15,7 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::Notify;
 
 use super::{DialError, Dialed, Dialer, Pool};
-use crate::{config::limits, http::Body, tls::MeshProtocol};
+use crate::{config::limits, http::Body, net::Io, tls::MeshProtocol};
 
 pub(super) type Sender = http2::SendRequest<Body>;
 
@@ -45,12 +45,14 @@ pub(super) struct Shared {
 
 struct Connection {
     sender: Sender,
+    /// What its task runs; None once that has ended.
+    driver: Rc<RefCell<Option<Driver>>>,
     epoch: Option<u64>,
     streams: Cell<usize>,
-    /// What the peer allows.
-    most_streams: Cell<usize>,
     last_used: Cell<Instant>,
 }
+
+type Driver = http2::Connection<TokioIo<Box<dyn Io>>, Body, LocalExecutor>;
 
 /// The place of one exchange among the streams of its connection; given back when dropped.
 #[derive(Clone, Default)]
@@ -98,7 +100,7 @@ fn dial(pool: &Rc<Pool>) {
     pool.shared.dialing.set(pool.shared.dialing.get() + 1);
     let pool = Rc::clone(pool);
     tokio::task::spawn_local(async move {
-        let opened = match pool.dialer.dial(&pool.endpoint, MeshProtocol::Http2).await {
+        let opened = match pool.dial(MeshProtocol::Http2).await {
             Ok(dialed) => start(dialed, &pool).await,
             Err(error) => Err(error),
         };
@@ -136,29 +138,27 @@ async fn start(dialed: Dialed, pool: &Rc<Pool>) -> Result<Rc<Connection>, DialEr
         .keep_alive_timeout(PING_TIMEOUT)
         .keep_alive_while_idle(false)
         .handshake::<_, Body>(TokioIo::new(dialed.io));
-    let (sender, mut driver) = handshake.await.map_err(|error| DialError::Connect(error.to_string()))?;
+    let (sender, driver) = handshake.await.map_err(|error| DialError::Connect(error.to_string()))?;
+    let driver = Rc::new(RefCell::new(Some(driver)));
     let connection = Rc::new(Connection {
         sender,
+        driver: Rc::clone(&driver),
         epoch: dialed.epoch,
         streams: Cell::new(0),
-        most_streams: Cell::new(INITIAL_STREAMS),
         last_used: Cell::new(Instant::now()),
     });
-    let (observed, pool) = (Rc::downgrade(&connection), Rc::downgrade(pool));
+    let (at, pool) = (Rc::downgrade(&connection), Rc::downgrade(pool));
     tokio::task::spawn_local(async move {
-        let ended = poll_fn(|cx| {
-            let polled = Pin::new(&mut driver).poll(cx);
-            if let (Poll::Pending, Some(connection)) = (&polled, observed.upgrade()) {
-                connection.most_streams.set(driver.current_max_send_streams());
-            }
-            polled
-        });
+        let ended =
+            poll_fn(|cx| driver.borrow_mut().as_mut().map_or(Poll::Ready(Ok(())), |run| Pin::new(run).poll(cx)));
         if let Err(error) = ended.await {
             tracing::debug!(%error, "HTTP/2 connection ended");
         }
-        if let (Some(pool), Some(ended)) = (pool.upgrade(), observed.upgrade()) {
+        // Out of the pool before requests that it did not write come back to be sent elsewhere.
+        if let (Some(pool), Some(ended)) = (pool.upgrade(), at.upgrade()) {
             pool.shared.open.borrow_mut().retain(|connection| !Rc::ptr_eq(connection, &ended));
         }
+        driver.take();
     });
     Ok(connection)
 }
@@ -190,8 +190,8 @@ impl Shared {
         self.open.take();
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.open.borrow().is_empty() && self.dialing.get() == 0
+    pub(super) fn len(&self) -> usize {
+        self.open.borrow().len()
     }
 
     pub(super) fn sweep(&self, dialer: &Dialer, now: Instant) {
@@ -210,11 +210,17 @@ impl Connection {
 
     /// Time for another connection.
     fn is_busy(&self) -> bool {
-        self.streams.get() >= limits::STREAMS_BEFORE_NEXT.min(self.most_streams.get())
+        self.streams.get() >= limits::STREAMS_BEFORE_NEXT.min(self.most_streams())
     }
 
     fn has_room(&self) -> bool {
-        self.streams.get() < self.most_streams.get()
+        self.streams.get() < self.most_streams()
+    }
+
+    /// What the peer allows now.
+    fn most_streams(&self) -> usize {
+        let driver = self.driver.try_borrow().ok();
+        driver.and_then(|driver| driver.as_ref().map(Driver::current_max_send_streams)).unwrap_or(0)
     }
 }
 
