@@ -9,6 +9,7 @@ pub mod client;
 pub mod collector;
 pub mod demo;
 pub mod dns;
+pub mod forge;
 pub mod load;
 pub mod mesh;
 pub mod metrics;

@@ -176,6 +176,7 @@ impl Running {
             ok: self.ok(),
             failed: self.failed(),
             reasons: self.reasons(),
+            failures: lock(&self.tally.failures).clone(),
             instances: lock(&self.tally.instances).clone(),
             elapsed,
             latencies_us: latencies,
@@ -190,6 +191,8 @@ pub struct Report {
     pub failed: u64,
     /// Of the first failures.
     pub reasons: Vec<String>,
+    /// When the failed requests began and ended.
+    pub failures: Vec<(Instant, Instant)>,
     /// Answers by server.
     pub instances: BTreeMap<String, u64>,
     pub elapsed: Duration,
@@ -222,6 +225,7 @@ struct Tally {
     ok: AtomicU64,
     failed: AtomicU64,
     reasons: Mutex<Vec<String>>,
+    failures: Mutex<Vec<(Instant, Instant)>>,
     instances: Mutex<BTreeMap<String, u64>>,
     latencies_us: Mutex<Vec<u32>>,
 }
@@ -238,6 +242,7 @@ impl Tally {
             }
             Err(error) => {
                 self.failed.fetch_add(1, Relaxed);
+                lock(&self.failures).push((since, Instant::now()));
                 let mut reasons = lock(&self.reasons);
                 if reasons.len() < REASONS {
                     reasons.push(format!("after {latency:?}: {error:#}"));

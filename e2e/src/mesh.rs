@@ -19,7 +19,7 @@ pub use workload::{Workload, WorkloadBuilder};
 
 use crate::{
     binaries, ports,
-    process::{Process, Processes, run},
+    process::{Process, Processes, output, run},
     wait::eventually,
 };
 
@@ -140,17 +140,45 @@ impl Mesh {
         run(command, LIMIT * 2).await
     }
 
-    /// `leno get … -o json`
+    /// `leno get … -o json`, whatever its exit code says.
     pub async fn get(&self, arguments: &[&str]) -> Result<Value> {
-        let printed = self.leno(&[&["get"], arguments, &["-o", "json"]].concat()).await?;
-        serde_json::from_str(&printed).with_context(|| format!("leno get printed {printed:?}"))
+        let mut command = Command::new(binaries::leno()?);
+        command.arg("get").args(arguments).args(["-o", "json", "--state"]).arg(self.state());
+        let output = output(command, LIMIT * 2).await?;
+        serde_json::from_slice(&output.stdout).with_context(|| format!("leno get {arguments:?} printed {output:?}"))
     }
 
-    /// Blocks until every subscribed proxy runs what the configuration says of an object: `leno wait`.
+    /// An object of the default namespace ("httproute/shop") as `leno get` shows it; none: there is no such object.
+    pub async fn object(&self, object: &str) -> Result<Option<Value>> {
+        let (kind, name) = object.split_once('/').context("KIND/NAME")?;
+        let answer = self.get(&[kind, name, "-n", documents::NAMESPACE]).await?;
+        Ok(answer.pointer("/objects/0").cloned())
+    }
+
+    /// Blocks until every proxy that uses an object runs its newest generation: `leno wait`.
     pub async fn wait(&self, object: &str) -> Result<()> {
-        let limit = format!("{}s", LIMIT.as_secs());
-        self.leno(&["wait", object, "-n", documents::NAMESPACE, "--timeout", &limit]).await?;
+        self.wait_for(object, 0).await
+    }
+
+    /// The same, for a generation or a later one.
+    pub async fn wait_for(&self, object: &str, generation: u64) -> Result<()> {
+        let (limit, generation) = (format!("{}s", LIMIT.as_secs()), generation.to_string());
+        let bounds = ["--timeout", &limit, "--generation", &generation];
+        self.leno(&[&["wait", object, "-n", documents::NAMESPACE], bounds.as_slice()].concat()).await?;
         Ok(())
+    }
+
+    /// Writes a file that holds `object` in a new form, and waits until that is in force.
+    pub async fn change(&self, file: &str, content: &str, object: &str) -> Result<()> {
+        let before = self.object(object).await?.and_then(|object| object.get("generation")?.as_u64()).unwrap_or(0);
+        self.apply(file, content)?;
+        self.wait_for(object, before + 1).await
+    }
+
+    /// A proxy of the default namespace as `leno get proxies` shows it.
+    pub async fn proxy(&self, name: &str) -> Result<Value> {
+        let answer = self.get(&["proxies", name]).await?;
+        answer.pointer("/proxies/0").cloned().with_context(|| format!("proxy {name} in {answer}"))
     }
 
     /// Ends every process in order, and fails if one did not end well.

@@ -101,10 +101,9 @@ impl Scenario {
         Ok(if answer.status == 200 { answer.seen()?.instance } else { answer.status.as_u16().to_string() })
     }
 
-    /// Writes routes, and waits until the client's sidecar runs them: `object` is one of them ("httproute/shop").
+    /// Writes new routes, of which `object` ("httproute/shop") is one, and waits until they are in force.
     pub async fn route(&self, content: &str, object: &str) -> Result<()> {
-        self.mesh.apply("routes.yaml", content)?;
-        self.mesh.wait(object).await
+        self.mesh.change("routes.yaml", content, object).await
     }
 }
 

@@ -153,8 +153,7 @@ async fn http_weights_share_out_requests() -> Result<()> {
       backendRefs: [{name: a, port: 80, weight: 50}, {name: nowhere, port: 80, weight: 50}]
     - matches: [{path: {type: PathPrefix, value: /none}}]
 "#;
-    scenario.mesh.apply("routes.yaml", &http_route(rules))?;
-    scenario.mesh.wait("httproute/shop").await?;
+    scenario.route(&http_route(rules), "httproute/shop").await?;
 
     let count = async |path: &str| {
         let mut counts = BTreeMap::<String, u32>::new();
@@ -173,7 +172,7 @@ async fn http_weights_share_out_requests() -> Result<()> {
     ensure!(scenario.answered_by(Request::get("/none")).await? == "500", "a rule without backends must answer 500");
 
     // The status says what is wrong.
-    let status = scenario.mesh.get(&["httproute/shop", "-n", "default"]).await?.to_string();
+    let status = scenario.mesh.object("httproute/shop").await?.context("the route")?.to_string();
     ensure!(status.contains("ResolvedRefs") && status.contains("BackendNotFound"), "{status}");
     scenario.mesh.end().await
 }

@@ -111,6 +111,9 @@ impl<'m> WorkloadBuilder<'m> {
         let token_file = self.mesh.folder().join(format!("{}.{}.token", self.namespace, self.name));
         fs::write(&token_file, token.trim()).context("write a token")?;
         workload.restart(self.mesh).await?;
+        for object in workload.slices() {
+            self.mesh.wait(&object).await?;
+        }
         Ok(workload)
     }
 
@@ -227,6 +230,12 @@ impl Workload {
     /// Removes its documents.
     pub fn withdraw(&self, mesh: &Mesh) -> Result<()> {
         mesh.remove(&self.file())
+    }
+
+    /// "endpointslice/shop-shop-1" for each Service it serves.
+    fn slices(&self) -> Vec<String> {
+        let services = self.endpoints.iter().map(|(service, _)| service).filter(|service| !service.is_empty());
+        services.map(|service| format!("endpointslice/{}/{service}-{}", self.namespace, self.name)).collect()
     }
 
     fn file(&self) -> String {

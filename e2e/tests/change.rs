@@ -1,0 +1,144 @@
+//! Routes and instances change all the time, under load.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use leno_e2e::{
+    load::{Load, Report},
+    mesh::{LIMIT, Options, documents},
+    scenario::{Instance, Scenario, destination},
+};
+use tokio::time::{MissedTickBehavior, interval};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_route_changes() -> Result<()> {
+    let scenario = Scenario::start(&["shop", "main", "canary"]).await?;
+    let route = |weight: u32| documents::http_route("shop", "shop", &[("main", 100 - weight), ("canary", weight)]);
+    scenario.route(&route(50), "httproute/shop").await?;
+    let generation = async || {
+        let object = scenario.mesh.object("httproute/shop").await?.context("the route")?;
+        object.get("generation").and_then(serde_json::Value::as_u64).context("its generation")
+    };
+    let before = generation().await?;
+    let load = Load::new(scenario.address("shop")?, &destination("shop"));
+    let load = load.connections(50).streams(10).calls(5).rate(520.0).start();
+
+    let mut pace = interval(Duration::from_millis(30));
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let began = Instant::now();
+    for n in 0..1000 {
+        pace.tick().await;
+        scenario.mesh.apply("routes.yaml", &route(n % 99 + 1))?;
+    }
+    let writing = began.elapsed();
+    scenario.mesh.apply("routes.yaml", &route(0))?;
+    scenario.mesh.wait_for("httproute/shop", before + 100).await?;
+    let after = generation().await?;
+    println!("1000 writes in {writing:?}, {} generations", after - before);
+    ensure!(writing < Duration::from_secs(60), "1000 changes took {writing:?}");
+
+    // The last word is in force: nothing goes to the canary any more.
+    leno_e2e::wait::eventually("the last route is in force", LIMIT, async || {
+        for _ in 0..50 {
+            let answered = scenario.answered_by(http::Request::get("/")).await?;
+            ensure!(answered == "main-1", "{answered} answers");
+        }
+        Ok(())
+    })
+    .await?;
+    let report = load.stop().await?;
+    report.unharmed(10_000)?;
+    ensure!(report.instances.len() == 2, "answers by {:?}", report.instances);
+    scenario.mesh.end().await
+}
+
+/// What happened to instances, and when.
+#[derive(Debug, Default)]
+struct Changes {
+    added: usize,
+    drained: usize,
+    /// Between these two moments an instance died.
+    killed: Vec<(Instant, Instant)>,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn instances_come_and_go() -> Result<()> {
+    let mut scenario = Scenario::with(Options::default(), &["shop"], 4, "http").await?;
+    let safe = Load::new(scenario.address("shop")?, &destination("shop")).connections(50).rate(450.0);
+    let safe = safe.path("/delay/5").start();
+    let unsafe_ones = Load::new(scenario.address("shop")?, &destination("shop")).connections(10).rate(60.0).post();
+    let unsafe_ones = unsafe_ones.path("/delay/20").start();
+
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let changes = churn(&mut scenario, fastrand::Rng::with_seed(seed)).await?;
+    println!("{} added, {} drained, {} killed", changes.added, changes.drained, changes.killed.len());
+    safe.more(500).await?;
+    let (safe, unsafe_ones) = (safe.stop().await?, unsafe_ones.stop().await?);
+    safe.unharmed(15_000).context("requests that are safe to retry")?;
+    only_in_flight(&unsafe_ones, &changes)?;
+    println!(
+        "not safe to retry: {} well, {} lost with {} kills",
+        unsafe_ones.ok,
+        unsafe_ones.failed,
+        changes.killed.len()
+    );
+    scenario.mesh.end().await
+}
+
+/// Once a second for a minute: adds, drains or kills an instance; between 3 and 8 of them live.
+async fn churn(scenario: &mut Scenario, mut random: fastrand::Rng) -> Result<Changes> {
+    let mut changes = Changes::default();
+    let mut pace = interval(Duration::from_secs(1));
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    for n in 0..60 {
+        pace.tick().await;
+        let living = scenario.instances.len();
+        let what = if living <= 3 { 0 } else { random.usize(if living >= 8 { 1..3 } else { 0..3 }) };
+        let chosen = random.usize(..living);
+        match what {
+            0 => {
+                scenario.add("shop", &format!("shop-new-{n}")).await?;
+                changes.added += 1;
+            }
+            1 => {
+                let mut instance = scenario.instances.swap_remove(chosen);
+                drain(scenario, &mut instance).await?;
+                changes.drained += 1;
+            }
+            _ => {
+                let mut instance = scenario.instances.swap_remove(chosen);
+                let before = Instant::now();
+                instance.sidecar.process()?.kill()?;
+                instance.server.kill().await;
+                changes.killed.push((before, Instant::now()));
+                // As Kubernetes would, only some time after it died.
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                instance.sidecar.withdraw(&scenario.mesh)?;
+            }
+        }
+    }
+    Ok(changes)
+}
+
+/// As a rolling deployment does: out of the slice, SIGTERM, end.
+async fn drain(scenario: &Scenario, instance: &mut Instance) -> Result<()> {
+    instance.sidecar.declare(&scenario.mesh, false)?;
+    instance.sidecar.terminate(LIMIT).await?;
+    instance.sidecar.withdraw(&scenario.mesh)
+}
+
+/// Each failed request must have been under way when an instance was killed.
+fn only_in_flight(report: &Report, changes: &Changes) -> Result<()> {
+    // A client may write into a connection before it learns that the other end has gone.
+    const NOTICE: Duration = Duration::from_millis(100);
+    for ((began, ended), reason) in report.failures.iter().zip(&report.reasons) {
+        let under_way = |(from, to): &(Instant, Instant)| *began <= *to + NOTICE && ended >= from;
+        ensure!(changes.killed.iter().any(under_way), "a request failed with no instance killed under it: {reason}");
+    }
+    // Ten connections over at least three instances: seldom more than four on the one that dies.
+    let bound = changes.killed.len() as u64 * 10;
+    ensure!(report.failed <= bound, "{} requests lost with {} kills", report.failed, changes.killed.len());
+    ensure!(report.ok > 1000, "only {} requests were made", report.ok);
+    Ok(())
+}
