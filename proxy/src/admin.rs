@@ -1,1 +1,268 @@
-//! admin
+//! The admin server: HTTP/1.1 on loopback, on the control runtime. Whether the proxy is live and ready, what it
+//! counts, what it holds, who it is; and a few things it can be told.
+//!
+//! It has no access control but its address. A browser on the same machine is no operator: requests that come
+//! from a web page are refused.
+
+mod dump;
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::json;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Notify, Semaphore},
+    time,
+};
+
+use crate::{
+    drain::DrainOwner,
+    policy,
+    telemetry::{access_log::rfc3339, exposition, log::LogControl, recorder::Registry},
+    tls::CredentialStore,
+};
+
+/// Connections served at once; more wait.
+const CONNECTIONS: usize = 64;
+/// Bytes of a request body.
+const BODY_BYTES: usize = 4096;
+/// Bytes of a request head.
+const HEAD_BYTES: usize = 16 * 1024;
+/// A request head, and a whole connection's life.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// See [`HEADER_TIMEOUT`].
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+/// Wait after a failure to accept.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+const INDEX: &str = "leno-proxy
+
+GET  /live       the process runs
+GET  /ready      200 when it serves, else 503 with what is missing (JSON)
+GET  /metrics    Prometheus text format
+GET  /config     policy in force, with the objects and generations it was compiled from (JSON)
+GET  /identity   the workload's certificate (JSON)
+GET  /log-level  the log's filter
+PUT  /log-level  sets it: curl -X PUT -d info,leno_proxy::policy=debug …/log-level
+POST /drain      finishes what is open, then ends, as SIGTERM does
+";
+
+/// What the server tells of, and what it can tell.
+pub(crate) struct Status {
+    pub(crate) policy: Arc<policy::Store>,
+    pub(crate) credentials: Arc<CredentialStore>,
+    pub(crate) drain: Arc<DrainOwner>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) log: LogControl,
+    pub(crate) started: SystemTime,
+    /// Told by POST /drain.
+    pub(crate) drain_requested: Notify,
+}
+
+/// Listens.
+///
+/// # Errors
+/// Those of the kernel, with the address.
+pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("--admin: listening on {address}"))
+}
+
+/// Serves until the process ends.
+pub(crate) async fn serve(listener: TcpListener, status: Arc<Status>) {
+    let connections = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        // Never closed.
+        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let status = Arc::clone(&status);
+                tokio::task::spawn_local(async move {
+                    // The client sees what went wrong; nobody else needs to.
+                    let _ = time::timeout(CONNECTION_TIMEOUT, connection(stream, &status)).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!("the admin server cannot accept: {error}");
+                time::sleep(ACCEPT_BACKOFF).await;
+            }
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, status: &Status) -> hyper::Result<()> {
+    let service = service_fn(async |request| Ok::<_, std::convert::Infallible>(answer(request, status).await));
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(HEAD_BYTES)
+        .serve_connection(TokioIo::new(stream), service)
+        .await
+}
+
+type Answer = Response<Full<Bytes>>;
+
+async fn answer(request: Request<Incoming>, status: &Status) -> Answer {
+    let (head, body) = request.into_parts();
+    if is_from_a_web_page(&head.headers) {
+        return text(StatusCode::FORBIDDEN, "refused: the request comes from a web page\n");
+    }
+    let path = head.uri.path();
+    let method = if head.method == Method::HEAD { &Method::GET } else { &head.method };
+    match (method.as_str(), path) {
+        ("GET", "/") => text(StatusCode::OK, INDEX),
+        ("GET", "/live") => text(StatusCode::OK, "live\n"),
+        ("GET", "/ready") => ready(status),
+        ("GET", "/metrics") => metrics(status),
+        ("GET", "/config") => json(StatusCode::OK, &dump::policy(&status.policy.snapshot())),
+        ("GET", "/identity") => identity(status),
+        ("GET", "/log-level") => text(StatusCode::OK, status.log.filter() + "\n"),
+        ("PUT", "/log-level") => set_log_level(body, status).await,
+        ("POST", "/drain") => {
+            status.drain_requested.notify_one();
+            text(StatusCode::ACCEPTED, "draining\n")
+        }
+        (_, "/" | "/live" | "/ready" | "/metrics" | "/config" | "/identity") => not_allowed("GET, HEAD"),
+        (_, "/log-level") => not_allowed("GET, HEAD, PUT"),
+        (_, "/drain") => not_allowed("POST"),
+        _ => text(StatusCode::NOT_FOUND, "not found; / lists what there is\n"),
+    }
+}
+
+/// Browsers say so themselves: `Origin` with whatever may change something, `Sec-Fetch-Site` with everything.
+fn is_from_a_web_page(headers: &HeaderMap) -> bool {
+    let site = headers.get("sec-fetch-site").map(|site| site.as_bytes());
+    headers.contains_key(header::ORIGIN) || site.is_some_and(|site| site != b"none" && site != b"same-origin")
+}
+
+/// What the proxy lacks before it can serve.
+fn missing(status: &Status, now: SystemTime) -> Vec<&'static str> {
+    let mut missing = Vec::new();
+    match status.credentials.current() {
+        None => missing.push("identity"),
+        Some(credentials) if credentials.not_after <= now => missing.push("identity (expired)"),
+        Some(_) => {}
+    }
+    if !status.policy.is_ready() {
+        missing.push("policy");
+    }
+    if status.drain.has_begun() {
+        missing.push("draining");
+    }
+    missing
+}
+
+fn ready(status: &Status) -> Answer {
+    let missing = missing(status, SystemTime::now());
+    let code = if missing.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    json(code, &json!({ "ready": missing.is_empty(), "missing": missing }))
+}
+
+fn metrics(status: &Status) -> Answer {
+    let mut page = exposition::render(&status.registry);
+    exposition::render_process(&mut page, status.started);
+    exposition::render_gauge(
+        &mut page,
+        "leno_open_connections",
+        "Connections of clients that a drain waits for.",
+        status.drain.open() as f64,
+    );
+    if let Some(credentials) = status.credentials.current() {
+        let expiry = credentials.not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        exposition::render_gauge(
+            &mut page,
+            "leno_identity_expiry_seconds",
+            "End of the certificate's life, in seconds since 1970 (UTC).",
+            expiry.as_secs_f64(),
+        );
+        exposition::render_gauge(
+            &mut page,
+            "leno_identity_epoch",
+            "Certificates and trust bundles put in force so far.",
+            credentials.epoch as f64,
+        );
+    }
+    let mut answer = text(StatusCode::OK, page);
+    answer.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static(exposition::CONTENT_TYPE));
+    answer
+}
+
+fn identity(status: &Status) -> Answer {
+    let Some(credentials) = status.credentials.current() else {
+        return json(StatusCode::SERVICE_UNAVAILABLE, &json!({ "id": null }));
+    };
+    let identity = json!({
+        "id": credentials.id.as_str(),
+        "epoch": credentials.epoch,
+        "not_before": rfc3339(credentials.not_before),
+        "not_after": rfc3339(credentials.not_after),
+        "trust_domain": credentials.bundle().trust_domain(),
+    });
+    json(StatusCode::OK, &identity)
+}
+
+async fn set_log_level(body: Incoming, status: &Status) -> Answer {
+    let body = match Limited::new(body, BODY_BYTES).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) => return text(StatusCode::BAD_REQUEST, format!("the body could not be read: {error}\n")),
+    };
+    let filter = String::from_utf8_lossy(&body);
+    match status.log.set_filter(filter.trim()) {
+        Ok(()) => {
+            tracing::warn!(filter = %filter.trim(), "the log's filter was changed by the admin server");
+            text(StatusCode::OK, status.log.filter() + "\n")
+        }
+        Err(error) => text(StatusCode::BAD_REQUEST, format!("{error:#}\n")),
+    }
+}
+
+fn not_allowed(allowed: &'static str) -> Answer {
+    let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, format!("method not allowed: {allowed}\n"));
+    answer.headers_mut().insert(header::ALLOW, http::HeaderValue::from_static(allowed));
+    answer
+}
+
+fn text(status: StatusCode, text: impl Into<Bytes>) -> Answer {
+    with_type(status, "text/plain; charset=utf-8", text.into())
+}
+
+fn json(status: StatusCode, value: &serde_json::Value) -> Answer {
+    with_type(status, "application/json", format!("{value:#}\n").into())
+}
+
+fn with_type(status: StatusCode, content_type: &'static str, body: Bytes) -> Answer {
+    let mut answer = Response::new(Full::new(body));
+    *answer.status_mut() = status;
+    let headers = answer.headers_mut();
+    headers.insert(header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, http::HeaderValue::from_static("nosniff"));
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn web_pages_are_refused_and_tools_are_not() {
+        let headers = |entries: &[(&'static str, &'static str)]| {
+            let entries = entries.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+            entries.collect::<HeaderMap>()
+        };
+        assert!(!is_from_a_web_page(&headers(&[("user-agent", "curl")])));
+        assert!(!is_from_a_web_page(&headers(&[("sec-fetch-site", "none")])));
+        assert!(is_from_a_web_page(&headers(&[("origin", "https://example.com")])));
+        assert!(is_from_a_web_page(&headers(&[("origin", "null")])));
+        assert!(is_from_a_web_page(&headers(&[("sec-fetch-site", "cross-site")])));
+    }
+}

@@ -1,9 +1,16 @@
 //! Process configuration: flags, environment and file in one type, immutable after start; and every
 //! limit of the proxy by name.
+//!
+//! [`args`] defines the flags, which `leno-proxy run --help` shows; [`file`] merges a configuration file
+//! into them; [`values`] parses what they hold.
+
+pub mod args;
+mod file;
+pub mod values;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-/// Everything the proxy is told when it starts. See `leno-proxy run --help`, which this type writes.
+/// Everything the proxy is told when it starts. See `leno-proxy run --help`.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Control plane, `host:port`.
@@ -22,15 +29,20 @@ pub struct Config {
     pub transparent: Option<Transparent>,
     /// Admin server; loopback by default.
     pub admin: SocketAddr,
-    /// Worker threads. Default 1.
+    /// Worker threads, at least one. Default 1.
     pub workers: usize,
     /// Longest wait for open streams after SIGTERM.
     pub drain_timeout: Duration,
-    pub access_log: AccessLogFormat,
+    pub access_log: LogFormat,
     /// OTLP (gRPC) collector, "http://host:4317"; none: no spans.
     pub otlp_endpoint: Option<String>,
     /// Share of new traces that are sampled, 0.0..=1.0; an incoming decision is kept.
     pub trace_sample: f64,
+    /// Name server for names outside the mesh; none: the system's.
+    pub dns_server: Option<SocketAddr>,
+    /// What the proxy's own log tells: a filter such as "info,leno_proxy::policy=debug".
+    pub log: String,
+    pub log_format: LogFormat,
 }
 
 /// `--outbound 127.0.0.1:8001=shop.default:80`
@@ -57,11 +69,18 @@ pub struct Transparent {
     pub mark: Option<u32>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AccessLogFormat {
+/// How a log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
     Off,
     Text,
     Json,
+}
+
+/// The soft and the hard limit of open file descriptors; None: no limit.
+pub fn descriptor_limits() -> Option<(u64, u64)> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current.map(|soft| (soft, limit.maximum.unwrap_or(u64::MAX)))
 }
 
 /// Limits: everything a peer can make grow is bounded by one of these.
@@ -137,10 +156,4 @@ pub mod limits {
     pub const RETRIES_PER_SECOND: f64 = 10.0;
     /// Series in the metrics registry; beyond it, series are folded into `overflow`.
     pub const METRIC_SERIES: usize = 10_000;
-}
-
-/// The soft and the hard limit of open file descriptors; None if there is none.
-pub fn descriptor_limits() -> Option<(u64, u64)> {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    limit.current.map(|soft| (soft, limit.maximum.unwrap_or(u64::MAX)))
 }

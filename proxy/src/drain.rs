@@ -40,6 +40,11 @@ impl DrainOwner {
         self.shared.begin.notify_waiters();
     }
 
+    /// Whether draining has begun.
+    pub fn has_begun(&self) -> bool {
+        self.shared.begun.load(Ordering::SeqCst)
+    }
+
     /// Connections open now.
     pub fn open(&self) -> usize {
         self.shared.open.load(Ordering::SeqCst)

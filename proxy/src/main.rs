@@ -1,3 +1,47 @@
 //! The `leno-proxy` binary: see `leno-proxy --help`.
 
-fn main() {}
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use leno_proxy::{app, config};
+
+/// Leno's data plane: the proxy beside each workload.
+#[derive(Debug, Parser)]
+#[command(name = "leno-proxy", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the proxy (`leno-proxy run --help` lists its options)
+    #[command(disable_help_flag = true)]
+    Run {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Print the version
+    Version,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        // Parsed where file, environment and flags are put together.
+        Command::Run { arguments } => match config::args::parse(arguments) {
+            Ok(config) => app::run(config),
+            Err(error) => error.exit(),
+        },
+        Command::Version => {
+            println!("leno-proxy {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -3,18 +3,21 @@
 pub mod access_log;
 pub mod exposition;
 mod handles;
+pub mod lines;
+pub mod log;
 pub mod recorder;
 mod refusals;
 pub mod trace;
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 pub use handles::{ConnectionMetrics, RouteMetrics};
 
 use leno_proto::spiffe::SpiffeId;
+use metrics::Label;
 use parking_lot::Mutex;
 
 use self::refusals::Refusals;
@@ -70,15 +73,51 @@ pub fn install(registry: &Arc<recorder::Registry>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What all workers share.
-#[derive(Debug, Default)]
+/// Counts panics. Made early, since a panic may come from anywhere.
+pub(crate) fn panic_counter() -> metrics::Counter {
+    handles::register_counter("leno_panics_total", &[], &[])
+}
+
+/// What all workers share. The default keeps neither access log nor spans.
+#[derive(Default)]
 pub struct Telemetry {
+    access_log: Option<access_log::AccessLog>,
+    tracer: Option<trace::Tracer>,
     refusals: Mutex<Refusals>,
+    /// `leno_build_info`, held so that it stays.
+    _build: Option<metrics::Gauge>,
 }
 
 impl Telemetry {
+    pub fn new(access_log: Option<access_log::AccessLog>, tracer: Option<trace::Tracer>) -> Self {
+        let build = handles::register_gauge("leno_build_info", &[Label::new("version", env!("CARGO_PKG_VERSION"))]);
+        build.set(1.0);
+        Self { access_log, tracer, refusals: Mutex::default(), _build: Some(build) }
+    }
+
     /// A request ended: access log line and span (metrics are recorded by the caller's RouteMetrics).
-    pub fn request_ended(&self, _record: &RequestRecord) {}
+    pub fn request_ended(&self, record: &RequestRecord) {
+        if self.access_log.is_none() && self.tracer.is_none() {
+            return;
+        }
+        let now = SystemTime::now();
+        if let Some(access_log) = &self.access_log {
+            access_log.write(record, now);
+        }
+        if let Some(tracer) = &self.tracer {
+            tracer.ended(record, now);
+        }
+    }
+
+    /// Sends spans and writes lines that wait, `timeout` each at most; for the end of the process.
+    pub async fn flush(&self, timeout: Duration) {
+        if let Some(tracer) = &self.tracer {
+            tracer.flush(timeout).await;
+        }
+        if let Some(access_log) = &self.access_log {
+            access_log.flush(timeout);
+        }
+    }
 
     /// A connection or request was refused: `leno_refused_total{direction,reason}` and a rate-limited warning.
     /// Refusals are not the request path: a lock is taken.

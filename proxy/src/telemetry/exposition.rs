@@ -59,6 +59,12 @@ pub fn render_process(page: &mut String, started: SystemTime) {
     gauge("process_start_time_seconds", "Start, in seconds since 1970 (UTC).", "gauge", started);
 }
 
+/// One gauge that is read where it lives instead of being registered.
+pub fn render_gauge(page: &mut String, name: &str, help: &str, value: f64) {
+    heading(page, name, Some(help), "gauge");
+    line(page, name, "", value);
+}
+
 fn heading(page: &mut String, name: &str, help: Option<&str>, kind: &str) {
     if let Some(help) = help {
         page.push_str("# HELP ");

@@ -285,7 +285,9 @@ fn add(slot: &OnceLock<Counter>, value: u64, register: impl FnOnce() -> Counter)
     }
 }
 
-const METADATA: Metadata<'static> = Metadata::new("leno_proxy", Level::INFO, None);
+/// Of all handles made here: a label set that no handle holds is gone with its policy. Handles that live as long as the
+/// process are never gone.
+const METADATA: Metadata<'static> = Metadata::new(super::recorder::POLICY, Level::INFO, None);
 
 fn key(name: &'static str, labels: &[Label], more: &[(&'static str, &'static str)]) -> Key {
     let more = more.iter().map(|(name, value)| Label::from_static_parts(name, value));

@@ -1,9 +1,9 @@
 //! The `metrics` recorder of the proxy: a registry of counters, gauges and fixed-bucket histograms.
 //!
 //! A handle is an `Arc` of atomics: recording is an atomic add and takes no lock; only registering and
-//! rendering do. The same name and labels are always the same series. A series that no handle holds any
-//! longer (its policy is gone) is still rendered for [`RETAIN`], so that a scrape sees its last values,
-//! and then dropped. Beyond [`limits::METRIC_SERIES`] new series are folded into one per metric.
+//! rendering do. The same name and labels are always the same series. A series that came with policy
+//! ([`POLICY`]) and that no handle holds any longer is still rendered for [`RETAIN`], so that a scrape sees
+//! its last values, and then dropped. Beyond [`limits::METRIC_SERIES`] new series are folded into one per metric.
 
 use std::{
     collections::BTreeMap,
@@ -18,6 +18,9 @@ use metrics::{Counter, CounterFn, Gauge, GaugeFn, HistogramFn, Key, KeyName, Met
 use parking_lot::Mutex;
 
 use crate::config::limits;
+
+/// `Metadata::target` of series whose labels come from policy, and which go when it goes. All others stay.
+pub const POLICY: &str = "policy";
 
 /// How long a series outlives its last handle.
 pub const RETAIN: Duration = Duration::from_secs(600);
@@ -98,6 +101,8 @@ impl Series {
 #[derive(Debug)]
 struct Entry {
     series: Series,
+    /// Stays without a holder.
+    lasting: bool,
     /// When a sweep first found it without a holder.
     unheld_since: Option<Instant>,
 }
@@ -150,7 +155,7 @@ impl Registry {
         let mut dropped = 0;
         for family in families.families.values_mut() {
             family.series.retain(|_, entry| {
-                if entry.series.is_held() {
+                if entry.lasting || entry.series.is_held() {
                     entry.unheld_since = None;
                     return true;
                 }
@@ -182,8 +187,9 @@ impl Registry {
         (guard.count, guard.folded)
     }
 
-    fn register(&self, key: &Key, kind: Kind) -> Series {
+    fn register(&self, key: &Key, kind: Kind, metadata: &Metadata<'_>) -> Series {
         let labels = render_labels(key);
+        let lasting = metadata.target() != POLICY;
         let mut guard = self.families.lock();
         let families = &mut *guard;
         let family =
@@ -203,8 +209,11 @@ impl Registry {
             families.count += 1;
             labels
         };
-        let entry =
-            family.series.entry(labels).or_insert_with(|| Entry { series: Series::new(kind), unheld_since: None });
+        let entry = family.series.entry(labels).or_insert_with(|| Entry {
+            series: Series::new(kind),
+            lasting,
+            unheld_since: None,
+        });
         entry.series.clone()
     }
 
@@ -230,22 +239,22 @@ impl metrics::Recorder for Recorder {
         self.0.describe(&name, help);
     }
 
-    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
-        match self.0.register(key, Kind::Counter) {
+    fn register_counter(&self, key: &Key, metadata: &Metadata<'_>) -> Counter {
+        match self.0.register(key, Kind::Counter, metadata) {
             Series::Counter(series) => Counter::from_arc(series),
             Series::Gauge(_) | Series::Histogram(_) => Counter::noop(),
         }
     }
 
-    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
-        match self.0.register(key, Kind::Gauge) {
+    fn register_gauge(&self, key: &Key, metadata: &Metadata<'_>) -> Gauge {
+        match self.0.register(key, Kind::Gauge, metadata) {
             Series::Gauge(series) => Gauge::from_arc(Arc::new(HeldGauge(series))),
             Series::Counter(_) | Series::Histogram(_) => Gauge::noop(),
         }
     }
 
-    fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> metrics::Histogram {
-        match self.0.register(key, Kind::Histogram) {
+    fn register_histogram(&self, key: &Key, metadata: &Metadata<'_>) -> metrics::Histogram {
+        match self.0.register(key, Kind::Histogram, metadata) {
             Series::Histogram(series) => metrics::Histogram::from_arc(series),
             Series::Counter(_) | Series::Gauge(_) => metrics::Histogram::noop(),
         }
@@ -312,7 +321,7 @@ mod tests {
 
     fn counter(registry: &Arc<Registry>, name: &'static str, labels: &[(&'static str, &'static str)]) -> Counter {
         let key = Key::from_parts(name, labels);
-        let metadata = Metadata::new("test", metrics::Level::INFO, None);
+        let metadata = Metadata::new(POLICY, metrics::Level::INFO, None);
         metrics::Recorder::register_counter(&Recorder(registry.clone()), &key, &metadata)
     }
 
