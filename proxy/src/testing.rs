@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use crate::{
-    config::{AccessLogFormat, Config},
+    config::{Config, LogFormat},
     drain::DrainOwner,
     inbound, outbound,
     policy::{Destination, DestinationKey, Protocol, Store, Target},
@@ -196,8 +196,11 @@ fn config() -> Config {
         admin: SocketAddr::from(([127, 0, 0, 1], 0)),
         workers: 1,
         drain_timeout: Duration::from_secs(1),
-        access_log: AccessLogFormat::Off,
+        access_log: LogFormat::Off,
         otlp_endpoint: None,
         trace_sample: 0.0,
+        dns_server: None,
+        log: "off".into(),
+        log_format: LogFormat::Text,
     }
 }
