@@ -188,6 +188,9 @@ fn load(options: &Options, trust_domain: &str, now: SystemTime) -> anyhow::Resul
         material = files::load(folder)?;
         tracing::info!(not_after = %issue::display(material.issuer_not_after), "renewed the issuer");
     }
+    issue::check(&material, now).with_context(|| {
+        format!("{} and {} in {} do not fit together", files::ROOT, files::ISSUER, folder.display())
+    })?;
     Ok(material)
 }
 

@@ -3,7 +3,10 @@
 //! Workloads' certificates follow the X.509-SVID standard: one URI SAN, no subject, key usage digital signature,
 //! extended usage client and server.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use anyhow::{Context as _, bail};
 use leno_proto::spiffe::SpiffeId;
@@ -12,8 +15,10 @@ use rcgen::{
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use rustls::{
+    RootCertStore,
     crypto::aws_lc_rs,
-    pki_types::{CertificateDer, CertificateSigningRequestDer},
+    pki_types::{CertificateDer, CertificateSigningRequestDer, UnixTime},
+    server::WebPkiClientVerifier,
 };
 use time::OffsetDateTime;
 
@@ -160,6 +165,24 @@ fn authority_params(
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.use_authority_key_identifier_extension = true;
     Ok(params)
+}
+
+/// That what is issued now will be believed: signatures, order, constraints and dates, all as a peer checks them.
+pub(super) fn check(material: &Material, now: SystemTime) -> anyhow::Result<()> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let mut roots = RootCertStore::empty();
+    for anchor in &material.anchors {
+        roots.add(anchor.clone()).context("a trust anchor cannot be used")?;
+    }
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build()?;
+    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).context("cannot make a key")?;
+    let identity = SpiffeId::new("check", "check", "check")?;
+    let issued = leaf(material, &key, &identity, Duration::from_secs(60), now)?;
+    let (leaf, intermediates) = issued.chain.split_first().context("no certificate")?;
+    verifier
+        .verify_client_cert(leaf, intermediates, UnixTime::since_unix_epoch(Duration::from_secs(unix(now))))
+        .context("what the issuer signs does not verify against the root")?;
+    Ok(())
 }
 
 /// Whether the issuer is past two thirds of its life.
