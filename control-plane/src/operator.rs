@@ -31,6 +31,7 @@ use crate::{
     authority::{Authority, issue, token},
     model::{DocumentError, ObjectInfo, ObjectKey, World},
     serve::tracker::Tracker,
+    sources::folder::Prompt,
 };
 
 /// How long an answer waits for every connected proxy's subscriptions to be compiled against the newest generation.
@@ -99,12 +100,24 @@ pub async fn serve(
 pub struct Answers {
     authority: Arc<Authority>,
     world: watch::Receiver<Arc<World>>,
+    prompt: Prompt,
     tracker: Arc<Tracker>,
 }
 
 impl Answers {
-    pub fn new(authority: Arc<Authority>, world: watch::Receiver<Arc<World>>, tracker: Arc<Tracker>) -> Self {
-        Self { authority, world, tracker }
+    pub fn new(
+        authority: Arc<Authority>,
+        world: watch::Receiver<Arc<World>>,
+        prompt: Prompt,
+        tracker: Arc<Tracker>,
+    ) -> Self {
+        Self { authority, world, prompt, tracker }
+    }
+
+    /// What was written before the question is part of the answer.
+    async fn up_to_date(&self) -> (Arc<World>, bool) {
+        let _ = timeout(SETTLE_TIMEOUT, self.prompt.look()).await;
+        self.settled().await
     }
 
     /// The newest world, once every connected proxy has been compared with it, and whether that is so.
@@ -191,7 +204,7 @@ impl Operator for Answers {
         request: Request<ListObjectsRequest>,
     ) -> Result<Response<ListObjectsResponse>, Status> {
         let wanted = request.into_inner();
-        let (world, settled) = self.settled().await;
+        let (world, settled) = self.up_to_date().await;
         let matches = |info: &ObjectInfo| {
             (wanted.kind.is_empty() || wanted.kind == info.key.kind.as_str())
                 && (wanted.namespace.is_empty() || wanted.namespace == *info.key.namespace)
@@ -210,7 +223,7 @@ impl Operator for Answers {
     }
 
     async fn list_proxies(&self, _: Request<ListProxiesRequest>) -> Result<Response<ListProxiesResponse>, Status> {
-        let generation = self.settled().await.0.generation();
+        let generation = self.up_to_date().await.0.generation();
         Ok(Response::new(ListProxiesResponse { proxies: self.tracker.proxies(), generation }))
     }
 
@@ -222,7 +235,11 @@ impl Operator for Answers {
             return Err(Status::invalid_argument("which object?"));
         };
         let (sender, receiver) = mpsc::channel(1);
-        tokio::spawn(self.clone().watch(object, sender));
+        let answers = self.clone();
+        tokio::spawn(async move {
+            answers.up_to_date().await;
+            answers.watch(object, sender).await;
+        });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 

@@ -30,7 +30,8 @@ use self::{
 use crate::{
     authority::{self, Authority, certify::Certifier, issue},
     model::{MeshSettings, World},
-    operator, sources,
+    operator,
+    sources::{self, folder::Prompt},
 };
 
 /// Everything that has a bound here, by name.
@@ -97,6 +98,7 @@ pub struct ControlPlane {
     state: PathBuf,
     authority: Arc<Authority>,
     world: watch::Receiver<Arc<World>>,
+    prompt: Prompt,
     tracker: Arc<Tracker>,
     compiler: Arc<Compiler>,
     metrics: Arc<Metrics>,
@@ -129,19 +131,20 @@ impl ControlPlane {
             mesh_networks: options.mesh_networks.clone(),
             ..MeshSettings::strict(authority.trust_domain())
         };
-        let world = sources::folder::watch(options.config.clone(), state.clone(), mesh_settings)
+        let (world, prompt) = sources::folder::watch(options.config.clone(), state.clone(), mesh_settings)
             .await
             .with_context(|| format!("cannot read the configuration in {}", options.config.display()))?;
         let operator = operator::bind(&state)?;
         let metrics = Arc::new(Metrics::default());
         let tracker = Arc::new(Tracker::default());
-        let compiler = Arc::new(Compiler::new(authority.trust_domain(), &options.mesh_networks));
+        let compiler = Arc::new(Compiler::default());
         let credentials = Arc::new(ServerCredentials::new(&authority, now)?);
         Ok(Self {
             _lock: lock,
             state,
             authority,
             world,
+            prompt,
             tracker,
             compiler,
             metrics,
@@ -200,7 +203,12 @@ impl ControlPlane {
         tasks.spawn(listener::serve(self.tcp, Arc::clone(&self.credentials), services, stopping.clone()));
         tasks.spawn(operator::serve(
             self.operator,
-            operator::Answers::new(Arc::clone(&self.authority), self.world.clone(), Arc::clone(&self.tracker)),
+            operator::Answers::new(
+                Arc::clone(&self.authority),
+                self.world.clone(),
+                self.prompt,
+                Arc::clone(&self.tracker),
+            ),
             stopping.clone(),
         ));
         if let Some(listener) = self.metrics_tcp {

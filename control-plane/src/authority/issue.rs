@@ -223,12 +223,8 @@ pub(crate) fn identity(certificate: &CertificateDer<'_>) -> anyhow::Result<(Spif
 
 /// A short, stable name for a set of certificates.
 pub(crate) fn fingerprint(certificates: &[CertificateDer<'_>]) -> String {
-    // FNV-1a, 64 bits: it names a version, it does not protect one.
-    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    for byte in certificates.iter().flat_map(|c| c.iter()) {
-        hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-    }
-    format!("{hash:016x}")
+    let whole: Vec<u8> = certificates.iter().flat_map(|c| c.iter()).copied().collect();
+    crate::model::content_hash(&whole)
 }
 
 /// "2026-03-01 12:00:00 UTC"

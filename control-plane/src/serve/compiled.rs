@@ -5,8 +5,7 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use ipnet::IpNet;
-use leno_proto::v1::{Resource, ResourceKind, ResourceName, Settings, resource::Body};
+use leno_proto::v1::{Resource, ResourceKind, ResourceName};
 use parking_lot::Mutex;
 use prost::Message as _;
 
@@ -50,8 +49,8 @@ pub trait View {
 }
 
 /// Compiles, and remembers what others got for as long as somebody holds it.
+#[derive(Default)]
 pub struct Compiler {
-    settings: Arc<Compiled>,
     shared: Mutex<Shared>,
 }
 
@@ -68,18 +67,6 @@ struct Shared {
 const LEAST_SWEEP: usize = 1024;
 
 impl Compiler {
-    pub fn new(trust_domain: &str, mesh_networks: &[IpNet]) -> Self {
-        let networks: Vec<String> = mesh_networks.iter().map(ToString::to_string).collect();
-        let settings = Resource {
-            name: Some(ResourceName { kind: ResourceKind::Settings.into(), key: String::new() }),
-            version: format!("{trust_domain} {}", networks.join(",")),
-            origins: Vec::new(),
-            body: Some(Body::Settings(Settings { trust_domain: trust_domain.to_owned(), mesh_networks: networks })),
-        };
-        let settings = Arc::new(Compiled::new(Some(settings), Vec::new(), 0));
-        Self { settings, shared: Mutex::default() }
-    }
-
     /// What `subscriber` sees of `world`.
     pub fn view<'a>(
         &'a self,
@@ -120,10 +107,9 @@ impl View for WorldView<'_> {
     fn current(&self, name: &ResourceName, have: Option<&Arc<Compiled>>) -> Arc<Compiled> {
         match name.kind() {
             ResourceKind::TrustBundle => return Arc::clone(self.bundle),
-            ResourceKind::Settings => return Arc::clone(&self.compiler.settings),
             // A kind of a later version.
             ResourceKind::Unspecified => return Arc::new(Compiled::new(None, Vec::new(), 0)),
-            ResourceKind::Inbound | ResourceKind::Destination | ResourceKind::Endpoints => {}
+            ResourceKind::Settings | ResourceKind::Inbound | ResourceKind::Destination | ResourceKind::Endpoints => {}
         }
         if let Some(have) = have
             && self.is_current(have)

@@ -9,7 +9,10 @@ use std::{
     io::{self, ErrorKind},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -36,6 +39,24 @@ pub fn read(config: &Path) -> io::Result<(Vec<Document>, Vec<DocumentError>)> {
     Ok(files.documents())
 }
 
+/// Asks for a look at the folder, for those who must know that what was written before they asked has been read.
+#[derive(Clone)]
+pub struct Prompt {
+    events: Arc<Events>,
+    asked: Arc<AtomicU64>,
+    answered: watch::Receiver<u64>,
+}
+
+impl Prompt {
+    /// Returns once everything that was whole on disk when this was called has been published.
+    pub async fn look(&self) {
+        let number = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
+        self.events.now();
+        // An error: nobody reads the folder any more, so there is nothing to wait for.
+        let _ = self.answered.clone().wait_for(|answered| *answered >= number).await;
+    }
+}
+
 /// Reads the folder once (an unreadable folder is an error; bad documents are not), then watches it in the background.
 /// Writes generations to `state`/generations.json before a world is published.
 ///
@@ -45,7 +66,7 @@ pub async fn watch(
     config: PathBuf,
     state: PathBuf,
     settings: MeshSettings,
-) -> anyhow::Result<watch::Receiver<Arc<World>>> {
+) -> anyhow::Result<(watch::Receiver<Arc<World>>, Prompt)> {
     fs::create_dir_all(&state).with_context(|| format!("cannot make the state folder {}", state.display()))?;
     let record = Record { file: state.join("generations.json") };
     let world = World::empty(settings, record.read());
@@ -61,12 +82,15 @@ pub async fn watch(
     let world = Arc::new(world.apply(documents, unreadable));
     record.write(&world.generations());
     let (publish, worlds) = watch::channel(world);
-    let mut folder = Folder { config, events, watching, files, record, publish, lost: false };
+    let (answered, answers) = watch::channel(0);
+    let asked = Arc::new(AtomicU64::new(0));
+    let prompt = Prompt { events: Arc::clone(&events), asked: Arc::clone(&asked), answered: answers };
+    let mut folder = Folder { config, events, watching, files, record, publish, asked, answered, lost: false };
     std::thread::Builder::new()
         .name("leno-folder".to_owned())
         .spawn(move || folder.run())
         .context("cannot start the thread that watches the configuration folder")?;
-    Ok(worlds)
+    Ok((worlds, prompt))
 }
 
 /// Longest time without a look, events or not: some file systems send none (NFS), and a folder that was replaced as a whole
@@ -86,6 +110,9 @@ struct Folder {
     files: Files,
     record: Record,
     publish: watch::Sender<Arc<World>>,
+    /// Looks that were asked for, and how many of them have been had.
+    asked: Arc<AtomicU64>,
+    answered: watch::Sender<u64>,
     /// The folder could not be read at the last look.
     lost: bool,
 }
@@ -98,19 +125,27 @@ impl Folder {
             if self.watching.replaced(&self.config) {
                 self.watching = Watching::start(&self.config, &self.events);
             }
-            match self.files.look(&self.config, &being_written) {
+            let asked = self.asked.load(Ordering::SeqCst);
+            let complete = match self.files.look(&self.config, &being_written) {
                 Ok(changes) => {
                     self.found();
-                    self.take(changes);
+                    self.take(changes) && being_written.is_empty()
                 }
-                Err(error) => self.lose(&error),
+                Err(error) => {
+                    self.lose(&error);
+                    true
+                }
+            };
+            if complete && asked != *self.answered.borrow() {
+                self.answered.send_replace(asked);
             }
         }
     }
 
-    fn take(&mut self, mut changes: files::Changes) {
+    /// Publishes `changes`; false: some of them are not whole yet, and will be looked at again.
+    fn take(&mut self, mut changes: files::Changes) -> bool {
         if changes.is_empty() {
-            return;
+            return true;
         }
         let grace = if self.files.shrinks(&changes) { GRACE_SHRUNK } else { GRACE };
         std::thread::sleep(grace);
@@ -119,7 +154,7 @@ impl Folder {
             self.events.again();
         }
         if changes.is_empty() {
-            return;
+            return !unsettled;
         }
         self.files.adopt(changes);
         let before = self.publish.borrow().clone();
@@ -129,6 +164,7 @@ impl Folder {
             self.record.write(&world.generations());
         }
         self.publish.send_replace(Arc::new(world));
+        !unsettled
     }
 
     fn lose(&mut self, error: &io::Error) {

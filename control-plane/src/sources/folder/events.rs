@@ -41,6 +41,12 @@ impl Events {
         self.pending.lock().dirty(Instant::now());
     }
 
+    /// Asks for a look, whatever else is going on.
+    pub(super) fn now(&self) {
+        self.pending.lock().at_once = true;
+        self.noted.notify_one();
+    }
+
     /// Waits until it is time to look, at most `longest`; returns what is being written.
     pub(super) fn wait(&self, longest: Duration) -> HashSet<PathBuf> {
         let deadline = Instant::now() + longest;
@@ -48,7 +54,7 @@ impl Events {
         loop {
             let now = Instant::now();
             let due = pending.due().unwrap_or(deadline).min(deadline);
-            if now >= due {
+            if now >= due || pending.at_once {
                 return pending.take(now);
             }
             self.noted.wait_until(&mut pending, due);
@@ -65,6 +71,8 @@ impl Events {
 struct Pending {
     /// First and last change.
     changes: Option<(Instant, Instant)>,
+    /// Somebody asked for a look.
+    at_once: bool,
     /// Files with a writer, and when it wrote last.
     writing: HashMap<PathBuf, Instant>,
 }
@@ -114,6 +122,7 @@ impl Pending {
     /// Begins a look.
     fn take(&mut self, now: Instant) -> HashSet<PathBuf> {
         self.changes = None;
+        self.at_once = false;
         self.being_written(now)
     }
 
