@@ -1,5 +1,8 @@
 //! HTTP over real sockets, through one sidecar and through two with mutual TLS between them.
 
+mod http2;
+mod policy;
+
 use std::time::Duration;
 
 use tokio::{

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use leno_proto::spiffe::SpiffeId;
+use leno_proto::{spiffe::SpiffeId, v1};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -19,7 +19,7 @@ use crate::{
     config::{Config, LogFormat},
     drain::DrainOwner,
     inbound, outbound,
-    policy::{Destination, DestinationKey, Protocol, Store, Target},
+    policy::{Destination, DestinationKey, Protocol, Store, Target, apply::apply},
     telemetry::Telemetry,
     tls::{CredentialStore, testing::Authority},
     upstream::{Backend, Endpoint, EndpointSet, Upstreams, dns::Resolver},
@@ -202,5 +202,62 @@ fn config() -> Config {
         dns_server: None,
         log: "off".into(),
         log_format: LogFormat::Text,
+    }
+}
+
+// ---- policy -------------------------------------------------------------------------------------
+
+impl Sidecar {
+    /// Puts resources in force as the control plane would.
+    pub(crate) fn apply(&self, resources: Vec<(v1::ResourceKind, &str, v1::resource::Body)>) {
+        let changed = resources.into_iter().map(|(kind, key, body)| v1::Resource {
+            name: Some(v1::ResourceName { kind: kind.into(), key: key.into() }),
+            version: "1".into(),
+            origins: Vec::new(),
+            body: Some(body),
+        });
+        let delta = v1::Delta { nonce: 1, generation: 1, changed: changed.collect(), removed: Vec::new() };
+        let current = self.ctx.policy.snapshot();
+        let change = apply(&current, delta, |_| true, &mut |_, _| Ok(()));
+        assert_eq!(change.rejected, vec![]);
+        change.commit(&self.ctx.policy);
+    }
+
+    /// The service shop/shop:80, with one rule for everything and one backend with these endpoints.
+    pub(crate) fn route(&self, protocol: v1::Protocol, action: v1::HttpAction, endpoints: &[SocketAddr]) {
+        let backend = v1::WeightedBackend {
+            weight: 1,
+            kind: Some(v1::weighted_backend::Kind::Backend(v1::BackendRef { key: "shop/shop:80".into() })),
+            filters: Vec::new(),
+        };
+        let tcp = v1::TcpRoute { origin: None, backends: vec![backend.clone()] };
+        let action = v1::HttpAction { backends: vec![backend], ..action };
+        let rule = v1::HttpRule { r#match: Some(v1::HttpMatch::default()), action: 0 };
+        let service = v1::ServiceTarget {
+            service: Some(v1::ObjectRef { kind: "Service".into(), namespace: "shop".into(), name: "shop".into() }),
+            port: 80,
+            protocol: protocol.into(),
+            http: Some(v1::HttpRoutes { rules: vec![rule], actions: vec![action] }),
+            tls: None,
+            tcp: Some(tcp),
+        };
+        let destination = v1::Destination { target: Some(v1::destination::Target::Service(service)) };
+        let endpoints = endpoints.iter().map(|address| v1::Endpoint {
+            address: address.to_string(),
+            state: v1::endpoint::State::Ready.into(),
+            ..Default::default()
+        });
+        let endpoints = v1::Endpoints { protocol: 0, endpoints: endpoints.collect(), host_name: None };
+        self.apply(vec![
+            (v1::ResourceKind::Destination, "shop.shop:80", v1::resource::Body::Destination(destination)),
+            (v1::ResourceKind::Endpoints, "shop/shop:80", v1::resource::Body::Endpoints(endpoints)),
+        ]);
+    }
+
+    /// Inbound policy for the workload's port.
+    pub(crate) fn permit(&self, mode: v1::inbound::Mode, port: u16, protocol: v1::Protocol) {
+        let ports = vec![v1::InboundPort { port: port.into(), protocol: protocol.into() }];
+        let inbound = v1::Inbound { workload: None, mode: mode.into(), ports };
+        self.apply(vec![(v1::ResourceKind::Inbound, "", v1::resource::Body::Inbound(inbound))]);
     }
 }
