@@ -188,3 +188,36 @@ impl<T> WeightedBackends<T> {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn keys_are_addresses_if_they_can_be() {
+        for text in ["10.0.0.1:80", "[fd00::1]:80"] {
+            assert!(matches!(DestinationKey::from(text), DestinationKey::Address(_)));
+            assert_eq!(DestinationKey::from(text).to_string(), text);
+        }
+        assert!(matches!(DestinationKey::from("cart.shop:80"), DestinationKey::Name(_)));
+    }
+
+    proptest! {
+        #[test]
+        fn weights_are_shares(weights in prop::collection::vec(prop_oneof![Just(0_u32), 0_u32..200], 0..6)) {
+            let backends = WeightedBackends::new((0_usize..).zip(&weights).map(|(n, w)| (*w, n)).collect());
+            let total: u64 = weights.iter().map(|weight| u64::from(*weight)).sum();
+            let mut picked = vec![0_u32; weights.len()];
+            for point in 0..total {
+                // Far points are like near ones.
+                let index = *backends.pick(point).unwrap();
+                prop_assert_eq!(backends.pick(point + total * 1_000_003), Some(&index));
+                picked[index] += 1;
+            }
+            prop_assert_eq!(&picked, &weights);
+            prop_assert_eq!(total == 0, backends.pick(1).is_none());
+        }
+    }
+}

@@ -10,7 +10,7 @@ mod endpoints;
 mod filters;
 mod http;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::{
     collections::{HashMap, HashSet},

@@ -72,3 +72,6 @@ impl HttpRoutes {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

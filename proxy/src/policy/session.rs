@@ -179,3 +179,6 @@ pub fn backoff(failures: u32, chance: f64) -> Duration {
     let longest = BACKOFF_FIRST.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(BACKOFF_LAST);
     longest.mul_f64(0.5 + chance.clamp(0.0, 1.0) / 2.0)
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -95,6 +96,10 @@ impl Store {
     /// The destination, asking the control plane for it and waiting CONNECT_TIMEOUT at most. An address
     /// outside the mesh networks (from settings, once known) is `Target::Outside` without asking.
     pub async fn resolve(&self, key: &DestinationKey) -> Result<Arc<Destination>, Unavailable> {
+        self.resolve_within(key, limits::CONNECT_TIMEOUT).await
+    }
+
+    async fn resolve_within(&self, key: &DestinationKey, wait: Duration) -> Result<Arc<Destination>, Unavailable> {
         if let Some(destination) = self.get(key) {
             return Ok(destination);
         }
@@ -102,7 +107,7 @@ impl Store {
             return Ok(outside(key));
         }
         let unavailable = || Unavailable(key.to_string());
-        let answer = time::timeout(limits::CONNECT_TIMEOUT, async {
+        let answer = time::timeout(wait, async {
             let (reply, answer) = oneshot::channel();
             self.asks.send(Ask { key: key.clone(), reply }).await.map_err(|_| unavailable())?;
             answer.await.unwrap_or_else(|_| Err(unavailable()))
@@ -147,3 +152,6 @@ impl Snapshot {
 pub(super) fn outside(key: &DestinationKey) -> Arc<Destination> {
     Arc::new(Destination { key: key.clone(), target: Target::Outside })
 }
+
+#[cfg(test)]
+mod tests;
