@@ -135,6 +135,9 @@ impl Change {
                         let reason = format!("it changes version {:?}, held is {held:?}", delta.base_version);
                         return Err(Invalid::new("endpoints_delta.base_version", reason));
                     }
+                    if self.endpoints.iter().any(|update| update.is_of(backend)) {
+                        return Err(Invalid::new("endpoints_delta", "the same delta changes the endpoints twice"));
+                    }
                     self.endpoints.push(EndpointsUpdate::changed(backend, delta)?);
                 }
             }

@@ -95,6 +95,10 @@ impl EndpointsUpdate {
         Self { backend: backend.clone(), protocol, content: Content::Endpoints(Vec::new()) }
     }
 
+    pub(super) fn is_of(&self, backend: &Arc<Backend>) -> bool {
+        Arc::ptr_eq(&self.backend, backend)
+    }
+
     /// Puts it in force.
     pub(super) fn publish(self) {
         match self.content {
