@@ -16,7 +16,7 @@ use crate::{
     http::serve,
     net::{Accepted, Io, Prefixed, listener},
     policy::Protocol,
-    tcp,
+    tcp::{self, Carried},
     telemetry::{ConnectionMetrics, Direction, RouteMetrics},
     tls::{MeshProtocol, TlsError},
     worker::Context,
@@ -129,7 +129,7 @@ async fn meshed(
     match carried {
         MeshProtocol::Http1 => http(ctx, stream, client, application, false).await,
         MeshProtocol::Http2 => http(ctx, stream, client, application, true).await,
-        MeshProtocol::Tcp => return opaque(ctx, stream, peer, &application).await,
+        MeshProtocol::Tcp => return opaque(ctx, stream, &application).await,
     }
     Ok(())
 }
@@ -151,7 +151,7 @@ async fn unmeshed(
             http(ctx, stream, client, application, version_2).await;
             Ok(())
         }
-        _ => opaque(ctx, stream, peer, &application).await,
+        _ => opaque(ctx, stream, &application).await,
     }
 }
 
@@ -176,7 +176,7 @@ async fn silent(
     let server = pick.tcp().await?;
     match tcp::race(stream, server).await {
         tcp::First::Server(client, server) => {
-            tcp::relay(client, server, peer, Some(&application.connections)).await;
+            Carried::begin(ctx, &application.connections).relay(client, server).await;
             Ok(())
         }
         tcp::First::Client(Spoken::MeshTls, stream, _) => meshed(ctx, stream, peer, address, protocol).await,
@@ -185,7 +185,7 @@ async fn silent(
             unmeshed(ctx, spoken, stream, peer, address, protocol).await
         }
         tcp::First::Client(_, stream, server) => {
-            tcp::relay(stream, server, peer, Some(&application.connections)).await;
+            Carried::begin(ctx, &application.connections).relay(stream, server).await;
             Ok(())
         }
         tcp::First::Closed => Ok(()),
@@ -193,10 +193,10 @@ async fn silent(
 }
 
 /// Opaque bytes: the application is connected to at once, so that it may speak first.
-async fn opaque(ctx: &Context, client: impl Io, peer: SocketAddr, application: &Application) -> Result<(), Refusal> {
+async fn opaque(ctx: &Context, client: impl Io, application: &Application) -> Result<(), Refusal> {
     let pick = ctx.upstreams.plain(application.address);
     let server = pick.tcp().await?;
-    tcp::relay(client, server, peer, Some(&application.connections)).await;
+    Carried::begin(ctx, &application.connections).relay(client, server).await;
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 mod request;
 
-use std::{collections::VecDeque, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{collections::VecDeque, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::net::{TcpListener, TcpStream};
@@ -12,9 +12,9 @@ use crate::{
     detect::{self, FirstBytes, Spoken},
     error::Error,
     http::serve,
-    net::{self, Accepted, Io, Prefixed, listener},
+    net::{Accepted, Io, Prefixed, listener},
     policy::{Destination, DestinationKey, Protocol, RuleOrigin, Target},
-    tcp,
+    tcp::{self, Carried},
     telemetry::{ConnectionMetrics, Direction},
     upstream::{Backend, Pick},
     worker::Context,
@@ -57,8 +57,13 @@ pub async fn run(ctx: Context, listener: TcpListener, key: Option<DestinationKey
 /// Serves one connection of the workload to its end.
 pub async fn serve(ctx: Context, accepted: Accepted, key: DestinationKey) {
     let peer = accepted.peer;
-    if let Err(error) = connection(&ctx, accepted, &key).await {
-        ctx.telemetry.refused(Direction::Outbound, error.reason(), peer, &error);
+    match connection(&ctx, accepted, &key).await {
+        Ok(()) => {}
+        // Said by the endpoint's failures and the connection's metrics.
+        Err(error @ (Error::Connect { .. } | Error::Tls { .. } | Error::Reset { .. })) => {
+            tracing::debug!(%peer, %key, %error, "connection failed");
+        }
+        Err(error) => ctx.telemetry.refused(Direction::Outbound, error.reason(), peer, &error),
     }
 }
 
@@ -138,8 +143,8 @@ async fn detected(
     let server_first = ctx.servers_first.borrow().contains(key);
     let wait = if server_first { Duration::ZERO } else { limits::PEEK_WAIT };
     match detect::first_bytes(Bytes::new(), accepted.stream, Some(wait)).await {
-        Ok(FirstBytes::Spoken(spoken, stream)) => carry(ctx, spoken, stream, peer, key, destination, None).await,
-        Ok(FirstBytes::Silent(stream)) => silent(ctx, stream, peer, key, destination).await,
+        Ok(FirstBytes::Spoken(spoken, stream)) => carry(ctx, spoken, stream, key, destination, None).await,
+        Ok(FirstBytes::Silent(stream)) => silent(ctx, stream, key, destination).await,
         Ok(FirstBytes::Closed) => Ok(()),
         Err(error) => {
             tracing::debug!(%peer, %error, "client left before it spoke");
@@ -152,7 +157,6 @@ async fn detected(
 async fn silent(
     ctx: &Context,
     client: Prefixed<TcpStream>,
-    peer: SocketAddr,
     key: &DestinationKey,
     destination: &Destination,
 ) -> Result<(), Error> {
@@ -161,13 +165,13 @@ async fn silent(
     match tcp::race(client, server).await {
         tcp::First::Server(client, server) => {
             ctx.servers_first.borrow_mut().insert(key);
-            tcp::relay(client, server, peer, Some(&metrics)).await;
+            Carried::begin(ctx, &metrics).relay(client, server).await;
             Ok(())
         }
         tcp::First::Client(spoken, stream, server) => {
             ctx.servers_first.borrow_mut().remove(key);
             let opened = Opened { server, _pick: pick, metrics };
-            carry(ctx, spoken, stream, peer, key, destination, Some(opened)).await
+            carry(ctx, spoken, stream, key, destination, Some(opened)).await
         }
         tcp::First::Closed => Ok(()),
     }
@@ -185,7 +189,6 @@ async fn carry(
     ctx: &Context,
     spoken: Spoken,
     stream: Prefixed<TcpStream>,
-    peer: SocketAddr,
     key: &DestinationKey,
     destination: &Destination,
     opened: Option<Opened>,
@@ -205,37 +208,30 @@ async fn carry(
         _ => None,
     };
     if let Some(opened) = opened {
-        tcp::relay(stream, opened.server, peer, Some(&opened.metrics)).await;
+        Carried::begin(ctx, &opened.metrics).relay(stream, opened.server).await;
         return Ok(());
     }
     let (backend, metrics) = opaque_backend(ctx, destination, server_name.as_deref())?;
-    let (server, _pick) = tcp::connect(ctx, &backend).await?;
-    tcp::relay(stream, server, peer, Some(&metrics)).await;
-    Ok(())
+    Carried::begin(ctx, &metrics).to(ctx, &backend, stream).await
 }
 
 // ---- opaque bytes -------------------------------------------------------------------------------
 
 /// A port that is declared to be the application's own TLS: routed by SNI, never decrypted.
 async fn declared_tls(ctx: &Context, accepted: Accepted, destination: &Destination) -> Result<(), Error> {
-    let peer = accepted.peer;
     let (server_name, stream) = match detect::first_bytes(Bytes::new(), accepted.stream, None).await {
         Ok(FirstBytes::Spoken(Spoken::Tls { server_name }, stream)) => (server_name, stream),
         Ok(FirstBytes::Spoken(..) | FirstBytes::Silent(_)) => return Err(Error::Refused("not-tls")),
         Ok(FirstBytes::Closed) | Err(_) => return Ok(()),
     };
     let (backend, metrics) = opaque_backend(ctx, destination, server_name.as_deref())?;
-    let (server, _pick) = tcp::connect(ctx, &backend).await?;
-    tcp::relay(stream, server, peer, Some(&metrics)).await;
-    Ok(())
+    Carried::begin(ctx, &metrics).to(ctx, &backend, stream).await
 }
 
 /// A port that is declared to be opaque.
 async fn declared_tcp(ctx: &Context, accepted: Accepted, destination: &Destination) -> Result<(), Error> {
     let (backend, metrics) = opaque_backend(ctx, destination, None)?;
-    let (server, _pick) = tcp::connect(ctx, &backend).await?;
-    tcp::relay(accepted.stream, server, accepted.peer, Some(&metrics)).await;
-    Ok(())
+    Carried::begin(ctx, &metrics).to(ctx, &backend, accepted.stream).await
 }
 
 /// Where a connection of opaque bytes (or of TLS with `server_name`) goes.
@@ -270,19 +266,17 @@ fn no_backend(origin: &RuleOrigin) -> Error {
 /// Not in the mesh: bytes go on as they are, to the original address or to a name that DNS knows.
 async fn outside(ctx: &Context, accepted: Accepted, key: &DestinationKey) -> Result<(), Error> {
     let metrics = ConnectionMetrics::outbound("outside", "default", "outside");
+    let carried = Carried::begin(ctx, &metrics);
     match key {
         DestinationKey::Address(address) => {
-            let server = net::connect::connect(*address, ctx.mark())
-                .await
-                .map_err(|error| Error::Connect { endpoint: address.to_string(), reason: error.to_string() })?;
-            tcp::relay(accepted.stream, server, accepted.peer, Some(&metrics)).await;
+            let server = ctx.upstreams.plain(*address).tcp().await?;
+            carried.relay(accepted.stream, server).await;
+            Ok(())
         }
         DestinationKey::Name(name) => {
-            let backend =
-                ctx.upstreams.outside(name).ok_or_else(|| Error::InvalidBackend(format!("{name} is not host:port")))?;
-            let (server, _pick) = tcp::connect(ctx, &backend).await?;
-            tcp::relay(accepted.stream, server, accepted.peer, Some(&metrics)).await;
+            let invalid = || Error::InvalidBackend(format!("{name} is not host:port"));
+            let backend = ctx.upstreams.outside(name).ok_or_else(invalid)?;
+            carried.to(ctx, &backend, accepted.stream).await
         }
     }
-    Ok(())
 }

@@ -8,6 +8,7 @@ use tokio::{io::AsyncReadExt, net::TcpStream};
 use crate::{
     config::limits,
     detect::{self, FirstBytes, Spoken},
+    drain::Drain,
     error::Error,
     net::{
         Io, Prefixed,
@@ -75,23 +76,54 @@ pub(crate) async fn race(client: Prefixed<TcpStream>, mut server: Box<dyn Io>) -
     }
 }
 
-/// Relays until both sides are done, and records the connection.
-pub(crate) async fn relay(client: impl Io, server: impl Io, peer: SocketAddr, metrics: Option<&ConnectionMetrics>) {
-    let started = Instant::now();
-    let moved = Moved::default();
-    if let Some(metrics) = metrics {
+/// A connection that is carried as opaque bytes: counted from here on, and waited for when draining.
+pub(crate) struct Carried<'a> {
+    metrics: &'a ConnectionMetrics,
+    moved: Moved,
+    started: Instant,
+    reason: Option<&'static str>,
+    _waited_for: Drain,
+}
+
+impl<'a> Carried<'a> {
+    pub(crate) fn begin(ctx: &Context, metrics: &'a ConnectionMetrics) -> Self {
         metrics.opened();
-    }
-    let mut recorded = Recorded { metrics, moved: &moved, started, reason: Some("aborted") };
-    // A drain waits for connections up to its limit: opaque bytes know no better moment to end.
-    let ended = copy::relay(client, server, limits::TCP_IDLE, &moved).await;
-    recorded.reason = match ended {
-        Ok(()) => None,
-        Err(error) => {
-            tracing::debug!(%peer, %error, "relay ended");
-            Some(reason(&error))
+        Self {
+            metrics,
+            moved: Moved::default(),
+            started: Instant::now(),
+            reason: Some("aborted"),
+            _waited_for: ctx.drain.clone(),
         }
-    };
+    }
+
+    /// Connects to one of the backend's endpoints and relays until both sides are done.
+    ///
+    /// # Errors
+    /// If no connection can be made.
+    pub(crate) async fn to(mut self, ctx: &Context, backend: &Arc<Backend>, client: impl Io) -> Result<(), Error> {
+        match connect(ctx, backend).await {
+            Ok((server, _pick)) => {
+                self.relay(client, server).await;
+                Ok(())
+            }
+            Err(error) => {
+                self.reason = Some(error.reason());
+                Err(error)
+            }
+        }
+    }
+
+    /// Relays until both sides are done.
+    pub(crate) async fn relay(mut self, client: impl Io, server: impl Io) {
+        self.reason = match copy::relay(client, server, limits::TCP_IDLE, &self.moved).await {
+            Ok(()) => None,
+            Err(error) => {
+                tracing::debug!(%error, "relay ended");
+                Some(reason(&error))
+            }
+        };
+    }
 }
 
 /// The name of what ended a relay, for metrics.
@@ -102,18 +134,9 @@ fn reason(error: &std::io::Error) -> &'static str {
     }
 }
 
-/// Records the connection's end, also if its task is dropped.
-struct Recorded<'a> {
-    metrics: Option<&'a ConnectionMetrics>,
-    moved: &'a Moved,
-    started: Instant,
-    reason: Option<&'static str>,
-}
-
-impl Drop for Recorded<'_> {
+impl Drop for Carried<'_> {
     fn drop(&mut self) {
-        if let Some(metrics) = self.metrics {
-            metrics.closed(self.reason, self.moved.to_server.get(), self.moved.to_client.get(), self.started.elapsed());
-        }
+        let (to_server, to_client) = (self.moved.to_server.get(), self.moved.to_client.get());
+        self.metrics.closed(self.reason, to_server, to_client, self.started.elapsed());
     }
 }

@@ -151,7 +151,7 @@ impl Exchange {
     ) -> Response<Body> {
         let answer = answer.unwrap_or_else(|error| {
             tracing::debug!(%error, path = self.record.path, "answered by the proxy");
-            self.record.reason = Some(error.reason());
+            self.record.reason.get_or_insert(error.reason());
             let response = respond::failure(&error, grpc, self.record.version);
             self.answered(response.status(), response.headers());
             Answer { response, upgraded: None }

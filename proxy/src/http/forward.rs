@@ -1,6 +1,7 @@
 //! Sends a request to an endpoint, again to another if that is safe, and takes the answer.
 
 use std::{
+    fmt::Display,
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
@@ -16,7 +17,7 @@ use hyper::{
 
 use super::{
     Body,
-    exchange::{Exchange, grpc_status},
+    exchange::{CLIENT_LEFT, Exchange, grpc_status},
     headers,
     request_body::{ContinueGate, RequestBody},
     retry::{self, Failure, Tries},
@@ -46,13 +47,13 @@ pub(crate) enum To<'a> {
 }
 
 /// A request whose head is settled ([`headers::receive`]) and filtered.
-pub(crate) struct Outgoing {
+pub(crate) struct Outgoing<'a> {
     pub(crate) head: Parts,
     pub(crate) body: Incoming,
     /// The protocol the client wants to change to (HTTP/1.1).
     pub(crate) upgrade: Option<HeaderValue>,
     /// The authority for clients that named none.
-    pub(crate) host: String,
+    pub(crate) host: &'a dyn Display,
 }
 
 /// A response on its way to the client.
@@ -63,12 +64,12 @@ pub(crate) struct Answer {
 }
 
 /// What every try of a request is made from.
-struct Template {
+struct Template<'a> {
     head: Parts,
     body: Option<Rc<RequestBody>>,
     upgrade: Option<HeaderValue>,
     connect_protocol: Option<ConnectProtocol>,
-    host: String,
+    host: &'a dyn Display,
     expects_continue: bool,
     grpc: bool,
 }
@@ -87,9 +88,9 @@ struct Failed {
 ///
 /// # Errors
 /// If no try got an answer.
-pub(crate) async fn forward(exchange: &mut Exchange, plan: Plan<'_>, outgoing: Outgoing) -> Result<Answer, Error> {
+pub(crate) async fn forward(exchange: &mut Exchange, plan: Plan<'_>, outgoing: Outgoing<'_>) -> Result<Answer, Error> {
     let ctx = Rc::clone(exchange.ctx());
-    let mut template = Template::new(outgoing);
+    let template = Template::new(outgoing);
     exchange.request.clone_from(&template.body);
     let mut tries = Tries {
         repeatable: retry::repeatable(&template.head.method, &template.head.headers),
@@ -107,24 +108,32 @@ pub(crate) async fn forward(exchange: &mut Exchange, plan: Plan<'_>, outgoing: O
         let pick = exchange.within(None, picked).await??;
         exchange.record.endpoint = Some(pick.endpoint.address);
         let Failed { failure, error, response, unsent: given_back } =
-            match try_once(exchange, &plan, &mut template, &pick, &mut tries, unsent.take()).await {
-                Ok(response) => return accept(exchange, pick, &template, response),
+            match try_once(exchange, &plan, &template, &pick, &mut tries, unsent.take()).await {
+                Ok(response) => {
+                    pick.report(outcome(&response), Instant::now());
+                    return accept(exchange, pick, &template, response);
+                }
                 Err(failed) => failed,
             };
-        let client_failed = template.body.as_ref().is_some_and(|body| body.failed());
+        if template.body.as_ref().is_some_and(|body| body.failed()) {
+            pick.report(Outcome::Neutral, Instant::now());
+            exchange.record.reason = Some(CLIENT_LEFT);
+            return Err(Error::BadRequest("the request's body broke off"));
+        }
         let now = Instant::now();
-        pick.report(if client_failed { Outcome::Neutral } else { Outcome::Failure }, now);
+        pick.report(Outcome::Failure, now);
         let replayable = given_back.is_some() || template.body.as_ref().is_none_or(|body| body.replayable());
         let again = match plan.to {
-            To::Backend(backend) if replayable && !client_failed => {
-                retry::next_try(failure, tries, plan.retry, ctx.random.next()).filter(|_| backend.budget.withdraw(now))
-            }
-            To::Application(_) if replayable && !client_failed && failure != Failure::NotConnected => {
+            To::Backend(backend) if replayable => retry::next_try(failure, tries, plan.retry, ctx.random.next())
+                .filter(|wait| exchange.deadline.is_none_or(|deadline| now + *wait < deadline))
+                .filter(|_| backend.budget.withdraw(now)),
+            // There is only one application: if it does not listen, another try now is in vain.
+            To::Application(_) if replayable && failure != Failure::NotConnected => {
                 retry::next_try(failure, tries, None, 0)
             }
             _ => None,
         };
-        let Some(wait) = again.filter(|wait| exchange.deadline.is_none_or(|deadline| now + *wait < deadline)) else {
+        let Some(wait) = again else {
             return match response {
                 Some(response) => accept(exchange, pick, &template, response),
                 None => Err(error),
@@ -137,7 +146,7 @@ pub(crate) async fn forward(exchange: &mut Exchange, plan: Plan<'_>, outgoing: O
         tries.by_policy += u32::from(matches!(failure, Failure::Status(..) | Failure::TryTimeout));
         tried.push(pick.endpoint.address);
         unsent = given_back;
-        drop(pick);
+        drop((pick, response));
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
@@ -155,7 +164,7 @@ async fn choose(ctx: &Context, to: To<'_>, tried: &[SocketAddr]) -> Result<Pick,
 async fn try_once(
     exchange: &mut Exchange,
     plan: &Plan<'_>,
-    template: &mut Template,
+    template: &Template<'_>,
     pick: &Pick,
     tries: &mut Tries,
     unsent: Option<Request<Body>>,
@@ -221,15 +230,19 @@ fn refused(response: &Response<Incoming>, pick: &Pick, policy: Option<&Retry>) -
     Some(Failure::Status(status, retry_after.map(Duration::from_secs)))
 }
 
+/// What an answer says about its endpoint: HTTP's server errors, and gRPC's UNAVAILABLE.
+fn outcome(response: &Response<Incoming>) -> Outcome {
+    let failed = response.status().is_server_error() || grpc_status(response.headers()) == Some(14);
+    if failed { Outcome::Failure } else { Outcome::Success }
+}
+
 /// The response is passed on: no further try.
 fn accept(
     exchange: &mut Exchange,
     pick: Pick,
-    template: &Template,
+    template: &Template<'_>,
     response: Response<Incoming>,
 ) -> Result<Answer, Error> {
-    let failed = response.status().is_server_error() || grpc_status(response.headers()) == Some(14);
-    pick.report(if failed { Outcome::Failure } else { Outcome::Success }, Instant::now());
     if let Some(body) = &template.body {
         body.settle();
     }
@@ -252,6 +265,9 @@ fn accept(
     head.version = if exchange.record.version == Version::HTTP_2 { Version::HTTP_2 } else { Version::HTTP_11 };
     head.extensions.clear();
     exchange.answered(head.status, &head.headers);
+    if meshed && exchange.record.peer.is_none() {
+        exchange.record.peer.clone_from(&pick.endpoint.identity);
+    }
     exchange.pick = Some(pick);
     let body = if upgraded.is_some() { Body::empty() } else { Body::stream(body) };
     Ok(Answer { response: Response::from_parts(head, body), upgraded })
@@ -261,8 +277,8 @@ fn broken(pick: &Pick, reason: &str) -> Error {
     Error::Reset { endpoint: pick.endpoint.address.to_string(), reason: reason.to_owned() }
 }
 
-impl Template {
-    fn new(outgoing: Outgoing) -> Self {
+impl<'a> Template<'a> {
+    fn new(outgoing: Outgoing<'a>) -> Self {
         let Outgoing { mut head, body, upgrade, host } = outgoing;
         let connect_protocol = head.extensions.remove::<ConnectProtocol>();
         head.extensions.clear();
@@ -274,15 +290,18 @@ impl Template {
     }
 
     /// The request for one try.
-    fn request(&mut self, http2: bool, attempt: u32, exchange: &Exchange) -> Result<Request<Body>, Error> {
+    fn request(&self, http2: bool, attempt: u32, exchange: &Exchange) -> Result<Request<Body>, Error> {
         let mut head = self.head.clone();
         if http2 {
-            headers::for_http2(&mut head, &self.host)?;
+            headers::for_http2(&mut head, self.host)?;
             if let Some(protocol) = &self.connect_protocol {
                 head.extensions.insert(protocol.clone());
             }
         } else {
-            headers::for_http1(&mut head, &self.host);
+            if self.connect_protocol.is_some() {
+                return Err(Error::BadRequest("extended CONNECT to a server that speaks HTTP/1"));
+            }
+            headers::for_http1(&mut head, self.host);
             if let Some(protocol) = &self.upgrade {
                 headers::set_upgrade(&mut head.headers, protocol.clone());
             }

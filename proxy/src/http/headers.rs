@@ -4,7 +4,7 @@
 //! Between [`receive`] and [`for_http1`] / [`for_http2`] the authority of a request is its Host field,
 //! whichever version it came with.
 
-use std::time::Duration;
+use std::{borrow::Cow, fmt::Display, time::Duration};
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Uri, Version,
@@ -190,14 +190,14 @@ pub(crate) fn expects_continue(headers: &HeaderMap) -> bool {
 }
 
 /// Gives a settled head the form that HTTP/1.1 wants: origin-form target, Host, one Cookie field. `host`: for clients (HTTP/1.0) that named none.
-pub(crate) fn for_http1(head: &mut Parts, host: &str) {
+pub(crate) fn for_http1(head: &mut Parts, host: &dyn Display) {
     if head.method != Method::CONNECT && head.uri.authority().is_some() {
         let path = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         head.uri = Uri::from(path);
     }
     head.version = Version::HTTP_11;
     if !head.headers.contains_key(HOST) {
-        if let Ok(host) = HeaderValue::from_str(host) {
+        if let Ok(host) = HeaderValue::try_from(host.to_string()) {
             head.headers.insert(HOST, host);
         }
     }
@@ -218,16 +218,19 @@ pub(crate) fn for_http1(head: &mut Parts, host: &str) {
 ///
 /// # Errors
 /// If Host is no authority.
-pub(crate) fn for_http2(head: &mut Parts, host: &str) -> Result<(), Error> {
+pub(crate) fn for_http2(head: &mut Parts, host: &dyn Display) -> Result<(), Error> {
     head.version = Version::HTTP_2;
     let value = head.headers.remove(HOST);
-    let wanted = value.as_ref().and_then(|value| value.to_str().ok()).unwrap_or(host);
+    let wanted = match value.as_ref().and_then(|value| value.to_str().ok()) {
+        Some(named) => Cow::Borrowed(named),
+        None => Cow::Owned(host.to_string()),
+    };
     let complete = head.uri.scheme().is_some() || head.method == Method::CONNECT;
     if complete && head.uri.authority().is_some_and(|authority| authority.as_str() == wanted) {
         return Ok(());
     }
     let mut parts = std::mem::take(&mut head.uri).into_parts();
-    parts.authority = Some(Authority::try_from(wanted).map_err(|_| Error::BadRequest("an invalid Host"))?);
+    parts.authority = Some(Authority::try_from(&*wanted).map_err(|_| Error::BadRequest("an invalid Host"))?);
     if parts.path_and_query.is_some() {
         parts.scheme = parts.scheme.or(Some(Scheme::HTTP));
     }

@@ -25,6 +25,7 @@ async fn relay(client: OnUpgrade, server: OnUpgrade, mut exchange: Box<Exchange>
         }
     };
     let moved = Moved::default();
+    let _waited_for = exchange.ctx().drain.clone();
     let ended = copy::relay(TokioIo::new(client), TokioIo::new(server), limits::TCP_IDLE, &moved).await;
     exchange.relayed(moved.to_server.get(), moved.to_client.get());
     match ended {

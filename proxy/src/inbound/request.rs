@@ -52,8 +52,7 @@ async fn answer(
         _ => None,
     };
     let plan = Plan { to: To::Application(application.address), http2, try_timeout: None, retry: None };
-    let host = application.address.to_string();
-    forward::forward(exchange, plan, Outgoing { head, body, upgrade, host }).await
+    forward::forward(exchange, plan, Outgoing { head, body, upgrade, host: &application.address }).await
 }
 
 /// Our own headers mean something only from the mesh, and the client's identity comes from its certificate alone.

@@ -1,5 +1,7 @@
 //! One outbound request: policy → filters → backend → answer.
 
+use std::sync::Arc;
+
 use http::{Response, request::Parts};
 use hyper::body::Incoming;
 
@@ -19,7 +21,6 @@ use crate::{
     upstream::Backend,
     worker::Context,
 };
-use std::sync::Arc;
 
 /// Answers one request of the workload.
 pub(super) async fn serve(ctx: Context, key: DestinationKey, received: Received) -> Response<Body> {
@@ -43,7 +44,7 @@ async fn answer(
     exchange.join_trace(&mut head.headers);
     exchange.limit(headers::grpc_timeout(&head.headers));
     let destination = destination(ctx, key).await?;
-    let outgoing = |head| Outgoing { head, body, upgrade, host: key.to_string() };
+    let outgoing = |head| Outgoing { head, body, upgrade, host: key };
     match &destination.target {
         Target::Service(service) => routed(ctx, exchange, service, head, outgoing).await,
         Target::Workload(backend) => {
@@ -58,12 +59,12 @@ async fn answer(
 }
 
 /// Sends the request where the service's routes say.
-async fn routed(
+async fn routed<'a>(
     ctx: &Context,
     exchange: &mut Exchange,
     service: &ServicePort,
     mut head: Parts,
-    outgoing: impl FnOnce(Parts) -> Outgoing,
+    outgoing: impl FnOnce(Parts) -> Outgoing<'a>,
 ) -> Result<Answer, Error> {
     let matched = service.http.as_ref().and_then(|routes| routes.decide(&head));
     let Some(matched) = matched else {
