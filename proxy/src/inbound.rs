@@ -217,11 +217,10 @@ async fn http(ctx: &Context, stream: impl Io, client: Client, application: Rc<Ap
 /// The application's port as a backend, made when first called and anew when its declared protocol changed.
 fn application(ctx: &Context, address: SocketAddr, protocol: Protocol) -> Rc<Application> {
     let mut applications = ctx.applications.borrow_mut();
-    if let Some(application) = applications.get(&address) {
-        if application.protocol == protocol {
+    if let Some(application) = applications.get(&address)
+        && application.protocol == protocol {
             return Rc::clone(application);
         }
-    }
     let application = Rc::new(Application {
         address,
         protocol,

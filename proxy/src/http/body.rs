@@ -132,11 +132,10 @@ impl HttpBody for Body {
 
 impl Drop for Body {
     fn drop(&mut self) {
-        if self.exchange.is_some() && self.is_end_stream() {
-            if let Some(exchange) = &mut self.exchange {
+        if self.exchange.is_some() && self.is_end_stream()
+            && let Some(exchange) = &mut self.exchange {
                 exchange.completed();
             }
-        }
     }
 }
 

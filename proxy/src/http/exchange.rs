@@ -151,7 +151,7 @@ impl Exchange {
     ) -> Response<Body> {
         let answer = answer.unwrap_or_else(|error| {
             tracing::debug!(%error, path = self.record.path, "answered by the proxy");
-            self.record.reason.get_or_insert(error.reason());
+            self.record.reason = self.record.reason.or_else(|| Some(error.reason()));
             let response = respond::failure(&error, grpc, self.record.version);
             self.answered(response.status(), response.headers());
             Answer { response, upgraded: None }
@@ -207,11 +207,10 @@ impl Exchange {
             if let Poll::Ready(done) = step.as_mut().poll(cx) {
                 return Poll::Ready(done);
             }
-            if let Some(timer) = try_timer.as_mut().as_pin_mut() {
-                if timer.poll(cx).is_ready() {
+            if let Some(timer) = try_timer.as_mut().as_pin_mut()
+                && timer.poll(cx).is_ready() {
                     return Poll::Ready(Err(Error::TryTimeout));
                 }
-            }
             self.poll_overdue(cx).map(|_| Err(Error::RequestTimeout))
         })
         .await

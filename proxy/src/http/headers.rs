@@ -67,14 +67,13 @@ fn check_framing(headers: &HeaderMap) -> Result<(), Error> {
         }
     }
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-    if let Some(length) = lengths.next() {
-        if length.is_empty()
+    if let Some(length) = lengths.next()
+        && (length.is_empty()
             || !length.as_bytes().iter().all(u8::is_ascii_digit)
-            || lengths.any(|other| other != length)
+            || lengths.any(|other| other != length))
         {
             return Err(Error::BadRequest("an invalid Content-Length"));
         }
-    }
     Ok(())
 }
 
@@ -85,11 +84,10 @@ fn settle_authority(head: &mut Parts) -> Result<(), Error> {
     if hosts.next().is_some() {
         return Err(Error::BadRequest("several Host fields"));
     }
-    if let Some(host) = host {
-        if !is_authority(host.as_bytes()) {
+    if let Some(host) = host
+        && !is_authority(host.as_bytes()) {
             return Err(Error::BadRequest("an invalid Host"));
         }
-    }
     let Some(authority) = head.uri.authority() else {
         if host.is_none() && head.version != Version::HTTP_10 {
             return Err(Error::BadRequest("no Host"));
@@ -196,11 +194,10 @@ pub(crate) fn for_http1(head: &mut Parts, host: &dyn Display) {
         head.uri = Uri::from(path);
     }
     head.version = Version::HTTP_11;
-    if !head.headers.contains_key(HOST) {
-        if let Ok(host) = HeaderValue::try_from(host.to_string()) {
+    if !head.headers.contains_key(HOST)
+        && let Ok(host) = HeaderValue::try_from(host.to_string()) {
             head.headers.insert(HOST, host);
         }
-    }
     // RFC 9113 8.2.3
     if head.headers.get_all(COOKIE).iter().nth(1).is_some() {
         let joined =
@@ -243,11 +240,10 @@ pub(crate) fn for_http2(head: &mut Parts, host: &dyn Display) -> Result<(), Erro
 /// # Errors
 /// If its body is in a coding that would be lost.
 pub(crate) fn receive_response(headers: &mut HeaderMap, meshed: bool) -> Result<(), &'static str> {
-    if let Some(coding) = headers.get(TRANSFER_ENCODING) {
-        if !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
+    if let Some(coding) = headers.get(TRANSFER_ENCODING)
+        && !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
             return Err("the response has a transfer coding other than chunked");
         }
-    }
     remove_hop_by_hop(headers);
     headers.remove(TE);
     if !meshed {
