@@ -17,9 +17,11 @@ pub mod netns;
 pub mod operator;
 pub mod ports;
 pub mod process;
+pub mod raw;
 pub mod scenario;
 pub mod server;
 pub mod tcp;
+pub mod transparent;
 pub mod wait;
 
 /// Generated from `proto/echo.proto`: the tests' own gRPC service.

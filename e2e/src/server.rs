@@ -72,6 +72,8 @@ pub struct Control {
     /// Not 0: answer everything with this status.
     pub status: AtomicUsize,
     counts: Mutex<HashMap<String, u64>>,
+    /// Requests by path; bounded by what tests ask for.
+    paths: Mutex<HashMap<String, u64>>,
 }
 
 /// A running server; gone, with its connections, when dropped.
@@ -107,6 +109,12 @@ impl Server {
 
     pub fn control(&self) -> &Control {
         &self.control
+    }
+
+    /// Requests for that path, its query left out, that it read to their end.
+    pub fn seen(&self, path: &str) -> u64 {
+        let paths = self.control.paths.lock().unwrap_or_else(PoisonError::into_inner);
+        paths.get(path).copied().unwrap_or_default()
     }
 
     pub fn requests(&self) -> u64 {
@@ -187,6 +195,7 @@ async fn answer(mut request: Request<Incoming>, name: &Arc<str>, control: &Contr
         Ok(seen) => seen,
         Err(error) => return reply(StatusCode::BAD_REQUEST, format!("{error:#}").into()),
     };
+    *control.paths.lock().unwrap_or_else(PoisonError::into_inner).entry(path.clone()).or_default() += 1;
     let forced = u16::try_from(control.status.load(Relaxed)).ok().and_then(|code| StatusCode::from_u16(code).ok());
     if let Some(status) = forced {
         return reply(status, "as told".into());

@@ -1,0 +1,21 @@
+"""Echoes WebSocket messages. Arguments: address, port."""
+import asyncio
+import sys
+
+import websockets
+
+
+async def echo(socket):
+    async for message in socket:
+        if message == "bye":
+            await socket.close(4001, "as asked")
+            return
+        await socket.send(message)
+
+
+async def main():
+    async with websockets.serve(echo, sys.argv[1], int(sys.argv[2]), max_size=8 << 20, subprotocols=["echo"]):
+        await asyncio.Future()
+
+
+asyncio.run(main())

@@ -1,0 +1,257 @@
+//! Malformed and hostile HTTP: refused or bounded, while others are served as if nothing had happened.
+
+use std::{net::SocketAddr, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use leno_e2e::{
+    load::{Load, Running},
+    mesh::{LIMIT, Workload},
+    raw::{self, END_HEADERS, END_STREAM, Http2, encode, frame, statuses},
+    scenario::{Scenario, destination},
+    server::Server,
+    wait::eventually,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    task::JoinSet,
+    time::Instant,
+};
+
+/// A client's sidecar, a server's, and one that also lets plaintext in; with bystanders' load through all.
+struct Stage {
+    scenario: Scenario,
+    /// A permissive workload: anybody can reach its inbound listener.
+    open: Workload,
+    open_server: Server,
+    bystanders: Running,
+}
+
+impl Stage {
+    async fn set() -> Result<Self> {
+        let scenario = Scenario::start(&["shop"]).await?;
+        let namespace = "apiVersion: v1
+kind: Namespace
+metadata:
+  name: default
+  annotations: {leno.dev/inbound: permissive}
+";
+        scenario.mesh.apply("namespace.yaml", namespace)?;
+        let open_server = Server::start("open").await?;
+        let open = scenario.mesh.workload("open").inbound(open_server.address()).start().await?;
+        let load = Load::new(scenario.address("shop")?, &destination("shop"));
+        let bystanders = load.connections(10).streams(4).rate(100.0).path("/bystander").start();
+        Ok(Self { scenario, open, open_server, bystanders })
+    }
+
+    /// Where plaintext HTTP is read: a client's sidecar, and a permissive server's.
+    fn doors(&self) -> Result<[SocketAddr; 2]> {
+        Ok([self.scenario.address("shop")?, self.open.listener(0)?])
+    }
+
+    fn resident(&self) -> Result<u64> {
+        Ok(self.scenario.client.process()?.resident()?.max(self.open.process()?.resident()?))
+    }
+
+    async fn end(self) -> Result<()> {
+        self.bystanders.more(100).await?;
+        self.bystanders.stop().await?.unharmed(100)?;
+        self.scenario.mesh.end().await
+    }
+}
+
+/// What must never reach an application as a request of its own.
+const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn malformed_requests_are_refused() -> Result<()> {
+    let stage = Stage::set().await?;
+    let smuggling = |head: &str| format!("POST /first HTTP/1.1\r\nHost: x\r\n{head}\r\n{SMUGGLED}");
+    let simple = |head: &str| format!("GET /first HTTP/1.1\r\nHost: x\r\n{head}\r\n");
+    let large = "a".repeat(200_000);
+    let many: String = (0..5000).map(|n| format!("h{n}: v\r\n")).collect();
+    let cases = [
+        ("length and coding", smuggling("Content-Length: 4\r\nTransfer-Encoding: chunked\r\n")),
+        ("coding and length", smuggling("Transfer-Encoding: chunked\r\nContent-Length: 4\r\n")),
+        ("two lengths", smuggling("Content-Length: 0\r\nContent-Length: 36\r\n")),
+        ("a list of lengths", smuggling("Content-Length: 0, 36\r\n")),
+        ("a signed length", smuggling("Content-Length: +0\r\n")),
+        ("a length that overflows", smuggling("Content-Length: 18446744073709551616\r\n")),
+        ("a coding that is not chunked", smuggling("Transfer-Encoding: identity\r\n")),
+        ("chunked and something", smuggling("Transfer-Encoding: chunked, identity\r\n")),
+        ("chunked twice", smuggling("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n")),
+        ("almost chunked", smuggling("Transfer-Encoding: xchunked\r\n")),
+        ("a quoted coding", smuggling("Transfer-Encoding: \"chunked\"\r\n")),
+        ("a folded line", simple("X-A: b\r\n  c\r\n")),
+        ("a folded coding", smuggling("Transfer-Encoding:\r\n chunked\r\n")),
+        ("a space before the colon", simple("X-A : b\r\n")),
+        ("a line without colon", simple("nonsense\r\n")),
+        ("a bare CR in a value", simple("X-A: b\rX-B: c\r\n")),
+        ("NUL in a value", simple("X-A: b\0c\r\n")),
+        ("a name with a space", simple("X A: b\r\n")),
+        ("two hosts", simple("Host: y\r\n")),
+        ("no host", "GET / HTTP/1.1\r\n\r\n".to_owned()),
+        ("a bad host", "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n".to_owned()),
+        ("a method with a bracket", "G{T / HTTP/1.1\r\nHost: x\r\n\r\n".to_owned()),
+        ("a version that does not exist", "GET / HTTP/3.9\r\nHost: x\r\n\r\n".to_owned()),
+        ("spaces in the target", "GET /a b HTTP/1.1\r\nHost: x\r\n\r\n".to_owned()),
+        ("a head that is too large", simple(&format!("X-A: {large}\r\n"))),
+        ("a target that is too long", format!("GET /{large} HTTP/1.1\r\nHost: x\r\n\r\n")),
+        ("too many fields", simple(&many)),
+    ];
+    for door in stage.doors()? {
+        for (what, bytes) in &cases {
+            let before = stage.scenario.instance("shop-1")?.server.seen("/first") + stage.open_server.seen("/first");
+            let answer = raw::send(door, bytes.as_bytes()).await.with_context(|| (*what).to_owned())?;
+            let statuses = statuses(&answer);
+            ensure!(
+                statuses.len() <= 1 && statuses.iter().all(|status| [400, 414, 431, 501, 505].contains(status)),
+                "{what}: answered with {statuses:?}"
+            );
+            let after = stage.scenario.instance("shop-1")?.server.seen("/first") + stage.open_server.seen("/first");
+            ensure!(before == after, "{what}: it reached the application");
+        }
+        // A body that goes wrong after its head was let through: the application sees it broken off, and nothing more.
+        for (what, body) in [
+            ("a chunk size that overflows", "FFFFFFFFFFFFFFFFF\r\n"),
+            ("a negative chunk", "-1\r\n"),
+            ("a chunk without end", "4\r\nabcdXX"),
+            ("a chunk size with a bare LF", "4;a=\nb\r\nabcd\r\n0\r\n\r\n"),
+        ] {
+            let head = "POST /body HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
+            let answer = raw::send(door, format!("{head}{body}{SMUGGLED}").as_bytes()).await?;
+            ensure!(!statuses(&answer).contains(&200), "{what}: answered with {:?}", statuses(&answer));
+        }
+        // Bare LF as a line's end is allowed (RFC 9112, 2.2), if it is one and the same to everybody.
+        let answer = raw::send(door, b"GET /lf HTTP/1.1\nHost: x\n\n").await?;
+        ensure!(matches!(statuses(&answer)[..], [200 | 400] | []), "bare LF: {:?}", statuses(&answer));
+    }
+    for server in [&stage.scenario.instance("shop-1")?.server, &stage.open_server] {
+        ensure!(server.seen("/smuggled") == 0, "a smuggled request reached {}", server.name());
+    }
+    stage.end().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn floods_of_http2_frames_are_bounded() -> Result<()> {
+    let stage = Stage::set().await?;
+    stage.bystanders.more(200).await?;
+    let before = stage.resident()?;
+    for door in stage.doors()? {
+        rapid_reset(door).await?;
+        continuation_flood(door).await?;
+        idle_frames(door).await?;
+        zero_windows(door).await?;
+    }
+    let grown = stage.resident()?.saturating_sub(before);
+    println!("resident memory grew by {} KiB", grown / 1024);
+    ensure!(grown < 48 << 20, "the floods cost {} MiB", grown >> 20);
+    let server = &stage.scenario.instance("shop-1")?.server;
+    eventually("the application has no request left", LIMIT, async || {
+        // The bystanders' streams are four.
+        let left = server.control().in_flight.load(std::sync::atomic::Ordering::Relaxed);
+        ensure!(left <= 14, "{left} in flight");
+        Ok(())
+    })
+    .await?;
+    stage.end().await
+}
+
+/// Requests that are taken back at once (CVE-2023-44487): the connection is ended, or goes on bounded.
+async fn rapid_reset(door: SocketAddr) -> Result<()> {
+    let mut connection = Http2::connect(door, &[]).await?;
+    let head = raw::get("shop", "/reset");
+    for n in 0..20_000u32 {
+        let stream = 2 * n + 1;
+        let request = encode(frame::HEADERS, END_HEADERS | END_STREAM, stream, &head);
+        let reset = encode(frame::RST_STREAM, 0, stream, &8u32.to_be_bytes());
+        if connection.write(&[request, reset].concat()).await.is_err() {
+            return Ok(());
+        }
+    }
+    let frames = connection.read_to_goaway().await;
+    ensure!(frames.contains(&frame::GOAWAY), "20,000 rapid resets were taken for well");
+    Ok(())
+}
+
+/// A head without end (CVE-2024-27316).
+async fn continuation_flood(door: SocketAddr) -> Result<()> {
+    let mut connection = Http2::connect(door, &[]).await?;
+    let filler = [vec![0x00, 0x01, b'a', 0x7f, 0x81, 0x7e], vec![b'x'; 16_000]].concat();
+    connection.write(&encode(frame::HEADERS, END_STREAM, 1, &raw::get("shop", "/flood"))).await?;
+    for _ in 0..2000 {
+        if connection.write(&encode(frame::CONTINUATION, 0, 1, &filler)).await.is_err() {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("32 MB of one head were read")
+}
+
+/// Frames that cost the sender nothing: each wants an answer, or work.
+async fn idle_frames(door: SocketAddr) -> Result<()> {
+    for frames in [
+        encode(frame::PING, 0, 0, &[0; 8]),
+        encode(frame::SETTINGS, 0, 0, &[]),
+        [encode(frame::HEADERS, END_HEADERS, 1, &raw::get("shop", "/drip")), encode(frame::DATA, 0, 1, &[])].concat(),
+    ] {
+        let mut connection = Http2::connect(door, &[]).await?;
+        let many = frames.repeat(100);
+        for _ in 0..300 {
+            // It need not end the connection, as long as it reads no more than it can bear.
+            if connection.write(&many).await.is_err() {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Answers that nobody takes: they wait at the application, not in the proxy.
+async fn zero_windows(door: SocketAddr) -> Result<()> {
+    const INITIAL_WINDOW_SIZE: u16 = 4;
+    let mut connections = Vec::new();
+    for _ in 0..20 {
+        let mut connection = Http2::connect(door, &[(INITIAL_WINDOW_SIZE, 0)]).await?;
+        let head = raw::get("shop", "/bytes/10000000");
+        let requests: Vec<u8> =
+            (0..10).flat_map(|n| encode(frame::HEADERS, END_HEADERS | END_STREAM, 2 * n + 1, &head)).collect();
+        connection.write(&requests).await?;
+        connections.push(connection);
+    }
+    // 200 answers of 10 MB: as soon as the first heads are there, bodies have begun to pile up wherever they can.
+    for connection in &mut connections {
+        let mut byte = [0; 1];
+        tokio::time::timeout(LIMIT, connection.stream.read_exact(&mut byte)).await.context("no answer at all")??;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_heads_are_not_waited_for() -> Result<()> {
+    let stage = Stage::set().await?;
+    let began = Instant::now();
+    let mut dribbling = JoinSet::new();
+    for door in stage.doors()? {
+        for _ in 0..100 {
+            dribbling.spawn(async move {
+                let mut stream = TcpStream::connect(door).await?;
+                stream.write_all(b"GET /slow HTTP/1.1\r\nHost: x\r\n").await?;
+                // A byte a second, for ever: until the other side closes.
+                loop {
+                    let mut answer = [0; 256];
+                    let wait = tokio::time::timeout(Duration::from_secs(1), stream.read(&mut answer)).await;
+                    match wait {
+                        Err(_) => stream.write_all(b"x").await?,
+                        Ok(Ok(1..)) => {}
+                        Ok(_) => return anyhow::Ok(()),
+                    }
+                }
+            });
+        }
+    }
+    let all = async { while dribbling.join_next().await.is_some() {} };
+    tokio::time::timeout(Duration::from_secs(90), all).await.context("slow heads are still waited for after 90 s")?;
+    println!("200 slow connections were closed within {:?}", began.elapsed());
+    stage.end().await
+}
