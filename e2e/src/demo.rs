@@ -68,6 +68,7 @@ pub async fn run(args: Args) -> Result<()> {
         step: Duration::from_secs(args.step),
         weights: (100, 0),
         status: Status::default(),
+        first: BTreeMap::new(),
         latencies: Vec::new(),
     };
     let outcome = demo.play(&mut mesh, &traffic, &mut view).await;
@@ -87,13 +88,15 @@ struct Demo {
     step: Duration,
     weights: (u32, u32),
     status: Status,
+    /// When each sidecar's first certificate ends.
+    first: BTreeMap<String, String>,
     /// From the file's write to the last proxy's word that it is in force.
     latencies: Vec<Duration>,
 }
 
 impl Demo {
     async fn play(&mut self, mesh: &mut Mesh, traffic: &Traffic, view: &mut View) -> Result<()> {
-        let first: BTreeMap<_, _> = self.epochs(mesh).await?;
+        self.first = mesh.certificates().await?;
         self.watch("all to v1", self.step, mesh, traffic, view).await?;
         self.share(traffic, view, 0.0, &Tally::default(), "100/0")?;
         for (v1, v2) in [(90, 10), (50, 50)] {
@@ -102,7 +105,7 @@ impl Demo {
         self.edits(mesh, view).await?;
         self.canary(0, 100, mesh, traffic, view).await?;
         self.kill("shop-v2-1", mesh, traffic, view).await?;
-        self.rotation(&first, mesh, traffic, view).await
+        self.rotation(mesh, traffic, view).await
     }
 
     /// Changes the weights by the file, waits until they are in force, and checks the traffic after that.
@@ -146,7 +149,7 @@ impl Demo {
 
     /// Many small edits, for a figure worth its name.
     async fn edits(&mut self, mesh: &Mesh, view: &mut View) -> Result<()> {
-        for n in 0..EDITS {
+        for n in 1..=EDITS {
             self.change(50 + n % 2, 50, mesh).await?;
         }
         let (p50, p99) = (self.latency(0.5), self.latency(0.99));
@@ -173,43 +176,32 @@ impl Demo {
         Ok(())
     }
 
-    /// Waits until every sidecar has a newer certificate than at the start.
-    async fn rotation(
-        &mut self,
-        first: &BTreeMap<String, u64>,
-        mesh: &Mesh,
-        traffic: &Traffic,
-        view: &mut View,
-    ) -> Result<()> {
+    /// Waits until every sidecar has a newer certificate than its first.
+    async fn rotation(&mut self, mesh: &Mesh, traffic: &Traffic, view: &mut View) -> Result<()> {
         let deadline = Instant::now() + mesh::CERTIFICATE_LIFETIME * 2;
-        loop {
-            let now = self.epochs(mesh).await?;
-            let renewed = now.iter().filter(|(name, epoch)| {
-                // The one that was killed starts to count anew.
-                *name == "shop-v2-1" || first.get(*name).is_some_and(|first| *epoch > first)
-            });
-            if renewed.count() == now.len() {
-                view.event(&format!(
-                    "every sidecar renewed its {} s certificate under traffic",
-                    mesh::CERTIFICATE_LIFETIME.as_secs()
-                ));
-                return Ok(());
-            }
+        while self.renewed(mesh).await? < mesh.workloads.len() {
             ensure!(
                 Instant::now() < deadline,
-                "a certificate was not renewed in time: at first {first:?}, now {now:?}"
+                "only {} of {} sidecars renewed their certificate in time",
+                self.status.renewed,
+                mesh.workloads.len()
             );
-            self.watch("waiting for every certificate to be renewed", Duration::from_secs(1), mesh, traffic, view)
-                .await?;
+            self.watch("certificates are being renewed", Duration::from_secs(1), mesh, traffic, view).await?;
         }
+        view.event(&format!(
+            "every sidecar renewed its {} s certificate under traffic; failed requests so far: {}",
+            mesh::CERTIFICATE_LIFETIME.as_secs(),
+            traffic.tally().failed
+        ));
+        Ok(())
     }
 
-    async fn epochs(&self, mesh: &Mesh) -> Result<BTreeMap<String, u64>> {
-        let mut epochs = BTreeMap::new();
-        for workload in &mesh.workloads {
-            epochs.insert(workload.name.clone(), mesh.identity(workload).await?.epoch);
-        }
-        Ok(epochs)
+    /// How many sidecars have another certificate than their first.
+    async fn renewed(&mut self, mesh: &Mesh) -> Result<usize> {
+        let now = mesh.certificates().await?;
+        self.status.renewed =
+            now.iter().filter(|(name, end)| self.first.get(*name).is_some_and(|first| first != *end)).count();
+        Ok(self.status.renewed)
     }
 
     /// Draws what happens for a while.
@@ -229,6 +221,7 @@ impl Demo {
                 self.first_status(mesh).await?;
             }
             mesh.proxies(&mut self.status).await?;
+            self.renewed(mesh).await?;
             let weights = format!("{}/{}", self.weights.0, self.weights.1);
             view.frame(step, &weights, &traffic.tally(), &self.status);
         }

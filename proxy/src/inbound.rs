@@ -218,9 +218,10 @@ async fn http(ctx: &Context, stream: impl Io, client: Client, application: Rc<Ap
 fn application(ctx: &Context, address: SocketAddr, protocol: Protocol) -> Rc<Application> {
     let mut applications = ctx.applications.borrow_mut();
     if let Some(application) = applications.get(&address)
-        && application.protocol == protocol {
-            return Rc::clone(application);
-        }
+        && application.protocol == protocol
+    {
+        return Rc::clone(application);
+    }
     let application = Rc::new(Application {
         address,
         protocol,

@@ -1,11 +1,12 @@
 //! The demo's mesh: a folder of YAML, a control plane, and a sidecar for each workload, all on loopback.
 
 use std::{
+    collections::BTreeMap,
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -60,7 +61,8 @@ pub(super) struct Status {
     pub(super) programmed: u32,
     pub(super) subscribed: u32,
     pub(super) connected: usize,
-    pub(super) certificate_seconds: Option<i64>,
+    /// Sidecars that have a newer certificate than their first.
+    pub(super) renewed: usize,
     /// "5 ready"
     pub(super) endpoints: String,
 }
@@ -191,22 +193,19 @@ impl Mesh {
         status.connected = connected().count();
         let running = self.workloads.iter().filter(|workload| workload.server.is_some()).count();
         status.endpoints = format!("{running} of shop up");
-        let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() as i64;
-        let mut next = None::<i64>;
-        for workload in &self.workloads {
-            if let Ok(identity) = self.identity(workload).await {
-                let left = identity.not_after - now;
-                next = Some(next.map_or(left, |least| least.min(left)));
-            }
-        }
-        status.certificate_seconds = next;
         Ok(())
     }
 
-    /// What a sidecar's admin server says of its certificate.
-    pub(super) async fn identity(&self, workload: &Workload) -> Result<Identity> {
-        let answer = crate::client::get(workload.admin, "localhost", "/identity").await?;
-        serde_json::from_slice(&answer.body).with_context(|| format!("the identity of {}", workload.name))
+    /// When each sidecar's certificate ends, as its admin server says (RFC 3339).
+    pub(super) async fn certificates(&self) -> Result<BTreeMap<String, String>> {
+        let mut ends = BTreeMap::new();
+        for workload in self.workloads.iter().filter(|workload| workload.sidecar.is_some()) {
+            let answer = crate::client::get(workload.admin, "localhost", "/identity").await?;
+            let identity: Identity =
+                serde_json::from_slice(&answer.body).with_context(|| format!("the identity of {}", workload.name))?;
+            ends.insert(workload.name.clone(), identity.not_after);
+        }
+        Ok(ends)
     }
 
     /// Everything ends on SIGTERM, without a panic.
@@ -217,11 +216,8 @@ impl Mesh {
 
 /// Part of the admin server's `/identity`.
 #[derive(Debug, serde::Deserialize)]
-pub(super) struct Identity {
-    /// Counts certificates since the sidecar started.
-    pub(super) epoch: u64,
-    /// Unix seconds.
-    pub(super) not_after: i64,
+struct Identity {
+    not_after: String,
 }
 
 fn workloads() -> Result<Vec<Workload>> {

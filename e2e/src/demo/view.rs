@@ -106,10 +106,8 @@ fn frame(now: Instant, step: &str, weights: &str, tally: &Tally, status: &Status
     );
     let _ = writeln!(
         out,
-        "  endpoints  {}; {} proxies connected; next certificate expires in {} s",
-        status.endpoints,
-        status.connected,
-        status.certificate_seconds.map_or_else(|| "?".to_owned(), |seconds| seconds.to_string())
+        "  endpoints  {}; {} proxies connected; certificates renewed at {}",
+        status.endpoints, status.connected, status.renewed
     );
     let identities: std::collections::BTreeSet<_> =
         tally.backends.values().flat_map(|backend| &backend.identities).collect();

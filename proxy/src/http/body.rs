@@ -132,10 +132,12 @@ impl HttpBody for Body {
 
 impl Drop for Body {
     fn drop(&mut self) {
-        if self.exchange.is_some() && self.is_end_stream()
-            && let Some(exchange) = &mut self.exchange {
-                exchange.completed();
-            }
+        if self.exchange.is_some()
+            && self.is_end_stream()
+            && let Some(exchange) = &mut self.exchange
+        {
+            exchange.completed();
+        }
     }
 }
 

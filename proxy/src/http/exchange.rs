@@ -208,9 +208,10 @@ impl Exchange {
                 return Poll::Ready(done);
             }
             if let Some(timer) = try_timer.as_mut().as_pin_mut()
-                && timer.poll(cx).is_ready() {
-                    return Poll::Ready(Err(Error::TryTimeout));
-                }
+                && timer.poll(cx).is_ready()
+            {
+                return Poll::Ready(Err(Error::TryTimeout));
+            }
             self.poll_overdue(cx).map(|_| Err(Error::RequestTimeout))
         })
         .await

@@ -71,9 +71,9 @@ fn check_framing(headers: &HeaderMap) -> Result<(), Error> {
         && (length.is_empty()
             || !length.as_bytes().iter().all(u8::is_ascii_digit)
             || lengths.any(|other| other != length))
-        {
-            return Err(Error::BadRequest("an invalid Content-Length"));
-        }
+    {
+        return Err(Error::BadRequest("an invalid Content-Length"));
+    }
     Ok(())
 }
 
@@ -85,9 +85,10 @@ fn settle_authority(head: &mut Parts) -> Result<(), Error> {
         return Err(Error::BadRequest("several Host fields"));
     }
     if let Some(host) = host
-        && !is_authority(host.as_bytes()) {
-            return Err(Error::BadRequest("an invalid Host"));
-        }
+        && !is_authority(host.as_bytes())
+    {
+        return Err(Error::BadRequest("an invalid Host"));
+    }
     let Some(authority) = head.uri.authority() else {
         if host.is_none() && head.version != Version::HTTP_10 {
             return Err(Error::BadRequest("no Host"));
@@ -195,9 +196,10 @@ pub(crate) fn for_http1(head: &mut Parts, host: &dyn Display) {
     }
     head.version = Version::HTTP_11;
     if !head.headers.contains_key(HOST)
-        && let Ok(host) = HeaderValue::try_from(host.to_string()) {
-            head.headers.insert(HOST, host);
-        }
+        && let Ok(host) = HeaderValue::try_from(host.to_string())
+    {
+        head.headers.insert(HOST, host);
+    }
     // RFC 9113 8.2.3
     if head.headers.get_all(COOKIE).iter().nth(1).is_some() {
         let joined =
@@ -241,9 +243,10 @@ pub(crate) fn for_http2(head: &mut Parts, host: &dyn Display) -> Result<(), Erro
 /// If its body is in a coding that would be lost.
 pub(crate) fn receive_response(headers: &mut HeaderMap, meshed: bool) -> Result<(), &'static str> {
     if let Some(coding) = headers.get(TRANSFER_ENCODING)
-        && !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
-            return Err("the response has a transfer coding other than chunked");
-        }
+        && !coding.as_bytes().eq_ignore_ascii_case(b"chunked")
+    {
+        return Err("the response has a transfer coding other than chunked");
+    }
     remove_hop_by_hop(headers);
     headers.remove(TE);
     if !meshed {
