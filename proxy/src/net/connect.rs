@@ -23,6 +23,27 @@ pub async fn connect(addr: SocketAddr, mark: Option<u32>) -> io::Result<TcpStrea
     connect_within(addr, mark, limits::CONNECT_TIMEOUT).await
 }
 
+/// SO_PRIORITY of a connection to a mesh peer while it is made; see [`connect_peer`]. One that needs no
+/// capability, and that queues treat like the default (TC_PRIO_INTERACTIVE_BULK).
+pub const PEER_PRIORITY: u32 = 4;
+
+/// Connects to a mesh peer within [`limits::CONNECT_TIMEOUT`].
+///
+/// The peer may be this very workload, called by its service's address. Such a connection never leaves the
+/// host, and would reach the application instead of the proxy: by its priority the redirect's rules know it
+/// and send it to the inbound port, as they do a remote peer's.
+///
+/// # Errors
+/// Those of the kernel, or `TimedOut`.
+pub async fn connect_peer(addr: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
+    let socket = open(addr, mark)?;
+    SockRef::from(&socket).set_priority(PEER_PRIORITY)?;
+    let stream = establish(socket, addr, limits::CONNECT_TIMEOUT).await?;
+    // The rules look at the first packet only.
+    SockRef::from(&stream).set_priority(0)?;
+    Ok(stream)
+}
+
 /// Connects to `host:port`: looks the host up and tries its addresses in turn, all within
 /// [`limits::CONNECT_TIMEOUT`]. For the control plane; endpoints are addresses.
 ///
@@ -45,6 +66,10 @@ pub async fn connect_host(host_port: &str, mark: Option<u32>) -> io::Result<TcpS
 }
 
 async fn connect_within(addr: SocketAddr, mark: Option<u32>, limit: Duration) -> io::Result<TcpStream> {
+    establish(open(addr, mark)?, addr, limit).await
+}
+
+fn open(addr: SocketAddr, mark: Option<u32>) -> io::Result<TcpSocket> {
     let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_nodelay(true)?;
     let options = SockRef::from(&socket);
@@ -54,6 +79,10 @@ async fn connect_within(addr: SocketAddr, mark: Option<u32>, limit: Duration) ->
             io::Error::new(error.kind(), format!("setting SO_MARK {mark:#x} (needs CAP_NET_ADMIN): {error}"))
         })?;
     }
+    Ok(socket)
+}
+
+async fn establish(socket: TcpSocket, addr: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
     timeout(limit, socket.connect(addr))
         .await
         .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {limit:?}"))))
