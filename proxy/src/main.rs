@@ -3,7 +3,7 @@
 use std::{ffi::OsString, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use leno_proxy::{app, config};
+use leno_proxy::{app, config, redirect};
 
 /// Leno's data plane: the proxy beside each workload.
 #[derive(Debug, Parser)]
@@ -21,6 +21,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
         arguments: Vec<OsString>,
     },
+    /// Send the workload's connections through the proxy (transparent mode), or no longer
+    Redirect(redirect::Args),
     /// Print the version
     Version,
 }
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
             Ok(config) => app::run(config),
             Err(error) => error.exit(),
         },
+        Command::Redirect(args) => redirect::run(&args),
         Command::Version => {
             println!("leno-proxy {}", env!("CARGO_PKG_VERSION"));
             Ok(())

@@ -16,7 +16,7 @@ use clap::{Args as ClapArgs, Subcommand};
 use ipnet::IpNet;
 
 use self::ruleset::{PortRange, Ruleset};
-use crate::config::limits;
+use crate::config::{limits, values};
 
 /// Sends the workload's connections through the proxy, by nftables (IPv4 and IPv6). Needs root or CAP_NET_ADMIN.
 #[derive(Debug, ClapArgs)]
@@ -44,47 +44,72 @@ enum Action {
 #[derive(Debug, ClapArgs)]
 struct Options {
     /// Port of the proxy that takes inbound connections.
-    #[arg(long, env = "LENO_REDIRECT_INBOUND_PORT", default_value_t = limits::INBOUND_PORT, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, env = "LENO_INBOUND_PORT", hide_env_values = true, default_value_t = limits::INBOUND_PORT, value_parser = clap::value_parser!(u16).range(1..))]
     inbound_port: u16,
     /// Port of the proxy that takes outbound connections.
-    #[arg(long, env = "LENO_REDIRECT_OUTBOUND_PORT", default_value_t = limits::OUTBOUND_PORT, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, env = "LENO_OUTBOUND_PORT", hide_env_values = true, default_value_t = limits::OUTBOUND_PORT, value_parser = clap::value_parser!(u16).range(1..))]
     outbound_port: u16,
     /// Redirect inbound connections to these ports only, e.g. 80,8000-8010. Default: all ports.
-    #[arg(long, env = "LENO_REDIRECT_INCLUDE_INBOUND_PORTS", value_name = "PORTS", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "LENO_INCLUDE_INBOUND_PORTS",
+        hide_env_values = true,
+        value_name = "PORTS",
+        value_delimiter = ','
+    )]
     include_inbound_ports: Vec<PortRange>,
     /// Leave inbound connections to these ports alone, e.g. 22,9100-9110.
-    #[arg(long, env = "LENO_REDIRECT_EXCLUDE_INBOUND_PORTS", value_name = "PORTS", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "LENO_EXCLUDE_INBOUND_PORTS",
+        hide_env_values = true,
+        value_name = "PORTS",
+        value_delimiter = ','
+    )]
     exclude_inbound_ports: Vec<PortRange>,
     /// Leave outbound connections to these ports alone.
-    #[arg(long, env = "LENO_REDIRECT_EXCLUDE_OUTBOUND_PORTS", value_name = "PORTS", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "LENO_EXCLUDE_OUTBOUND_PORTS",
+        hide_env_values = true,
+        value_name = "PORTS",
+        value_delimiter = ','
+    )]
     exclude_outbound_ports: Vec<PortRange>,
     /// Leave outbound connections to these networks alone, e.g. 169.254.169.254/32,fd00::/8.
-    #[arg(long, env = "LENO_REDIRECT_EXCLUDE_NETWORKS", value_name = "CIDRS", value_delimiter = ',', value_parser = parse_network)]
+    #[arg(long, env = "LENO_EXCLUDE_NETWORKS", hide_env_values = true, value_name = "CIDRS", value_delimiter = ',', value_parser = parse_network)]
     exclude_networks: Vec<IpNet>,
     /// User the proxy runs as, whose connections are left alone. No other process of the workload may run as it.
-    #[arg(long, env = "LENO_REDIRECT_PROXY_UID", value_name = "UID")]
+    #[arg(long, env = "LENO_PROXY_UID", hide_env_values = true, value_name = "UID")]
     proxy_uid: Option<u32>,
-    /// SO_MARK of the proxy's connections, which are left alone. Default, unless --proxy-uid is given: 0x1e40.
-    #[arg(long, env = "LENO_REDIRECT_PROXY_MARK", value_name = "MARK", value_parser = parse_mark)]
+    /// SO_MARK of the proxy's connections (`run --mark`), which are left alone. 0: none. Default: 0x1e40, or none if
+    /// --proxy-uid is given.
+    #[arg(long, env = "LENO_MARK", hide_env_values = true, value_name = "MARK", value_parser = values::mark)]
     proxy_mark: Option<u32>,
 }
 
-impl From<&Options> for Ruleset {
-    fn from(options: &Options) -> Self {
-        let proxy_mark = match options.proxy_uid {
-            None => Some(options.proxy_mark.unwrap_or(limits::MARK)),
-            Some(_) => options.proxy_mark,
+impl Options {
+    fn ruleset(&self) -> anyhow::Result<Ruleset> {
+        let proxy_mark = match (self.proxy_mark, self.proxy_uid) {
+            (Some(mark), _) => Some(mark).filter(|mark| *mark != 0),
+            (None, Some(_)) => None,
+            (None, None) => Some(limits::MARK),
         };
-        Self {
-            inbound_port: options.inbound_port,
-            outbound_port: options.outbound_port,
-            include_inbound_ports: PortRange::merge(&options.include_inbound_ports),
-            exclude_inbound_ports: PortRange::merge(&options.exclude_inbound_ports),
-            exclude_outbound_ports: PortRange::merge(&options.exclude_outbound_ports),
-            exclude_networks: IpNet::aggregate(&options.exclude_networks),
-            proxy_uid: options.proxy_uid,
-            proxy_mark,
+        if proxy_mark.is_none() && self.proxy_uid.is_none() {
+            bail!(
+                "the proxy's own connections would come back to it: give --proxy-uid, or a --proxy-mark other than 0"
+            );
         }
+        Ok(Ruleset {
+            inbound_port: self.inbound_port,
+            outbound_port: self.outbound_port,
+            include_inbound_ports: PortRange::merge(&self.include_inbound_ports),
+            exclude_inbound_ports: PortRange::merge(&self.exclude_inbound_ports),
+            exclude_outbound_ports: PortRange::merge(&self.exclude_outbound_ports),
+            exclude_networks: IpNet::aggregate(&self.exclude_networks),
+            proxy_uid: self.proxy_uid,
+            proxy_mark,
+        })
     }
 }
 
@@ -95,15 +120,16 @@ impl From<&Options> for Ruleset {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     match &args.action {
         Action::Install(options) => {
-            warn_if_ssh_is_redirected(options);
-            nft::apply(&Ruleset::from(options).install()).context("installing the redirect")
+            let ruleset = options.ruleset()?;
+            warn_if_ssh_is_redirected(&ruleset);
+            nft::apply(&ruleset.install()).context("installing the redirect")
         }
         Action::Remove => nft::apply(ruleset::REMOVE).context("removing the redirect"),
         Action::Show { installed: true, .. } => match nft::installed()? {
             Some(rules) => print(&rules),
             None => bail!("no redirect is installed"),
         },
-        Action::Show { installed: false, options } => print(&Ruleset::from(options).table()),
+        Action::Show { installed: false, options } => print(&options.ruleset()?.table()),
     }
 }
 
@@ -112,13 +138,13 @@ fn print(text: &str) -> anyhow::Result<()> {
 }
 
 /// Who works on the machine over SSH should not lock himself out of it.
-fn warn_if_ssh_is_redirected(options: &Options) {
+fn warn_if_ssh_is_redirected(ruleset: &Ruleset) {
     // "client address, client port, server address, server port"
     let connection = env::var("SSH_CONNECTION").unwrap_or_default();
     let Some(port) = connection.split(' ').nth(3).and_then(|port| port.parse::<u16>().ok()) else {
         return;
     };
-    if Ruleset::from(options).redirects_inbound(port) {
+    if ruleset.redirects_inbound(port) {
         eprintln!(
             "warning: you are logged in over SSH (port {port}); new SSH connections now go through the proxy too, and a strict policy refuses them. \
              To leave them alone: --exclude-inbound-ports {port}"
@@ -132,12 +158,4 @@ fn parse_network(text: &str) -> Result<IpNet, String> {
         .map(|network| network.trunc())
         .or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from))
         .map_err(|_| "expected a network (10.0.0.0/8, fd00::/8) or an address".to_owned())
-}
-
-fn parse_mark(text: &str) -> Result<u32, String> {
-    let parsed = match text.strip_prefix("0x") {
-        Some(hex) => u32::from_str_radix(hex, 16),
-        None => text.parse(),
-    };
-    parsed.ok().filter(|mark| *mark != 0).ok_or_else(|| "expected a number from 1 to 0xffffffff".to_owned())
 }

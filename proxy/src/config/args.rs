@@ -67,9 +67,9 @@ struct Options {
     #[arg(long, value_name = "PORT", env = "LENO_INBOUND_PORT", hide_env_values = true, default_value_t = limits::INBOUND_PORT)]
     inbound_port: u16,
 
-    /// Transparent mode: SO_MARK of the proxy's own connections, by which the redirect leaves them alone, where the proxy has no
-    /// user id of its own. Needs CAP_NET_ADMIN. 0: none.
-    #[arg(long, value_name = "MARK", env = "LENO_MARK", hide_env_values = true, value_parser = values::mark, default_value = "0")]
+    /// Transparent mode: SO_MARK of the proxy's own connections, by which the redirect leaves them alone. Needs CAP_NET_ADMIN.
+    /// 0: none, where the redirect knows the proxy by its user (`redirect install --proxy-uid`).
+    #[arg(long, value_name = "MARK", env = "LENO_MARK", hide_env_values = true, value_parser = values::mark, default_value = "0x1e40")]
     mark: u32,
 
     /// Admin server: readiness, metrics, what the proxy holds. It has no access control: keep it on loopback.

@@ -9,9 +9,9 @@ struct Command {
     options: Options,
 }
 
-fn ruleset(args: &[&str]) -> Result<Ruleset, clap::Error> {
+fn ruleset(args: &[&str]) -> anyhow::Result<Ruleset> {
     let args = ["redirect"].into_iter().chain(args.iter().copied());
-    Command::try_parse_from(args).map(|command| Ruleset::from(&command.options))
+    Command::try_parse_from(args)?.options.ruleset()
 }
 
 #[test]
@@ -52,7 +52,7 @@ fn nonsense_is_refused_with_what_was_expected() {
         ("--exclude-inbound-ports=20-10", "a port (1 to 65535)"),
         ("--exclude-networks=10.0.0.0/33", "a network"),
         ("--exclude-networks=example.com", "a network"),
-        ("--proxy-mark=0", "a number from 1"),
+        ("--proxy-mark=0", "would come back to it"),
         ("--inbound-port=0", "1..=65535"),
     ] {
         let error = ruleset(&[arg]).unwrap_err().to_string();
@@ -71,9 +71,11 @@ proptest! {
     #[test]
     fn merged_ranges_hold_the_same_ports_apart_and_in_order(ranges in proptest::collection::vec((1u16..200, 0u16..40), 0..12)) {
         let ranges: Vec<PortRange> = ranges.iter().map(|(first, more)| format!("{first}-{}", first + more).parse().unwrap()).collect();
-        let listed = |ranges: &[PortRange], port| {
-            let include_inbound_ports = [ranges, &["65535".parse().unwrap()]].concat();
-            Ruleset { include_inbound_ports, ..ruleset(&[]).unwrap() }.redirects_inbound(port)
+        let mut ruleset = ruleset(&["--include-inbound-ports=65535"]).unwrap();
+        let mut listed = |ranges: &[PortRange], port| {
+            ruleset.include_inbound_ports.truncate(1);
+            ruleset.include_inbound_ports.extend(ranges);
+            ruleset.redirects_inbound(port)
         };
         let merged = PortRange::merge(&ranges);
         for port in 1..300 {

@@ -55,7 +55,7 @@ impl Dialer {
             return Ok(Dialed { io: Box::new(tcp), epoch: None });
         };
         let credentials = self.credentials.current().ok_or(TlsError::NoCredentials)?;
-        let tcp = net::connect::connect(endpoint.address, self.mark).await?;
+        let tcp = net::connect::connect_peer(endpoint.address, self.mark).await?;
         let tls = credentials.connect(tcp, identity, protocol).await?;
         Ok(Dialed { io: Box::new(tls), epoch: Some(credentials.epoch) })
     }
