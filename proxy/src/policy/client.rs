@@ -388,3 +388,6 @@ impl Client {
         self.metrics.holds(&snapshot);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,9 @@
 //! A throw-away certificate authority for tests.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use leno_proto::spiffe::SpiffeId;
 use rcgen::{
@@ -8,6 +11,7 @@ use rcgen::{
     KeyUsagePurpose, PublicKeyData, SanType,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio_rustls::TlsAcceptor;
 
 use super::Credentials;
 
@@ -65,6 +69,26 @@ impl Authority {
             params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
         }
         params.signed_by(key, &self.issuer).unwrap().der().clone()
+    }
+
+    /// Accepts as the control plane does: HTTP/2, with a client certificate or without.
+    pub(crate) fn control_plane(&self) -> TlsAcceptor {
+        let leaf = self.issue("spiffe://cluster.local/ns/leno-system/sa/leno");
+        let provider = super::config::provider();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(self.der().into()).unwrap();
+        let clients = rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone())
+            .allow_unauthenticated()
+            .build()
+            .unwrap();
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_client_cert_verifier(clients)
+            .with_single_cert(leaf.chain, leaf.key)
+            .unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        TlsAcceptor::from(Arc::new(config))
     }
 
     /// Credentials for `id` that trust this authority.

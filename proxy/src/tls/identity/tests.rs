@@ -4,7 +4,6 @@ use hyper_util::rt::TokioExecutor;
 use leno_proto::v1::identity_server::{Identity, IdentityServer};
 use rcgen::{CertificateSigningRequestParams, PublicKeyData, SubjectPublicKeyInfo};
 use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 use tonic::{Request, Response};
 use tower::Service;
 
@@ -12,7 +11,6 @@ use super::*;
 use crate::tls::testing::Authority;
 
 const WORKLOAD: &str = "spiffe://cluster.local/ns/shop/sa/cart";
-const CONTROL_PLANE: &str = "spiffe://cluster.local/ns/leno-system/sa/leno";
 
 /// A control plane that issues for the token "good", or to whom it issued before if `renews`.
 struct ControlPlane {
@@ -56,22 +54,7 @@ async fn applicant(control_plane: ControlPlane, dir: &Path) -> Applicant {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let authority = control_plane.authority.clone();
-    let leaf = authority.issue(CONTROL_PLANE);
-    let provider = super::super::config::provider();
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(authority.der().into()).unwrap();
-    let clients = rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone())
-        .allow_unauthenticated()
-        .build()
-        .unwrap();
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_client_cert_verifier(clients)
-        .with_single_cert(leaf.chain, leaf.key)
-        .unwrap();
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let acceptor = authority.control_plane();
     let service = IdentityServer::new(control_plane);
     tokio::spawn(async move {
         while let Ok((tcp, _)) = listener.accept().await {
