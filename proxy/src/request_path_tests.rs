@@ -81,6 +81,89 @@ fn what_two_readers_could_understand_differently_is_refused() {
 }
 
 #[test]
+fn heads_have_limits() {
+    run(async {
+        let (app, _) = scripted(OK).await;
+        let address = reach(app, Through::Outbound).await;
+        let long = "x".repeat(100_000);
+        let answer = talk(address, format!("GET / HTTP/1.1\r\nHost: a\r\nX: {long}\r\n\r\n").as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+        let many = "X: y\r\n".repeat(300);
+        let answer = talk(address, format!("GET / HTTP/1.1\r\nHost: a\r\n{many}\r\n").as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+    });
+}
+
+#[test]
+fn connections_are_kept_on_both_sides() {
+    run(async {
+        let connections = std::rc::Rc::new(std::cell::Cell::new(0));
+        let count = connections.clone();
+        let app = application(move |mut stream| {
+            count.set(count.get() + 1);
+            async move {
+                while read_until(&mut stream, b"\r\n\r\n").await.is_some() {
+                    stream.write_all(OK).await.unwrap();
+                }
+            }
+        })
+        .await;
+        let mut stream = TcpStream::connect(reach(app, Through::Mesh).await).await.unwrap();
+        for _ in 0..10 {
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+            read_until(&mut stream, b"hi").await.unwrap();
+        }
+        // Pipelined requests are answered in their order.
+        stream.write_all(&b"GET / HTTP/1.1\r\nHost: a\r\n\r\n".repeat(3)).await.unwrap();
+        let mut answers = Vec::new();
+        while answers.windows(2).filter(|two| two == b"hi").count() < 3 {
+            let mut buffer = [0; 1024];
+            let n = stream.read(&mut buffer).await.unwrap();
+            assert!(n > 0);
+            answers.extend_from_slice(&buffer[..n]);
+        }
+        assert_eq!(connections.get(), 1);
+    });
+}
+
+#[test]
+fn large_bodies_stream_both_ways() {
+    for through in BOTH {
+        run(async move {
+            const SIZE: usize = 8 * 1024 * 1024;
+            let app = application(|mut stream| async move {
+                let request = read_until(&mut stream, b"\r\n\r\n").await.unwrap();
+                let head = request.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4;
+                let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                stream.write_all(&request[head..]).await.unwrap();
+                let (mut read, mut write) = stream.split();
+                tokio::io::copy(&mut read, &mut write).await.unwrap();
+            })
+            .await;
+            let stream = TcpStream::connect(reach(app, through).await).await.unwrap();
+            let (mut read, mut write) = stream.into_split();
+            let head = format!("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: {SIZE}\r\n\r\n");
+            let writer = tokio::task::spawn_local(async move {
+                write.write_all(head.as_bytes()).await.unwrap();
+                for _ in 0..SIZE / 4096 {
+                    write.write_all(&[7; 4096]).await.unwrap();
+                }
+                write
+            });
+            let mut received = 0;
+            let mut buffer = vec![0; 64 * 1024];
+            while received < SIZE {
+                let n = read.read(&mut buffer).await.unwrap();
+                assert!(n > 0, "{received}");
+                received += buffer[..n].iter().filter(|&&byte| byte == 7).count();
+            }
+            writer.await.unwrap();
+        });
+    }
+}
+
+#[test]
 fn absolute_form_names_the_host_and_http_10_is_served() {
     run(async {
         let (app, seen) = scripted(OK).await;

@@ -144,3 +144,89 @@ fn without_port(authority: &str) -> &str {
 fn unusable(what: &str) -> Error {
     Error::InvalidBackend(format!("the route's {what} makes no valid URI for this request"))
 }
+
+#[cfg(test)]
+mod tests {
+    use http::{Request, StatusCode};
+
+    use super::*;
+
+    fn head(target: &str, host: &str) -> Parts {
+        Request::builder().uri(target).header(HOST, host).body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn prefixes_are_replaced_as_the_gateway_api_tables_it() {
+        for (path, prefix, with, expected) in [
+            ("/foo/bar", "/foo", "/xyz", "/xyz/bar"),
+            ("/foo/bar", "/foo", "/xyz/", "/xyz/bar"),
+            ("/foo/bar", "/foo/", "/xyz", "/xyz/bar"),
+            ("/foo/bar", "/foo/", "/xyz/", "/xyz/bar"),
+            ("/foo", "/foo", "/xyz", "/xyz"),
+            ("/foo/", "/foo", "/xyz", "/xyz/"),
+            ("/foo/bar", "/foo", "", "/bar"),
+            ("/foo/", "/foo", "", "/"),
+            ("/foo", "/foo", "", "/"),
+            ("/foo/", "/foo", "/", "/"),
+            ("/foo", "/foo", "/", "/"),
+            ("/foo", "", "/xyz", "/xyz/foo"),
+            ("/", "", "/xyz", "/xyz/"),
+        ] {
+            assert_eq!(replace_prefix(path, prefix.len(), with), expected, "{path} {prefix} → {with}");
+        }
+    }
+
+    #[test]
+    fn rewrites_keep_the_query() {
+        let mut request = head("/foo/bar?a=b", "old");
+        let rewrite = Rewrite {
+            hostname: Some(HeaderValue::from_static("new")),
+            path: Some(PathChange::ReplaceFull("/x".into())),
+        };
+        rewrite.apply(&mut request, 4).unwrap();
+        assert_eq!(
+            (request.uri.to_string().as_str(), &request.headers[HOST]),
+            ("/x?a=b", &HeaderValue::from_static("new"))
+        );
+
+        let mut request = head("http://shop/foo/bar?a=b", "shop");
+        Rewrite { hostname: None, path: Some(PathChange::ReplacePrefix("/y".into())) }.apply(&mut request, 4).unwrap();
+        assert_eq!(request.uri.to_string(), "http://shop/y/bar?a=b");
+
+        let broken = Rewrite { hostname: None, path: Some(PathChange::ReplaceFull("no path".into())) };
+        assert!(broken.apply(&mut head("/", "a"), 0).is_err());
+    }
+
+    #[test]
+    fn redirects_name_a_port_only_where_it_is_not_the_schemes_own() {
+        let location = |scheme: Option<Scheme>, hostname: Option<&str>, port, called: u16, host: &str| {
+            let redirect =
+                Redirect { scheme, hostname: hostname.map(str::to_owned), port, status: StatusCode::FOUND, path: None };
+            redirect.location(&head("/a?b=c", host), called, 0).unwrap().to_str().unwrap().to_owned()
+        };
+        assert_eq!(location(None, None, None, 80, "shop"), "http://shop/a?b=c");
+        assert_eq!(location(None, None, None, 8080, "shop:8080"), "http://shop:8080/a?b=c");
+        assert_eq!(location(Some(Scheme::HTTPS), None, None, 8080, "shop:8080"), "https://shop/a?b=c");
+        assert_eq!(location(Some(Scheme::HTTPS), None, Some(443), 80, "shop"), "https://shop/a?b=c");
+        assert_eq!(location(Some(Scheme::HTTPS), None, Some(8443), 80, "shop"), "https://shop:8443/a?b=c");
+        assert_eq!(location(Some(Scheme::HTTP), Some("other"), None, 8080, "shop"), "http://other/a?b=c");
+        assert_eq!(location(None, Some("other"), Some(80), 8080, "shop"), "http://other/a?b=c");
+        assert_eq!(location(None, None, None, 8080, "[fd00::1]:8080"), "http://[fd00::1]:8080/a?b=c");
+        assert_eq!(location(None, None, None, 80, "[fd00::1]"), "http://[fd00::1]/a?b=c");
+    }
+
+    #[test]
+    fn headers_are_set_added_and_removed() {
+        let pair = |name, value| (HeaderName::from_static(name), HeaderValue::from_static(value));
+        let mut headers = HeaderMap::from_iter([pair("x-a", "1"), pair("x-b", "1"), pair("x-c", "1")]);
+        let changes = HeaderChanges {
+            set: vec![pair("x-a", "2")],
+            add: vec![pair("x-b", "2")],
+            remove: vec![HeaderName::from_static("x-c")],
+        };
+        changes.apply(&mut headers);
+        assert_eq!(headers.get_all("x-a").iter().collect::<Vec<_>>(), ["2"]);
+        assert_eq!(headers.get_all("x-b").iter().collect::<Vec<_>>(), ["1", "2"]);
+        assert!(!headers.contains_key("x-c"));
+    }
+}

@@ -295,3 +295,153 @@ pub(crate) fn set_timeout(headers: &mut HeaderMap, left: Duration, grpc: bool) {
         headers.insert(GRPC_TIMEOUT, value);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn head(version: Version, target: &str, headers: &[(&str, &str)]) -> Parts {
+        let mut request = Request::builder().version(version).uri(target);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn one_authority_or_none() {
+        let host = |version, target, headers: &[(&str, &str)]| {
+            let mut head = head(version, target, headers);
+            receive(&mut head, false).map(|_| head.headers.get(HOST).map(|host| host.to_str().unwrap().to_owned()))
+        };
+        let (v1, v2) = (Version::HTTP_11, Version::HTTP_2);
+        assert_eq!(host(v1, "/", &[("host", "a:80")]).unwrap().as_deref(), Some("a:80"));
+        assert_eq!(host(v1, "http://b/", &[("host", "a")]).unwrap().as_deref(), Some("b"));
+        assert_eq!(host(v2, "http://b/", &[]).unwrap().as_deref(), Some("b"));
+        assert_eq!(host(v2, "http://b/", &[("host", "B")]).unwrap().as_deref(), Some("B"));
+        assert_eq!(host(Version::HTTP_10, "/", &[]).unwrap(), None);
+        for (version, target, headers) in [
+            (v1, "/", &[][..]),
+            (v1, "/", &[("host", "a"), ("host", "b")]),
+            (v1, "/", &[("host", "")]),
+            (v1, "/", &[("host", "a b")]),
+            (v2, "http://b/", &[("host", "a")]),
+            (v2, "http://u@b/", &[]),
+        ] {
+            assert!(host(version, target, headers).is_err(), "{version:?} {target} {headers:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_for_one_hop_ends_here() {
+        let mut head = head(
+            Version::HTTP_11,
+            "/",
+            &[
+                ("host", "a"),
+                ("connection", "keep-alive, X-One ,Host, content-length"),
+                ("connection", "x-two"),
+                ("x-one", "1"),
+                ("x-two", "2"),
+                ("x-three", "3"),
+                ("content-length", "0"),
+                ("keep-alive", "5"),
+                ("proxy-connection", "close"),
+                ("te", "trailers, deflate"),
+            ],
+        );
+        assert_eq!(receive(&mut head, false).unwrap(), None);
+        let mut left: Vec<_> = head.headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["content-length", "host", "te", "x-three"]);
+        assert_eq!(head.headers[TE], "trailers");
+    }
+
+    #[test]
+    fn upgrades_are_asked_for_by_both_fields_and_never_to_h2c() {
+        let upgrade = |version, headers: &[(&str, &str)]| {
+            let mut all = vec![("host", "a")];
+            all.extend(headers);
+            let mut head = head(version, "/", &all);
+            let upgrade = receive(&mut head, false).unwrap();
+            assert!(!head.headers.contains_key(UPGRADE) && !head.headers.contains_key(CONNECTION));
+            upgrade.map(|value| value.to_str().unwrap().to_owned())
+        };
+        let v1 = Version::HTTP_11;
+        assert_eq!(upgrade(v1, &[("connection", "Upgrade"), ("upgrade", "websocket")]).as_deref(), Some("websocket"));
+        assert_eq!(upgrade(v1, &[("upgrade", "websocket")]), None);
+        assert_eq!(upgrade(v1, &[("connection", "upgrade, http2-settings"), ("upgrade", "h2c")]), None);
+        assert_eq!(upgrade(Version::HTTP_10, &[("connection", "upgrade"), ("upgrade", "websocket")]), None);
+    }
+
+    #[test]
+    fn heads_change_their_version() {
+        let mut to_1 =
+            head(Version::HTTP_2, "http://a:80/x?y", &[("cookie", "a=1"), ("cookie", "b=2"), ("te", "trailers")]);
+        receive(&mut to_1, false).unwrap();
+        for_http1(&mut to_1, &"unused");
+        assert_eq!((to_1.uri.to_string().as_str(), to_1.version), ("/x?y", Version::HTTP_11));
+        assert_eq!(
+            (&to_1.headers[HOST], &to_1.headers[COOKIE]),
+            (&"a:80".parse().unwrap(), &"a=1; b=2".parse().unwrap())
+        );
+        assert_eq!(to_1.headers[CONNECTION], "te");
+
+        let mut to_2 = head(Version::HTTP_11, "/x?y", &[("host", "a:80")]);
+        receive(&mut to_2, false).unwrap();
+        for_http2(&mut to_2, &"unused").unwrap();
+        assert_eq!((to_2.uri.to_string().as_str(), to_2.version), ("http://a:80/x?y", Version::HTTP_2));
+        assert!(!to_2.headers.contains_key(HOST));
+
+        let mut without = head(Version::HTTP_10, "/", &[]);
+        receive(&mut without, false).unwrap();
+        for_http1(&mut without, &"shop.shop:80");
+        assert_eq!(without.headers[HOST], "shop.shop:80");
+
+        let mut connect = head(Version::HTTP_11, "db:5432", &[("host", "db:5432")]);
+        connect.method = Method::CONNECT;
+        receive(&mut connect, false).unwrap();
+        for_http2(&mut connect, &"unused").unwrap();
+        assert_eq!(connect.uri.to_string(), "db:5432");
+    }
+
+    #[test]
+    fn framing_is_unambiguous() {
+        let framing = |headers: &[(&str, &str)]| {
+            let mut all = vec![("host", "a")];
+            all.extend(headers);
+            receive(&mut head(Version::HTTP_11, "/", &all), false).is_ok()
+        };
+        assert!(framing(&[("transfer-encoding", "Chunked")]) && framing(&[("content-length", "5")]));
+        assert!(!framing(&[("transfer-encoding", "chunked"), ("content-length", "5")]));
+        assert!(!framing(&[("transfer-encoding", "gzip, chunked")]));
+        assert!(!framing(&[("content-length", "5"), ("content-length", "6")]));
+        assert!(!framing(&[("content-length", "5a")]));
+        assert!(receive(&mut head(Version::HTTP_11, "/", &[("host", "a")]), true).is_err());
+    }
+
+    #[test]
+    fn ours_are_removed() {
+        let mut head =
+            head(Version::HTTP_11, "/", &[("leno-client-id", "x"), ("leno-x", "1"), ("leno-x", "2"), ("len", "1")]);
+        remove_ours(&mut head.headers);
+        assert_eq!(head.headers.len(), 1);
+    }
+
+    #[test]
+    fn timeouts_are_read_and_told() {
+        let read = |value: &str| grpc_timeout(&head(Version::HTTP_2, "http://a/", &[("grpc-timeout", value)]).headers);
+        assert_eq!(read("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(read("2H"), Some(Duration::from_secs(7200)));
+        for wrong in ["", "m", "1", "1x", "-1m", "123456789m", "1µ"] {
+            assert_eq!(read(wrong), None, "{wrong}");
+        }
+        let mut headers = HeaderMap::new();
+        set_timeout(&mut headers, Duration::from_millis(1500), false);
+        assert_eq!(leno_timeout(&headers), Some(Duration::from_millis(1500)));
+        set_timeout(&mut headers, Duration::from_micros(1), true);
+        assert_eq!(grpc_timeout(&headers), Some(Duration::from_millis(1)));
+    }
+}

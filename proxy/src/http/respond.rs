@@ -64,3 +64,31 @@ fn grpc_message(text: &str) -> HeaderValue {
     }
     HeaderValue::try_from(encoded).unwrap_or_else(|_| HeaderValue::from_static("failed"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn http_clients_get_status_reason_and_words() {
+        let response = failure(&Error::NoEndpoint("shop/cart:80".into()), false, Version::HTTP_11);
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.headers()[LENO_REASON], "no-endpoint");
+        assert_eq!(response.headers()[RETRY_AFTER], "1");
+        assert!(!response.headers().contains_key(CONNECTION));
+        let refused = failure(&Error::BadRequest("no Host"), false, Version::HTTP_11);
+        assert_eq!(refused.headers()[CONNECTION], "close");
+        assert!(!failure(&Error::BadRequest("no Host"), false, Version::HTTP_2).headers().contains_key(CONNECTION));
+    }
+
+    #[test]
+    fn grpc_clients_get_trailers_only() {
+        let response = failure(&Error::RequestTimeout, true, Version::HTTP_2);
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(
+            (&response.headers()[GRPC_STATUS], &response.headers()[GRPC_MESSAGE]),
+            (&HeaderValue::from_static("4"), &HeaderValue::from_static("request timeout"),)
+        );
+        assert_eq!(grpc_message("100 % größer\n"), "100 %25 gr%C3%B6%C3%9Fer%0A");
+    }
+}

@@ -88,3 +88,66 @@ fn backoff(least: Duration, retries: u32, jitter: u64) -> Duration {
     let share = (jitter >> 11) as f64 / (1u64 << 53) as f64;
     base + base.mul_f64(share)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONCE: Tries = Tries { repeatable: true, sent: 1, unconnected: 0, by_policy: 0 };
+    const AT_ONCE: Option<Duration> = Some(Duration::ZERO);
+
+    fn policy() -> Retry {
+        Retry { statuses: vec![404, 503, 504], attempts: 2, backoff: Duration::from_millis(25) }
+    }
+
+    #[test]
+    fn what_was_not_processed_is_always_sent_again() {
+        let post = Tries { repeatable: false, ..ONCE };
+        assert_eq!(next_try(Failure::NotProcessed, post, None, 0), AT_ONCE);
+        assert_eq!(next_try(Failure::NotProcessed, Tries { sent: TRIES, ..post }, None, 0), None);
+        assert_eq!(next_try(Failure::NotConnected, Tries { sent: 0, unconnected: 1, ..post }, None, 0), AT_ONCE);
+        assert_eq!(next_try(Failure::NotConnected, Tries { sent: 0, unconnected: CONNECTS, ..post }, None, 0), None);
+    }
+
+    #[test]
+    fn resets_are_for_what_may_be_repeated() {
+        assert_eq!(next_try(Failure::Reset, ONCE, None, 0), AT_ONCE);
+        assert_eq!(next_try(Failure::Reset, Tries { repeatable: false, ..ONCE }, None, 0), None);
+        assert_eq!(next_try(Failure::Reset, Tries { sent: TRIES, ..ONCE }, None, 0), None);
+    }
+
+    #[test]
+    fn statuses_and_timeouts_are_for_the_policy() {
+        assert_eq!(next_try(Failure::Status(503, None), ONCE, None, 0), None);
+        assert_eq!(next_try(Failure::TryTimeout, ONCE, None, 0), None);
+        let policy = policy();
+        let wait = |failure, tries| next_try(failure, tries, Some(&policy), 0);
+        assert_eq!(wait(Failure::Status(503, None), ONCE), Some(Duration::from_millis(25)));
+        assert_eq!(wait(Failure::TryTimeout, Tries { repeatable: false, ..ONCE }), Some(Duration::from_millis(25)));
+        assert_eq!(wait(Failure::Status(500, None), ONCE), None);
+        assert_eq!(wait(Failure::Status(404, None), ONCE), None, "the client's own fault");
+        assert_eq!(wait(Failure::Status(503, None), Tries { by_policy: 1, ..ONCE }), Some(Duration::from_millis(50)));
+        assert_eq!(wait(Failure::Status(503, None), Tries { by_policy: 2, ..ONCE }), None);
+        assert_eq!(wait(Failure::Status(503, Some(Duration::from_secs(2))), ONCE), Some(Duration::from_secs(2)));
+        assert_eq!(wait(Failure::Status(503, Some(Duration::from_secs(60))), ONCE), None);
+    }
+
+    #[test]
+    fn waits_grow_with_jitter_and_have_an_end() {
+        let least = Duration::from_millis(25);
+        for (retries, base) in [(0, 25), (1, 50), (4, 400)] {
+            assert_eq!(backoff(least, retries, 0), Duration::from_millis(base));
+            assert!(backoff(least, retries, u64::MAX) <= Duration::from_millis(2 * base));
+        }
+        assert!(backoff(Duration::from_secs(3600), 30, u64::MAX) <= MAX_WAIT);
+    }
+
+    #[test]
+    fn methods_that_may_be_repeated() {
+        let none = HeaderMap::new();
+        assert!(repeatable(&Method::GET, &none) && repeatable(&Method::DELETE, &none));
+        assert!(!repeatable(&Method::POST, &none) && !repeatable(&Method::PATCH, &none));
+        let keyed = HeaderMap::from_iter([(IDEMPOTENCY_KEY, http::HeaderValue::from_static("1"))]);
+        assert!(repeatable(&Method::POST, &keyed));
+    }
+}

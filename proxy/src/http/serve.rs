@@ -317,3 +317,26 @@ impl Framing {
         self.line_len = 0;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_framing_fields_are_noticed_however_the_head_is_cut() {
+        let both = b"POST / HTTP/1.1\r\nHost: a\r\nContent-LENGTH: 5\r\nX: y\r\ntransfer-Encoding: chunked\r\n\r\n";
+        for cut in 0..both.len() {
+            let mut framing = Framing::default();
+            let (first, second) = both.split_at(cut);
+            assert!(framing.read(first) | framing.read(second), "cut at {cut}");
+        }
+        for fine in [
+            &b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nTransfer-Encoding: chunked\r\n"[..],
+            b"\r\n\r\nPOST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nContent-Length: 5\r\n",
+            b"GET /?content-length: HTTP/1.1\r\nX-Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n",
+        ] {
+            assert!(!Framing::default().read(fine), "{:?}", std::str::from_utf8(fine));
+        }
+        assert!(Framing::default().read(b"\r\nPOST / HTTP/1.1\nContent-Length:5\nTransfer-Encoding:chunked\n\n"));
+    }
+}

@@ -104,3 +104,73 @@ fn write_hex(text: &mut [u8], bytes: &[u8]) {
         pair.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIVEN: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+    fn headers(traceparent: &str) -> HeaderMap {
+        HeaderMap::from_iter([
+            (TRACEPARENT, HeaderValue::from_str(traceparent).unwrap()),
+            (TRACESTATE, HeaderValue::from_static("vendor=1")),
+        ])
+    }
+
+    #[test]
+    fn a_well_formed_trace_is_kept_and_this_hop_is_the_next_parent() {
+        let random = Random::seeded(1);
+        let mut headers = headers(GIVEN);
+        let context = TraceContext::join(&mut headers, &random, 0.0);
+        assert_eq!(context.parent, Some([0x00, 0xf0, 0x67, 0xaa, 0x0b, 0xa9, 0x02, 0xb7]));
+        assert!(context.sampled);
+        let sent = headers[TRACEPARENT].to_str().unwrap();
+        assert!(sent.starts_with("00-4bf92f3577b34da6a3ce929d0e0e4736-") && sent.ends_with("-01"), "{sent}");
+        assert_ne!(sent, GIVEN);
+        assert_eq!(headers[TRACESTATE], "vendor=1");
+        let next = TraceContext::read(&headers, &random).unwrap();
+        assert_eq!((next.trace_id, next.parent), (context.trace_id, Some(context.span)));
+    }
+
+    #[test]
+    fn reading_changes_nothing() {
+        let headers = headers(GIVEN);
+        assert!(TraceContext::read(&headers, &Random::seeded(1)).is_some());
+        assert_eq!(headers[TRACEPARENT], GIVEN);
+    }
+
+    #[test]
+    fn what_is_malformed_begins_a_new_trace() {
+        for malformed in [
+            "",
+            "00",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more",
+            "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e473600f067aa0ba902b7-01--",
+            "00-4bf92f3577b34da6a3ce929d0e0e473g-00f067aa0ba902b7-01",
+        ] {
+            assert_eq!(TraceContext::read(&headers(malformed), &Random::seeded(1)), None, "{malformed}");
+            let mut headers = headers(malformed);
+            let context = TraceContext::join(&mut headers, &Random::seeded(1), 1.0);
+            assert!(context.parent.is_none() && context.sampled);
+            assert!(!headers.contains_key(TRACESTATE), "{malformed}");
+            assert!(TraceContext::read(&headers, &Random::seeded(2)).is_some());
+        }
+        let later = "01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more";
+        assert!(TraceContext::read(&headers(later), &Random::seeded(1)).is_some());
+    }
+
+    #[test]
+    fn new_traces_are_sampled_by_share() {
+        let random = Random::seeded(7);
+        let sampled =
+            |share| (0..1000).filter(|_| TraceContext::join(&mut HeaderMap::new(), &random, share).sampled).count();
+        assert_eq!((sampled(0.0), sampled(1.0)), (0, 1000));
+        assert!((50..200).contains(&sampled(0.1)));
+    }
+}
