@@ -174,13 +174,14 @@ async fn try_once(
         Ok(connection) => connection,
         Err(error) => {
             tries.unconnected += 1;
-            let failure = if matches!(error, Error::RequestTimeout) { Failure::Reset } else { Failure::NotConnected };
+            let failure = if matches!(error, Error::RequestTimeout) { Failure::Final } else { Failure::NotConnected };
             return Err(Failed { failure, error, response: None, unsent });
         }
     };
     tries.sent += 1;
     exchange.record.attempts = tries.sent;
-    let request = match unsent {
+    let fits = |request: &Request<Body>| (request.version() == Version::HTTP_2) == connection.is_http2();
+    let request = match unsent.filter(fits) {
         Some(request) => request,
         None => template.request(connection.is_http2(), tries.sent, exchange).map_err(Failed::for_good)?,
     };
@@ -202,7 +203,7 @@ async fn try_once(
             unsent: error.request,
         }),
         Err(error) => {
-            let failure = if matches!(error, Error::TryTimeout) { Failure::TryTimeout } else { Failure::Reset };
+            let failure = if matches!(error, Error::TryTimeout) { Failure::TryTimeout } else { Failure::Final };
             Err(Failed { failure, error, response: None, unsent: None })
         }
     }
@@ -210,7 +211,7 @@ async fn try_once(
 
 impl Failed {
     fn for_good(error: Error) -> Self {
-        Self { failure: Failure::TryTimeout, error, response: None, unsent: None }
+        Self { failure: Failure::Final, error, response: None, unsent: None }
     }
 }
 

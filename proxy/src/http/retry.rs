@@ -32,6 +32,8 @@ pub(crate) enum Failure {
     Status(u16, Option<Duration>),
     /// The time for one try passed.
     TryTimeout,
+    /// The time for the whole request passed, or it cannot be sent at all.
+    Final,
 }
 
 /// What is known of the request and its tries so far.
@@ -61,6 +63,7 @@ pub(crate) fn next_try(failure: Failure, tries: Tries, policy: Option<&Retry>, j
         Failure::NotProcessed => tries.sent < TRIES,
         Failure::Reset => tries.repeatable && tries.sent < TRIES,
         Failure::Status(..) | Failure::TryTimeout => false,
+        Failure::Final => return None,
     };
     if at_once {
         return Some(Duration::ZERO);
@@ -120,6 +123,7 @@ mod tests {
     fn statuses_and_timeouts_are_for_the_policy() {
         assert_eq!(next_try(Failure::Status(503, None), ONCE, None, 0), None);
         assert_eq!(next_try(Failure::TryTimeout, ONCE, None, 0), None);
+        assert_eq!(next_try(Failure::Final, ONCE, Some(&policy()), 0), None);
         let policy = policy();
         let wait = |failure, tries| next_try(failure, tries, Some(&policy), 0);
         assert_eq!(wait(Failure::Status(503, None), ONCE), Some(Duration::from_millis(25)));
