@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 it is so; 1 it failed, or is not (yet) so; 2 the command line is wrong.
 
+mod check;
 mod connect;
 mod control_plane;
 mod describe;
@@ -44,6 +45,7 @@ enum Command {
     Get(get::Args),
     Describe(describe::Args),
     Wait(wait::Args),
+    Check(check::Args),
     Token(token::Args),
 }
 
@@ -62,6 +64,7 @@ pub fn main() -> ExitCode {
         Command::Get(args) => get::run(args),
         Command::Describe(args) => describe::run(args),
         Command::Wait(args) => wait::run(args),
+        Command::Check(args) => check::run(args),
         Command::Token(args) => token::run(args),
     };
     match done {

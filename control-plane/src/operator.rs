@@ -12,8 +12,8 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use leno_proto::v1::{
-    self, IssueTokenRequest, IssueTokenResponse, ListObjectsRequest, ListObjectsResponse, ListProxiesRequest,
-    ListProxiesResponse, ObjectRef, ObjectStatus, WatchObjectRequest,
+    self, CheckAuthorityRequest, CheckAuthorityResponse, IssueTokenRequest, IssueTokenResponse, ListObjectsRequest,
+    ListObjectsResponse, ListProxiesRequest, ListProxiesResponse, ObjectRef, ObjectStatus, WatchObjectRequest,
     operator_server::{Operator, OperatorServer},
 };
 use tokio::{
@@ -262,6 +262,19 @@ impl Operator for Answers {
         );
         Ok(Response::new(IssueTokenResponse { token, expires_at: issue::unix_i64(expires_at) }))
     }
+
+    async fn check_authority(
+        &self,
+        _: Request<CheckAuthorityRequest>,
+    ) -> Result<Response<CheckAuthorityResponse>, Status> {
+        let material = self.authority.material();
+        Ok(Response::new(CheckAuthorityResponse {
+            root_not_after: issue::unix_i64(material.anchors_not_after),
+            issuer_not_after: issue::unix_i64(material.issuer_not_after),
+            root_key_present: material.root_key.is_some(),
+            certificate_lifetime_s: self.authority.certificate_lifetime().as_secs(),
+        }))
+    }
 }
 
 fn object_ref(key: &ObjectKey) -> ObjectRef {
@@ -283,7 +296,8 @@ fn condition(condition: &crate::model::Condition) -> v1::Condition {
     }
 }
 
-fn document_error(error: &DocumentError) -> v1::DocumentError {
+/// As the operator is shown it.
+pub(crate) fn document_error(error: &DocumentError) -> v1::DocumentError {
     v1::DocumentError {
         file: error.file.to_string(),
         document: error.document,

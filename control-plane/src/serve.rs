@@ -367,3 +367,6 @@ fn raise_alarms(material: &issue::Material, now: SystemTime, before: Alarmed) ->
     }
     (root, issuer)
 }
+
+#[cfg(test)]
+mod tests;

@@ -271,8 +271,7 @@ fn proxies_table(proxies: &[ProxyStatus], generation: u64, wide: bool, now: Syst
 
 /// What is left of the certificate that the stream was opened with. The stream may well outlive it.
 fn life(not_after: i64, now: SystemTime) -> Cell {
-    let not_after = UNIX_EPOCH + Duration::from_secs(u64::try_from(not_after).unwrap_or(0));
-    match not_after.duration_since(now) {
+    match time(not_after).duration_since(now) {
         Ok(left) if left.as_secs() >= 7200 => format!("{}h", left.as_secs() / 3600).into(),
         Ok(left) if left.as_secs() >= 120 => format!("{}m", left.as_secs() / 60).into(),
         Ok(left) => format!("{}s", left.as_secs()).into(),
@@ -335,7 +334,12 @@ fn proxy_json(proxy: &ProxyStatus) -> Value {
     })
 }
 
+/// Unix seconds, as a message carries them.
+pub(super) fn time(seconds: i64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+}
+
 /// "2026-03-01 12:00:00 UTC", of Unix seconds.
 pub(super) fn date(seconds: i64) -> String {
-    issue::display(UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+    issue::display(time(seconds))
 }

@@ -1,0 +1,223 @@
+//! `leno check`
+
+use std::{
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use anyhow::Context as _;
+use ipnet::IpNet;
+use leno_proto::v1::{CheckAuthorityRequest, ListObjectsRequest, ListProxiesRequest};
+
+use super::{
+    block_on, connect, get,
+    print::{Style, clean},
+    wait,
+};
+use crate::{
+    authority::{DEFAULT_TRUST_DOMAIN, issue},
+    model::{MeshSettings, check::check},
+    operator,
+    sources::folder,
+};
+
+/// Find what is wrong, or will be: in a folder of documents, or in the running mesh
+///
+/// With --config it reads documents as the control plane would, needs none running, and changes nothing: for an editor,
+/// a commit hook or CI. With --state it asks the running control plane about certificates, proxies and documents.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  leno check --config ./config\n  leno check --state /var/lib/leno\n\n✓ well  ‼ look at \
+                        it  × wrong\n\nExit codes: 0 nothing is wrong; 1 something is; 2 the command line is wrong."
+)]
+#[group(required = true, multiple = true)]
+pub(super) struct Args {
+    /// Folder of documents to check
+    #[arg(long, value_name = "DIR", env = "LENO_CONFIG")]
+    config: Option<PathBuf>,
+    /// State folder of the running control plane to check
+    #[arg(long, value_name = "DIR", env = "LENO_STATE")]
+    state: Option<PathBuf>,
+    /// As for the control plane, for --config
+    #[arg(long, value_name = "CIDR,...", value_delimiter = ',', env = "LENO_MESH_NETWORKS", requires = "config")]
+    mesh_networks: Vec<IpNet>,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<u8> {
+    let mut findings = Findings { style: Style::of_stdout(), wrong: 0, doubtful: 0 };
+    if let Some(folder) = &args.config {
+        documents(folder, args.mesh_networks, &mut findings)?;
+    }
+    if let Some(state) = &args.state {
+        running(state, &mut findings)?;
+    }
+    println!();
+    match (findings.wrong, findings.doubtful) {
+        (0, 0) => println!("All is well."),
+        (0, doubtful) => println!("Nothing is wrong; {doubtful} to look at."),
+        (wrong, doubtful) => println!("{wrong} wrong, {doubtful} to look at."),
+    }
+    Ok(if findings.wrong == 0 { super::SUCCESS } else { super::FAILURE })
+}
+
+/// Prints as it goes, and counts.
+struct Findings {
+    style: Style,
+    wrong: usize,
+    doubtful: usize,
+}
+
+impl Findings {
+    fn title(&self, text: &str) {
+        println!("{}", self.style.bold(text));
+    }
+
+    fn well(&self, what: &str) {
+        println!("  {} {}", self.style.green("✓"), clean(what));
+    }
+
+    fn doubtful(&mut self, what: &str, next: &str) {
+        self.doubtful += 1;
+        println!("  {} {}", self.style.yellow("‼"), clean(what));
+        Self::next(next);
+    }
+
+    fn wrong(&mut self, what: &str, next: &str) {
+        self.wrong += 1;
+        println!("  {} {}", self.style.red("×"), clean(what));
+        Self::next(next);
+    }
+
+    /// What to do about it.
+    fn next(step: &str) {
+        if !step.is_empty() {
+            println!("    → {}", clean(step));
+        }
+    }
+}
+
+fn documents(folder: &Path, mesh_networks: Vec<IpNet>, findings: &mut Findings) -> anyhow::Result<()> {
+    findings.title(&format!("Documents in {}", folder.display()));
+    let (documents, unreadable) =
+        folder::read(folder).with_context(|| format!("cannot read the folder {}", folder.display()))?;
+    let settings = MeshSettings { mesh_networks, ..MeshSettings::strict(DEFAULT_TRUST_DOMAIN) };
+    let report = check(settings, documents, unreadable);
+    if report.objects == 0 {
+        findings.doubtful("there is no object in it", "is this the right folder?");
+    } else {
+        findings.well(&format!("{} objects read", report.objects));
+    }
+    for error in &report.errors {
+        findings.wrong(&get::error_line(&operator::document_error(error)), "");
+    }
+    for warning in &report.warnings {
+        let object = if warning.object.is_empty() { String::new() } else { format!(", {}", warning.object) };
+        findings.doubtful(&format!("{}{object}: {}", warning.source, warning.message), "");
+    }
+    Ok(())
+}
+
+fn running(state: &Path, findings: &mut Findings) -> anyhow::Result<()> {
+    findings.title(&format!("Control plane of {}", state.display()));
+    let asked = block_on(async {
+        let Some(mut client) = connect::find(state).await? else { return Ok(None) };
+        let authority = client.check_authority(CheckAuthorityRequest {}).await.map_err(connect::said)?.into_inner();
+        let objects = client.list_objects(ListObjectsRequest::default()).await.map_err(connect::said)?.into_inner();
+        let proxies = client.list_proxies(ListProxiesRequest {}).await.map_err(connect::said)?.into_inner();
+        Ok(Some((authority, objects, proxies)))
+    })?;
+    let Some((authority, objects, proxies)) = asked else {
+        findings.wrong(
+            &format!("no control plane answers at {}", operator::socket(state).display()),
+            &format!("start it: leno control-plane --config DIR --state {}", state.display()),
+        );
+        return Ok(());
+    };
+    findings.well(&format!("it answers, at generation {}", objects.generation));
+    certificates(&authority, SystemTime::now(), findings);
+
+    findings.title("Documents");
+    for error in &objects.errors {
+        findings.wrong(&get::error_line(error), "the last good version of the object stays in force");
+    }
+    if objects.errors.is_empty() {
+        findings.well(&format!("all are in force ({} objects)", objects.objects.len()));
+    }
+    for object in &objects.objects {
+        let title = wait::title(&object.object.clone().unwrap_or_default());
+        for condition in object.conditions.iter().filter(|c| !c.status) {
+            let parent = if condition.parent.is_empty() { String::new() } else { format!(" by {}", condition.parent) };
+            let what = format!("{title} ({}): not {}{parent}: {}", object.source, condition.r#type, condition.message);
+            findings.wrong(&what, "");
+        }
+        for laggard in object.laggards.iter().filter(|l| l.reason != "disconnected") {
+            let what = format!(
+                "{title}: {} is at generation {} of {} ({}{}{})",
+                laggard.proxy,
+                laggard.generation,
+                object.generation,
+                laggard.reason,
+                if laggard.message.is_empty() { "" } else { ": " },
+                laggard.message
+            );
+            match laggard.reason.as_str() {
+                "pending" => findings.doubtful(&what, "if it stays so, look at that proxy's log"),
+                _ => findings
+                    .wrong(&what, "the last good version stays in force there: mend the object, or upgrade the proxy"),
+            }
+        }
+    }
+    proxies_of(&proxies.proxies, findings);
+    Ok(())
+}
+
+fn certificates(authority: &leno_proto::v1::CheckAuthorityResponse, now: SystemTime, findings: &mut Findings) {
+    findings.title("Certificates");
+    let judge = |what: &str, not_after: i64, renewed: bool, next: &str, findings: &mut Findings| {
+        let alarm = issue::alarm(get::time(not_after), now);
+        let text = format!("{what} is valid until {}", get::date(not_after));
+        match alarm {
+            Some(0) => findings.wrong(&format!("{what} expired at {}", get::date(not_after)), next),
+            Some(7 | 30) if !renewed => findings.wrong(&text, next),
+            Some(_) if !renewed => findings.doubtful(&text, next),
+            _ => findings.well(&text),
+        }
+    };
+    judge(
+        "the root certificate",
+        authority.root_not_after,
+        false,
+        "add a new root to root.pem beside the old one, wait until every proxy has both, then sign with the new one",
+        findings,
+    );
+    judge(
+        "the issuer's certificate",
+        authority.issuer_not_after,
+        authority.root_key_present,
+        "there is no root.key to renew it with: sign a new issuer.pem where the root's key is",
+        findings,
+    );
+    findings.well(&format!("workloads' certificates live {} s", authority.certificate_lifetime_s));
+}
+
+fn proxies_of(proxies: &[leno_proto::v1::ProxyStatus], findings: &mut Findings) {
+    findings.title("Proxies");
+    if proxies.is_empty() {
+        findings.doubtful(
+            "none is, or lately was, connected",
+            "start one: leno-proxy run --control-plane HOST:4190 --trust-bundle FILE --token-file FILE",
+        );
+    }
+    let connected = proxies.iter().filter(|p| p.connected).count();
+    if connected > 0 {
+        findings.well(&format!("{connected} connected"));
+    }
+    for proxy in proxies.iter().filter(|p| !p.connected) {
+        let what = format!("{} is not connected; it goes on with what it has", proxy.name);
+        findings.doubtful(&what, "if it should run, look at its log");
+    }
+    for proxy in proxies.iter().filter(|p| !p.rejected.is_empty()) {
+        let what = format!("{} rejected {} resources", proxy.name, proxy.rejected.len());
+        findings.wrong(&what, &format!("leno get proxies {}", proxy.name));
+    }
+}
