@@ -1,1 +1,369 @@
+use std::{collections::HashMap, time::Duration};
 
+use leno_proto::spiffe::SpiffeId;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, UdpSocket},
+};
+
+use super::{testing::*, *};
+use crate::{
+    net::Prefixed,
+    policy::Protocol,
+    tls::{Credentials, testing::Authority},
+};
+
+fn id(service_account: &str) -> SpiffeId {
+    SpiffeId::new("cluster.local", "shop", service_account).unwrap()
+}
+
+#[tokio::test]
+async fn a_pick_waits_for_the_first_endpoints() {
+    on_worker(async {
+        let (upstreams, backend) = (Rc::new(upstreams()), Arc::new(Backend::new("shop/cart:80".into())));
+        let waiting = {
+            let (upstreams, backend) = (Rc::clone(&upstreams), Arc::clone(&backend));
+            tokio::task::spawn_local(async move { upstreams.pick(&backend, &[]).await.unwrap().endpoint.address })
+        };
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        let address = nobody().await;
+        backend.publish(set(&[address]));
+        assert_eq!(waiting.await.unwrap(), address);
+        backend.publish(set(&[]));
+        assert_eq!(upstreams.pick(&backend, &[]).await.err().unwrap().reason(), "no-endpoint");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_pick_does_not_wait_for_ever() {
+    on_worker(async {
+        let (upstreams, backend) = (upstreams(), Arc::new(Backend::new("shop/cart:80".into())));
+        assert_eq!(upstreams.pick(&backend, &[]).await.err().unwrap().reason(), "discovery");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn picks_spread_and_avoid_what_was_tried() {
+    on_worker(async {
+        let addresses: Vec<SocketAddr> = (1..=3).map(|n| SocketAddr::from(([10, 0, 0, n], 80))).collect();
+        let (upstreams, backend) = (upstreams(), backend(&addresses));
+        let mut counts: HashMap<SocketAddr, usize> = HashMap::new();
+        for _ in 0..3000 {
+            *counts.entry(upstreams.pick(&backend, &[]).await.unwrap().endpoint.address).or_default() += 1;
+        }
+        assert!(addresses.iter().all(|address| (700..1300).contains(&counts[address])), "{counts:?}");
+
+        let tried = [addresses[0], addresses[2]];
+        for _ in 0..100 {
+            assert_eq!(upstreams.pick(&backend, &tried).await.unwrap().endpoint.address, addresses[1]);
+        }
+        upstreams.pick(&backend, &addresses).await.expect("a second try at the same endpoint is better than none");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn requests_in_flight_repel_others() {
+    on_worker(async {
+        let addresses: Vec<SocketAddr> = (1..=4).map(|n| SocketAddr::from(([10, 0, 0, n], 80))).collect();
+        let (upstreams, backend) = (upstreams(), backend(&addresses));
+        let mut held = Vec::new();
+        for _ in 0..40 {
+            held.push(upstreams.pick(&backend, &[]).await.unwrap());
+        }
+        for address in addresses {
+            let count = held.iter().filter(|pick| pick.endpoint.address == address).count();
+            assert!((6..=14).contains(&count), "{address}: {count}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn draining_endpoints_get_nothing_new() {
+    on_worker(async {
+        let addresses: Vec<SocketAddr> = (1..=3).map(|n| SocketAddr::from(([10, 0, 0, n], 80))).collect();
+        let (upstreams, backend) = (upstreams(), backend(&addresses));
+        let drain = |index: usize| {
+            let set = backend.endpoints.load_full();
+            set.endpoints[index].draining.store(true, std::sync::atomic::Ordering::Relaxed);
+        };
+        drain(0);
+        drain(1);
+        for _ in 0..300 {
+            assert_eq!(upstreams.pick(&backend, &[]).await.unwrap().endpoint.address, addresses[2]);
+        }
+        drain(2);
+        upstreams.pick(&backend, &[]).await.expect("terminating endpoints are the last resort");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_endpoint_that_fails_is_ejected_and_comes_back_by_a_probe() {
+    on_worker(async {
+        let (dead, alive) = (nobody().await, Server::start(|_, _| OK).await);
+        let (upstreams, backend) = (upstreams(), backend(&[dead, alive.address]));
+        let mut failed = 0;
+        for _ in 0..500 {
+            let pick = upstreams.pick(&backend, &[]).await.unwrap();
+            match pick.http(false).await {
+                Ok(connection) => {
+                    read(connection.send(get()).await.unwrap()).await;
+                    pick.report(Outcome::Success, Instant::now());
+                }
+                Err(error) => {
+                    assert_eq!(error.reason(), "connect");
+                    failed += 1;
+                    // A caller that reports it too changes nothing.
+                    pick.report(Outcome::Failure, Instant::now());
+                }
+            }
+        }
+        assert!(failed <= 5, "{failed} requests went to the dead endpoint");
+
+        let endpoint = Arc::clone(&backend.endpoints.load().endpoints[0]);
+        while endpoint.outlier.health(Instant::now()) == outlier::Health::InService {
+            endpoint.outlier.record(false, false, Instant::now(), || true);
+        }
+        let (balancer, _) = upstreams.state.balancer(&backend);
+        let later = Instant::now() + Duration::from_secs(10);
+        let mut probes = 0;
+        for _ in 0..50 {
+            let (local, probe) = balancer.choose(&[], later, || upstreams.random()).unwrap();
+            assert_eq!(probe, local.endpoint.address == dead);
+            probes += usize::from(probe);
+        }
+        assert_eq!(probes, 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn at_most_half_are_ejected() {
+    on_worker(async {
+        let addresses: Vec<SocketAddr> = (1..=5).map(|n| SocketAddr::from(([10, 0, 0, n], 80))).collect();
+        let (upstreams, backend) = (upstreams(), backend(&addresses));
+        for _ in 0..2000 {
+            upstreams.pick(&backend, &[]).await.unwrap().report(Outcome::Failure, Instant::now());
+        }
+        let set = backend.endpoints.load_full();
+        let now = Instant::now();
+        let ejected = set.endpoints.iter().filter(|e| e.outlier.health(now) != outlier::Health::InService).count();
+        assert_eq!(ejected, 2);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_new_endpoint_starts_as_its_peers_are() {
+    on_worker(async {
+        let old: Vec<SocketAddr> = (1..=2).map(|n| SocketAddr::from(([10, 0, 0, n], 80))).collect();
+        let (upstreams, backend) = (upstreams(), backend(&old));
+        let start = Instant::now();
+        for _ in 0..50 {
+            let pick = upstreams.pick(&backend, &[]).await.unwrap();
+            pick.report(Outcome::Success, pick.started + Duration::from_millis(1));
+        }
+        let mut endpoints = backend.endpoints.load().endpoints.clone();
+        let new = SocketAddr::from(([10, 0, 0, 3], 80));
+        endpoints.push(Endpoint::plain(new));
+        backend.publish(EndpointSet::new(true, Protocol::Http, endpoints));
+        let mut count = 0;
+        for _ in 0..300 {
+            let pick = upstreams.pick(&backend, &[]).await.unwrap();
+            count += usize::from(pick.endpoint.address == new);
+            pick.report(Outcome::Success, pick.started + Duration::from_millis(1));
+        }
+        assert!((50..200).contains(&count), "{count} of 300 after {:?}", start.elapsed());
+    })
+    .await;
+}
+
+/// A mesh peer that answers each connection's bytes with the protocol it was told.
+async fn mesh_peer(credentials: Credentials) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let credentials = Rc::new(credentials);
+    tokio::task::spawn_local(async move {
+        loop {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let credentials = Rc::clone(&credentials);
+            tokio::task::spawn_local(async move {
+                let accepted = credentials.accept(Prefixed::new(bytes::Bytes::new(), tcp)).await;
+                let Ok((mut stream, peer, protocol)) = accepted else { return };
+                let mut buffer = [0; 1024];
+                while stream.read(&mut buffer).await.is_ok_and(|read| read > 0) {
+                    let body = format!("{peer} {protocol:?}");
+                    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+                    stream.write_all(answer.as_bytes()).await.unwrap();
+                }
+            });
+        }
+    });
+    address
+}
+
+fn meshed(address: SocketAddr, identity: SpiffeId) -> Arc<Backend> {
+    let backend = Backend::new("shop/cart:80".into());
+    let endpoint = Endpoint::new(address, Some(identity), "cart-1", "", 1);
+    backend.publish(EndpointSet::new(true, Protocol::Http, vec![endpoint]));
+    Arc::new(backend)
+}
+
+#[tokio::test]
+async fn a_meshed_endpoint_is_reached_by_mutual_tls_or_not_at_all() {
+    on_worker(async {
+        let authority = Authority::new();
+        let address = mesh_peer(authority.credentials(&id("cart"))).await;
+        let store = Arc::new(CredentialStore::default());
+        let resolver = dns::Resolver::new(tokio::runtime::Handle::current(), None);
+        let upstreams = Upstreams::new(None, Arc::clone(&store), resolver);
+
+        let backend = meshed(address, id("cart"));
+        for _ in 0..20 {
+            let pick = upstreams.pick(&backend, &[]).await.unwrap();
+            assert_eq!(pick.http(false).await.err().unwrap().reason(), "tls", "no certificate yet");
+        }
+
+        store.install(authority.credentials(&id("web")));
+        let mut reused = Vec::new();
+        for _ in 0..3 {
+            let pick = upstreams.pick(&backend, &[]).await.unwrap();
+            let connection = pick.http(false).await.unwrap();
+            reused.push(connection.reused);
+            let answer = read(connection.send(get()).await.unwrap()).await;
+            assert_eq!(answer, "spiffe://cluster.local/ns/shop/sa/web Http1");
+        }
+        assert_eq!(reused, [false, true, true]);
+
+        store.install(authority.credentials(&id("web")));
+        let pick = upstreams.pick(&backend, &[]).await.unwrap();
+        assert!(!pick.http(false).await.unwrap().reused, "credentials were rotated");
+
+        let mut tcp = pick.tcp().await.unwrap();
+        tcp.write_all(b"hello").await.unwrap();
+        let mut answer = String::new();
+        while !answer.ends_with("Tcp") {
+            let mut byte = [0];
+            tcp.read_exact(&mut byte).await.unwrap();
+            answer.push(byte[0].into());
+        }
+
+        let impostor = meshed(address, id("payment"));
+        let error = upstreams.pick(&impostor, &[]).await.unwrap().http(true).await.err().unwrap();
+        assert_eq!(error.reason(), "tls");
+        assert!(error.to_string().contains("sa/payment"), "{error}");
+    })
+    .await;
+}
+
+/// A name server that knows one name: A records with a TTL, both as the test says; and how often it was asked for them.
+async fn name_server(answer: Rc<std::cell::RefCell<(Vec<[u8; 4]>, u32)>>, asked: Rc<Cell<usize>>) -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    tokio::task::spawn_local(async move {
+        let mut query = [0; 512];
+        loop {
+            let (length, client) = socket.recv_from(&mut query).await.unwrap();
+            // Header (12 bytes), name, type, class; then EDNS, which is left out of the response.
+            let name_end = 12 + query[12..length].iter().position(|byte| *byte == 0).unwrap() + 1;
+            let is_a = query[name_end..name_end + 2] == [0, 1];
+            let (addresses, ttl) = answer.borrow().clone();
+            let known = query[12..name_end].starts_with(b"\x03api\x07example");
+            let count = if is_a && known { addresses.len() as u8 } else { 0 };
+            asked.set(asked.get() + usize::from(is_a));
+            let code = if known { 0x80 } else { 0x83 };
+            let mut response =
+                [&query[..2], &[0x81, code, 0, 1, 0, count, 0, 0, 0, 0], &query[12..name_end + 4]].concat();
+            for ip in addresses.iter().take(count.into()) {
+                response.extend([0xc0, 12, 0, 1, 0, 1]);
+                response.extend(ttl.to_be_bytes());
+                response.extend([0, 4]);
+                response.extend(ip);
+            }
+            socket.send_to(&response, client).await.unwrap();
+        }
+    });
+    address
+}
+
+async fn until(condition: impl AsyncFn() -> bool) {
+    while !condition().await {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn names_are_resolved_and_followed_by_ttl() {
+    on_worker(async {
+        let answer = Rc::new(std::cell::RefCell::new((vec![[127, 0, 0, 1], [127, 0, 0, 2]], 1)));
+        let asked = Rc::new(Cell::new(0));
+        let server = name_server(Rc::clone(&answer), Rc::clone(&asked)).await;
+        let resolver = dns::Resolver::new(tokio::runtime::Handle::current(), Some(server));
+        let upstreams = Upstreams::new(None, Arc::new(CredentialStore::default()), resolver);
+        let backend = upstreams.outside("api.example:8443").unwrap();
+        assert!(Arc::ptr_eq(&backend, &upstreams.outside("api.example:8443").unwrap()));
+
+        let mut seen = HashMap::new();
+        for _ in 0..100 {
+            *seen.entry(upstreams.pick(&backend, &[]).await.unwrap().endpoint.address.to_string()).or_insert(0) += 1;
+        }
+        assert_eq!(asked.get(), 1, "the answer holds for its TTL");
+        assert_eq!(seen.len(), 2, "{seen:?}");
+        assert!(seen.contains_key("127.0.0.1:8443") && seen.contains_key("127.0.0.2:8443"));
+
+        let kept = Arc::clone(&backend.endpoints.load().endpoints[1]);
+        answer.replace((vec![[127, 0, 0, 2], [127, 0, 0, 3]], 1));
+        let is_followed = async || {
+            upstreams.pick(&backend, &[]).await.unwrap();
+            backend.endpoints.load().endpoints.iter().any(|endpoint| endpoint.address.to_string() == "127.0.0.3:8443")
+        };
+        until(is_followed).await;
+        let set = backend.endpoints.load_full();
+        assert_eq!(set.endpoints.len(), 2);
+        assert!(set.endpoints.iter().any(|endpoint| Arc::ptr_eq(endpoint, &kept)), "what stays keeps its state");
+
+        // Nothing to be had: the last good answer stays.
+        answer.replace((vec![], 1));
+        let before = asked.get();
+        let is_asked_again = async || {
+            upstreams.pick(&backend, &[]).await.unwrap();
+            asked.get() > before + 1
+        };
+        until(is_asked_again).await;
+        assert_eq!(backend.endpoints.load().serial, set.serial);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_external_name_and_what_does_not_exist() {
+    on_worker(async {
+        let answer = Rc::new(std::cell::RefCell::new((vec![[127, 0, 0, 9]], 300)));
+        let server = name_server(answer, Rc::default()).await;
+        let resolver = dns::Resolver::new(tokio::runtime::Handle::current(), Some(server));
+        let upstreams = Upstreams::new(None, Arc::new(CredentialStore::default()), resolver);
+
+        let backend = Arc::new(Backend::new("shop/api:443".into()));
+        backend.host_name.store(Some(Arc::new(HostName { host: "api.example".into(), port: 443 })));
+        backend.publish(EndpointSet::new(false, Protocol::Tls, Vec::new()));
+        assert_eq!(upstreams.pick(&backend, &[]).await.unwrap().endpoint.address.to_string(), "127.0.0.9:443");
+        assert_eq!(backend.endpoints.load().protocol, Protocol::Tls);
+
+        // Renamed: what was known of the old name is not used.
+        backend.host_name.store(Some(Arc::new(HostName { host: "127.0.0.10".into(), port: 444 })));
+        backend.publish(EndpointSet::new(false, Protocol::Tls, Vec::new()));
+        assert_eq!(upstreams.pick(&backend, &[]).await.unwrap().endpoint.address.to_string(), "127.0.0.10:444");
+
+        let started = Instant::now();
+        let missing = upstreams.outside("nowhere.example:1").unwrap();
+        assert_eq!(upstreams.pick(&missing, &[]).await.err().unwrap().reason(), "no-endpoint");
+        assert!(started.elapsed() < limits::CONNECT_TIMEOUT);
+        assert!(upstreams.outside("no-port").is_none());
+    })
+    .await;
+}
