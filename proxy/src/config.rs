@@ -108,6 +108,8 @@ pub mod limits {
     pub const CLIENT_IDLE: Duration = Duration::from_secs(3600);
     /// A pooled connection without a request (below the usual server's 5 s and more).
     pub const POOL_IDLE: Duration = Duration::from_secs(4);
+    /// The same to a mesh peer, which keeps its side open longer, and whose handshake costs more.
+    pub const MESH_POOL_IDLE: Duration = Duration::from_secs(60);
     /// Pooled connections to one endpoint, per worker.
     pub const POOL_IDLE_PER_ENDPOINT: usize = 128;
     /// A request or response head, HTTP/1 and HTTP/2.

@@ -26,7 +26,13 @@ use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
 pub use backend::{Backend, Endpoint, EndpointSet, HostName};
 pub use dial::DialError;
 
-use crate::{config::limits, error::Error, net::Io, tls::CredentialStore, tls::MeshProtocol};
+use crate::{
+    config::limits,
+    error::Error,
+    net::Io,
+    policy::Protocol,
+    tls::{CredentialStore, MeshProtocol},
+};
 
 /// A worker's balancers and pools.
 pub struct Upstreams {
@@ -50,8 +56,8 @@ pub struct Pick {
     /// To know how many endpoints may be ejected; None for [`Upstreams::plain`].
     balancer: Option<Rc<worker::Balancer>>,
     started: Instant,
-    /// HTTP/1 requests are carried as HTTP/2 too.
-    http2: bool,
+    /// What the endpoint speaks.
+    protocol: Protocol,
     /// This try decides whether an ejected endpoint comes back.
     probe: Cell<bool>,
     reported: Cell<bool>,
@@ -73,17 +79,17 @@ impl Upstreams {
             self.await_endpoints(backend).await?;
         }
         let now = Instant::now();
-        let (balancer, http2) = self.state.balancer(backend);
+        let (balancer, protocol) = self.state.balancer(backend);
         let Some((local, probe)) = balancer.choose(tried, now, || self.state.random()) else {
             return Err(Error::NoEndpoint(backend.key.to_string()));
         };
-        Ok(Pick::new(local, Some(balancer), now, http2, probe))
+        Ok(Pick::new(local, Some(balancer), now, protocol, probe))
     }
 
     /// The endpoint at `addr`, in plaintext, for what is not balanced: the local application behind the inbound
     /// side, and addresses outside the mesh. Connections are pooled like any other's.
     pub fn plain(&self, addr: SocketAddr) -> Pick {
-        Pick::new(self.state.plain(addr), None, Instant::now(), false, false)
+        Pick::new(self.state.plain(addr), None, Instant::now(), Protocol::Detect, false)
     }
 
     /// The backend for a name outside the mesh, "host:port" (explicit mode); its endpoints come from DNS. None: not
@@ -110,7 +116,7 @@ impl Pick {
         local: Rc<worker::LocalEndpoint>,
         balancer: Option<Rc<worker::Balancer>>,
         started: Instant,
-        http2: bool,
+        protocol: Protocol,
         probe: bool,
     ) -> Self {
         local.begin();
@@ -119,7 +125,7 @@ impl Pick {
             local,
             balancer,
             started,
-            http2,
+            protocol,
             probe: Cell::new(probe),
             reported: Cell::new(false),
             stream: pool::StreamSlot::default(),
@@ -137,8 +143,8 @@ impl Pick {
             Outcome::Failure => false,
             Outcome::Neutral => return self.abandon_probe(now),
         };
-        self.local.observe(success, now.saturating_duration_since(self.started), now);
         let probe = self.probe.replace(false);
+        self.local.observe(success, probe, now.saturating_duration_since(self.started), now);
         let may_eject = || self.balancer.as_ref().is_some_and(|balancer| balancer.may_eject_one_more(now));
         if self.endpoint.outlier.record(success, probe, now, may_eject) {
             self.local.pool.close_idle();
@@ -149,10 +155,15 @@ impl Pick {
     }
 
     /// A connection for one HTTP exchange: pooled or new, to the mesh peer over mTLS (ALPN tells the version) or in
-    /// plaintext. `http2`: the exchange is carried as HTTP/2.
+    /// plaintext. `http2`: the exchange is to be carried as HTTP/2. What the endpoint is known to speak overrides it, see
+    /// [`pool::HttpConnection::is_http2`]; a mesh peer speaks both and translates.
     pub async fn http(&self, http2: bool) -> Result<pool::HttpConnection, Error> {
-        let connection =
-            if http2 || self.http2 { self.local.pool.http2(&self.stream).await } else { self.local.pool.http1().await };
+        let http2 = match self.protocol {
+            Protocol::Http2 => true,
+            Protocol::Http1 if self.endpoint.identity.is_none() => false,
+            _ => http2,
+        };
+        let connection = if http2 { self.local.pool.http2(&self.stream).await } else { self.local.pool.http1().await };
         connection.map_err(|error| self.not_connected(error))
     }
 

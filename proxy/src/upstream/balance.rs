@@ -7,31 +7,39 @@ use std::time::{Duration, Instant};
 pub const DECAY: Duration = Duration::from_secs(10);
 /// Assumed latency where nothing was measured. Not zero: that would draw all load to the unknown.
 pub const DEFAULT_LATENCY: Duration = Duration::from_millis(30);
-/// A failure is never taken for faster than this: an endpoint that fails fast must not attract load.
-pub const FAILURE_LATENCY: Duration = Duration::from_secs(1);
+/// What a failure counts as at least: an endpoint that fails fast must not attract load.
+pub const LEAST_PENALTY: Duration = Duration::from_secs(1);
+/// What a failure counts as at most: a timeout must not keep an endpoint away for minutes.
+pub const MOST_PENALTY: Duration = Duration::from_secs(5);
+/// Time in which a penalty loses all but 1/e; a success halves it, too. Shorter than [`DECAY`]: a restarted endpoint is
+/// to have its share again within seconds.
+const PENALTY_DECAY: Duration = Duration::from_secs(2);
 /// One in so many choices ignores cost, so that a bad estimate is found out.
 const EXPLORE_ONE_IN: u64 = 100;
 /// Pairs drawn before all endpoints are looked at.
 const DRAWS: usize = 4;
 
-/// The latency estimate of one endpoint: jumps up to peaks, decays exponentially.
+/// The latency estimate of one endpoint: jumps up to peaks, decays exponentially. Failures are a penalty of their own.
 #[derive(Debug, Clone, Copy)]
 pub struct Estimate {
     seconds: f64,
     at: Instant,
     measured: bool,
+    /// Seconds.
+    penalty: f64,
+    penalized_at: Instant,
 }
 
 impl Estimate {
     /// Nothing measured yet: `seed` (what its peers show, or [`DEFAULT_LATENCY`]) until the first observation.
     pub fn new(seed: Duration, now: Instant) -> Self {
-        Self { seconds: seed.as_secs_f64(), at: now, measured: false }
+        Self { seconds: seed.as_secs_f64(), at: now, measured: false, penalty: 0.0, penalized_at: now }
     }
 
-    /// One try's latency. Above the estimate it replaces it; below, it is averaged in by the time passed.
-    pub fn observe(&mut self, latency: Duration, now: Instant) {
+    /// The latency of a try that succeeded. Above the estimate it replaces it; below, it is averaged in by the time passed.
+    pub fn succeeded(&mut self, latency: Duration, now: Instant) {
         let seconds = latency.as_secs_f64();
-        let kept = decay(now.saturating_duration_since(self.at));
+        let kept = decay(self.at, now, DECAY);
         self.seconds = if !self.measured || seconds > self.seconds {
             seconds
         } else {
@@ -39,15 +47,36 @@ impl Estimate {
         };
         self.at = self.at.max(now);
         self.measured = true;
+        self.penalty /= 2.0;
     }
 
-    /// Seconds, decayed towards zero while nothing is observed, so that a slow endpoint is tried again.
-    pub fn seconds(&self, now: Instant) -> f64 {
-        self.seconds * decay(now.saturating_duration_since(self.at))
+    /// A try that failed after `latency`.
+    pub fn failed(&mut self, latency: Duration, now: Instant) {
+        self.penalty = latency.clamp(LEAST_PENALTY, MOST_PENALTY).as_secs_f64();
+        self.penalized_at = now;
+    }
+
+    /// The endpoint proved to be well again.
+    pub fn pardon(&mut self) {
+        self.penalty = 0.0;
+    }
+
+    /// Measured latency in seconds, decayed towards zero while nothing is observed, so that a slow endpoint is tried again.
+    pub fn latency(&self, now: Instant) -> f64 {
+        self.seconds * decay(self.at, now, DECAY)
     }
 
     pub fn is_measured(&self) -> bool {
         self.measured
+    }
+
+    fn seconds(&self, now: Instant) -> f64 {
+        let latency = self.latency(now);
+        if self.penalty > 0.0 {
+            latency.max(self.penalty * decay(self.penalized_at, now, PENALTY_DECAY))
+        } else {
+            latency
+        }
     }
 }
 
@@ -56,8 +85,8 @@ pub fn cost(estimate: &Estimate, in_flight: u32, weight: u32, now: Instant) -> f
     estimate.seconds(now) * (f64::from(in_flight) + 1.0) / f64::from(weight.max(1))
 }
 
-fn decay(elapsed: Duration) -> f64 {
-    (-elapsed.as_secs_f64() / DECAY.as_secs_f64()).exp()
+fn decay(since: Instant, now: Instant, constant: Duration) -> f64 {
+    (-now.saturating_duration_since(since).as_secs_f64() / constant.as_secs_f64()).exp()
 }
 
 /// What may be sent to an endpoint, best first.

@@ -53,6 +53,8 @@ pub(super) struct Answer {
     /// [`millis`] from which it is asked for anew.
     expires: AtomicU64,
     resolving: AtomicBool,
+    /// The last look-up failed, and was logged.
+    failing: AtomicBool,
 }
 
 impl Resolver {
@@ -102,10 +104,15 @@ impl Inner {
         }
         let current = backend.endpoints.load_full();
         let (addresses, ttl) = match found {
-            Ok(found) => found,
+            Ok(found) => {
+                backend.answer.failing.store(false, Ordering::Relaxed);
+                found
+            }
             Err(reason) => {
-                tracing::warn!(host = name.host, backend = %backend.key, reason,
-                    "name not resolved; what was known of it stays in force");
+                if !backend.answer.failing.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(host = name.host, backend = %backend.key, reason,
+                        "name not resolved; what was known of it stays in force");
+                }
                 backend.answer.expires.store(millis(Instant::now() + LEAST_TTL), Ordering::Relaxed);
                 if backend.answer.is_of(current.serial) {
                     return;

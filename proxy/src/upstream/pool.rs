@@ -1,5 +1,5 @@
 //! HTTP connections to one endpoint: idle HTTP/1 connections (a stack: the warmest first), HTTP/2 connections
-//! shared up to STREAMS_BEFORE_NEXT. Retired when idle for POOL_IDLE, when the peer closes, on GOAWAY, when credentials rotated.
+//! shared up to STREAMS_BEFORE_NEXT. Retired when idle for POOL_IDLE (MESH_POOL_IDLE), when the peer closes, on GOAWAY, when credentials rotated.
 //!
 //! Each connection has one task of its own, which hyper needs to move bytes; nothing else is spawned per connection,
 //! request or idle entry.
@@ -14,7 +14,7 @@ use std::{
     error::Error as _,
     rc::Rc,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use http::{Request, Response};
@@ -26,7 +26,7 @@ use super::{
     dial::{Dialed, Dialer},
     stats::BackendStats,
 };
-use crate::{http::Body, tls::MeshProtocol};
+use crate::{config::limits, http::Body, tls::MeshProtocol};
 
 /// Connections that a request which was never written is tried on before its sender is told.
 const RESENDS: usize = 3;
@@ -128,8 +128,8 @@ impl Pool {
 
     /// Drops connections that are closed, too long idle or of old credentials.
     pub(super) fn sweep(&self, now: Instant) {
-        self.idle.borrow_mut().retain(|idle| idle.is_usable(&self.dialer, now));
-        self.shared.sweep(&self.dialer, now);
+        self.idle.borrow_mut().retain(|idle| self.is_fresh(idle, now));
+        self.shared.sweep(self, now);
     }
 
     /// Connections kept for further requests.
@@ -137,12 +137,21 @@ impl Pool {
         self.idle.borrow().len() + self.shared.len()
     }
 
+    fn is_fresh(&self, idle: &http1::Idle, now: Instant) -> bool {
+        idle.is_usable(&self.dialer) && now.saturating_duration_since(idle.since) < self.patience()
+    }
+
+    /// How long a connection may be idle.
+    fn patience(&self) -> Duration {
+        if self.endpoint.identity.is_some() { limits::MESH_POOL_IDLE } else { limits::POOL_IDLE }
+    }
+
     fn take_idle(&self) -> Option<http1::Connection> {
         let now = Instant::now();
         loop {
             // Out of the stack before it is looked at: dropping it must not meet the borrow.
             let idle = self.idle.borrow_mut().pop()?;
-            if idle.is_usable(&self.dialer, now) {
+            if self.is_fresh(&idle, now) {
                 return Some(idle.connection);
             }
         }

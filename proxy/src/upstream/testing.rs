@@ -63,8 +63,6 @@ pub(super) enum Act {
     AnswerAndClose(&'static str),
     /// Reads the request and closes without a word.
     Close,
-    /// Reads the request and never answers.
-    Hang,
 }
 
 pub(super) const OK: Act = Act::Answer("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
@@ -137,20 +135,18 @@ async fn serve(mut stream: TcpStream, script: impl Fn(usize) -> Act) {
                 return;
             }
             Act::Close => return,
-            Act::Hang => {
-                let _ = stream.read_buf(&mut read).await;
-                return;
-            }
         }
     }
 }
+
+type OpenStream = (usize, h2::server::SendResponse<Bytes>);
 
 /// An HTTP/2 server that collects streams, for the test to answer.
 pub(super) struct Http2Server {
     pub(super) address: SocketAddr,
     pub(super) accepted: Rc<Cell<usize>>,
     /// Number of the connection, and the stream to answer.
-    pub(super) streams: Rc<RefCell<Vec<(usize, h2::server::SendResponse<Bytes>)>>>,
+    pub(super) streams: Rc<RefCell<Vec<OpenStream>>>,
     /// Connections told to finish (GOAWAY).
     shutdown: Rc<Cell<bool>>,
     change: Rc<Notify>,

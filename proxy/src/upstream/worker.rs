@@ -75,8 +75,8 @@ impl State {
         backend.is_known()
     }
 
-    /// The balancer of a backend, following its current set; and whether that set is HTTP/2 only.
-    pub fn balancer(self: &Rc<Self>, backend: &Arc<Backend>) -> (Rc<Balancer>, bool) {
+    /// The balancer of a backend, following its current set; and what that speaks.
+    pub fn balancer(self: &Rc<Self>, backend: &Arc<Backend>) -> (Rc<Balancer>, Protocol) {
         let key = Arc::as_ptr(backend).addr();
         let known = self.balancers.borrow().get(&key).cloned();
         let balancer = known.unwrap_or_else(|| {
@@ -87,8 +87,7 @@ impl State {
         });
         let set = backend.endpoints.load();
         balancer.follow(&set, &self.dialer);
-        let http2 = set.protocol == Protocol::Http2;
-        (balancer, http2)
+        (balancer, set.protocol)
     }
 
     pub fn plain(self: &Rc<Self>, addr: SocketAddr) -> Rc<LocalEndpoint> {
@@ -282,10 +281,17 @@ impl LocalEndpoint {
         self.last_used.set(Instant::now());
     }
 
-    pub fn observe(&self, success: bool, latency: Duration, now: Instant) {
+    /// One try's result; `probe`: it decided whether the endpoint comes back.
+    pub fn observe(&self, success: bool, probe: bool, latency: Duration, now: Instant) {
         let mut estimate = self.estimate.get();
-        let latency = if success { latency } else { latency.max(balance::FAILURE_LATENCY) };
-        estimate.observe(latency, now);
+        if success {
+            estimate.succeeded(latency, now);
+        } else {
+            estimate.failed(latency, now);
+        }
+        if success && probe {
+            estimate.pardon();
+        }
         self.estimate.set(estimate);
     }
 
@@ -315,7 +321,7 @@ fn typical_latency<'a>(peers: impl Iterator<Item = &'a Rc<LocalEndpoint>>, now: 
     let (sum, count) = peers
         .map(|local| local.estimate.get())
         .filter(Estimate::is_measured)
-        .fold((0.0, 0_u32), |(sum, count), estimate| (sum + estimate.seconds(now), count + 1));
+        .fold((0.0, 0_u32), |(sum, count), estimate| (sum + estimate.latency(now), count + 1));
     if count == 0 { balance::DEFAULT_LATENCY } else { Duration::from_secs_f64(sum / f64::from(count)) }
 }
 

@@ -28,7 +28,7 @@ fn simulate(latencies: &[Duration], weights: &[u32], requests: usize, seed: u64)
         for index in 0..latencies.len() {
             let ended = in_flight[index].extract_if(.., |ends| *ends <= now).count();
             for _ in 0..ended {
-                estimates[index].observe(latencies[index], now);
+                estimates[index].succeeded(latencies[index], now);
             }
         }
         let chosen = choose(
@@ -73,22 +73,39 @@ fn weight_attracts_load() {
 fn an_estimate_jumps_to_peaks_and_decays_from_them() {
     let start = Instant::now();
     let mut estimate = Estimate::new(DEFAULT_LATENCY, start);
-    estimate.observe(Duration::from_millis(1), start);
+    estimate.succeeded(Duration::from_millis(1), start);
     assert!((estimate.seconds(start) - 0.001).abs() < 1e-9, "the first observation replaces the assumption");
-    estimate.observe(Duration::from_secs(1), start);
+    estimate.succeeded(Duration::from_secs(1), start);
     assert!((estimate.seconds(start) - 1.0).abs() < 1e-9);
     let later = start + DECAY;
     assert!((estimate.seconds(later) - (-1.0_f64).exp()).abs() < 1e-9);
-    estimate.observe(Duration::from_millis(1), later);
+    estimate.succeeded(Duration::from_millis(1), later);
     assert!((estimate.seconds(later) - ((-1.0_f64).exp() + 0.001 * (1.0 - (-1.0_f64).exp()))).abs() < 1e-9);
+}
+
+#[test]
+fn a_failure_is_a_penalty_that_time_and_success_take_away() {
+    let start = Instant::now();
+    let mut estimate = Estimate::new(DEFAULT_LATENCY, start);
+    estimate.succeeded(Duration::from_millis(1), start);
+    estimate.failed(Duration::from_micros(200), start);
+    assert!((estimate.seconds(start) - 1.0).abs() < 1e-9, "failing fast is not being fast");
+    assert!((estimate.latency(start) - 0.001).abs() < 1e-9, "nor is it a measurement");
+    assert!(estimate.seconds(start + Duration::from_secs(14)) < 0.001);
+    estimate.succeeded(Duration::from_millis(1), start);
+    assert!((estimate.seconds(start) - 0.5).abs() < 1e-9);
+    estimate.failed(Duration::from_secs(60), start);
+    assert!((estimate.seconds(start) - MOST_PENALTY.as_secs_f64()).abs() < 1e-9);
+    estimate.pardon();
+    assert!(estimate.seconds(start) < 0.0011);
 }
 
 #[test]
 fn time_that_runs_backwards_changes_nothing() {
     let start = Instant::now() + Duration::from_secs(5);
     let mut estimate = Estimate::new(DEFAULT_LATENCY, start);
-    estimate.observe(Duration::from_millis(8), start);
-    estimate.observe(Duration::from_millis(2), start - Duration::from_secs(3));
+    estimate.succeeded(Duration::from_millis(8), start);
+    estimate.succeeded(Duration::from_millis(2), start - Duration::from_secs(3));
     assert!((estimate.seconds(start) - 0.008).abs() < 1e-9);
 }
 

@@ -28,7 +28,7 @@ pub(super) struct Connection {
 /// A pooled connection.
 pub(super) struct Idle {
     pub(super) connection: Connection,
-    since: Instant,
+    pub(super) since: Instant,
 }
 
 /// Where a connection goes when its exchange is over.
@@ -121,11 +121,8 @@ impl Pool {
 }
 
 impl Idle {
-    pub(super) fn is_usable(&self, dialer: &Dialer, now: Instant) -> bool {
+    pub(super) fn is_usable(&self, dialer: &Dialer) -> bool {
         let sender = &self.connection.sender;
-        sender.is_ready()
-            && !sender.is_closed()
-            && now.saturating_duration_since(self.since) < limits::POOL_IDLE
-            && dialer.is_current(self.connection.home.epoch)
+        sender.is_ready() && !sender.is_closed() && dialer.is_current(self.connection.home.epoch)
     }
 }

@@ -194,11 +194,11 @@ impl Shared {
         self.open.borrow().len()
     }
 
-    pub(super) fn sweep(&self, dialer: &Dialer, now: Instant) {
+    pub(super) fn sweep(&self, pool: &Pool, now: Instant) {
         self.open.borrow_mut().retain(|connection| {
             let idle = connection.streams.get() == 0
-                && now.saturating_duration_since(connection.last_used.get()) >= limits::POOL_IDLE;
-            connection.is_usable(dialer) && !idle
+                && now.saturating_duration_since(connection.last_used.get()) >= pool.patience();
+            connection.is_usable(&pool.dialer) && !idle
         });
     }
 }

@@ -185,28 +185,27 @@ async fn upgrades_pass() {
     .await;
 }
 
+type Results = Rc<RefCell<Vec<Result<(), SendError>>>>;
+
 /// Requests over HTTP/2, all at once; each keeps its stream until it was answered.
-fn http2_requests(
-    upstreams: &Rc<crate::upstream::Upstreams>,
-    server: &Http2Server,
-    count: usize,
-) -> Rc<RefCell<Vec<Result<(), SendError>>>> {
-    let results: Rc<RefCell<Vec<_>>> = Rc::default();
+fn http2_requests(upstreams: &Rc<crate::upstream::Upstreams>, server: &Http2Server, count: usize) -> Results {
+    let results = Results::default();
     for _ in 0..count {
         let (upstreams, results, address) = (Rc::clone(upstreams), Rc::clone(&results), server.address);
         tokio::task::spawn_local(async move {
             let pick = upstreams.plain(address);
             let result = pick.http(true).await.unwrap().send(get()).await;
-            results.borrow_mut().push(match result {
+            let result = match result {
                 Ok(response) => response.into_body().collect().await.map(|_| ()).map_err(|_| unreachable!()),
                 Err(error) => Err(error),
-            });
+            };
+            results.borrow_mut().push(result);
         });
     }
     results
 }
 
-async fn until_ended(results: &RefCell<Vec<Result<(), SendError>>>, count: usize) {
+async fn until_ended(results: &Results, count: usize) {
     while results.borrow().len() < count {
         tokio::task::yield_now().await;
     }
