@@ -83,6 +83,11 @@ impl Sources<'_> {
         self.origin(key);
     }
 
+    fn namespace(&mut self, key: &ObjectKey) {
+        self.topics.insert(Topic::Namespace(key.name.clone()));
+        self.origin(key);
+    }
+
     fn address(&mut self, ip: std::net::IpAddr) {
         self.topics.insert(Topic::Address(ip.to_string().into()));
     }
@@ -110,5 +115,7 @@ fn service_key(namespace: &str, name: &str) -> ObjectKey {
     ObjectKey { kind: crate::model::Kind::Service, namespace: Arc::from(namespace), name: Arc::from(name) }
 }
 
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod tests;

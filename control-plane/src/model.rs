@@ -135,8 +135,10 @@ pub enum Topic {
     Settings,
     /// Everything about a Service (itself, its slices, routes attached to it): "namespace/name".
     Service(Arc<str>),
-    /// A Pod: "namespace/name".
+    /// A Pod, and the ports that Services name: "namespace/name".
     Workload(Arc<str>),
+    /// What a Namespace says about its workloads.
+    Namespace(Arc<str>),
     /// Who owns an IP address now.
     Address(Arc<str>),
 }

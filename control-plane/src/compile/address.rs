@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::{Sources, service_key};
-use crate::model::{Kind, ObjectKey};
+use crate::model::{self, Kind, ObjectKey};
 
 /// What an address stands for.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ fn by_ip(sources: &mut Sources<'_>, ip: IpAddr, port: u16) -> Addressed {
     let world = sources.world;
     if let Some(service) = world.index.cluster_ips.get(&ip) {
         sources.service(service);
-        let known = crate::model::service(&world.objects, service).is_some_and(|service| service.port(port).is_some());
+        let known = model::service(&world.objects, service).is_some_and(|service| service.port(port).is_some());
         return if known { Addressed::Service(service.clone(), port) } else { Addressed::Nobody };
     }
     if let Some(pod) = pod_at(sources, ip, port) {
@@ -56,13 +56,10 @@ fn pod_at(sources: &mut Sources<'_>, ip: IpAddr, port: u16) -> Option<ObjectKey>
     }
     let uses = world.index.endpoint_ips.get(&ip)?;
     for used in uses {
-        let Some(pod) = used.pod.as_ref().filter(|pod| crate::model::pod(&world.objects, pod).is_some()) else {
-            continue;
-        };
         sources.service(&used.service);
-        let slice = crate::model::slice(&world.objects, &used.slice);
-        let has_port = |ports: &Vec<crate::model::SlicePort>| ports.iter().any(|slice_port| slice_port.number == port);
-        if slice.and_then(|slice| slice.ports.as_ref()).is_some_and(has_port) {
+        let Some(pod) = used.pod.as_ref().filter(|pod| model::pod(&world.objects, pod).is_some()) else { continue };
+        let ports = model::slice(&world.objects, &used.slice).and_then(|slice| slice.ports.as_ref());
+        if ports.is_some_and(|ports| ports.iter().any(|slice_port| slice_port.number == port)) {
             return Some(pod.clone());
         }
     }
@@ -82,7 +79,7 @@ fn by_name(sources: &mut Sources<'_>, namespace: &str, host: &str, port: u16) ->
     };
     sources.service(&key);
     let world = sources.world;
-    let Some(service) = crate::model::service(&world.objects, &key) else { return Addressed::Outside };
+    let Some(service) = model::service(&world.objects, &key) else { return Addressed::Outside };
     if let [hostname, _, _] = labels.as_slice() {
         return match pod_by_hostname(sources, &key, hostname) {
             Some(pod) => {
@@ -92,7 +89,7 @@ fn by_name(sources: &mut Sources<'_>, namespace: &str, host: &str, port: u16) ->
             None => Addressed::Outside,
         };
     }
-    let external = matches!(service.kind, crate::model::ServiceKind::ExternalName(_)) && service.ports.is_empty();
+    let external = matches!(service.kind, model::ServiceKind::ExternalName(_)) && service.ports.is_empty();
     if service.port(port).is_some() || external { Addressed::Service(key, port) } else { Addressed::Nobody }
 }
 
@@ -100,11 +97,11 @@ fn pod_by_hostname(sources: &Sources<'_>, service: &ObjectKey, hostname: &str) -
     let world = sources.world;
     let slices = world.index.slices.get(service)?;
     slices.iter().find_map(|key| {
-        let slice = crate::model::slice(&world.objects, key)?;
+        let slice = model::slice(&world.objects, key)?;
         let named = |name: &Option<std::sync::Arc<str>>| name.as_deref() == Some(hostname);
         let endpoint = slice.endpoints.iter().find(|endpoint| named(&endpoint.hostname))?;
         let name = endpoint.pod.clone()?;
         let pod = ObjectKey { kind: Kind::Pod, namespace: key.namespace.clone(), name };
-        crate::model::pod(&world.objects, &pod).map(|_| pod)
+        model::pod(&world.objects, &pod).map(|_| pod)
     })
 }

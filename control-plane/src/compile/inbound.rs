@@ -11,7 +11,7 @@ pub(super) fn inbound(sources: &mut Sources<'_>, subscriber: &Subscriber) -> Inb
     let key = ObjectKey { kind: Kind::Pod, namespace: namespace.into(), name: subscriber.workload.as_str().into() };
     sources.workload(&key);
     let namespace_key = ObjectKey { kind: Kind::Namespace, namespace: "".into(), name: namespace.into() };
-    sources.origin(&namespace_key);
+    sources.namespace(&namespace_key);
     let world = sources.world;
     let of_pod = model::pod(&world.objects, &key).and_then(|pod| pod.inbound);
     let of_namespace = model::namespace(&world.objects, &namespace_key).and_then(|namespace| namespace.inbound);

@@ -14,7 +14,7 @@ pub(crate) fn world(yaml: &str) -> World {
 }
 
 fn world_with(settings: MeshSettings, text: &str) -> World {
-    let (documents, unreadable) = yaml::documents(&"test.yaml".into(), text);
+    let yaml::Contents { documents, unreadable, .. } = yaml::documents(&"test.yaml".into(), text, &yaml::Known::new());
     let world = World::empty(settings, Generations::default()).apply(documents, unreadable);
     assert_eq!(world.errors(), []);
     world
@@ -205,4 +205,330 @@ fn inbound_says_mode_and_ports() {
     assert_eq!(inbound(&world, "web", "shop-b").mode(), Mode::Permissive);
     let unknown = inbound(&world, "web", "nobody");
     assert_eq!((unknown.mode(), unknown.ports.len()), (Mode::Strict, 0));
+}
+
+/// An HTTPRoute in `namespace`, on Service web/shop, with rules as YAML flow.
+fn route(namespace: &str, name: &str, rules: &str) -> String {
+    format!(
+        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+         spec:\n  parentRefs: [{{group: '', kind: Service, name: shop, namespace: web, port: 80}}]\n  rules: {rules}\n"
+    )
+}
+
+fn to(weight: u32) -> String {
+    format!("backendRefs: [{{name: shop, namespace: web, port: 80, weight: {weight}}}]")
+}
+
+fn shop_rules(world: &World, namespace: &str) -> Vec<String> {
+    rules(service(world, namespace, "10.0.0.1:80").http.as_ref().unwrap())
+}
+
+#[test]
+fn matches_stand_in_the_order_of_precedence() {
+    let matches = [
+        "{}",
+        "{headers: [{name: a, value: x}, {name: b, value: x}]}",
+        "{path: {type: RegularExpression, value: /r.*}}",
+        "{path: {value: /a}}",
+        "{path: {value: /a/b}}",
+        "{path: {value: /a}, queryParams: [{name: q, value: x}]}",
+        "{path: {value: /a/}, headers: [{name: h, value: x}]}",
+        "{path: {value: /a}, method: GET}",
+        "{path: {type: Exact, value: /a}}",
+        "{path: {type: Exact, value: /}}",
+        "{path: {value: /}, method: GET}",
+    ];
+    let expected = [
+        r#"Exact("/a") -> web/shop:80=8"#,
+        r#"Exact("/") -> web/shop:80=9"#,
+        r#"Prefix("/a/b") -> web/shop:80=4"#,
+        r#"Prefix("/a") GET -> web/shop:80=7"#,
+        r#"Prefix("/a") h -> web/shop:80=6"#,
+        r#"Prefix("/a") ?q -> web/shop:80=5"#,
+        r#"Prefix("/a") -> web/shop:80=3"#,
+        r#"Regex("/r.*") -> web/shop:80=2"#,
+        "GET -> web/shop:80=10",
+        "a b -> web/shop:80=1",
+        "-> web/shop:80=0",
+    ];
+    let rules: Vec<String> =
+        matches.iter().zip(0..).map(|(one, weight)| format!("{{matches: [{one}], {}}}", to(weight))).collect();
+    let one_route = shop(&route("web", "r", &format!("[{}]", rules.join(", "))));
+    assert_eq!(shop_rules(&one_route, "any"), expected);
+    // The same from many routes.
+    let many: String =
+        rules.iter().zip(0..).map(|(rule, n): (_, u32)| route("web", &format!("r{n}"), &format!("[{rule}]"))).collect();
+    assert_eq!(shop_rules(&shop(&many), "any"), expected);
+}
+
+#[test]
+fn among_equals_the_older_route_then_its_name_then_its_order() {
+    let dated = |name: &str, created: &str, weight: u32| {
+        route("web", name, &format!("[{{{}}}, {{{}}}]", to(weight), to(weight + 1)))
+            .replace("namespace: web}\n", &format!("namespace: web{created}}}\n"))
+    };
+    let routes = [
+        dated("d", "", 40),
+        dated("c", "", 30),
+        dated("b", ", creationTimestamp: 2026-02-01T00:00:00Z", 20),
+        dated("a", ", creationTimestamp: 2026-03-01T00:00:00Z", 10),
+    ]
+    .concat();
+    let expected = [20, 21, 10, 11, 30, 31, 40, 41].map(|weight| format!("-> web/shop:80={weight}"));
+    assert_eq!(shop_rules(&shop(&routes), "any"), expected);
+}
+
+#[test]
+fn a_consumer_route_holds_for_its_own_namespace_and_alone() {
+    let producer = route("web", "producer", &format!("[{{{}}}]", to(1)));
+    let consumer = route("front", "consumer", &format!("[{{matches: [{{path: {{value: /x}}}}], {}}}]", to(2)));
+    let world = shop(&(producer + &consumer));
+    assert_eq!(shop_rules(&world, "other"), ["-> web/shop:80=1"]);
+    assert_eq!(shop_rules(&world, "web"), ["-> web/shop:80=1"]);
+    assert_eq!(shop_rules(&world, "front"), [r#"Prefix("/x") -> web/shop:80=2"#]);
+}
+
+#[test]
+fn kinds_exclude_each_other_on_a_port() {
+    let http = route("web", "http", &format!("[{{{}}}]", to(1)));
+    let all_ports = route("web", "all", &format!("[{{{}}}]", to(2))).replace(", port: 80}]\n", "}]\n");
+    let grpc = route("web", "grpc", "[{backendRefs: [{name: shop-v2, port: 80}]}]").replace("HTTPRoute", "GRPCRoute");
+    let world = shop(&(http + &grpc + &all_ports));
+    let target = service(&world, "any", "10.0.0.1:80");
+    assert_eq!(target.protocol(), Protocol::Http2);
+    assert_eq!(rules(target.http.as_ref().unwrap()), ["-> web/shop-v2:80=1"]);
+    assert!(target.http.unwrap().rules[0].r#match.as_ref().unwrap().grpc);
+    assert_eq!(endpoints(&world, "web/shop-v2:80").protocol(), Protocol::Http2);
+    assert_eq!(endpoints(&world, "web/shop:80").protocol(), Protocol::Detect);
+    let accepted = |name: &str| {
+        let object = world.objects().into_iter().find(|object| &*object.key.name == name).unwrap();
+        let condition = object.conditions.into_iter().find(|condition| condition.kind == "Accepted").unwrap();
+        format!("{} {} {}", condition.status, condition.reason, condition.message)
+    };
+    assert_eq!(accepted("http"), "false Conflicted port 80: GRPCRoute web/grpc takes precedence");
+    assert_eq!(accepted("all"), "true Accepted not in force on port 80: GRPCRoute web/grpc takes precedence");
+    assert_eq!(accepted("grpc"), "true Accepted ");
+    assert_eq!(rules(&service(&world, "any", "10.0.0.1:9090").http.unwrap()), ["-> web/shop:80=2"]);
+}
+
+#[test]
+fn grpc_methods_become_paths_in_order() {
+    let methods = [
+        "{method: {method: Get}}",
+        "{}",
+        "{method: {service: a.B}}",
+        "{method: {type: RegularExpression, service: 'a.*', method: 'G.t'}}",
+        "{method: {service: a.B, method: Get}}",
+        "{method: {service: a.B, method: Get}, headers: [{name: X-Y, value: z}]}",
+    ];
+    let rules_text: Vec<String> =
+        methods.iter().zip(0..).map(|(one, weight)| format!("{{matches: [{one}], {}}}", to(weight))).collect();
+    let grpc = route("web", "g", &format!("[{}]", rules_text.join(", "))).replace("HTTPRoute", "GRPCRoute");
+    assert_eq!(
+        shop_rules(&shop(&grpc), "any"),
+        [
+            r#"Exact("/a.B/Get") x-y -> web/shop:80=5"#,
+            r#"Exact("/a.B/Get") -> web/shop:80=4"#,
+            r#"Prefix("/a.B") -> web/shop:80=2"#,
+            r#"Regex("/[^/]+/Get") -> web/shop:80=0"#,
+            r#"Regex("/(?:a.*)/(?:G.t)") -> web/shop:80=3"#,
+            "-> web/shop:80=1",
+        ]
+    );
+}
+
+#[test]
+fn what_cannot_be_resolved_has_its_share() {
+    let backends = "[{backendRefs: [{name: shop, port: 80}, {name: none, port: 80, weight: 2}, {name: shop, port: 81}, \
+                    {group: x.io, kind: Bucket, name: b}, {name: shop, namespace: other, port: 80}]}]";
+    let world = shop(&route("web", "r", backends));
+    assert_eq!(
+        shop_rules(&world, "any"),
+        ["-> web/shop:80=1 invalid(BackendNotFound: Service web/none does not exist)=2 \
+          invalid(BackendNotFound: Service web/shop has no port 81)=1 \
+          invalid(InvalidKind: x.io/Bucket cannot be a backend)=1 \
+          invalid(BackendNotFound: Service other/shop does not exist)=1"]
+    );
+    // It comes into being: whoever holds the destination must look again.
+    let (_, topics) = get(&world, "any", ResourceKind::Destination, "10.0.0.1:80");
+    assert!(topics.contains(&Topic::Service("web/none".into())));
+}
+
+#[test]
+fn routes_without_rules_that_match_leave_no_default() {
+    let world = shop(&route("web", "r", "[]"));
+    let routes = service(&world, "any", "10.0.0.1:80").http.unwrap();
+    assert_eq!((routes.rules.len(), routes.actions.len()), (0, 0));
+}
+
+#[test]
+fn tls_names_and_tcp() {
+    let tls = |name: &str, hosts: &str, backend: &str| {
+        route("web", name, &format!("[{{backendRefs: [{{name: {backend}, port: 80}}]}}]\n  hostnames: {hosts}"))
+            .replace("HTTPRoute", "TLSRoute")
+    };
+    let world = shop(
+        &(tls("a", "['*.example.com', b.example.com]", "shop")
+            + &tls("b", "['*.b.example.com', b.example.com]", "shop-v2")),
+    );
+    let target = service(&world, "any", "10.0.0.1:80");
+    assert_eq!(target.protocol(), Protocol::Tls);
+    assert!(target.http.is_none() && target.tcp.is_none());
+    let told: Vec<_> = target
+        .tls
+        .unwrap()
+        .rules
+        .into_iter()
+        .map(|rule| {
+            let route = rule.route.unwrap().origin.unwrap().route.unwrap().name;
+            format!("{} {route}", rule.server_names.join(","))
+        })
+        .collect();
+    assert_eq!(told, ["b.example.com a", "b.example.com b", "*.b.example.com b", "*.example.com a"]);
+
+    let tcp = |name: &str| {
+        route("web", name, "[{backendRefs: [{name: shop-v2, port: 80}]}]").replace("HTTPRoute", "TCPRoute")
+    };
+    let world = shop(&(tcp("first") + &tcp("second")));
+    let target = service(&world, "any", "10.0.0.1:80");
+    assert_eq!(target.protocol(), Protocol::Tcp);
+    assert_eq!(target.tcp.unwrap().origin.unwrap().route.unwrap().name, "first");
+}
+
+#[test]
+fn addresses_of_pods_are_workloads_and_strangers_are_outside() {
+    let settings =
+        MeshSettings { mesh_networks: vec!["10.0.0.0/8".parse().unwrap()], ..MeshSettings::strict("cluster.local") };
+    let world = world_with(settings, SHOP);
+    let at = |key: &str| destination(&world, "any", key).map(|destination| destination.target.unwrap());
+    let workload = |key: &str| match at(key) {
+        Some(Target::Workload(backend)) => backend.key,
+        other => panic!("{key}: {other:?}"),
+    };
+    assert_eq!(workload("10.1.0.1:8080"), "web/pod/shop-a:8080");
+    assert_eq!(workload("[fd01::1]:1234"), "web/pod/shop-a:1234");
+    assert_eq!(workload("[::ffff:10.1.0.1]:8080"), "web/pod/shop-a:8080");
+    let own = endpoints(&world, "web/pod/shop-a:8080");
+    assert_eq!(own.endpoints[0].address, "10.1.0.1:8080");
+    assert_eq!(own.endpoints[0].identity, "spiffe://cluster.local/ns/web/sa/shop");
+    assert_eq!(endpoints(&world, "web/pod/shop-a:9999").protocol(), Protocol::Http);
+    // Nobody there, inside the mesh; a port that the Service does not have.
+    assert_eq!(at("10.9.9.9:80"), None);
+    assert_eq!(at("10.0.0.1:81"), None);
+    assert_eq!(at("shop.web:81"), None);
+    for outside in
+        ["192.0.2.1:443", "example.com:443", "a.b.c.d:80", "10.1.0.4:8080", "nonsense", ":", "x:0", "shop.web:99999"]
+    {
+        assert!(matches!(at(outside), Some(Target::Outside(_))), "{outside}");
+    }
+}
+
+#[test]
+fn pods_that_share_an_address_are_told_apart_by_port() {
+    let pod = |name: &str, port: u16| {
+        format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nstatus: {{podIP: 127.0.0.1}}\n---\n\
+             apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}, labels: {{kubernetes.io/service-name: s}}}}\n\
+             addressType: IPv4\nports: [{{port: {port}}}]\nendpoints: [{{addresses: [127.0.0.1], targetRef: {{kind: Pod, name: {name}}}}}]\n"
+        )
+    };
+    let text = "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {ports: [{port: 80}]}\n";
+    let world = world(&format!("{text}{}{}", pod("a", 1001), pod("b", 1002)));
+    let told: Vec<_> =
+        endpoints(&world, "default/s:80").endpoints.into_iter().map(|e| (e.address, e.workload)).collect();
+    assert_eq!(told, [("127.0.0.1:1001".into(), "a".into()), ("127.0.0.1:1002".into(), "b".into())]);
+    let at = |key: &str| destination(&world, "any", key).unwrap().target.unwrap();
+    assert!(matches!(at("127.0.0.1:1002"), Target::Workload(backend) if backend.key == "default/pod/b:1002"));
+    assert!(matches!(at("127.0.0.1:1003"), Target::Outside(_)));
+    let ports: Vec<_> = inbound(&world, "default", "b").ports.iter().map(|port| port.port).collect();
+    assert_eq!(ports, [1002]);
+}
+
+#[test]
+fn names_outside_and_headless() {
+    let world = world(
+        r#"
+apiVersion: v1
+kind: Service
+metadata: {name: ext}
+spec: {type: ExternalName, externalName: api.example.com, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: any}
+spec: {type: ExternalName, externalName: api.example.com.}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: db}
+spec: {clusterIP: None, ports: [{port: 5432, appProtocol: postgresql}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: db, labels: {kubernetes.io/service-name: db}}
+addressType: IPv4
+ports: [{name: "", port: 5432}]
+endpoints: [{addresses: [10.1.0.1], hostname: db-0, targetRef: {kind: Pod, name: db-0}}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: db-0, annotations: {leno.dev/inject: disabled}}
+status: {podIP: 10.1.0.1}
+"#,
+    );
+    let host = |key: &str| endpoints(&world, key).host_name.map(|name| format!("{}:{}", name.host, name.port));
+    assert_eq!(host("default/ext:80").as_deref(), Some("api.example.com:8080"));
+    assert_eq!(host("default/any:443").as_deref(), Some("api.example.com:443"));
+    assert_eq!(service(&world, "default", "any:443").port, 443);
+    let target = service(&world, "default", "db:5432");
+    assert_eq!(target.protocol(), Protocol::Tcp);
+    assert!(target.http.is_none());
+    let one = destination(&world, "x", "db-0.db.default.svc.cluster.local:5432").unwrap().target.unwrap();
+    assert!(matches!(one, Target::Workload(backend) if backend.key == "default/pod/db-0:5432"));
+    // Not injected: no identity to prove.
+    assert_eq!(endpoints(&world, "default/db:5432").endpoints[0].identity, "");
+}
+
+#[test]
+fn namespace_and_pod_decide_on_inbound() {
+    let world =
+        shop("apiVersion: v1\nkind: Namespace\nmetadata: {name: web, labels: {leno.dev/inbound: permissive}}\n");
+    assert_eq!(inbound(&world, "web", "shop-a").mode(), Mode::Permissive);
+    let name = ResourceName { kind: ResourceKind::Inbound.into(), key: String::new() };
+    let (_, topics) = compile(&world, &client("web"), &name);
+    assert!(topics.contains(&Topic::Namespace("web".into())));
+}
+
+#[test]
+fn filters_are_never_skipped() {
+    let world = shop(&route(
+        "web",
+        "r",
+        "[{filters: [{type: RequestMirror, requestMirror: {backendRef: {name: x, port: 1}}}, \
+         {type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: X-A, value: b}], remove: [X-C]}}], \
+         backendRefs: [{name: shop, port: 80}]}, \
+         {matches: [{path: {value: /r}}], filters: [{type: RequestRedirect, requestRedirect: {scheme: https, \
+         path: {type: ReplacePrefixMatch, replacePrefixMatch: /new}}}]}]",
+    ));
+    let routes = service(&world, "any", "10.0.0.1:80").http.unwrap();
+    let filters: Vec<_> =
+        routes.actions.iter().flat_map(|action| &action.filters).map(|filter| filter.kind.clone().unwrap()).collect();
+    use leno_proto::v1::http_filter::Kind;
+    let [Kind::Unsupported(mirror), Kind::RequestHeaders(headers), Kind::Redirect(redirect)] = filters.as_slice()
+    else {
+        panic!("{filters:?}")
+    };
+    assert_eq!(mirror, "RequestMirror");
+    assert_eq!((headers.set[0].name.as_str(), headers.remove[0].as_str()), ("x-a", "x-c"));
+    assert_eq!((redirect.scheme.as_str(), redirect.port, redirect.status), ("https", 443, 302));
+}
+
+#[test]
+fn a_version_is_the_content_and_nothing_else() {
+    let version = |world: &World| get(world, "any", ResourceKind::Destination, "10.0.0.1:80").0.unwrap().version;
+    let plain = shop("");
+    assert_eq!(version(&plain), version(&shop("# formatted otherwise\n")));
+    assert_ne!(version(&plain), version(&shop(&route("web", "r", &format!("[{{{}}}]", to(1))))));
+    // Pinned: it must not change with a new build, or every proxy is sent everything again.
+    assert_eq!(version(&plain), "a637f1ef1d8965b32739c581d2d287bf");
 }

@@ -1,6 +1,9 @@
 //! What `leno check` says about a set of documents, without a mesh: errors, and what will surprise.
 
-use super::{Document, DocumentError, Generations, Kind, MeshSettings, Object, World, index, object::ServiceKind};
+use super::{
+    Document, DocumentError, EndpointSlice, Generations, HttpFilter, MeshSettings, Object, ObjectKey, Route, Rules,
+    Service, ServiceKind, World, index,
+};
 
 /// See the module.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -39,13 +42,14 @@ pub fn check(settings: MeshSettings, documents: Vec<Document>, unreadable: Vec<D
             warnings.push(Warning { source: object.source.clone(), object: object.key.to_string(), message });
         };
         for condition in &object.conditions {
-            // Of these two, true is the good one.
+            // Of these two, true is the good one; it may still have something to say.
             let good = matches!(condition.kind, "Accepted" | "ResolvedRefs");
-            if condition.status == good && condition.message.is_empty() || (condition.status == good && good) {
+            if condition.status == good && condition.message.is_empty() {
                 continue;
             }
+            let status = if condition.status { "True" } else { "False" };
             let parent = condition.parent.as_ref().map(|parent| format!(" at {parent}")).unwrap_or_default();
-            warn(format!("{}: {}{parent}: {}", condition.kind, condition.reason, condition.message));
+            warn(format!("{}={status} ({}){parent}: {}", condition.kind, condition.reason, condition.message));
         }
         for message in surprises(&world, &object.key) {
             warn(message);
@@ -54,53 +58,119 @@ pub fn check(settings: MeshSettings, documents: Vec<Document>, unreadable: Vec<D
     Report { errors: world.errors().to_vec(), objects: world.objects.len(), warnings }
 }
 
-fn surprises(world: &World, key: &super::ObjectKey) -> Vec<String> {
-    let mut found = Vec::new();
+fn surprises(world: &World, key: &ObjectKey) -> Vec<String> {
     match world.object(key) {
-        Some(Object::Service(service)) if !matches!(service.kind, ServiceKind::ExternalName(_)) => {
-            let slices = world.index.slices.get(key).into_iter().flatten();
-            let slices: Vec<_> = slices.filter_map(|slice| index::slice(&world.objects, slice)).collect();
-            for port in &service.ports {
-                let reachable = slices
-                    .iter()
-                    .any(|slice| index::target_number(service, port, slice).is_some() && !slice.endpoints.is_empty());
-                if !reachable {
-                    found.push(format!("port {} has no endpoints (no EndpointSlice names it)", port.number));
-                }
-            }
-            if service.ports.is_empty() {
-                found.push("has no TCP port".to_owned());
-            }
-        }
-        Some(Object::EndpointSlice(slice)) => {
-            match index::service_of_slice(key, slice) {
-                None => found.push("belongs to no Service (label kubernetes.io/service-name)".to_owned()),
-                Some(service) if index::service(&world.objects, &service).is_none() => {
-                    found.push(format!("{service} does not exist"));
-                }
-                Some(_) => {}
-            }
-            for pod in slice.endpoints.iter().filter_map(|endpoint| index::target_ref(&key.namespace, endpoint)) {
-                if index::pod(&world.objects, &pod).is_none() {
-                    found.push(format!("{pod} does not exist: its endpoint is reached in plaintext"));
-                }
-            }
-        }
-        Some(Object::Route(route)) => {
-            if route.parents.is_empty() {
-                found.push("has no parentRefs: it is attached to nothing".to_owned());
-            }
-            if let super::Rules::Http(rules) = &route.rules {
-                let answers = |filter: &super::HttpFilter| matches!(filter, super::HttpFilter::Redirect(_));
-                for rule in rules.iter().filter(|rule| rule.backends.is_empty() && !rule.filters.iter().any(answers)) {
-                    found.push(format!("rule {} has no backendRefs: requests are answered with 500", rule.name));
-                }
-            }
-        }
-        _ => {}
+        Some(Object::Service(service)) => service_surprises(world, key, service),
+        Some(Object::EndpointSlice(slice)) => slice_surprises(world, key, slice),
+        Some(Object::Route(route)) => route_surprises(route),
+        _ => Vec::new(),
     }
-    if key.kind != Kind::Namespace {
-        return found;
+}
+
+fn service_surprises(world: &World, key: &ObjectKey, service: &Service) -> Vec<String> {
+    if matches!(service.kind, ServiceKind::ExternalName(_)) {
+        return Vec::new();
+    }
+    if service.ports.is_empty() {
+        return vec!["has no TCP port".to_owned()];
+    }
+    let slices = world.index.slices.get(key).into_iter().flatten();
+    let slices: Vec<_> = slices.filter_map(|slice| index::slice(&world.objects, slice)).collect();
+    let reachable = |port| {
+        slices.iter().any(|slice| index::target_number(service, port, slice).is_some() && !slice.endpoints.is_empty())
+    };
+    let lonely = service.ports.iter().filter(|port| !reachable(port));
+    lonely.map(|port| format!("port {} has no endpoints (no EndpointSlice has some for it)", port.number)).collect()
+}
+
+fn slice_surprises(world: &World, key: &ObjectKey, slice: &EndpointSlice) -> Vec<String> {
+    let mut found = Vec::new();
+    match index::service_of_slice(key, slice) {
+        None => found.push("belongs to no Service (label kubernetes.io/service-name)".to_owned()),
+        Some(service) if index::service(&world.objects, &service).is_none() => {
+            found.push(format!("{service} does not exist"));
+        }
+        Some(_) => {}
+    }
+    for pod in slice.endpoints.iter().filter_map(|endpoint| index::target_ref(&key.namespace, endpoint)) {
+        if index::pod(&world.objects, &pod).is_none() {
+            found.push(format!("{pod} does not exist: its endpoint has no identity, and is reached in plaintext"));
+        }
     }
     found
+}
+
+fn route_surprises(route: &Route) -> Vec<String> {
+    let mut found = Vec::new();
+    if !route.parents.iter().any(|parent| parent.is_service) {
+        found.push("no parentRef is a Service (group: \"\", kind: Service): it is attached to nothing".to_owned());
+    }
+    if let Rules::Http(rules) = &route.rules {
+        let answers = |filter: &HttpFilter| matches!(filter, HttpFilter::Redirect(_));
+        for rule in rules.iter().filter(|rule| rule.backends.is_empty() && !rule.filters.iter().any(answers)) {
+            found.push(format!("rule {} has no backendRefs: requests are answered with 500", rule.name));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sources::yaml;
+
+    fn warnings(text: &str) -> Vec<String> {
+        let yaml::Contents { documents, unreadable, .. } = yaml::documents(&"a.yaml".into(), text, &yaml::Known::new());
+        let report = check(MeshSettings::strict("cluster.local"), documents, unreadable);
+        assert_eq!(report.errors, []);
+        report
+            .warnings
+            .into_iter()
+            .map(|warning| format!("{} {} {}", warning.source, warning.object, warning.message))
+            .collect()
+    }
+
+    #[test]
+    fn says_what_is_probably_not_meant() {
+        let found = warnings(
+            r#"
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: a}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: a, annotations: {leno.dev/inbond: strict}}
+spec: {ports: [{port: 80, targetport: 8080}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: s, labels: {kubernetes.io/service-name: b}}
+addressType: IPv4
+endpoints: [{addresses: [10.0.0.1], targetRef: {kind: Pod, name: p}}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: r}
+spec: {parentRefs: [{kind: Service, name: a}], rules: [{backendRefs: []}]}
+"#,
+        );
+        assert_eq!(
+            found,
+            [
+                "a.yaml#1  apps/v1 Deployment is of a kind that is not read",
+                "a.yaml#2 Service default/a leno.dev/PartiallySupported=True (UnknownFields): these fields are not known, and \
+                 have no effect: spec.ports[0].targetport, metadata.annotations[leno.dev/inbond]",
+                "a.yaml#2 Service default/a port 80 has no endpoints (no EndpointSlice has some for it)",
+                "a.yaml#3 EndpointSlice default/s Service default/b does not exist",
+                "a.yaml#3 EndpointSlice default/s Pod default/p does not exist: its endpoint has no identity, and is reached \
+                 in plaintext",
+                "a.yaml#4 HTTPRoute default/r Accepted=False (NoMatchingParent) at gateway.networking.k8s.io/Service \
+                 default/a: gateway.networking.k8s.io/Service is no kind that is known: write group: \"\" for a Service",
+                "a.yaml#4 HTTPRoute default/r no parentRef is a Service (group: \"\", kind: Service): it is attached to \
+                 nothing",
+                "a.yaml#4 HTTPRoute default/r rule 0 has no backendRefs: requests are answered with 500",
+            ]
+        );
+    }
 }

@@ -297,9 +297,8 @@ pub(crate) struct Stored {
     pub(crate) generation: u64,
     /// Of what counts as its spec.
     pub(crate) hash: Arc<str>,
-    pub(crate) file: Arc<str>,
-    /// "shop.yaml#2"
-    pub(crate) source: Arc<str>,
+    /// File, and place in it.
+    pub(crate) place: (Arc<str>, u32),
     /// Fields that have no effect.
     pub(crate) unknown: Arc<[String]>,
 }

@@ -72,6 +72,12 @@ fn walk(document: &Document, content: &Value, at: &str, depth: usize, items: &mu
             reason: error.reason,
         })
     };
+    if !content.is_object() {
+        return items.push(bad(
+            None,
+            FieldError { field: String::new(), reason: "not an object (apiVersion, kind, metadata)".into() },
+        ));
+    }
     let identity: Identity = match typed(content) {
         Ok((identity, _)) => identity,
         Err(error) => return items.push(bad(None, error)),

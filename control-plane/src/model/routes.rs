@@ -40,6 +40,8 @@ pub(crate) struct PortRoutes {
 enum Attachment {
     /// Ports of the Service.
     To(ObjectKey, Vec<u16>),
+    /// To a parent that is another implementation's to serve, and to report on.
+    Elsewhere,
     Refused {
         reason: &'static str,
         message: String,
@@ -148,11 +150,13 @@ fn decide(
 fn attach(objects: &Objects, kind: Kind, parent: &ParentRef) -> Attachment {
     let refused = |reason, message| Attachment::Refused { reason, message };
     if !parent.is_service {
-        let message = match parent.kind.ends_with("/Service") {
-            true => format!("{} is no kind that is known: write group: \"\" for a Service", parent.kind),
-            false => format!("{} is not served by Leno: only Services are", parent.kind),
-        };
-        return refused("NoMatchingParent", message);
+        if !parent.kind.ends_with("/Service") {
+            return Attachment::Elsewhere;
+        }
+        return refused(
+            "NoMatchingParent",
+            format!("{} is no kind that is known: write group: \"\" for a Service", parent.kind),
+        );
     }
     let key = ObjectKey { kind: Kind::Service, namespace: parent.namespace.clone(), name: parent.name.clone() };
     let Some(service) = index::service(objects, &key) else {
@@ -209,6 +213,7 @@ fn conditions_of(
         let (status, reason, message) = match attachment {
             Attachment::Refused { reason, message } => (false, *reason, message.clone()),
             Attachment::To(service, ports) => accepted(in_force, key, service, ports),
+            Attachment::Elsewhere => continue,
         };
         conditions.push(Condition {
             kind: "Accepted",

@@ -37,7 +37,7 @@ pub(crate) fn touched(key: &ObjectKey, before: &Side<'_>, after: &Side<'_>, topi
     for side in [before, after] {
         let Some(stored) = side.objects.get(key) else { continue };
         match stored.object.as_ref() {
-            Object::Namespace(_) => namespace_topics(key, side, topics),
+            Object::Namespace(_) => drop(topics.insert(Topic::Namespace(key.name.clone()))),
             Object::Service(service) => {
                 topics.insert(Topic::Service(name_of(key)));
                 topics.extend(service.cluster_ips.iter().map(|ip| Topic::Address(ip.to_string().into())));
@@ -78,13 +78,6 @@ pub(crate) fn touched(key: &ObjectKey, before: &Side<'_>, after: &Side<'_>, topi
             }
         }
     }
-}
-
-fn namespace_topics(key: &ObjectKey, side: &Side<'_>, topics: &mut BTreeSet<Topic>) {
-    let first = ObjectKey { kind: Kind::Pod, namespace: key.name.clone(), name: "".into() };
-    let pods = side.objects.range(first..).map(|(key, _)| key);
-    let pods = pods.take_while(|pod| pod.kind == Kind::Pod && pod.namespace == key.name);
-    topics.extend(pods.map(|pod| Topic::Workload(name_of(pod))));
 }
 
 fn slice_topics(key: &ObjectKey, slice: &EndpointSlice, topics: &mut BTreeSet<Topic>) {

@@ -101,6 +101,7 @@ impl World {
         if !self.loaded {
             next.unchanged_since = generation;
             next.changed_at.clear();
+            next.gone.retain(|name, _| is_remembered(name));
         }
         next
     }
@@ -109,9 +110,7 @@ impl World {
         let mut objects = Objects::new();
         for (key, (parsed, place)) in &intake.chosen {
             let stored = match self.objects.get(key) {
-                Some(old) if old.hash == parsed.hash && old.file == place.0 && *old.source == *source(place) => {
-                    old.clone()
-                }
+                Some(old) if old.hash == parsed.hash && old.place == *place => old.clone(),
                 Some(old) => {
                     let generation = old.generation + u64::from(old.hash != parsed.hash);
                     store(parsed, place, generation)
@@ -214,7 +213,7 @@ impl World {
         let info = |stored: &Stored| ObjectInfo {
             key: stored.key.clone(),
             generation: stored.generation,
-            source: stored.source.to_string(),
+            source: source(&stored.place),
             conditions: self.conditions(stored),
         };
         self.objects.values().map(|stored| info(stored)).collect()
@@ -265,19 +264,22 @@ fn store(parsed: &Parsed, place: &Place, generation: u64) -> Arc<Stored> {
         object: parsed.object.clone(),
         generation,
         hash: parsed.hash.clone(),
-        file: place.0.clone(),
-        source: source(place).into(),
+        place: place.clone(),
         unknown: parsed.unknown.clone(),
     })
 }
 
 fn remember_removed(gone: &mut BTreeMap<String, (u64, String)>, key: &ObjectKey, generation: u64) {
-    // These come and go by the thousand, under names that do not come back.
-    if matches!(key.kind, Kind::Pod | Kind::EndpointSlice) {
-        return;
+    let name = key.to_string();
+    if is_remembered(&name) {
+        while gone.len() >= MAX_REMOVED && gone.pop_first().is_some() {}
+        gone.insert(name, (generation, String::new()));
     }
-    while gone.len() >= MAX_REMOVED && gone.pop_first().is_some() {}
-    gone.insert(key.to_string(), (generation, String::new()));
+}
+
+/// Pods and EndpointSlices come and go by the thousand, under names that do not come back.
+fn is_remembered(name: &str) -> bool {
+    !name.starts_with(Kind::Pod.as_str()) && !name.starts_with(Kind::EndpointSlice.as_str())
 }
 
 /// Sorts documents out: which object comes from which document, and which keeps what it had.
@@ -340,14 +342,13 @@ impl Intake {
                 self.chosen.insert(key, first);
             }
         }
-        let known = |key: &ObjectKey, chosen: &BTreeMap<ObjectKey, _>| !chosen.contains_key(key);
-        self.kept.extend(self.bad.iter().filter(|key| known(key, &self.chosen)).cloned());
+        self.kept.extend(self.bad.iter().filter(|key| !self.chosen.contains_key(*key)).cloned());
         // A document that cannot even be named may be any object that its file held.
         let broken: HashSet<&Arc<str>> =
             self.errors.iter().filter(|error| error.object.is_none()).map(|error| &error.file).collect();
         if !broken.is_empty() {
-            let held = before.objects.iter().filter(|(_, stored)| broken.contains(&stored.file)).map(|(key, _)| key);
-            self.kept.extend(held.filter(|key| known(key, &self.chosen)).cloned());
+            let held = before.objects.iter().filter(|(_, stored)| broken.contains(&stored.place.0)).map(|(key, _)| key);
+            self.kept.extend(held.filter(|key| !self.chosen.contains_key(*key)).cloned());
         }
     }
 }

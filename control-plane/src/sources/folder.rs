@@ -73,7 +73,7 @@ pub async fn watch(
     let events = Arc::new(Events::default());
     // Before the first look, so that no change falls between.
     let watching = Watching::start(&config, &events);
-    let mut files = Files::default();
+    let mut files = Files::without(state.canonicalize().ok());
     let changes = files
         .look(&config, &Default::default())
         .with_context(|| format!("cannot read the configuration folder {}", config.display()))?;
@@ -119,9 +119,12 @@ struct Folder {
 
 impl Folder {
     fn run(&mut self) {
-        while !self.publish.is_closed() {
+        loop {
             let anyway = if self.watching.working() { LOOK_ANYWAY } else { LOOK_UNWATCHED };
             let being_written = self.events.wait(anyway);
+            if self.publish.is_closed() {
+                return;
+            }
             if self.watching.replaced(&self.config) {
                 self.watching = Watching::start(&self.config, &self.events);
             }

@@ -1,30 +1,56 @@
 //! From the text of a file to documents. A document that is not YAML costs only itself.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use serde_json::Value;
 
 use crate::model::{Document, DocumentError};
 
-/// Documents of a file, and those that cannot be read. `file` is its name as people will see it.
-pub(crate) fn documents(file: &Arc<str>, text: &str) -> (Vec<Document>, Vec<DocumentError>) {
-    let mut documents = Vec::new();
-    let mut errors = Vec::new();
-    for (part, index) in split(text).into_iter().zip(1..) {
-        // Lines before the document stand for themselves, so that line numbers in errors are the file's.
-        match serde_saphyr::from_str_with_options::<Value>(&part, options()) {
-            Ok(Value::Null) => {}
-            Ok(content) => documents.push(Document { file: file.clone(), index, content: Arc::new(content) }),
-            Err(error) => errors.push(DocumentError {
+/// Documents that were read before, by the hash of their text.
+pub(crate) type Known = HashMap<String, Arc<Value>>;
+
+/// Errors of a file that name the file's line.
+const MAX_EXACT: usize = 20;
+
+/// What a file holds.
+#[derive(Debug, Default)]
+pub(crate) struct Contents {
+    pub(crate) documents: Vec<Document>,
+    /// Documents that cannot be read.
+    pub(crate) unreadable: Vec<DocumentError>,
+    /// To be handed in when the file is read again.
+    pub(crate) known: Known,
+}
+
+/// Documents of a file; `file` is its name as people will see it. A document in `before` is not parsed again.
+pub(crate) fn documents(file: &Arc<str>, text: &str, before: &Known) -> Contents {
+    let mut contents = Contents::default();
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    for ((line, part), index) in split(text).into_iter().zip(1..) {
+        let key = crate::model::content_hash(part.as_bytes());
+        let parsed = match before.get(&key) {
+            Some(content) => Ok(content.clone()),
+            None => serde_saphyr::from_str_with_options::<Value>(part, options()).map(Arc::new),
+        };
+        match parsed {
+            Ok(content) if content.is_null() => {}
+            Ok(content) => {
+                contents.known.insert(key, content.clone());
+                contents.documents.push(Document { file: file.clone(), index, content });
+            }
+            Err(error) => contents.unreadable.push(DocumentError {
                 file: file.clone(),
                 document: index,
                 object: None,
                 field: String::new(),
-                reason: format!("not YAML: {error}"),
+                reason: match contents.unreadable.len() {
+                    ..MAX_EXACT => why(line, part),
+                    _ => format!("not YAML: {error} (lines counted from the document's first)"),
+                },
             }),
         }
     }
-    (documents, errors)
+    contents
 }
 
 fn options() -> serde_saphyr::Options {
@@ -36,27 +62,37 @@ fn options() -> serde_saphyr::Options {
     }
 }
 
-/// Cuts at lines that begin a document (`---`), outside of block scalars, where such a line is indented. Each part keeps its
-/// place in the file by leading empty lines.
-fn split(text: &str) -> Vec<String> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+/// Why a part of a file is not YAML, with the line in the file. Parsed a second time, since only errors need the lines before.
+fn why(line: usize, part: &str) -> String {
+    let padded = "\n".repeat(line) + part;
+    match serde_saphyr::from_str_with_options::<Value>(&padded, options()) {
+        Ok(_) => "not YAML".to_owned(),
+        Err(error) => format!("not YAML: {error}"),
+    }
+}
+
+/// Cuts at lines that begin a document (`---`); in a block scalar such a line is indented. Each part with the number of lines
+/// before it.
+fn split(text: &str) -> Vec<(usize, &str)> {
     let mut parts = Vec::new();
-    let mut part = String::new();
+    let (mut start, mut start_line) = (0, 0);
     let mut blank = true;
+    let mut at = 0;
     for (number, line) in text.split_inclusive('\n').enumerate() {
         let starts =
             line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace));
-        if starts && !blank {
-            parts.push(std::mem::take(&mut part));
-            part.extend(std::iter::repeat_n('\n', number));
-            blank = true;
+        if starts {
+            if !blank {
+                parts.extend(text.get(start..at).map(|part| (start_line, part)));
+            }
+            (start, start_line, blank) = (at, number, true);
         }
         // Comments, directives and the mark itself are no content.
         let content = line.trim_start();
         blank &= starts && line.trim_end() == "---" || content.is_empty() || content.starts_with(['#', '%']);
-        part.push_str(line);
+        at += line.len();
     }
-    parts.push(part);
+    parts.extend(text.get(start..).map(|part| (start_line, part)));
     parts
 }
 
@@ -65,9 +101,12 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> (Vec<(u32, Value)>, Vec<(u32, String)>) {
-        let (documents, errors) = documents(&"f.yaml".into(), text);
-        let documents = documents.into_iter().map(|document| (document.index, (*document.content).clone())).collect();
-        (documents, errors.into_iter().map(|error| (error.document, error.reason)).collect())
+        let contents = documents(&"f.yaml".into(), text, &Known::new());
+        let again = documents(&"f.yaml".into(), text, &contents.known);
+        let same = |(a, b): (&Document, &Document)| a.index == b.index && Arc::ptr_eq(&a.content, &b.content);
+        assert!(contents.documents.iter().zip(&again.documents).all(same));
+        let documents = contents.documents.into_iter().map(|document| (document.index, (*document.content).clone()));
+        (documents.collect(), contents.unreadable.into_iter().map(|error| (error.document, error.reason)).collect())
     }
 
     #[test]

@@ -387,7 +387,10 @@ fn grpc_path(at: &str, raw: &RawGrpcMethod) -> Result<(Option<PathMatch>, PathRa
                 }
             }
             let group = |text: Option<String>| text.map_or(any.clone(), |text| format!("(?:{text})"));
-            ranked(PathMatch::Regex(format!("/{}/{}", group(service), group(method)).into()), PathRank::Regex)
+            let path = format!("/{}/{}", group(service), group(method));
+            // Each alone may fit, and both together not.
+            value::regex(at, &path)?;
+            ranked(PathMatch::Regex(path.into()), PathRank::Regex)
         }
         other => refuse(format!("{at}.type"), format!("{other:?} is neither Exact nor RegularExpression")),
     }

@@ -1,1 +1,271 @@
+use serde_json::json;
 
+use super::*;
+
+fn items(content: Value) -> Vec<Item> {
+    parse(&Document { file: "f.yaml".into(), index: 3, content: Arc::new(content) })
+}
+
+/// "field: reason" of a document that is bad.
+fn bad(content: Value) -> String {
+    match items(content.clone()).as_slice() {
+        [Item::Bad(error)] => format!("{}: {}", error.field, error.reason),
+        other => panic!("{content}: {other:?}"),
+    }
+}
+
+fn good(content: Value) -> Arc<Parsed> {
+    match items(content.clone()).as_slice() {
+        [Item::Object(parsed)] => parsed.clone(),
+        other => panic!("{content}: {other:?}"),
+    }
+}
+
+fn http_route(rule: Value) -> Value {
+    json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": {"name": "r"},
+        "spec": {"parentRefs": [{"group": "", "kind": "Service", "name": "s"}], "rules": [rule]},
+    })
+}
+
+fn grpc_route(rule: Value) -> Value {
+    let mut route = http_route(rule);
+    route["kind"] = json!("GRPCRoute");
+    route
+}
+
+fn service(spec: Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}, "spec": spec})
+}
+
+#[test]
+fn errors_name_object_field_and_reason() {
+    let route = http_route(json!({"backendRefs": [{"name": "a", "port": 80}, {"name": "b", "port": "http"}]}));
+    let Some(Item::Bad(error)) = items(route).pop() else { panic!() };
+    assert_eq!(error.object.map(|key| key.to_string()), Some("HTTPRoute default/r".to_owned()));
+    assert_eq!((&*error.file, error.document), ("f.yaml", 3));
+    assert_eq!(error.field, "spec.rules[0].backendRefs[1].port");
+    assert_eq!(error.reason, "invalid type: string \"http\", expected i64");
+}
+
+#[test]
+fn rules_of_gateway_api_are_held_to() {
+    let cases = [
+        (
+            json!({"matches": [{"path": {"value": "a"}}]}),
+            "spec.rules[0].matches[0].path.value: \"a\" does not start with /",
+        ),
+        (
+            json!({"matches": [{"path": {"type": "Glob", "value": "/"}}]}),
+            "spec.rules[0].matches[0].path.type: \"Glob\" is not one of Exact, PathPrefix, RegularExpression",
+        ),
+        (
+            json!({"matches": [{}, {"method": "get"}]}),
+            "spec.rules[0].matches[1].method: \"get\" is not one of GET, HEAD, POST, PUT, DELETE, CONNECT, OPTIONS, TRACE, PATCH",
+        ),
+        (
+            json!({"matches": [{"headers": [{"name": "a b", "value": "x"}]}]}),
+            "spec.rules[0].matches[0].headers[0].name: \"a b\" is not a header name",
+        ),
+        (
+            json!({"backendRefs": [{"name": "a", "port": 80, "weight": -1}]}),
+            "spec.rules[0].backendRefs[0].weight: -1 is not between 0 and 1000000",
+        ),
+        (json!({"backendRefs": [{"name": "a"}]}), "spec.rules[0].backendRefs[0].port: required for a Service"),
+        (
+            json!({"backendRefs": [{"name": "a", "port": 0}]}),
+            "spec.rules[0].backendRefs[0].port: 0 is not a port (1 to 65535)",
+        ),
+        (
+            json!({"timeouts": {"request": "10"}}),
+            "spec.rules[0].timeouts.request: \"10\" is not a duration (like 500ms, 10s, 1m30s)",
+        ),
+        (
+            json!({"timeouts": {"request": "1s", "backendRequest": "2s"}}),
+            "spec.rules[0].timeouts.backendRequest: longer than timeouts.request",
+        ),
+        (json!({"retry": {"codes": [500, 200]}}), "spec.rules[0].retry.codes[1]: 200 is not between 400 and 599"),
+        (json!({"retry": {"attempts": 0}}), "spec.rules[0].retry.attempts: 0 is not a number of tries (1 or more)"),
+        (
+            json!({"filters": [{"type": "RequestRedirect", "requestRedirect": {"statusCode": 300}}]}),
+            "spec.rules[0].filters[0].requestRedirect.statusCode: 300 is not one of 301, 302, 303, 307, 308",
+        ),
+        (
+            json!({"filters": [{"type": "RequestRedirect", "requestRedirect": {}}], "backendRefs": [{"name": "a", "port": 1}]}),
+            "spec.rules[0].backendRefs: a rule that redirects has no backends",
+        ),
+        (
+            json!({"filters": [{"type": "URLRewrite"}]}),
+            "spec.rules[0].filters[0].urlRewrite: required by the filter's type",
+        ),
+        (
+            json!({
+                "matches": [{"path": {"type": "Exact", "value": "/a"}}],
+                "filters": [{"type": "URLRewrite", "urlRewrite": {"path": {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/"}}}],
+            }),
+            "spec.rules[0].filters[0].urlRewrite.path.replacePrefixMatch: needs a rule with exactly one match, of type PathPrefix",
+        ),
+        (
+            json!({"filters": [
+                {"type": "RequestHeaderModifier", "requestHeaderModifier": {}},
+                {"type": "RequestHeaderModifier", "requestHeaderModifier": {}},
+            ]}),
+            "spec.rules[0].filters[1].type: RequestHeaderModifier is there twice",
+        ),
+        (
+            json!({"filters": [{"type": "RequestHeaderModifier", "requestHeaderModifier": {"set": [{"name": "a", "value": "x\ny"}]}}]}),
+            "spec.rules[0].filters[0].requestHeaderModifier.set[0].value: \"x\\ny\" is not a header value",
+        ),
+    ];
+    for (rule, expected) in cases {
+        assert_eq!(bad(http_route(rule)), expected);
+    }
+    assert_eq!(
+        bad(grpc_route(json!({"matches": [{"method": {}}]}))),
+        "spec.rules[0].matches[0].method: one or both of service and method are required"
+    );
+    assert_eq!(
+        bad(grpc_route(json!({"matches": [{"method": {"service": "a/b"}}]}))),
+        "spec.rules[0].matches[0].method.service: \"a/b\" is not the name of a gRPC service"
+    );
+}
+
+#[test]
+fn other_kinds_are_checked_too() {
+    assert_eq!(bad(service(json!({"clusterIP": "10.0.0"}))), "spec.clusterIP: \"10.0.0\" is not an IP address");
+    assert_eq!(
+        bad(service(json!({"ports": [{"port": 80}, {"port": 81}]}))),
+        "spec.ports[0].name: required where there are several ports"
+    );
+    assert_eq!(
+        bad(service(json!({"ports": [{"name": "a", "port": 80}, {"name": "b", "port": 80}]}))),
+        "spec.ports[1].port: port 80 is there twice"
+    );
+    assert_eq!(
+        bad(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}})),
+        ": missing field `spec`"
+    );
+    assert_eq!(
+        bad(
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "labels": {"leno.dev/inbound": "strikt"}}})
+        ),
+        "metadata.labels[leno.dev/inbound]: \"strikt\" is neither \"strict\" nor \"permissive\""
+    );
+    assert!(
+        bad(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "A b"}})).starts_with("metadata.name: ")
+    );
+    assert_eq!(
+        bad(json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "TCPRoute", "metadata": {"name": "t"},
+            "spec": {"rules": [{"backendRefs": [{"name": "a", "port": 1}]}, {"backendRefs": [{"name": "b", "port": 1}]}]},
+        })),
+        "spec.rules: 2 rules; exactly one is expected"
+    );
+    assert!(
+        bad(json!({"apiVersion": "gateway.networking.k8s.io/v7", "kind": "HTTPRoute", "metadata": {"name": "t"}}))
+            .starts_with("apiVersion: \"v7\" is not a version of HTTPRoute that is read")
+    );
+    assert_eq!(bad(json!(["x"])), ": not an object (apiVersion, kind, metadata)");
+    assert_eq!(bad(json!({"kind": "Pod"})), ": missing field `apiVersion`");
+}
+
+#[test]
+fn what_is_newer_than_we_know_is_noted_and_not_refused() {
+    let parsed = good(http_route(json!({
+        "sessionPersistence": {"type": "Cookie"},
+        "matches": [{"path": {"value": "/a", "caseSensitive": false}}],
+        "filters": [{"type": "Teleport", "teleport": {}}, {"type": "RequestMirror", "requestMirror": {}}],
+        "backendRefs": [{"name": "a", "port": 80, "filters": [{"type": "CORS", "cors": {}}]}],
+    })));
+    let unknown: Vec<&str> = parsed.unknown.iter().map(String::as_str).collect();
+    assert_eq!(
+        unknown,
+        [
+            "spec.rules[0].filters[0].teleport",
+            "spec.rules[0].matches[0].path.caseSensitive",
+            "spec.rules[0].sessionPersistence"
+        ]
+    );
+    let Object::Route(route) = parsed.object.as_ref() else { panic!() };
+    assert_eq!(
+        route.unsupported,
+        [
+            "spec.rules[0].filters[0]: Teleport",
+            "spec.rules[0].filters[1]: RequestMirror",
+            "spec.rules[0].backendRefs[0].filters[0]: CORS"
+        ]
+    );
+}
+
+#[test]
+fn null_is_absent() {
+    let mut route = http_route(json!({"matches": null, "filters": null, "timeouts": null, "backendRefs": null}));
+    route["metadata"]["creationTimestamp"] = Value::Null;
+    route["status"] = Value::Null;
+    good(route);
+    good(service(json!({"clusterIP": null, "ports": null})));
+}
+
+#[test]
+fn lists_hold_objects_and_other_kinds_are_passed_over() {
+    let pod = |name: &str| json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}});
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": [
+        pod("a"),
+        {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}},
+        {"apiVersion": "serving.knative.dev/v1", "kind": "Service", "metadata": {"name": "k"}},
+        pod("B"),
+    ]});
+    let items = items(list);
+    let [Item::Object(a), Item::Ignored(deployment), Item::Ignored(knative), Item::Bad(b)] = items.as_slice() else {
+        panic!("{items:?}")
+    };
+    assert_eq!(a.key.to_string(), "Pod default/a");
+    assert_eq!((deployment.as_str(), knative.as_str()), ("apps/v1 Deployment", "serving.knative.dev/v1 Service"));
+    assert_eq!(b.field, "items[3].metadata.name");
+}
+
+#[test]
+fn all_versions_of_routes_are_read() {
+    for version in ["v1", "v1beta1", "v1alpha2", "v1alpha3"] {
+        let mut route = http_route(json!({}));
+        route["apiVersion"] = json!(format!("gateway.networking.k8s.io/{version}"));
+        assert_eq!(good(route).hash, good(http_route(json!({}))).hash);
+    }
+}
+
+#[test]
+fn only_what_matters_changes_the_hash() {
+    let pod = |content: Value| {
+        let mut pod =
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "status": {"podIP": "10.0.0.1"}});
+        for (name, value) in content.as_object().unwrap() {
+            pod[name] = value.clone();
+        }
+        good(pod).hash.clone()
+    };
+    let plain = pod(json!({}));
+    assert_eq!(pod(json!({"metadata": {"name": "p", "resourceVersion": "7", "annotations": {"a": "b"}}})), plain);
+    assert_eq!(pod(json!({"status": {"podIP": "10.0.0.1", "phase": "Running"}})), plain);
+    assert_ne!(pod(json!({"status": {"podIP": "10.0.0.2"}})), plain);
+    assert_ne!(pod(json!({"spec": {"serviceAccountName": "x"}})), plain);
+    assert_ne!(pod(json!({"metadata": {"name": "p", "annotations": {"leno.dev/inbound": "strict"}}})), plain);
+}
+
+#[test]
+fn services_and_slices_take_their_defaults() {
+    let parsed = good(service(json!({
+        "clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1", "fd00::1"], "selector": {"app": "x"}, "sessionAffinity": "None",
+        "ports": [
+            {"name": "a", "port": 80},
+            {"name": "b", "port": 81, "targetPort": "web", "appProtocol": "kubernetes.io/h2c", "nodePort": 30000},
+            {"name": "c", "port": 82, "protocol": "UDP"},
+        ],
+    })));
+    let Object::Service(service) = parsed.object.as_ref() else { panic!() };
+    assert_eq!(service.cluster_ips.len(), 2);
+    let ports: Vec<_> = service.ports.iter().map(|port| (port.number, port.target.clone(), port.protocol)).collect();
+    use crate::model::TargetPort::{Name, Number};
+    use leno_proto::v1::Protocol;
+    assert_eq!(ports, [(80, Number(80), Protocol::Detect), (81, Name("web".into()), Protocol::Http2)]);
+    assert!(parsed.unknown.is_empty(), "{:?}", parsed.unknown);
+}

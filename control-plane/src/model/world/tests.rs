@@ -1,1 +1,243 @@
+use serde_json::{Value, json};
 
+use super::*;
+
+fn pod(name: &str, ip: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "status": {"podIP": ip}})
+}
+
+fn service(name: &str, port: i64) -> Value {
+    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": {"ports": [{"port": port}]}})
+}
+
+fn route(name: &str, parent: &str, backend: &str) -> Value {
+    json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": {"name": name},
+        "spec": {
+            "parentRefs": [{"group": "", "kind": "Service", "name": parent}],
+            "rules": [{"backendRefs": [{"name": backend, "port": 80}]}],
+        },
+    })
+}
+
+fn documents(file: &str, contents: &[Value]) -> Vec<Document> {
+    let document =
+        |(content, index): (&Value, u32)| Document { file: file.into(), index, content: Arc::new(content.clone()) };
+    contents.iter().zip(1..).map(document).collect()
+}
+
+fn empty() -> World {
+    World::empty(MeshSettings::strict("cluster.local"), Generations::default())
+}
+
+fn apply(before: &World, contents: &[Value]) -> World {
+    before.apply(documents("a.yaml", contents), Vec::new())
+}
+
+fn generations(world: &World) -> Vec<(String, u64)> {
+    world.objects().into_iter().map(|object| (object.key.name.to_string(), object.generation)).collect()
+}
+
+fn touched(before: &World, after: &World, topic: &Topic) -> bool {
+    after.changed_since(std::slice::from_ref(topic), before.generation())
+}
+
+#[test]
+fn the_same_documents_are_the_same_generation() {
+    let first = apply(&empty(), &[service("a", 80), pod("p", "10.0.0.1")]);
+    assert_eq!(first.generation(), 1);
+    let again = apply(&first, &[pod("p", "10.0.0.1"), service("a", 80)]);
+    assert_eq!((again.generation(), generations(&again)), (1, vec![("a".into(), 1), ("p".into(), 1)]));
+    assert!(!again.changed_since(&[Topic::Service("default/a".into())], 1));
+}
+
+#[test]
+fn a_change_counts_for_its_object_and_touches_its_topics_only() {
+    let first = apply(&empty(), &[service("a", 80), service("b", 80)]);
+    let second = apply(&first, &[service("a", 81), service("b", 80)]);
+    assert_eq!((second.generation(), generations(&second)), (2, vec![("a".into(), 2), ("b".into(), 1)]));
+    assert!(touched(&first, &second, &Topic::Service("default/a".into())));
+    assert!(!touched(&first, &second, &Topic::Service("default/b".into())));
+    assert!(!second.changed_since(&[Topic::Service("default/a".into())], 2));
+    // Who has never looked is told that everything changed.
+    assert!(second.changed_since(&[Topic::Service("default/b".into())], 0));
+}
+
+#[test]
+fn a_route_touches_the_service_it_left_and_the_one_it_came_to() {
+    let services = [service("a", 80), service("b", 80), service("c", 80)];
+    let with = |parent| services.iter().cloned().chain([route("r", parent, "c")]).collect::<Vec<_>>();
+    let first = apply(&empty(), &with("a"));
+    let second = apply(&first, &with("b"));
+    for (service, expected) in [("a", true), ("b", true), ("c", false)] {
+        assert_eq!(
+            touched(&first, &second, &Topic::Service(format!("default/{service}").into())),
+            expected,
+            "{service}"
+        );
+    }
+}
+
+#[test]
+fn endpoints_that_stay_are_not_touched() {
+    let slice = |ips: &[(&str, bool)]| {
+        let endpoint = |(ip, ready): &(&str, bool)| json!({"addresses": [ip], "conditions": {"ready": ready}, "targetRef": {"kind": "Pod", "name": format!("p-{ip}")}});
+        json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {"name": "s", "labels": {"kubernetes.io/service-name": "a"}}, "ports": [{"port": 80}],
+            "endpoints": ips.iter().map(endpoint).collect::<Vec<_>>(),
+        })
+    };
+    let first = apply(&empty(), &[service("a", 80), slice(&[("10.0.0.1", true), ("10.0.0.2", true)])]);
+    let second = apply(&first, &[service("a", 80), slice(&[("10.0.0.1", true), ("10.0.0.2", false)])]);
+    assert!(touched(&first, &second, &Topic::Service("default/a".into())));
+    assert!(touched(&first, &second, &Topic::Workload("default/p-10.0.0.2".into())));
+    assert!(!touched(&first, &second, &Topic::Workload("default/p-10.0.0.1".into())));
+    // A Pod that appears gives its endpoint an identity.
+    let third = apply(
+        &second,
+        &[service("a", 80), slice(&[("10.0.0.1", true), ("10.0.0.2", false)]), pod("p-10.0.0.1", "10.0.0.1")],
+    );
+    assert!(touched(&second, &third, &Topic::Service("default/a".into())));
+    assert!(touched(&second, &third, &Topic::Address("10.0.0.1".into())));
+}
+
+#[test]
+fn a_bad_document_leaves_its_last_good_version() {
+    let first = apply(&empty(), &[service("a", 80), service("b", 80)]);
+    let second = apply(&first, &[service("a", 0), service("b", 81)]);
+    assert_eq!(generations(&second), [("a".into(), 1), ("b".into(), 2)]);
+    assert_eq!(second.errors().len(), 1);
+    assert_eq!(second.errors()[0].field, "spec.ports[0].port");
+    // A document that cannot even be named: everything its file held.
+    let broken = DocumentError {
+        file: "a.yaml".into(),
+        document: 1,
+        object: None,
+        field: String::new(),
+        reason: "not YAML".into(),
+    };
+    let third = second.apply(documents("b.yaml", &[service("c", 80)]), vec![broken]);
+    assert_eq!(generations(&third), [("a".into(), 1), ("b".into(), 2), ("c".into(), 1)]);
+    // Repaired, as it was: nothing changed.
+    let fourth = third.apply(documents("a.yaml", &[service("a", 80), service("b", 81)]), Vec::new());
+    assert_eq!(generations(&fourth), [("a".into(), 1), ("b".into(), 2)]);
+    assert_eq!(fourth.errors(), []);
+}
+
+#[test]
+fn of_two_documents_for_one_object_the_one_in_force_stays() {
+    let first = empty().apply(documents("b.yaml", &[service("a", 80)]), Vec::new());
+    let mut both = documents("a.yaml", &[service("a", 1)]);
+    both.extend(documents("b.yaml", &[service("a", 80)]));
+    let second = first.apply(both.clone(), Vec::new());
+    assert_eq!(second.generation(), 1);
+    assert_eq!(second.errors()[0].reason, "Service default/a is also in a.yaml#1: remove one of the two");
+    assert_eq!(&*second.errors()[0].file, "b.yaml");
+    // At the start there is nothing to stay with: the first by name.
+    let fresh = empty().apply(both, Vec::new());
+    assert_eq!(fresh.objects()[0].source, "a.yaml#1");
+}
+
+#[test]
+fn generations_go_on_after_removal_and_restart() {
+    let first = apply(&empty(), &[service("a", 80), pod("p", "10.0.0.1")]);
+    let second = apply(&first, &[service("a", 81), pod("p", "10.0.0.1")]);
+    let third = apply(&second, &[pod("p", "10.0.0.1")]);
+    let fourth = apply(&third, &[service("a", 81), pod("p", "10.0.0.1")]);
+    assert_eq!((fourth.generation(), generations(&fourth)), (4, vec![("a".into(), 3), ("p".into(), 1)]));
+    let text = serde_json::to_string(&fourth.generations()).unwrap();
+    let restart = || World::empty(MeshSettings::strict("cluster.local"), serde_json::from_str(&text).unwrap());
+    let same = apply(&restart(), &[service("a", 81), pod("p", "10.0.0.1")]);
+    assert_eq!((same.generation(), generations(&same)), (4, generations(&fourth)));
+    let changed = apply(&restart(), &[service("a", 82), pod("p", "10.0.0.1")]);
+    assert_eq!((changed.generation(), generations(&changed)), (5, vec![("a".into(), 4), ("p".into(), 1)]));
+    let removed = apply(&restart(), &[pod("p", "10.0.0.1")]);
+    assert_eq!(removed.generation(), 5);
+}
+
+#[test]
+fn documents_that_did_not_change_are_not_parsed_again() {
+    let documents = documents("a.yaml", &[service("a", 80), service("b", 80)]);
+    let first = empty().apply(documents.clone(), Vec::new());
+    let second = first.apply(documents, Vec::new());
+    for (place, (_, items)) in &first.read {
+        assert!(Arc::ptr_eq(items, &second.read[place].1));
+    }
+    assert!(Arc::ptr_eq(&first.index, &second.index));
+}
+
+fn conditions(world: &World, name: &str) -> Vec<String> {
+    let object = world.objects().into_iter().find(|object| &*object.key.name == name).unwrap();
+    let told = |condition: Condition| {
+        let parent = condition.parent.map(|parent| format!(" @{parent}")).unwrap_or_default();
+        format!("{}={} {}{parent} {}", condition.kind, condition.status, condition.reason, condition.message)
+    };
+    object.conditions.into_iter().map(told).collect()
+}
+
+#[test]
+fn a_route_is_told_what_became_of_it() {
+    let world =
+        apply(&empty(), &[service("a", 80), service("b", 80), route("r", "a", "b"), route("lost", "none", "gone")]);
+    assert_eq!(
+        conditions(&world, "r"),
+        ["Accepted=true Accepted @Service default/a ", "ResolvedRefs=true ResolvedRefs @Service default/a "]
+    );
+    assert_eq!(
+        conditions(&world, "lost"),
+        [
+            "Accepted=false NoMatchingParent @Service default/none Service default/none does not exist",
+            "ResolvedRefs=false BackendNotFound @Service default/none Service default/gone does not exist",
+        ]
+    );
+}
+
+#[test]
+fn only_services_with_a_cluster_ip_are_parents() {
+    let mut headless = service("headless", 80);
+    headless["spec"]["clusterIP"] = json!("None");
+    let mut external = service("external", 80);
+    external["spec"]["type"] = json!("ExternalName");
+    external["spec"]["externalName"] = json!("example.com");
+    for (parent, service) in [("headless", headless), ("external", external)] {
+        let world = apply(&empty(), &[service, route("r", parent, parent)]);
+        let conditions = conditions(&world, "r");
+        assert!(conditions[0].starts_with("Accepted=false NoMatchingParent"), "{conditions:?}");
+        assert!(conditions[1].starts_with("ResolvedRefs=true"), "{conditions:?}");
+    }
+}
+
+#[test]
+fn a_gateway_is_not_ours_to_report_on() {
+    let mut both = route("r", "a", "a");
+    both["spec"]["parentRefs"] =
+        json!([{"name": "gateway"}, {"group": "core", "kind": "Service", "name": "a", "port": 80}]);
+    let world = apply(&empty(), &[service("a", 80), both]);
+    assert_eq!(conditions(&world, "r")[0], "Accepted=true Accepted @Service default/a:80 ");
+    assert_eq!(conditions(&world, "r").len(), 2);
+}
+
+#[test]
+fn two_services_cannot_have_one_address() {
+    let with_ip = |name| {
+        let mut service = service(name, 80);
+        service["spec"]["clusterIP"] = json!("10.0.0.1");
+        service
+    };
+    let world = apply(&empty(), &[with_ip("b"), with_ip("a")]);
+    assert_eq!(conditions(&world, "b"), ["Accepted=false Conflicted cluster IP 10.0.0.1 belongs to Service default/a"]);
+    assert_eq!(conditions(&world, "a"), [String::new(); 0]);
+}
+
+#[test]
+fn old_topics_are_forgotten_towards_more_work_not_less() {
+    let mut world = apply(&empty(), &[]);
+    world.changed_at = (0..=MAX_TOPICS as u64).map(|n| (Topic::Service(n.to_string().into()), n)).collect();
+    world.generation = MAX_TOPICS as u64;
+    let next = apply(&world, &[service("a", 80)]);
+    assert!(next.changed_at.len() <= MAX_TOPICS / 2 + 2);
+    assert!(next.changed_since(&[Topic::Settings], 1));
+    assert!(!next.changed_since(&[Topic::Settings], world.generation));
+    assert!(touched(&world, &next, &Topic::Service("default/a".into())));
+}

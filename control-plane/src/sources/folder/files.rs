@@ -62,11 +62,15 @@ struct Content {
     id: Option<FileId>,
     documents: Vec<Document>,
     unreadable: Vec<DocumentError>,
+    /// Its documents by their text.
+    known: yaml::Known,
 }
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Files {
+    /// A folder that is ours to write, should it lie in the configuration.
+    exclude: Option<PathBuf>,
     known: BTreeMap<PathBuf, Content>,
 }
 
@@ -92,13 +96,17 @@ impl Changes {
 }
 
 impl Files {
+    pub(super) fn without(exclude: Option<PathBuf>) -> Self {
+        Self { exclude, known: BTreeMap::new() }
+    }
+
     /// Reads files that changed since the last look, but for those in `leave`.
     ///
     /// # Errors
     /// If the folder cannot be read. A file that cannot be is its own error, among the documents.
     pub(super) fn look(&self, folder: &Path, leave: &HashSet<PathBuf>) -> io::Result<Changes> {
         let mut paths = Vec::new();
-        list(folder, MAX_DEPTH, &mut paths)?;
+        list(folder, MAX_DEPTH, self.exclude.as_deref(), &mut paths)?;
         let present: HashSet<&PathBuf> = paths.iter().collect();
         let gone = self.known.keys().filter(|path| !present.contains(path)).cloned().collect();
         let mut changes = Changes { read: BTreeMap::new(), gone };
@@ -110,7 +118,7 @@ impl Files {
             if known.is_some() && FileId::of(path).ok() == known {
                 continue;
             }
-            match read(folder, path) {
+            match read(folder, path, self.known.get(path)) {
                 Some(content) => drop(changes.read.insert(path.clone(), content)),
                 // Gone between the listing and the reading.
                 None if self.known.contains_key(path) => changes.gone.push(path.clone()),
@@ -152,7 +160,7 @@ impl Files {
 }
 
 /// Files below `folder` that may hold documents. Names that begin with a dot are editors', or a mounted ConfigMap's machinery.
-fn list(folder: &Path, depth: usize, paths: &mut Vec<PathBuf>) -> io::Result<()> {
+fn list(folder: &Path, depth: usize, exclude: Option<&Path>, paths: &mut Vec<PathBuf>) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         let path = entry.path();
@@ -162,9 +170,12 @@ fn list(folder: &Path, depth: usize, paths: &mut Vec<PathBuf>) -> io::Result<()>
         // Through symbolic links, which is how a ConfigMap is mounted.
         let Ok(metadata) = fs::metadata(&path) else { continue };
         if metadata.is_dir() {
+            if exclude.is_some() && path.canonicalize().ok().as_deref() == exclude {
+                continue;
+            }
             // A folder below may go while it is read.
             if depth > 0
-                && let Err(error) = list(&path, depth - 1, paths)
+                && let Err(error) = list(&path, depth - 1, exclude, paths)
                 && error.kind() != ErrorKind::NotFound
             {
                 tracing::warn!(folder = %path.display(), %error, "cannot read a folder of the configuration");
@@ -183,11 +194,11 @@ fn list(folder: &Path, depth: usize, paths: &mut Vec<PathBuf>) -> io::Result<()>
 }
 
 /// None: it is gone.
-fn read(folder: &Path, path: &Path) -> Option<Content> {
+fn read(folder: &Path, path: &Path, before: Option<&Content>) -> Option<Content> {
     let name: Arc<str> = path.strip_prefix(folder).unwrap_or(path).to_string_lossy().into();
     let failed = |id, reason: String| {
         let error = DocumentError { file: name.clone(), document: 0, object: None, field: String::new(), reason };
-        Some(Content { id, documents: Vec::new(), unreadable: vec![error] })
+        Some(Content { id, documents: Vec::new(), unreadable: vec![error], known: yaml::Known::new() })
     };
     let opened = File::open(path).and_then(|file| Ok((FileId::new(&file.metadata()?), file)));
     let (id, file) = match opened {
@@ -201,8 +212,10 @@ fn read(folder: &Path, path: &Path) -> Option<Content> {
     let mut text = String::new();
     match file.take(MAX_FILE_SIZE).read_to_string(&mut text) {
         Ok(_) => {
-            let (documents, unreadable) = yaml::documents(&name, &text);
-            Some(Content { id: Some(id), documents, unreadable })
+            let nothing = yaml::Known::new();
+            let known = before.map_or(&nothing, |before| &before.known);
+            let yaml::Contents { documents, unreadable, known } = yaml::documents(&name, &text, known);
+            Some(Content { id: Some(id), documents, unreadable, known })
         }
         Err(error) if error.kind() == ErrorKind::InvalidData => failed(Some(id), "not UTF-8 text".to_owned()),
         Err(error) => failed(None, format!("cannot be read: {error}")),
