@@ -40,7 +40,7 @@ impl Setup {
 
 async fn start(folder: &Path) -> watch::Receiver<Arc<World>> {
     let settings = MeshSettings::strict("cluster.local");
-    watch(folder.join("config"), folder.join("state"), settings).await.unwrap()
+    watch(folder.join("config"), folder.join("state"), settings).await.unwrap().0
 }
 
 fn names(world: &World) -> Vec<String> {
@@ -161,8 +161,21 @@ async fn the_state_folder_may_lie_inside() {
     let state = folder.path().join("state");
     drop(watch(folder.path().into(), state.clone(), settings.clone()).await.unwrap());
     assert!(state.join("generations.json").exists());
-    let worlds = watch(folder.path().into(), state, settings).await.unwrap();
+    let (worlds, _prompt) = watch(folder.path().into(), state, settings).await.unwrap();
     assert_eq!(worlds.borrow().errors(), []);
+}
+
+#[tokio::test]
+async fn who_asks_gets_what_was_written_before() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("config")).unwrap();
+    let settings = MeshSettings::strict("cluster.local");
+    let (worlds, prompt) = watch(folder.path().join("config"), folder.path().join("state"), settings).await.unwrap();
+    for number in 1..20 {
+        fs::write(folder.path().join("config/a.yaml"), service("a", number)).unwrap();
+        tokio::time::timeout(DEADLINE, prompt.look()).await.unwrap();
+        assert_eq!(port(&worlds.borrow(), "a"), Some(number));
+    }
 }
 
 #[tokio::test]
