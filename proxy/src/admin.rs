@@ -177,21 +177,6 @@ fn metrics(status: &Status) -> Answer {
         "Connections of clients that a drain waits for.",
         status.drain.open() as f64,
     );
-    if let Some(credentials) = status.credentials.current() {
-        let expiry = credentials.not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        exposition::render_gauge(
-            &mut page,
-            "leno_identity_expiry_seconds",
-            "End of the certificate's life, in seconds since 1970 (UTC).",
-            expiry.as_secs_f64(),
-        );
-        exposition::render_gauge(
-            &mut page,
-            "leno_identity_epoch",
-            "Certificates and trust bundles put in force so far.",
-            credentials.epoch as f64,
-        );
-    }
     let mut answer = text(StatusCode::OK, page);
     answer.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static(exposition::CONTENT_TYPE));
     answer

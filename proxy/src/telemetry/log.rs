@@ -5,7 +5,12 @@ use std::{io, str::FromStr, time::Duration};
 use anyhow::Context as _;
 use metrics::Counter;
 use tracing_subscriber::{
-    Layer, Registry, filter::Targets, fmt, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _,
+    Layer, Registry,
+    filter::{LevelFilter, Targets},
+    fmt,
+    layer::SubscriberExt as _,
+    reload,
+    util::SubscriberInitExt as _,
 };
 
 use super::lines::Lines;
@@ -39,8 +44,14 @@ pub fn init(filter: &str, format: LogFormat) -> anyhow::Result<LogControl> {
 
 /// "info,leno_proxy::policy=debug"
 fn parse(filter: &str) -> anyhow::Result<Targets> {
-    Targets::from_str(filter)
-        .context("expected error, warn, info, debug, trace or off, also by module: info,leno_proxy::policy=debug")
+    let expected = "expected error, warn, info, debug, trace or off, also by module: info,leno_proxy::policy=debug";
+    // `Targets` would take these for a module's name, or for "error".
+    let is_vague = |part: &str| match part.split_once('=') {
+        Some((module, level)) => module.is_empty() || level.is_empty(),
+        None => part.parse::<LevelFilter>().is_err(),
+    };
+    anyhow::ensure!(!filter.split(',').any(is_vague), expected);
+    Targets::from_str(filter).context(expected)
 }
 
 impl LogControl {
@@ -67,7 +78,11 @@ impl LogControl {
 mod tests {
     #[test]
     fn filters() {
-        assert!(super::parse("info,leno_proxy::policy=debug").is_ok());
-        assert!(super::parse("loud=").is_err());
+        for right in ["info", "warn,leno_proxy::policy=debug", "off"] {
+            assert!(super::parse(right).is_ok(), "{right}");
+        }
+        for wrong in ["", "loud", "info,", "leno_proxy=", "leno_proxy=loud"] {
+            assert!(super::parse(wrong).is_err(), "{wrong}");
+        }
     }
 }
