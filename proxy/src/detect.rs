@@ -80,16 +80,12 @@ fn classify_request_line(first: &[u8]) -> Option<Spoken> {
     if method > METHOD_BYTES {
         return Some(Spoken::Opaque);
     }
-    let Some((space, rest)) = first.get(method..).and_then(<[u8]>::split_first) else {
-        return None;
-    };
+    let (space, rest) = first.get(method..)?.split_first()?;
     if method == 0 || *space != b' ' {
         return Some(Spoken::Opaque);
     }
     let target = rest.iter().take_while(|byte| (0x21..=0x7e).contains(*byte) || **byte >= 0x80).count();
-    let Some((space, version)) = rest.get(target..).and_then(<[u8]>::split_first) else {
-        return None;
-    };
+    let (space, version) = rest.get(target..)?.split_first()?;
     if target == 0 || *space != b' ' {
         return Some(Spoken::Opaque);
     }

@@ -291,8 +291,9 @@ impl FirstContact {
     /// If it holds no certificate, or one that cannot be read.
     pub fn from_pem(pem: &[u8]) -> Result<Self, InvalidCredentials> {
         let anchors = CertificateDer::pem_slice_iter(pem)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| InvalidBundle::Certificate { index: 0, reason: error.to_string() })?;
+            .enumerate()
+            .map(|(index, der)| der.map_err(|error| InvalidBundle::Certificate { index, reason: error.to_string() }))
+            .collect::<Result<Vec<_>, _>>()?;
         let config = config::first_contact(Anchors::new(&anchors)?).map_err(InvalidCredentials::Tls)?;
         Ok(Self { config })
     }

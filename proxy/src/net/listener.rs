@@ -23,11 +23,14 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 /// Descriptors kept for what accepted connections need: at most this many, at most an eighth.
 const RESERVED_DESCRIPTORS: u64 = 256;
 
+const REFUSED: &str = "leno_connections_refused_total";
+
 /// Binds with SO_REUSEADDR, SO_REUSEPORT, backlog 1024; IPv6 sockets are IPv6-only.
 ///
 /// # Errors
 /// Those of the kernel, with the address.
 pub fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
+    metrics::describe_counter!(REFUSED, "Connections closed as soon as they were accepted, by reason.");
     let listen = || {
         let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
@@ -62,7 +65,7 @@ pub async fn accept(listener: &TcpListener, redirected: bool) -> Accepted {
         };
         if descriptors_low(&stream) {
             warn_each_second(&format_args!("refusing connections: {} descriptors are nearly used up", descriptors()));
-            metrics::counter!("leno_connections_refused_total", "reason" => "descriptors").increment(1);
+            metrics::counter!(REFUSED, "reason" => "descriptors").increment(1);
             reset(stream);
             continue;
         }
@@ -77,7 +80,7 @@ pub async fn accept(listener: &TcpListener, redirected: bool) -> Accepted {
                 warn_each_second(&format_args!(
                     "refused {peer}: it called {local} directly, which only takes redirected connections"
                 ));
-                metrics::counter!("leno_connections_refused_total", "reason" => "not-redirected").increment(1);
+                metrics::counter!(REFUSED, "reason" => "not-redirected").increment(1);
             }
             Ok(destination) => return Accepted { stream, peer, destination },
             Err(_) => {} // The client is gone already.

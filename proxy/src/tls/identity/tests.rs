@@ -12,13 +12,15 @@ use crate::tls::testing::Authority;
 
 const WORKLOAD: &str = "spiffe://cluster.local/ns/shop/sa/cart";
 
+/// What a certificate was issued for, "token" or "certificate", and its public key.
+type Issued = (&'static str, Vec<u8>);
+
 /// A control plane that issues for the token "good", or to whom it issued before if `renews`.
 struct ControlPlane {
     authority: Arc<Authority>,
     lifetime: Duration,
     renews: bool,
-    /// "token" or "certificate", for each certificate issued, and its public key.
-    issued: Arc<Mutex<Vec<(&'static str, Vec<u8>)>>>,
+    issued: Arc<Mutex<Vec<Issued>>>,
 }
 
 #[tonic::async_trait]
