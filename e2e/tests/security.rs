@@ -12,22 +12,27 @@ use leno_e2e::{
     forge::{Forger, trusting_client},
     mesh::{Workload, documents},
     scenario::{Scenario, destination},
-    server::Server,
+    server::{Seen, Server},
     wait::eventually,
 };
 use rustls::ClientConfig;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
 /// A request over mesh TLS with a certificate of the test's own making.
-async fn request(address: SocketAddr, config: Arc<ClientConfig>) -> Result<Bytes> {
+async fn request(address: SocketAddr, config: Arc<ClientConfig>, claim: Option<&str>) -> Result<Bytes> {
     let exchange = async {
         let tcp = TcpStream::connect(address).await?;
         // With TLS 1.3 the handshake may seem done at the client before the server has judged its certificate.
         let tls = TlsConnector::from(config).connect("mesh.invalid".try_into()?, tcp).await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls)).await?;
         tokio::spawn(connection);
-        let request = Request::get("/").header("host", "shop").body(Empty::<Bytes>::new())?;
+        let mut request = Request::get("/").header("host", "shop").body(Empty::<Bytes>::new())?;
+        if let Some(claim) = claim {
+            request.headers_mut().insert("leno-client-id", claim.parse()?);
+        }
         let response = sender.send_request(request).await?;
         ensure!(response.status() == 200, "{}", response.status());
         Ok(response.into_body().collect().await?.to_bytes())
@@ -62,27 +67,26 @@ async fn strangers_are_refused() -> Result<()> {
     refused(&shop.sidecar, "inbound", "plaintext").await?;
     let mut not_mesh = trusting_client(None)?;
     not_mesh.alpn_protocols = vec![b"http/1.1".to_vec()];
-    ensure!(request(listener, Arc::new(not_mesh)).await.is_err(), "TLS of the application's own was answered");
+    ensure!(request(listener, Arc::new(not_mesh), None).await.is_err(), "TLS of the application's own was answered");
     refused(&shop.sidecar, "inbound", "unmeshed-tls").await?;
 
     // Certificates that look right but for one thing.
     let good = "spiffe://cluster.local/ns/default/sa/client";
-    let day = Duration::from_secs(24 * 3600);
     let cases = [
-        ("tls-wrong-trust-domain", forger.signed("spiffe://elsewhere.example/ns/default/sa/client", day)?),
+        ("tls-wrong-trust-domain", forger.signed("spiffe://elsewhere.example/ns/default/sa/client", DAY)?),
         ("tls-expired", forger.expired(good)?),
-        ("tls-unknown-issuer", Forger::stranger()?.signed(good, day)?),
+        ("tls-unknown-issuer", Forger::stranger()?.signed(good, DAY)?),
         ("tls-no-certificate", trusting_client(None)?),
-        ("tls-not-an-identity", forger.signed("https://example.org/", day)?),
+        ("tls-not-an-identity", forger.signed("https://example.org/", DAY)?),
     ];
     for (reason, config) in cases {
-        ensure!(request(listener, Arc::new(config)).await.is_err(), "{reason}: it was answered");
+        ensure!(request(listener, Arc::new(config), None).await.is_err(), "{reason}: it was answered");
         refused(&shop.sidecar, "inbound", reason).await?;
     }
     ensure!(server.requests() == 0, "{} requests of strangers reached the application", server.requests());
 
     // The same with nothing wrong: it was not the forger's clumsiness that was refused.
-    request(listener, Arc::new(forger.signed(good, day)?)).await.context("a good certificate")?;
+    request(listener, Arc::new(forger.signed(good, DAY)?), None).await.context("a good certificate")?;
     ensure!(server.requests() == 1, "it did not arrive");
     scenario.mesh.end().await
 }
@@ -94,7 +98,15 @@ async fn an_identity_forged_in_a_header_counts_for_nothing() -> Result<()> {
     let seen = scenario.send(Request::get("/").header("leno-client-id", forged)).await?.seen()?;
     let id = seen.headers.get("leno-client-id").map(String::as_str);
     ensure!(id == Some("spiffe://cluster.local/ns/default/sa/client"), "the application was told {id:?}");
-    refused(&scenario.client, "outbound", "forged-identity").await?;
+
+    // A client with a good certificate, and no sidecar that would take the header away.
+    let shop = scenario.instance("shop-1")?;
+    let config = Forger::of(&scenario.mesh)?.signed("spiffe://cluster.local/ns/default/sa/rogue", DAY)?;
+    let seen: Seen =
+        serde_json::from_slice(&request(shop.sidecar.listener(0)?, Arc::new(config), Some(forged)).await?)?;
+    let id = seen.headers.get("leno-client-id").map(String::as_str);
+    ensure!(id == Some("spiffe://cluster.local/ns/default/sa/rogue"), "the application was told {id:?}");
+    refused(&shop.sidecar, "inbound", "forged-identity").await?;
 
     // From a client without the mesh, where that is permitted at all.
     let server = Server::start("open").await?;

@@ -1,9 +1,12 @@
 //! What a client addresses: an IP address and port, or a name and port, resolved to an object.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use super::{Sources, service_key};
-use crate::model::{self, Kind, ObjectKey};
+use crate::model::{self, Kind, ObjectKey, World};
 
 /// What an address stands for.
 #[derive(Debug, PartialEq, Eq)]
@@ -70,7 +73,8 @@ fn pod_at(sources: &mut Sources<'_>, ip: IpAddr, port: u16) -> Option<ObjectKey>
 /// "hostname.service.namespace" for one endpoint of a headless Service.
 fn by_name(sources: &mut Sources<'_>, namespace: &str, host: &str, port: u16) -> Addressed {
     let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-    let host = NAME_ENDINGS.iter().find_map(|ending| host.strip_suffix(ending)).unwrap_or(&host);
+    let stripped = NAME_ENDINGS.iter().find_map(|ending| host.strip_suffix(ending));
+    let (cluster_name, host) = (stripped.is_some(), stripped.unwrap_or(&host));
     let labels: Vec<&str> = host.split('.').collect();
     let key = match labels.as_slice() {
         [name] => service_key(namespace, name),
@@ -79,7 +83,11 @@ fn by_name(sources: &mut Sources<'_>, namespace: &str, host: &str, port: u16) ->
     };
     sources.service(&key);
     let world = sources.world;
-    let Some(service) = model::service(&world.objects, &key) else { return Addressed::Outside };
+    let Some(service) = model::service(&world.objects, &key) else {
+        // A name in a namespace of the mesh is the mesh's: without its Service, it is nobody, and no matter for DNS.
+        let ours = cluster_name || labels.len() > 1 && has_services(world, namespace, &key.namespace);
+        return if ours { Addressed::Nobody } else { Addressed::Outside };
+    };
     if let [hostname, _, _] = labels.as_slice() {
         return match pod_by_hostname(sources, &key, hostname) {
             Some(pod) => {
@@ -93,12 +101,19 @@ fn by_name(sources: &mut Sources<'_>, namespace: &str, host: &str, port: u16) ->
     if service.port(port).is_some() || external { Addressed::Service(key, port) } else { Addressed::Nobody }
 }
 
+/// Whether a namespace is one of the mesh: the client's own, or one with Services.
+fn has_services(world: &World, own: &str, namespace: &Arc<str>) -> bool {
+    let first = ObjectKey { kind: Kind::Service, namespace: Arc::clone(namespace), name: "".into() };
+    let next = world.objects.range(first..).next().map(|(key, _)| key);
+    own == &**namespace || next.is_some_and(|key| key.kind == Kind::Service && key.namespace == *namespace)
+}
+
 fn pod_by_hostname(sources: &Sources<'_>, service: &ObjectKey, hostname: &str) -> Option<ObjectKey> {
     let world = sources.world;
     let slices = world.index.slices.get(service)?;
     slices.iter().find_map(|key| {
         let slice = model::slice(&world.objects, key)?;
-        let named = |name: &Option<std::sync::Arc<str>>| name.as_deref() == Some(hostname);
+        let named = |name: &Option<Arc<str>>| name.as_deref() == Some(hostname);
         let endpoint = slice.endpoints.iter().find(|endpoint| named(&endpoint.hostname))?;
         let name = endpoint.pod.clone()?;
         let pod = ObjectKey { kind: Kind::Pod, namespace: key.namespace.clone(), name };

@@ -532,3 +532,24 @@ fn a_version_is_the_content_and_nothing_else() {
     // Pinned: it must not change with a new build, or every proxy is sent everything again.
     assert_eq!(version(&plain), "a637f1ef1d8965b32739c581d2d287bf");
 }
+
+#[test]
+fn a_name_of_the_mesh_is_never_looked_up_outside() {
+    let world = world(
+        "{apiVersion: v1, kind: Service, metadata: {name: cart, namespace: shop}, spec: {ports: [{port: 80}]}}\n",
+    );
+    let found = |namespace, key| {
+        let (resource, _) = get(&world, namespace, ResourceKind::Destination, key);
+        match resource?.body? {
+            Body::Destination(Destination { target, .. }) => target,
+            _ => None,
+        }
+    };
+    assert!(matches!(found("web", "cart.shop:80"), Some(Target::Service(_))));
+    for key in ["nowhere.shop:80", "nowhere.web:80", "cart.shop.svc.cluster.local:81", "x.y.svc:80"] {
+        assert_eq!(found("web", key), None, "{key}");
+    }
+    for key in ["example.org:443", "localhost:80", "api.example.org:443"] {
+        assert_eq!(found("web", key), Some(Target::Outside(Default::default())), "{key}");
+    }
+}

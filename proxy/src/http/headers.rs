@@ -169,6 +169,11 @@ fn lists(headers: &HeaderMap, name: &HeaderName, wanted: &[u8]) -> bool {
     headers.get_all(name).iter().flat_map(tokens).any(|token| token.eq_ignore_ascii_case(wanted))
 }
 
+/// The identity that a client claims by the header which only its proxy may set.
+pub(crate) fn claimed_identity(headers: &HeaderMap) -> Option<HeaderValue> {
+    headers.get(&LENO_CLIENT_ID).cloned()
+}
+
 /// Removes the proxy's own headers, which mean something only when a proxy of the mesh has set them.
 pub(crate) fn remove_ours(headers: &mut HeaderMap) {
     while let Some(name) = headers.keys().find(|name| name.as_str().starts_with(OURS)).cloned() {

@@ -20,6 +20,9 @@ use crate::{
     worker::Context,
 };
 
+/// The reason counted for a client that names its own identity.
+const FORGED_IDENTITY: &str = "forged-identity";
+
 /// Answers one request to the workload.
 pub(super) async fn serve(
     ctx: Context,
@@ -57,6 +60,11 @@ async fn answer(
 
 /// Our own headers mean something only from the mesh, and the client's identity comes from its certificate alone.
 fn identify(client: &Client, exchange: &mut Exchange, head: &mut Parts) {
+    // Proxies of the mesh send no such header: this is a client that would be somebody else.
+    if let Some(claimed) = headers::claimed_identity(&head.headers) {
+        let detail = format_args!("it claims by header to be {claimed:?}, which is taken for nothing");
+        exchange.ctx().telemetry.refused(Direction::Inbound, FORGED_IDENTITY, client.address, &detail);
+    }
     let Some(id) = &client.identity_header else {
         headers::remove_ours(&mut head.headers);
         return;
