@@ -80,7 +80,7 @@ impl Upstreams {
         }
         let now = Instant::now();
         let (balancer, protocol) = self.state.balancer(backend);
-        let Some((local, probe)) = balancer.choose(tried, now, || self.state.random()) else {
+        let Some((local, probe)) = balancer.choose(tried, now, || self.state.random.next()) else {
             return Err(Error::NoEndpoint(backend.key.to_string()));
         };
         Ok(Pick::new(local, Some(balancer), now, protocol, probe))
@@ -96,11 +96,6 @@ impl Upstreams {
     /// a host and port.
     pub fn outside(&self, name: &str) -> Option<Arc<Backend>> {
         self.state.outside(name)
-    }
-
-    /// A fast random number (xorshift64*), for weights and jitter; not for secrets.
-    pub fn random(&self) -> u64 {
-        self.state.random()
     }
 
     async fn await_endpoints(&self, backend: &Arc<Backend>) -> Result<(), Error> {

@@ -60,6 +60,8 @@ impl BackendStats {
 impl Drop for BackendStats {
     fn drop(&mut self) {
         self.set_pooled(0);
+        // Nothing is left of a backend that is gone; where it lives on, the next sweep says so again.
+        self.set_endpoints(EndpointCounts::default());
     }
 }
 

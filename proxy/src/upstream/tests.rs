@@ -133,7 +133,7 @@ async fn an_endpoint_that_fails_is_ejected_and_comes_back_by_a_probe() {
         let later = Instant::now() + Duration::from_secs(10);
         let mut probes = 0;
         for _ in 0..50 {
-            let (local, probe) = balancer.choose(&[], later, || upstreams.random()).unwrap();
+            let (local, probe) = balancer.choose(&[], later, || upstreams.state.random.next()).unwrap();
             assert_eq!(probe, local.endpoint.address == dead);
             probes += usize::from(probe);
         }

@@ -19,7 +19,7 @@ use super::{
     pool::Pool,
     stats::{BackendStats, EndpointCounts},
 };
-use crate::{config::limits, policy::Protocol, tls::CredentialStore};
+use crate::{config::limits, policy::Protocol, tls::CredentialStore, worker::Random};
 
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
@@ -32,7 +32,7 @@ pub struct State {
     outside: RefCell<HashMap<Box<str>, Arc<Backend>>>,
     dialer: Rc<Dialer>,
     resolver: dns::Resolver,
-    seed: Cell<u64>,
+    pub random: Random,
     sweeping: Cell<bool>,
 }
 
@@ -62,7 +62,7 @@ impl State {
             outside: RefCell::default(),
             dialer: Dialer::new(mark, credentials),
             resolver,
-            seed: Cell::new(random_seed()),
+            random: Random::default(),
             sweeping: Cell::new(false),
         })
     }
@@ -109,16 +109,6 @@ impl State {
         let backend = self.resolver.backend(name)?;
         self.outside.borrow_mut().insert(name.into(), Arc::clone(&backend));
         Some(backend)
-    }
-
-    /// xorshift64* (Vigna 2016).
-    pub fn random(&self) -> u64 {
-        let mut x = self.seed.get();
-        x ^= x >> 12;
-        x ^= x << 25;
-        x ^= x >> 27;
-        self.seed.set(x);
-        x.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
     /// Starts the sweeper if it is not running. It ends when there is nothing left to sweep.
@@ -323,10 +313,4 @@ fn typical_latency<'a>(peers: impl Iterator<Item = &'a Rc<LocalEndpoint>>, now: 
         .filter(Estimate::is_measured)
         .fold((0.0, 0_u32), |(sum, count), estimate| (sum + estimate.latency(now), count + 1));
     if count == 0 { balance::DEFAULT_LATENCY } else { Duration::from_secs_f64(sum / f64::from(count)) }
-}
-
-/// Never 0, from which xorshift does not move.
-fn random_seed() -> u64 {
-    use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(0) | 1
 }

@@ -3,17 +3,11 @@ use std::cell::Cell;
 use proptest::prelude::*;
 
 use super::*;
+use crate::worker::Random;
 
 fn generator(seed: u64) -> impl Fn() -> u64 {
-    // splitmix64
-    let state = Cell::new(seed);
-    move || {
-        state.set(state.get().wrapping_add(0x9e37_79b9_7f4a_7c15));
-        let mut z = state.get();
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
+    let random = Random::seeded(seed);
+    move || random.next()
 }
 
 /// Sends `requests` one every millisecond, each answered after its endpoint's latency; counts by endpoint.
