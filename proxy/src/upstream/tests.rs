@@ -367,3 +367,67 @@ async fn an_external_name_and_what_does_not_exist() {
     })
     .await;
 }
+
+/// Servers that close when they like, clients that leave when they like: in the end nothing is left over.
+#[tokio::test]
+async fn nothing_leaks_however_exchanges_end() {
+    on_worker(async {
+        let mut servers = Vec::new();
+        for kind in 0..3_usize {
+            let script = move |number: usize, request: usize| match (kind + number * 7 + request) % 11 {
+                0 => Act::Close,
+                1 => Act::AnswerAndClose("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"),
+                2 => Act::AnswerAndClose("HTTP/1.1 200 OK\r\ncontent-length: 20\r\n\r\ncut off"),
+                3 => Act::Answer("HTTP/1.1 503 Service Unavailable\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"),
+                4 => Act::AnswerAndClose("not HTTP at all\r\n\r\n"),
+                _ => OK,
+            };
+            servers.push(Server::start(script).await);
+        }
+        let addresses: Vec<_> = servers.iter().map(|server| server.address).collect();
+        let (upstreams, backend) = (Rc::new(upstreams()), backend(&addresses));
+        let succeeded = Rc::new(Cell::new(0));
+        let clients: Vec<_> = (0..20_u64)
+            .map(|client| {
+                let (upstreams, backend, succeeded) =
+                    (Rc::clone(&upstreams), Arc::clone(&backend), Rc::clone(&succeeded));
+                tokio::task::spawn_local(async move {
+                    for request in 0..100 {
+                        let pick = upstreams.pick(&backend, &[]).await.unwrap();
+                        let Ok(connection) = pick.http(false).await else { continue };
+                        let sent = connection.send(get());
+                        if (client + request) % 13 == 0 {
+                            // Leaves before the answer.
+                            let _ = tokio::time::timeout(Duration::ZERO, sent).await;
+                            continue;
+                        }
+                        let Ok(response) = sent.await else {
+                            pick.report(Outcome::Failure, Instant::now());
+                            continue;
+                        };
+                        pick.report(Outcome::Success, Instant::now());
+                        if (client + request) % 5 != 0 {
+                            let read = http_body_util::BodyExt::collect(response.into_body()).await;
+                            succeeded.set(succeeded.get() + usize::from(read.is_ok()));
+                        }
+                    }
+                })
+            })
+            .collect();
+        for client in clients {
+            client.await.unwrap();
+        }
+        assert!(succeeded.get() > 500, "{}", succeeded.get());
+
+        let (balancer, _) = upstreams.state.balancer(&backend);
+        for local in balancer.locals().iter() {
+            assert_eq!(local.in_flight(), 0);
+            local.pool.sweep(Instant::now() + limits::MESH_POOL_IDLE);
+            assert_eq!(local.pool.len(), 0);
+        }
+        for server in &servers {
+            server.until(|server| server.closed.get() == server.accepted.get()).await;
+        }
+    })
+    .await;
+}

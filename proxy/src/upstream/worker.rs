@@ -217,6 +217,11 @@ impl Balancer {
         Some((local, probe))
     }
 
+    #[cfg(test)]
+    pub fn locals(&self) -> Rc<[Rc<LocalEndpoint>]> {
+        Rc::clone(&self.endpoints.borrow())
+    }
+
     /// Panic threshold: at most half of the endpoints are ejected at a time. If more fail, the fault is likely not theirs.
     pub fn may_eject_one_more(&self, now: Instant) -> bool {
         let all = self.endpoints.borrow();
@@ -269,6 +274,11 @@ impl LocalEndpoint {
     pub fn end(&self) {
         self.in_flight.set(self.in_flight.get().saturating_sub(1));
         self.last_used.set(Instant::now());
+    }
+
+    #[cfg(test)]
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.get()
     }
 
     /// One try's result; `probe`: it decided whether the endpoint comes back.
