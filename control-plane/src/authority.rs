@@ -89,6 +89,9 @@ impl Authority {
             .with_context(|| format!("{trust_domain:?} cannot be a trust domain"))?;
         let tokens = TokenKey::load_or_make(&options.state, &trust_domain)?;
         let material = load(&options, &trust_domain, now)?;
+        for folder in options.ca_dir.iter().chain([&options.state]) {
+            files::warn_of_open_keys(folder);
+        }
         files::write_public(&options.state.join(files::TRUST_BUNDLE), &files::to_pem(&material.anchors))?;
         let bundle = watch::Sender::new(Arc::new(bundle_resource(&trust_domain, &material)));
         Ok(Self {

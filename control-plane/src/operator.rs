@@ -29,7 +29,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     authority::{Authority, issue, token},
-    model::{DocumentError, ObjectInfo, ObjectKey, World},
+    model::{DocumentError, Kind, ObjectInfo, ObjectKey, World},
     serve::tracker::Tracker,
     sources::folder::Prompt,
 };
@@ -147,14 +147,14 @@ impl Answers {
             programmed: progress.programmed,
             laggards: progress.laggards,
             absent: false,
-            errors: errors_of(world, &object),
+            errors: errors_of(world, &object, Some(&info.source)),
             settled,
             object: Some(object),
         }
     }
 
     fn status_of(&self, world: &World, object: &ObjectRef, settled: bool) -> ObjectStatus {
-        if let Some(info) = world.objects().into_iter().find(|info| object_ref(&info.key) == *object) {
+        if let Some(info) = object_key(object).and_then(|key| world.info(&key)) {
             return self.status(world, &info, settled);
         }
         let progress = self.tracker.progress(object, None);
@@ -164,7 +164,7 @@ impl Answers {
             programmed: progress.programmed,
             laggards: progress.laggards,
             absent: true,
-            errors: errors_of(world, object),
+            errors: errors_of(world, object, None),
             settled,
             ..ObjectStatus::default()
         }
@@ -281,8 +281,20 @@ fn object_ref(key: &ObjectKey) -> ObjectRef {
     ObjectRef { kind: key.kind.as_str().to_owned(), namespace: key.namespace.to_string(), name: key.name.to_string() }
 }
 
-fn errors_of(world: &World, object: &ObjectRef) -> Vec<v1::DocumentError> {
-    let of_it = |error: &&DocumentError| error.object.as_ref().is_some_and(|key| object_ref(key) == *object);
+/// None: there is no such kind.
+fn object_key(object: &ObjectRef) -> Option<ObjectKey> {
+    let kind = Kind::ALL.into_iter().find(|kind| kind.as_str() == object.kind)?;
+    Some(ObjectKey { kind, namespace: object.namespace.as_str().into(), name: object.name.as_str().into() })
+}
+
+/// What is wrong with the object's own document, or with the file that it was last read from.
+fn errors_of(world: &World, object: &ObjectRef, source: Option<&str>) -> Vec<v1::DocumentError> {
+    let file = source.and_then(|source| source.rsplit_once('#')).map(|(file, _)| file);
+    let of_it = |error: &&DocumentError| match &error.object {
+        Some(key) => object_ref(key) == *object,
+        // Whose document it is cannot be told: it may be this one's.
+        None => file == Some(&*error.file),
+    };
     world.errors().iter().filter(of_it).map(document_error).collect()
 }
 

@@ -16,7 +16,7 @@ use std::{
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, bail};
@@ -38,8 +38,12 @@ use crate::{
 pub mod limits {
     use std::time::Duration;
 
-    /// Connections at once, proxies' and strangers' together.
+    /// Proxies' connections at once; fewer if the process may not open as many files.
     pub const CONNECTIONS: usize = 16 * 1024;
+    /// Connections without a client certificate, or whose handshake is not done, at once.
+    pub const STRANGERS: usize = 512;
+    /// Files that are not connections: the configuration, sockets, what libraries open.
+    pub const OTHER_FILES: usize = 128;
     /// A client's part of the TLS handshake.
     pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
     /// A connection without a client certificate may only ask for one, and is closed after this.
@@ -77,6 +81,9 @@ pub mod limits {
     /// Proxies that vanished and are still named, at most.
     pub const DISCONNECTED: usize = 10_000;
 }
+
+/// How often proxies that vanished long ago are looked for.
+const FORGET_EVERY: Duration = Duration::from_secs(10);
 
 /// What a control plane is started with. See `leno control-plane --help`.
 #[derive(Debug, Clone)]
@@ -180,6 +187,7 @@ impl ControlPlane {
             trust_domain = self.authority.trust_domain(),
             trust_bundle = %self.authority.trust_bundle_file().display(),
             generation = self.world.borrow().generation(),
+            connections = listener::connections(),
             "serving"
         );
         let on_issued = {
@@ -200,7 +208,13 @@ impl ControlPlane {
             .max_decoding_message_size(limits::REQUEST_BYTES)
             .max_encoding_message_size(2 * limits::RESOURCE_BYTES),
         };
-        tasks.spawn(listener::serve(self.tcp, Arc::clone(&self.credentials), services, stopping.clone()));
+        tasks.spawn(listener::serve(
+            self.tcp,
+            Arc::clone(&self.credentials),
+            services,
+            Arc::clone(&self.metrics),
+            stopping.clone(),
+        ));
         tasks.spawn(operator::serve(
             self.operator,
             operator::Answers::new(
@@ -220,8 +234,8 @@ impl ControlPlane {
             );
             tasks.spawn(metrics::serve(listener, view, stopping.clone()));
         }
-        tasks.spawn(log_errors(self.world.clone(), stopping.clone()));
-        tasks.spawn(upkeep(Arc::clone(&self.authority), self.credentials, Arc::clone(&self.tracker), stopping));
+        tasks.spawn(follow(self.world.clone(), Arc::clone(&self.tracker), stopping.clone()));
+        tasks.spawn(upkeep(Arc::clone(&self.authority), self.credentials, stopping));
 
         let ended = tokio::select! {
             () = shutdown => Ok(()),
@@ -261,11 +275,16 @@ fn lock(state: &Path) -> anyhow::Result<File> {
     }
 }
 
-/// Says each bad document once when it appears, and once when it is mended.
-async fn log_errors(mut world: watch::Receiver<Arc<World>>, mut stopping: watch::Receiver<bool>) -> anyhow::Result<()> {
+/// Says each bad document once when it appears, and once when it is mended; forgets proxies whose Pods are gone.
+async fn follow(
+    mut world: watch::Receiver<Arc<World>>,
+    tracker: Arc<Tracker>,
+    mut stopping: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
     let mut known: Vec<crate::model::DocumentError> = Vec::new();
     loop {
         let now = Arc::clone(&world.borrow_and_update());
+        tracker.forget_vanished(Instant::now(), |namespace, pod| now.service_account(namespace, pod).is_some());
         for error in now.errors().iter().filter(|e| !known.contains(e)) {
             tracing::error!(
                 file = %error.file,
@@ -289,6 +308,7 @@ async fn log_errors(mut world: watch::Receiver<Arc<World>>, mut stopping: watch:
         known = now.errors().to_vec();
         tokio::select! {
             changed = world.changed() => changed.context("the configuration is no longer read")?,
+            () = sleep(FORGET_EVERY) => {}
             _ = stopping.wait_for(|s| *s) => return Ok(()),
         }
     }
@@ -298,7 +318,6 @@ async fn log_errors(mut world: watch::Receiver<Arc<World>>, mut stopping: watch:
 async fn upkeep(
     authority: Arc<Authority>,
     credentials: Arc<ServerCredentials>,
-    tracker: Arc<Tracker>,
     mut stopping: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     let tick = (authority.certificate_lifetime() / 10).clamp(Duration::from_millis(500), Duration::from_secs(60));
@@ -320,7 +339,6 @@ async fn upkeep(
             renew(&authority, &credentials, now);
         }
         alarmed = raise_alarms(&authority.material(), now, alarmed);
-        tracker.forget_vanished(std::time::Instant::now());
         tokio::select! {
             () = sleep(tick) => {}
             _ = stopping.wait_for(|s| *s) => return Ok(()),

@@ -172,6 +172,18 @@ fn read_certificates(file: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>
     Ok(certificates)
 }
 
+/// Warns of keys in `folder` that others may read.
+pub(super) fn warn_of_open_keys(folder: &Path) {
+    for name in [ROOT_KEY, ISSUER_KEY, TOKEN_KEY] {
+        let file = folder.join(name);
+        let Ok(mode) = fs::metadata(&file).map(|found| found.mode()) else { continue };
+        if mode & OTHERS != 0 {
+            let mode = format!("{:o}", mode & 0o777);
+            tracing::warn!(file = %file.display(), mode, "other users may read this key: chmod 600 it");
+        }
+    }
+}
+
 /// None: there is no such file.
 fn read_key(file: &Path) -> anyhow::Result<Option<KeyPair>> {
     let pem = match fs::read_to_string(file) {
@@ -179,14 +191,6 @@ fn read_key(file: &Path) -> anyhow::Result<Option<KeyPair>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
     };
-    let mode = fs::metadata(file).with_context(|| format!("cannot read {}", file.display()))?.mode();
-    if mode & OTHERS != 0 {
-        tracing::warn!(
-            file = %file.display(),
-            mode = format!("{:o}", mode & 0o777),
-            "other users may read this key: chmod 600 it"
-        );
-    }
     let key = KeyPair::from_pem(&pem).with_context(|| format!("{} holds no usable private key", file.display()))?;
     Ok(Some(key))
 }

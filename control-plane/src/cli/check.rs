@@ -145,10 +145,12 @@ fn running(state: &Path, findings: &mut Findings) -> anyhow::Result<()> {
     }
     for object in &objects.objects {
         let title = wait::title(&object.object.clone().unwrap_or_default());
-        for condition in object.conditions.iter().filter(|c| !c.status) {
-            let parent = if condition.parent.is_empty() { String::new() } else { format!(" by {}", condition.parent) };
-            let what = format!("{title} ({}): not {}{parent}: {}", object.source, condition.r#type, condition.message);
-            findings.wrong(&what, "");
+        for condition in object.conditions.iter().filter(|c| !get::is_good(c)) {
+            let what = format!("{title} ({}): {}", object.source, get::condition_line(condition));
+            match condition.status {
+                true => findings.doubtful(&what, ""),
+                false => findings.wrong(&what, ""),
+            }
         }
         for laggard in object.laggards.iter().filter(|l| l.reason != "disconnected") {
             let what = format!(

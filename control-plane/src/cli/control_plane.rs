@@ -79,6 +79,13 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         Some(file) => args.settings.over(read(file)?),
         None => args.settings,
     };
+    let needed = [
+        (settings.config.is_none(), "--config DIR: the folder of documents"),
+        (settings.state.is_none(), "--state DIR: a folder for keys and certificates"),
+    ];
+    if let Some((_, what)) = needed.iter().find(|(missing, _)| *missing) {
+        return super::usage(&format!("control-plane needs {what} (see leno control-plane --help)"));
+    }
     start_log(&settings)?;
     let options = settings.into_options()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -130,10 +137,10 @@ impl Settings {
             None => DEFAULT_LISTEN.parse()?,
         };
         Ok(serve::Options {
-            config: self.config.context("--config is needed: the folder of documents")?,
+            config: self.config.context("--config is needed")?,
             listen,
             authority: authority::Options {
-                state: self.state.context("--state is needed: a folder for keys and certificates")?,
+                state: self.state.context("--state is needed")?,
                 ca_dir: self.ca_dir,
                 trust_domain: self.trust_domain,
                 certificate_lifetime,

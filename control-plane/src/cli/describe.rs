@@ -50,7 +50,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     };
     print!("{}", text(&title, status, style));
     print!("{}", get::errors_text(&errors, style));
-    let well = errors.is_empty() && status.laggards.is_empty() && status.conditions.iter().all(|c| c.status);
+    let well = errors.is_empty() && status.laggards.is_empty() && status.conditions.iter().all(get::is_good);
     Ok(if well { super::SUCCESS } else { super::FAILURE })
 }
 
@@ -63,10 +63,12 @@ fn text(title: &str, status: &ObjectStatus, style: Style) -> String {
     };
     text += &format!("  Programmed:  {programmed}\n");
     for condition in &status.conditions {
-        let sign = if condition.status { style.green("✓") } else { style.red("×") };
-        let parent = if condition.parent.is_empty() { String::new() } else { format!(" by {}", condition.parent) };
-        let line = format!("{}{parent}: {} {}", condition.r#type, condition.reason, condition.message);
-        text += &format!("  {sign} {}\n", clean(line.trim_end()));
+        let sign = match (get::is_good(condition), condition.status) {
+            (true, _) => style.green("✓"),
+            (false, true) => style.yellow("‼"),
+            (false, false) => style.red("×"),
+        };
+        text += &format!("  {sign} {}\n", clean(&get::condition_line(condition)));
     }
     for laggard in &status.laggards {
         let line =

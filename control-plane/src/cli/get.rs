@@ -2,7 +2,9 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use leno_proto::v1::{DocumentError, ListObjectsRequest, ListProxiesRequest, ObjectStatus, ProxyStatus, ResourceKind};
+use leno_proto::v1::{
+    Condition, DocumentError, ListObjectsRequest, ListProxiesRequest, ObjectStatus, ProxyStatus, ResourceKind,
+};
 use serde_json::{Value, json};
 
 use super::{
@@ -99,7 +101,7 @@ fn objects_table(objects: &[ObjectStatus], errors: &[DocumentError], wide: bool)
             let laggards: Vec<String> = object.laggards.iter().map(|l| format!("{} ({})", l.proxy, l.reason)).collect();
             row.push(laggards.join(", ").into());
             let messages: Vec<&str> =
-                object.conditions.iter().filter(|c| !c.status).map(|c| c.message.as_str()).collect();
+                object.conditions.iter().filter(|c| !is_good(c)).map(|c| c.message.as_str()).collect();
             row.push(messages.join("; ").into());
         }
         table.row(row);
@@ -112,11 +114,26 @@ fn status_cell(object: &ObjectStatus, bad_document: bool) -> Cell {
     if bad_document {
         return Cell::painted("BadDocument", Style::red);
     }
-    match object.conditions.iter().find(|c| !c.status) {
+    match object.conditions.iter().find(|c| !is_good(c)) {
+        Some(condition) if condition.status => Cell::painted(&condition.reason, Style::yellow),
         Some(condition) => Cell::painted(&condition.reason, Style::red),
         None if object.conditions.is_empty() => "-".into(),
         None => Cell::painted("Accepted", Style::green),
     }
+}
+
+/// Of these, true is the good one; all others say what is wrong.
+pub(super) fn is_good(condition: &Condition) -> bool {
+    condition.status == matches!(condition.r#type.as_str(), "Accepted" | "ResolvedRefs" | "Programmed")
+}
+
+/// "ResolvedRefs by Service shop/cart: BackendNotFound: …", or "not Accepted …"
+pub(super) fn condition_line(condition: &Condition) -> String {
+    let not = if condition.status { "" } else { "not " };
+    let parent = if condition.parent.is_empty() { String::new() } else { format!(" by {}", condition.parent) };
+    let message = if condition.message.is_empty() { String::new() } else { format!(": {}", condition.message) };
+    let reason = if condition.reason == condition.r#type { String::new() } else { format!(": {}", condition.reason) };
+    format!("{not}{}{parent}{reason}{message}", condition.r#type)
 }
 
 fn programmed_cell(object: &ObjectStatus) -> Cell {

@@ -89,7 +89,11 @@ async fn watch(args: &Args, object: ObjectRef) -> anyhow::Result<u8> {
             Ok(Ok(None)) => anyhow::bail!("the control plane stopped answering"),
             Ok(Err(status)) => return Err(connect::said(status)),
             Err(_) => {
-                eprintln!("leno: {title} is not so after {:?}{}", args.timeout, explain(args, last.as_ref()));
+                let missed = match args.state_wanted {
+                    Wanted::Programmed => "is not in force at every proxy that uses it",
+                    Wanted::Removed => "is not gone everywhere",
+                };
+                eprintln!("leno: {title} {missed}, after {:?}{}", args.timeout, explain(args, last.as_ref()));
                 return Ok(super::FAILURE);
             }
         }
@@ -140,10 +144,8 @@ fn explain(args: &Args, status: Option<&ObjectStatus>) -> String {
     if status.subscribed < args.proxies {
         lines.push(format!("{} of at least {} proxies use it", status.subscribed, args.proxies));
     }
-    for condition in status.conditions.iter().filter(|c| !c.status) {
-        let parent = if condition.parent.is_empty() { String::new() } else { format!(" ({})", condition.parent) };
-        lines.push(format!("not {}{parent}: {}: {}", condition.r#type, condition.reason, condition.message));
-    }
+    let bad = status.conditions.iter().filter(|c| !get::is_good(c));
+    lines.extend(bad.map(get::condition_line));
     for laggard in &status.laggards {
         let message = if laggard.message.is_empty() { String::new() } else { format!(": {}", laggard.message) };
         let has = match laggard.generation {

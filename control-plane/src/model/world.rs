@@ -210,13 +210,21 @@ impl World {
 
     /// Every object in force.
     pub fn objects(&self) -> Vec<ObjectInfo> {
-        let info = |stored: &Stored| ObjectInfo {
+        self.objects.values().map(|stored| self.describe(stored)).collect()
+    }
+
+    /// One object, if it is in force.
+    pub fn info(&self, key: &ObjectKey) -> Option<ObjectInfo> {
+        self.objects.get(key).map(|stored| self.describe(stored))
+    }
+
+    fn describe(&self, stored: &Stored) -> ObjectInfo {
+        ObjectInfo {
             key: stored.key.clone(),
             generation: stored.generation,
             source: source(&stored.place),
             conditions: self.conditions(stored),
-        };
-        self.objects.values().map(|stored| info(stored)).collect()
+        }
     }
 
     fn conditions(&self, stored: &Stored) -> Vec<Condition> {

@@ -55,8 +55,8 @@ impl Distributor {
         Self { bundle, world, compiler, tracker, metrics, stopping }
     }
 
-    /// That the workload's Pod runs as the service account of the certificate.
-    fn authorize(&self, certificate: &PeerCertificate, workload: &str) -> Result<(), Status> {
+    /// That the workload's Pod runs as the service account of the certificate. Returns whether there is such a Pod.
+    fn authorize(&self, certificate: &PeerCertificate, workload: &str) -> Result<bool, Status> {
         let identity = &certificate.identity;
         let namespace = identity.namespace();
         if workload.is_empty() || workload.len() > limits::WORKLOAD_BYTES {
@@ -67,8 +67,8 @@ impl Distributor {
         }
         match self.world.borrow().service_account(namespace, workload) {
             // Not (or not yet) a Pod that is known: it may call others, and is nobody's endpoint.
-            None => Ok(()),
-            Some(account) if &*account == identity.service_account() => Ok(()),
+            None => Ok(false),
+            Some(account) if &*account == identity.service_account() => Ok(true),
             Some(account) => Err(Status::permission_denied(format!(
                 "Pod {namespace}/{workload} runs as service account {account}, but the certificate is for {identity}: \
                  start the proxy with a token for {account} (leno token --namespace {namespace} --service-account \
@@ -137,13 +137,14 @@ impl Distributor {
                 "refused a proxy"
             );
         };
-        self.authorize(&certificate, &open.workload).inspect_err(refuse)?;
+        let has_pod = self.authorize(&certificate, &open.workload).inspect_err(refuse)?;
         let (workload, version, held) = (open.workload.clone(), bounded(&open.version), open.held.len());
         let session = Session::open(Open { held: open.held, ..open }).map_err(violation)?;
         let (id, superseded) = self.tracker.opened(Opened {
             identity: certificate.identity.clone(),
             workload: workload.clone(),
             version: version.clone(),
+            has_pod,
             certificate_not_after: certificate.not_after,
         });
         let proxy = format!("{}/{workload}", certificate.identity.namespace());
@@ -157,7 +158,8 @@ impl Distributor {
             id,
             refresh: true,
             unreported: Report::default(),
-            sent_at: None,
+            due_since: None,
+            sent_for: None,
             distributor: self,
         };
         let ended = stream.run(requests, responses, superseded).await;
@@ -192,8 +194,10 @@ struct ProxyStream {
     /// Something was subscribed to, or changed, since the last refresh.
     refresh: bool,
     unreported: Report,
-    /// When the outstanding delta was sent.
-    sent_at: Option<Instant>,
+    /// When the first change, or subscription, came that no delta was sent for yet.
+    due_since: Option<Instant>,
+    /// The same of what the outstanding delta was sent for.
+    sent_for: Option<Instant>,
 }
 
 impl ProxyStream {
@@ -223,12 +227,12 @@ impl ProxyStream {
                 },
                 changed = world.changed() => {
                     changed.map_err(|_| Status::unavailable("the configuration is no longer read"))?;
-                    self.refresh = true;
+                    self.due();
                     continue;
                 }
                 Ok(()) = bundle.changed() => {
                     self.bundle_compiled = compiled_bundle(&bundle.borrow_and_update());
-                    self.refresh = true;
+                    self.due();
                     continue;
                 }
                 _ = superseded.wait_for(|s| *s) => {
@@ -243,6 +247,12 @@ impl ProxyStream {
         }
     }
 
+    /// There may be something new.
+    fn due(&mut self) {
+        self.refresh = true;
+        self.due_since.get_or_insert_with(Instant::now);
+    }
+
     /// Compiles what changed, sends what is due, reports what happened.
     async fn step(&mut self, world: &World, responses: &Responses) -> Result<(), Status> {
         if std::mem::take(&mut self.refresh) || self.session.seen() != world.generation() {
@@ -250,8 +260,10 @@ impl ProxyStream {
             let view = compiler.view(world, &self.bundle_compiled, &self.subscriber, &self.namespace);
             self.session.refresh(&view);
         }
-        if let Some(delta) = self.session.poll() {
-            self.send(delta, responses).await?;
+        match self.session.poll() {
+            Some(delta) => self.send(delta, responses).await?,
+            None if !self.session.has_outstanding() => self.due_since = None,
+            None => {}
         }
         let report = Report {
             answered: self.session.answered(),
@@ -270,7 +282,7 @@ impl ProxyStream {
         self.unreported.resources_sent += resources as u64;
         self.unreported.bytes_sent += bytes as u64;
         self.distributor.metrics.delta_sent(resources, bytes);
-        self.sent_at = Some(Instant::now());
+        self.sent_for = self.due_since.take();
         tracing::debug!(
             proxy = self.subscriber.workload,
             nonce = delta.nonce,
@@ -288,7 +300,7 @@ impl ProxyStream {
         match request {
             subscribe_request::Request::Open(_) => Err(Status::invalid_argument("a stream is opened once")),
             subscribe_request::Request::Interest(interest) => {
-                self.refresh = true;
+                self.due();
                 self.session.interest(interest).map_err(violation)
             }
             subscribe_request::Request::Verdict(verdict) => {
@@ -301,7 +313,7 @@ impl ProxyStream {
                         "a proxy rejected a resource: its last good version stays in force there"
                     );
                 }
-                let waited = self.sent_at.take().map(|at| at.elapsed());
+                let waited = self.sent_for.take().map(|since| since.elapsed());
                 self.distributor.metrics.verdict(verdict.rejected.len(), waited);
                 self.session.verdict(verdict).map_err(violation)
             }

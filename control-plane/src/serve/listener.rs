@@ -3,7 +3,7 @@
 //! A client certificate is verified when presented; without one, a client can do nothing but ask for one, for a while.
 
 use std::{
-    io,
+    fs, io,
     net::SocketAddr,
     pin::Pin,
     sync::Arc,
@@ -11,7 +11,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
 use leno_proto::{
     spiffe::SpiffeId,
@@ -33,7 +33,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{body::Body, codegen::http, server::NamedService, transport::server::Connected};
 use tower::Service;
 
-use super::{discovery::Distributor, limits};
+use super::{discovery::Distributor, limits, metrics::Metrics};
 use crate::authority::{Authority, certify::Certifier, issue};
 
 /// The other end of a connection; an extension of every request on it.
@@ -164,6 +164,7 @@ pub async fn serve(
     tcp: TcpListener,
     credentials: Arc<ServerCredentials>,
     services: Services,
+    metrics: Arc<Metrics>,
     mut stopping: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     let (accepted, incoming) = mpsc::channel::<Result<Connection, io::Error>>(64);
@@ -179,13 +180,25 @@ pub async fn serve(
             }
         });
     let accept = async {
-        let slots = Arc::new(Semaphore::new(limits::CONNECTIONS));
+        let strangers = Arc::new(Semaphore::new(limits::STRANGERS));
+        let proxies = Arc::new(Semaphore::new(connections()));
         loop {
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+            let Ok(stranger) = Arc::clone(&strangers).acquire_owned().await else { return };
             match tcp.accept().await {
                 Ok((stream, address)) => {
-                    let tls = credentials.current.load_full();
-                    tokio::spawn(handshake(stream, address, tls, slot, accepted.clone()));
+                    let admission = Admission {
+                        tls: credentials.current.load_full(),
+                        stranger,
+                        proxies: Arc::clone(&proxies),
+                        accepted: accepted.clone(),
+                    };
+                    let metrics = Arc::clone(&metrics);
+                    tokio::spawn(async move {
+                        if let Err(error) = admission.admit(stream, address).await {
+                            metrics.connection_refused();
+                            tracing::warn!(%address, error = format!("{error:#}"), "refused a connection");
+                        }
+                    });
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -204,28 +217,48 @@ pub async fn serve(
     server.await.context("the gRPC server ended")
 }
 
-async fn handshake(
-    stream: TcpStream,
-    address: SocketAddr,
-    current: Arc<Current>,
-    slot: OwnedSemaphorePermit,
+/// How many proxies can be connected at once: as many files as the process may open, less some for other things.
+pub fn connections() -> usize {
+    // "Max open files            1024                 524288               files"
+    let limits_of_process = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let files = limits_of_process
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))
+        .and_then(|rest| rest.split_whitespace().next()?.parse::<usize>().ok());
+    let others = limits::STRANGERS + limits::OTHER_FILES;
+    files.map_or(limits::CONNECTIONS, |files| files.saturating_sub(others).clamp(16, limits::CONNECTIONS))
+}
+
+/// What it takes to let a connection in.
+struct Admission {
+    tls: Arc<Current>,
+    stranger: OwnedSemaphorePermit,
+    proxies: Arc<Semaphore>,
     accepted: mpsc::Sender<Result<Connection, io::Error>>,
-) {
-    let _ = stream.set_nodelay(true);
-    let acceptor = TlsAcceptor::from(Arc::clone(&current.tls));
-    let stream = match timeout(limits::HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return tracing::warn!(%address, %error, "refused a connection: TLS handshake"),
-        Err(_) => return tracing::warn!(%address, "refused a connection: the TLS handshake timed out"),
-    };
-    let certificate = match peer_certificate(&stream, &current.trust_domain) {
-        Ok(certificate) => certificate,
-        Err(error) => return tracing::warn!(%address, error = format!("{error:#}"), "refused a connection"),
-    };
-    let deadline = certificate.is_none().then(|| Box::pin(sleep(limits::STRANGER_LIFETIME)));
-    let connection = Connection { stream, peer: Peer { address, certificate }, deadline, _slot: slot };
-    // The server has ended if this fails.
-    let _ = accepted.send(Ok(connection)).await;
+}
+
+impl Admission {
+    async fn admit(self, stream: TcpStream, address: SocketAddr) -> anyhow::Result<()> {
+        // Without it, answers are late, and right.
+        let _ = stream.set_nodelay(true);
+        let acceptor = TlsAcceptor::from(Arc::clone(&self.tls.tls));
+        let stream = timeout(limits::HANDSHAKE_TIMEOUT, acceptor.accept(stream))
+            .await
+            .context("the TLS handshake timed out")?
+            .context("TLS handshake")?;
+        let certificate = peer_certificate(&stream, &self.tls.trust_domain)?;
+        let (slot, deadline) = match certificate {
+            Some(_) => {
+                let slot = self.proxies.try_acquire_owned().context("as many proxies are connected as can be")?;
+                (slot, None)
+            }
+            None => (self.stranger, Some(Box::pin(sleep(limits::STRANGER_LIFETIME)))),
+        };
+        let connection = Connection { stream, peer: Peer { address, certificate }, deadline, _slot: slot };
+        // The server has ended if this fails.
+        let _ = self.accepted.send(Ok(connection)).await;
+        Ok(())
+    }
 }
 
 fn peer_certificate(stream: &TlsStream<TcpStream>, trust_domain: &str) -> anyhow::Result<Option<PeerCertificate>> {
@@ -234,7 +267,7 @@ fn peer_certificate(stream: &TlsStream<TcpStream>, trust_domain: &str) -> anyhow
     };
     let (identity, not_after) = issue::identity(leaf).context("the client certificate is not a mesh identity")?;
     if identity.trust_domain() != trust_domain {
-        anyhow::bail!("the client is {identity}, not of the trust domain {trust_domain}");
+        bail!("the client is {identity}, not of the trust domain {trust_domain}");
     }
     Ok(Some(PeerCertificate { identity, not_after }))
 }

@@ -33,6 +33,7 @@ pub struct Metrics {
     resources: AtomicU64,
     bytes: AtomicU64,
     rejections: AtomicU64,
+    refused: AtomicU64,
     latency: [AtomicU64; BUCKETS_MS.len()],
     latency_count: AtomicU64,
     latency_us: AtomicU64,
@@ -49,7 +50,11 @@ impl Metrics {
         self.bytes.fetch_add(bytes as u64, Relaxed);
     }
 
-    /// `waited`: from sending the delta to this.
+    pub fn connection_refused(&self) {
+        self.refused.fetch_add(1, Relaxed);
+    }
+
+    /// `waited`: since the change, or the subscription, that the delta answered.
     pub fn verdict(&self, rejected: usize, waited: Option<Duration>) {
         self.rejections.fetch_add(rejected as u64, Relaxed);
         let Some(waited) = waited else { return };
@@ -89,35 +94,64 @@ impl View {
             // Writing to a String cannot fail.
             let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
         };
-        put("gauge", "leno_proxies_connected", "Proxies with an open stream.", self.tracker.connected() as u64);
-        put("gauge", "leno_generation", "Mesh-wide generation of the configuration.", world.generation());
-        put("gauge", "leno_document_errors", "Documents that are not in force.", world.errors().len() as u64);
         put(
             "gauge",
-            "leno_root_not_after_seconds",
+            "leno_control_plane_proxies_connected",
+            "Proxies with an open stream.",
+            self.tracker.connected() as u64,
+        );
+        put("gauge", "leno_control_plane_generation", "Mesh-wide generation of the configuration.", world.generation());
+        put(
+            "gauge",
+            "leno_control_plane_document_errors",
+            "Documents that are not in force.",
+            world.errors().len() as u64,
+        );
+        put(
+            "gauge",
+            "leno_control_plane_root_not_after_seconds",
             "End of the root certificate, Unix time.",
             issue::unix(material.anchors_not_after),
         );
         put(
             "gauge",
-            "leno_issuer_not_after_seconds",
+            "leno_control_plane_issuer_not_after_seconds",
             "End of the issuer's certificate, Unix time.",
             issue::unix(material.issuer_not_after),
         );
         let issued = m.certificates_issued.load(Relaxed);
-        put("counter", "leno_certificates_issued_total", "Certificates issued to workloads.", issued);
-        put("counter", "leno_deltas_sent_total", "Deltas sent to proxies.", m.deltas.load(Relaxed));
-        put("counter", "leno_resources_sent_total", "Resources in those deltas.", m.resources.load(Relaxed));
-        put("counter", "leno_bytes_sent_total", "Bytes of those deltas.", m.bytes.load(Relaxed));
-        put("counter", "leno_rejections_total", "Resources that proxies refused.", m.rejections.load(Relaxed));
+        put("counter", "leno_control_plane_certificates_issued_total", "Certificates issued to workloads.", issued);
+        put("counter", "leno_control_plane_deltas_sent_total", "Deltas sent to proxies.", m.deltas.load(Relaxed));
+        put(
+            "counter",
+            "leno_control_plane_resources_sent_total",
+            "Resources in those deltas.",
+            m.resources.load(Relaxed),
+        );
+        put("counter", "leno_control_plane_bytes_sent_total", "Bytes of those deltas.", m.bytes.load(Relaxed));
+        put(
+            "counter",
+            "leno_control_plane_rejections_total",
+            "Resources that proxies refused.",
+            m.rejections.load(Relaxed),
+        );
+        put(
+            "counter",
+            "leno_control_plane_refused_connections_total",
+            "Connections refused before any request: handshake, trust domain, limits.",
+            m.refused.load(Relaxed),
+        );
         self.render_latency(&mut text);
         text
     }
 
     fn render_latency(&self, text: &mut String) {
         let m = &self.metrics;
-        let name = "leno_delta_answer_seconds";
-        let _ = writeln!(text, "# HELP {name} From sending a delta to the proxy's verdict.\n# TYPE {name} histogram");
+        let name = "leno_control_plane_push_seconds";
+        let _ = writeln!(
+            text,
+            "# HELP {name} From a change, or a subscription, to the proxy's verdict on it.\n# TYPE {name} histogram"
+        );
         let mut cumulative = 0;
         for (le, count) in BUCKETS_MS.iter().zip(&m.latency) {
             cumulative += count.load(Relaxed);

@@ -30,6 +30,8 @@ pub struct Opened {
     /// Pod name, within the identity's namespace.
     pub workload: String,
     pub version: String,
+    /// The configuration had its Pod when it connected: once that is gone, so is the proxy.
+    pub has_pod: bool,
     pub certificate_not_after: SystemTime,
 }
 
@@ -166,17 +168,18 @@ impl Tracker {
         self.bump();
     }
 
-    /// Forgets those that vanished long ago.
-    pub fn forget_vanished(&self, now: Instant) {
-        let mut state = self.state.lock();
-        let old: Vec<StreamId> = state
-            .streams
-            .iter()
-            .filter(|(_, r)| {
-                r.vanished.is_some_and(|at| now.saturating_duration_since(at) >= limits::DISCONNECTED_KEPT)
+    /// Forgets those that vanished long ago, and those that vanished and whose Pod (namespace, name) is gone.
+    pub fn forget_vanished(&self, now: Instant, pod_exists: impl Fn(&str, &str) -> bool) {
+        let is_gone = |record: &Record| {
+            let Opened { identity, workload, has_pod, .. } = &record.opened;
+            record.vanished.is_some_and(|at| {
+                now.saturating_duration_since(at) >= limits::DISCONNECTED_KEPT
+                    || (*has_pod && !pod_exists(identity.namespace(), workload))
             })
-            .map(|(id, _)| *id)
-            .collect();
+        };
+        let mut state = self.state.lock();
+        let old: Vec<StreamId> =
+            state.streams.iter().filter(|(_, record)| is_gone(record)).map(|(id, _)| *id).collect();
         for id in &old {
             state.forget(*id);
         }

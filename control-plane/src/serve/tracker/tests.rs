@@ -14,6 +14,7 @@ fn opened(workload: &str) -> Opened {
         identity: SpiffeId::new("cluster.local", "shop", "web").unwrap(),
         workload: workload.into(),
         version: "0.1.0".into(),
+        has_pod: true,
         certificate_not_after: SystemTime::UNIX_EPOCH,
     }
 }
@@ -87,11 +88,18 @@ fn a_proxy_that_vanishes_is_named_for_a_while_and_one_that_leaves_is_not() {
     assert_eq!(behind.laggards[0].reason, "disconnected");
     assert!(tracker.settled(9), "nothing more is to be heard of it");
 
-    tracker.forget_vanished(now + limits::DISCONNECTED_KEPT - Duration::from_secs(1));
+    tracker.forget_vanished(now + limits::DISCONNECTED_KEPT - Duration::from_secs(1), |_, _| true);
     assert_eq!(tracker.proxies().len(), 1);
-    tracker.forget_vanished(now + limits::DISCONNECTED_KEPT);
+    tracker.forget_vanished(now + limits::DISCONNECTED_KEPT, |_, _| true);
     assert_eq!(tracker.proxies().len(), 0);
     assert!(tracker.state.lock().by_name.is_empty());
+
+    let (c, _keep_c) = tracker.opened(opened("c"));
+    tracker.forget_vanished(now, |_, _| false);
+    assert_eq!(tracker.proxies().len(), 1, "it is connected, Pod or not");
+    tracker.closed(c, false, now);
+    tracker.forget_vanished(now, |namespace, pod| (namespace, pod) != ("shop", "c"));
+    assert_eq!(tracker.proxies().len(), 0);
 }
 
 #[test]
