@@ -6,6 +6,10 @@ use tokio::{
 };
 
 use super::*;
+use crate::{
+    net::Prefixed,
+    tls::{MeshProtocol, testing::Authority},
+};
 
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -71,6 +75,46 @@ async fn bulk_arrives_whole_both_ways_through_slow_readers() {
     .await;
     done.unwrap();
     assert_eq!((moved.to_server.get(), moved.to_client.get()), (SIZE as u64, SIZE as u64));
+}
+
+#[tokio::test]
+async fn through_mesh_tls_nothing_stays_behind_and_half_close_holds() {
+    let authority = Authority::new();
+    let (client_id, server_id) = ("spiffe://mesh/ns/a/sa/client".parse(), "spiffe://mesh/ns/a/sa/server".parse());
+    let (client_id, server_id) = (client_id.unwrap(), server_id.unwrap());
+    let (near, far) = (authority.credentials(&client_id), authority.credentials(&server_id));
+    let ((mut client, from_client), (to_peer, from_peer)) = (tcp_pair().await, tcp_pair().await);
+    let (to_peer, from_peer) = tokio::join!(
+        near.connect(to_peer, &server_id, MeshProtocol::Tcp),
+        far.accept(Prefixed::new(Bytes::new(), from_peer))
+    );
+    let (to_peer, mut server) = (to_peer.unwrap(), from_peer.unwrap().0);
+    let moved = Moved::default();
+    let sent: Vec<u8> = (0..1_000_000u32).map(|i| (i % 253) as u8).collect();
+    let test = async {
+        // One byte each way, without more to push it out.
+        client.write_all(b"?").await.unwrap();
+        server.read_exact(&mut [0; 1]).await.unwrap();
+        server.write_all(b"!").await.unwrap();
+        server.flush().await.unwrap();
+        client.read_exact(&mut [0; 1]).await.unwrap();
+        let (mut got, mut answer) = (Vec::new(), Vec::new());
+        let up = async {
+            client.write_all(&sent).await.unwrap();
+            client.shutdown().await.unwrap();
+            client.read_to_end(&mut answer).await.unwrap();
+        };
+        let down = async {
+            server.read_to_end(&mut got).await.unwrap();
+            server.write_all(&got).await.unwrap();
+            server.shutdown().await.unwrap();
+        };
+        tokio::join!(up, down);
+        assert!(answer == sent);
+    };
+    let (done, ()) = tokio::join!(relay(from_client, to_peer, IDLE, &moved), test);
+    done.unwrap();
+    assert_eq!((moved.to_server.get(), moved.to_client.get()), (1_000_001, 1_000_001));
 }
 
 #[tokio::test]
