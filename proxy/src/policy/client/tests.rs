@@ -200,7 +200,7 @@ async fn a_destination_is_asked_for_brought_and_its_endpoints_after_it() {
     // Two that wait for one that does not exist are told so at once.
     let waiting = [mesh.resolve("gone.shop:80"), mesh.resolve("gone.shop:80")];
     let gone = name(ResourceKind::Destination, "gone.shop:80");
-    assert_eq!(subscriber.interest().await.subscribe, [gone.clone()]);
+    assert_eq!(subscriber.interest().await.subscribe, std::slice::from_ref(&gone));
     subscriber.send(vec![], vec![gone.clone()]).await;
     assert_eq!(subscriber.interest().await.unsubscribe, [gone]);
     subscriber.verdict().await;
@@ -248,8 +248,7 @@ async fn an_address_found_to_be_outside_is_answered_by_settings() {
     let mut subscriber = mesh.subscriber().await;
     subscriber.open().await;
     let resolving = mesh.resolve("192.0.2.1:443");
-    let asked = name(ResourceKind::Destination, "192.0.2.1:443");
-    assert_eq!(subscriber.interest().await.subscribe, [asked.clone()]);
+    assert_eq!(subscriber.interest().await.subscribe, [name(ResourceKind::Destination, "192.0.2.1:443")]);
     let settings = v1::Settings { mesh_networks: vec!["10.0.0.0/8".into()], ..Default::default() };
     subscriber.send(vec![resource(ResourceKind::Settings, "", "1", Body::Settings(settings))], vec![]).await;
     assert!(matches!(resolving.await.unwrap().unwrap().target, Target::Outside));
