@@ -111,7 +111,7 @@ fn sides(config: &Config) -> Vec<(SocketAddr, Side)> {
     let mut sides = Vec::new();
     sides.extend(config.inbound.iter().map(|inbound| (inbound.listen, Side::Inbound(Some(inbound.application)))));
     sides.extend(config.outbound.iter().map(|outbound| {
-        let key = DestinationKey::Name(outbound.destination.as_str().into());
+        let key = DestinationKey::from(outbound.destination.as_str());
         (outbound.listen, Side::Outbound(Some(key)))
     }));
     if let Some(transparent) = &config.transparent {
