@@ -88,6 +88,9 @@ impl Authority {
         let control_plane = SpiffeId::new(&trust_domain, CONTROL_PLANE_NAMESPACE, CONTROL_PLANE_SERVICE_ACCOUNT)
             .with_context(|| format!("{trust_domain:?} cannot be a trust domain"))?;
         let tokens = TokenKey::load_or_make(&options.state, &trust_domain)?;
+        if options.ca_dir.is_none() {
+            files::make_missing(&options.state, &trust_domain, now)?;
+        }
         let material = load(&options, &trust_domain, now)?;
         for folder in options.ca_dir.iter().chain([&options.state]) {
             files::warn_of_open_keys(folder);
@@ -139,6 +142,7 @@ impl Authority {
     }
 
     /// Reads root and issuer again, so that a rotation by hand needs no restart, and renews the issuer when it is due.
+    /// Never makes a new root.
     /// Returns whether anything changed; what is in force stays if it fails.
     ///
     /// # Errors
@@ -176,15 +180,13 @@ impl Authority {
     }
 }
 
-/// Root and issuer from `--ca-dir` or the state folder; what is missing in the state folder is made.
+/// Root and issuer from `--ca-dir` or the state folder. What is missing is an error: it may be missing for a moment only,
+/// and a new root would be the end of the mesh.
 fn load(options: &Options, trust_domain: &str, now: SystemTime) -> anyhow::Result<Material> {
     let (folder, writable): (&Path, bool) = match &options.ca_dir {
         Some(folder) => (folder, false),
         None => (&options.state, true),
     };
-    if writable {
-        files::make_missing(folder, trust_domain, now)?;
-    }
     let mut material = files::load(folder)?;
     if writable && material.root_key.is_some() && issue::renewal_due(&material, now) {
         files::renew_issuer(folder, trust_domain, &material, now)?;

@@ -207,6 +207,9 @@ fn roots_rotate_by_editing_a_file() {
     // What cannot be used changes nothing.
     fs::write(&file, "nonsense").unwrap();
     assert!(authority.refresh(now).is_err());
+    fs::remove_file(&file).unwrap();
+    assert!(authority.refresh(now).is_err());
+    assert!(!file.exists());
     assert_eq!(authority.material().anchors.len(), 2);
 }
 
