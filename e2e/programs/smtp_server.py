@@ -1,16 +1,10 @@
-"""A mail server, which speaks first. Arguments: address, port."""
+"""A mail server, which speaks first. Arguments: address ("": all), port."""
+import asyncio
 import sys
-import time
 
-from aiosmtpd.controller import Controller
+from aiosmtpd.controller import UnthreadedController
 from aiosmtpd.handlers import Sink
 
-
-class Quick(Controller):
-    def _trigger_server(self):
-        """Would call its own address: not needed."""
-
-
-Quick(Sink(), hostname=sys.argv[1], port=int(sys.argv[2]), server_hostname="mail.test").start()
-while True:
-    time.sleep(3600)
+loop = asyncio.new_event_loop()
+UnthreadedController(Sink(), hostname=sys.argv[1], port=int(sys.argv[2]), server_hostname="mail.test", loop=loop).begin()
+loop.run_forever()

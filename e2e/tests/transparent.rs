@@ -68,8 +68,10 @@ fn nginx_and_curl() -> Result<()> {
         ];
         for (script, expected) in cases {
             let printed = two.shell(&format!("cd {folder}; {}", script.replace("FOLDER", &folder))).await?;
+            // Names of header fields have no case.
+            let lower = printed.to_lowercase();
             for part in expected.split('|') {
-                ensure!(printed.contains(part), "{script}\n  did not print {part:?}, but:\n{printed}");
+                ensure!(lower.contains(&part.to_lowercase()), "{script}\n  did not print {part:?}, but:\n{printed}");
             }
         }
         two.end(80).await
@@ -205,7 +207,7 @@ fn a_server_that_speaks_first() -> Result<()> {
     sandbox("a_server_that_speaks_first", async || {
         let two = TwoHosts::start("mail", &[(25, "")]).await?;
         let mut command = two.server.user_command(PYTHON);
-        command.args([&program("smtp_server.py"), "0.0.0.0", "25"]);
+        command.args([&program("smtp_server.py"), "", "25"]);
         two.serve(25, command).await?;
         let printed = two.shell(&format!("{PYTHON} {} mail 25", program("smtp_client.py"))).await?;
         let times: Vec<f64> = printed.lines().filter_map(|line| line.trim().parse().ok()).collect();
