@@ -52,7 +52,7 @@ fn nginx_and_curl() -> Result<()> {
             // Chunked upload, which nginx asks for by 100 Continue.
             ("seq 1 200000 | curl -sSv -T - http://web/upload/numbers 2>&1", "100 Continue|201 Created"),
             ("curl -sS http://web/upload/numbers | cmp - <(seq 1 200000) && echo the same", "the same"),
-            ("curl -sSv -H 'Expect: 100-continue' -d @h.out http://web/hello 2>&1", "100 Continue|405"),
+            ("curl -sSv -H 'Expect: 100-continue' -T h.out http://web/upload/continued 2>&1", "100 Continue|201"),
             // Several requests on one connection.
             ("curl -sSv http://web/hello http://web/hello http://web/hello 2>&1", "Re-using existing connection"),
             ("curl -sSi --http2-prior-knowledge http://web:81/hello", "HTTP/2 200|hello"),
