@@ -116,7 +116,7 @@ fn endpoint_at(
         state: state.into(),
         workload: pod
             .map(|(key, _)| key.name.to_string())
-            .or(endpoint.pod.as_ref().map(ToString::to_string))
+            .or_else(|| endpoint.pod.as_ref().map(ToString::to_string))
             .unwrap_or_default(),
     })
 }

@@ -249,10 +249,13 @@ pub enum HttpFilter {
     Unsupported(Arc<str>),
 }
 
+/// Name, in lower case, and value.
+pub type Header = (Arc<str>, Arc<str>);
+
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HeaderModifier {
-    pub set: Vec<(Arc<str>, Arc<str>)>,
-    pub add: Vec<(Arc<str>, Arc<str>)>,
+    pub set: Vec<Header>,
+    pub add: Vec<Header>,
     pub remove: Vec<Arc<str>>,
 }
 

@@ -19,7 +19,7 @@ use super::{
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct RouteIndex {
-    in_force: HashMap<ObjectKey, BTreeMap<(Group, u16), PortRoutes>>,
+    in_force: Places<PortRoutes>,
     /// Ports that some GRPCRoute sends to: they speak HTTP/2, whatever they declare.
     pub(crate) grpc_backends: HashSet<(ObjectKey, u16)>,
     pub(crate) conditions: BTreeMap<ObjectKey, Vec<Condition>>,
@@ -27,6 +27,8 @@ pub(crate) struct RouteIndex {
 
 /// None: all clients. Some: those of that namespace.
 type Group = Option<Arc<str>>;
+/// By Service, group and port.
+type Places<T> = HashMap<ObjectKey, BTreeMap<(Group, u16), T>>;
 
 /// The routes of one group, on one port of a Service.
 #[derive(Debug)]
@@ -105,23 +107,21 @@ fn rank(kind: Kind) -> u8 {
     }
 }
 
-fn decide(
-    routes: &[(&ObjectKey, &Route)],
-    attachments: &[Vec<Attachment>],
-) -> HashMap<ObjectKey, BTreeMap<(Group, u16), PortRoutes>> {
-    let mut candidates: HashMap<&ObjectKey, BTreeMap<(Group, u16), Vec<(&ObjectKey, &Route)>>> = HashMap::new();
+fn decide(routes: &[(&ObjectKey, &Route)], attachments: &[Vec<Attachment>]) -> Places<PortRoutes> {
+    let mut candidates: Places<Vec<(&ObjectKey, &Route)>> = HashMap::new();
     for ((key, route), attachments) in routes.iter().zip(attachments) {
         for attachment in attachments {
             let Attachment::To(service, ports) = attachment else { continue };
             for port in ports {
-                let at = candidates.entry(service).or_default().entry((group(key, service), *port)).or_default();
+                let at =
+                    candidates.entry(service.clone()).or_default().entry((group(key, service), *port)).or_default();
                 if !at.iter().any(|(known, _)| known == key) {
                     at.push((key, route));
                 }
             }
         }
     }
-    let mut in_force: HashMap<ObjectKey, BTreeMap<(Group, u16), PortRoutes>> = HashMap::new();
+    let mut in_force: Places<PortRoutes> = HashMap::new();
     for (service, places) in candidates {
         for (place, mut candidates) in places {
             // Without a time of creation: after those that have one.
@@ -202,7 +202,7 @@ fn fits(kind: Kind, protocol: Protocol) -> bool {
 
 fn conditions_of(
     objects: &Objects,
-    in_force: &HashMap<ObjectKey, BTreeMap<(Group, u16), PortRoutes>>,
+    in_force: &Places<PortRoutes>,
     key: &ObjectKey,
     route: &Route,
     attachments: &[Attachment],
@@ -257,7 +257,7 @@ fn parent_text(parent: &ParentRef) -> String {
 }
 
 fn accepted(
-    in_force: &HashMap<ObjectKey, BTreeMap<(Group, u16), PortRoutes>>,
+    in_force: &Places<PortRoutes>,
     key: &ObjectKey,
     service: &ObjectKey,
     ports: &[u16],

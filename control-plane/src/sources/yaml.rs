@@ -100,7 +100,10 @@ fn split(text: &str) -> Vec<(usize, &str)> {
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> (Vec<(u32, Value)>, Vec<(u32, String)>) {
+    /// With their places.
+    type Read = (Vec<(u32, Value)>, Vec<(u32, String)>);
+
+    fn read(text: &str) -> Read {
         let contents = documents(&"f.yaml".into(), text, &Known::new());
         let again = documents(&"f.yaml".into(), text, &contents.known);
         let same = |(a, b): (&Document, &Document)| a.index == b.index && Arc::ptr_eq(&a.content, &b.content);

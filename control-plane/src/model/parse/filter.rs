@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{FieldError, refuse, route::Context, value};
-use crate::model::object::{HeaderModifier, HttpFilter, PathModifier, Redirect};
+use crate::model::object::{Header, HeaderModifier, HttpFilter, PathModifier, Redirect};
 
 /// As Gateway API limits them.
 const MAX_FILTERS: usize = 16;
@@ -158,9 +158,9 @@ fn filter(at: &str, raw: &RawFilter, place: Place) -> Result<HttpFilter, FieldEr
 }
 
 fn header_modifier(at: &str, raw: &RawHeaderModifier) -> Result<HeaderModifier, FieldError> {
-    let headers = |field: &str, raw: &[RawHeader]| -> Result<Vec<(Arc<str>, Arc<str>)>, FieldError> {
+    let headers = |field: &str, raw: &[RawHeader]| -> Result<Vec<Header>, FieldError> {
         value::at_most(&format!("{at}.{field}"), raw.len(), MAX_HEADERS)?;
-        let mut headers: Vec<(Arc<str>, Arc<str>)> = Vec::with_capacity(raw.len());
+        let mut headers: Vec<Header> = Vec::with_capacity(raw.len());
         for (index, header) in raw.iter().enumerate() {
             let name = value::header_name(&format!("{at}.{field}[{index}].name"), &header.name)?;
             value::header_value(&format!("{at}.{field}[{index}].value"), &header.value)?;

@@ -386,7 +386,7 @@ fn grpc_path(at: &str, raw: &RawGrpcMethod) -> Result<(Option<PathMatch>, PathRa
                     value::regex(&format!("{at}.{field}"), text)?;
                 }
             }
-            let group = |text: Option<String>| text.map_or(any.clone(), |text| format!("(?:{text})"));
+            let group = |text: Option<String>| text.map_or_else(|| any.clone(), |text| format!("(?:{text})"));
             let path = format!("/{}/{}", group(service), group(method));
             // Each alone may fit, and both together not.
             value::regex(at, &path)?;

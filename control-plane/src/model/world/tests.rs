@@ -227,7 +227,7 @@ fn two_services_cannot_have_one_address() {
     };
     let world = apply(&empty(), &[with_ip("b"), with_ip("a")]);
     assert_eq!(conditions(&world, "b"), ["Accepted=false Conflicted cluster IP 10.0.0.1 belongs to Service default/a"]);
-    assert_eq!(conditions(&world, "a"), [String::new(); 0]);
+    assert!(conditions(&world, "a").is_empty());
 }
 
 #[test]
