@@ -10,6 +10,7 @@ use ipnet::IpNet;
 pub mod check;
 mod hash;
 mod index;
+mod intake;
 mod object;
 mod parse;
 mod routes;

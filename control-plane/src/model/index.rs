@@ -161,7 +161,7 @@ impl Index {
     pub(crate) fn pod_of(
         &self,
         objects: &Objects,
-        namespace: &str,
+        namespace: &Arc<str>,
         endpoint: &Endpoint,
         ip: IpAddr,
     ) -> Option<ObjectKey> {
@@ -179,7 +179,7 @@ impl Index {
     }
 
     /// The Pods behind all addresses of an endpoint.
-    pub(crate) fn pods_of(&self, objects: &Objects, namespace: &str, endpoint: &Endpoint) -> BTreeSet<ObjectKey> {
+    pub(crate) fn pods_of(&self, objects: &Objects, namespace: &Arc<str>, endpoint: &Endpoint) -> BTreeSet<ObjectKey> {
         endpoint.addresses.iter().filter_map(|ip| self.pod_of(objects, namespace, endpoint, *ip)).collect()
     }
 }
@@ -198,9 +198,9 @@ pub(crate) fn service_of_slice(key: &ObjectKey, slice: &EndpointSlice) -> Option
 }
 
 /// The Pod that an endpoint of a slice in `namespace` names.
-pub(crate) fn target_ref(namespace: &str, endpoint: &Endpoint) -> Option<ObjectKey> {
+pub(crate) fn target_ref(namespace: &Arc<str>, endpoint: &Endpoint) -> Option<ObjectKey> {
     let name = endpoint.pod.clone()?;
-    Some(ObjectKey { kind: Kind::Pod, namespace: namespace.into(), name })
+    Some(ObjectKey { kind: Kind::Pod, namespace: namespace.clone(), name })
 }
 
 /// The endpoints' own port, in this slice, for a port of the Service. Slices name ports as the Service does; one written by

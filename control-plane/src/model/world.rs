@@ -1,15 +1,17 @@
 //! All facts at one generation, and how the next one is made.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, btree_map},
+    iter::Peekable,
     sync::Arc,
 };
 
 use super::{
     Condition, Document, DocumentError, Generations, Kind, MeshSettings, Object, ObjectInfo, ObjectKey, Topic,
     index::{self, Index, Objects},
+    intake::{Claim, Intake, Place, Read, source},
     object::Stored,
-    parse::{self, Item, Parsed},
+    parse::Parsed,
     routes::RouteIndex,
     topics::{self, Side},
 };
@@ -19,10 +21,6 @@ use super::{
 const MAX_TOPICS: usize = 65_536;
 /// Removed objects whose generation is remembered, so that one of the same name goes on from there.
 const MAX_REMOVED: usize = 4_096;
-
-type Place = (Arc<str>, u32);
-/// A document as it was, and what it held.
-type Read = (Arc<serde_json::Value>, Arc<[Item]>);
 
 /// All facts at one mesh-wide generation. Cheap to share (`Arc<World>`), never changed.
 #[derive(Debug)]
@@ -35,7 +33,7 @@ pub struct World {
     errors: Vec<DocumentError>,
     /// Documents that are of no kind that is read: "apps.yaml#1: apps/v1 Deployment".
     ignored: Vec<String>,
-    read: HashMap<Place, Read>,
+    read: Vec<Read>,
     /// Generation and spec hash of objects that are not in force. An empty hash: removed while we looked on.
     gone: BTreeMap<String, (u64, String)>,
     /// Mesh generation of the last change of each topic; of all others: `unchanged_since` or before.
@@ -56,7 +54,7 @@ impl World {
             generation: generations.mesh,
             errors: Vec::new(),
             ignored: Vec::new(),
-            read: HashMap::new(),
+            read: Vec::new(),
             gone: generations.objects,
             changed_at: HashMap::new(),
             unchanged_since: generations.mesh,
@@ -67,26 +65,24 @@ impl World {
     /// The next world from a complete set of documents. Objects whose document is bad keep their last good version (from
     /// `self`); errors say what is wrong. Same documents: same generation.
     pub fn apply(&self, documents: Vec<Document>, unreadable: Vec<DocumentError>) -> Self {
-        let mut intake = Intake { errors: unreadable, ..Intake::default() };
-        intake.take(self, documents);
-        intake.settle(self);
+        let intake = Intake::of(&self.read, &self.objects, documents, unreadable);
         let mut gone = self.gone.clone();
         let objects = self.next_objects(&intake, &mut gone);
         let changed = self.changed_keys(&objects);
-        for key in self.objects.keys().filter(|key| !objects.contains_key(*key)) {
-            remember_removed(&mut gone, key, self.objects.get(key).map_or(0, |stored| stored.generation));
+        for key in &changed {
+            if let (Some(old), None) = (self.objects.get(key), objects.get(key)) {
+                remember_removed(&mut gone, key, old.generation);
+            }
         }
         // At the first load what is on record tells whether anything changed while nobody looked.
         let moved = if self.loaded { !changed.is_empty() } else { self.differs_from_record(&objects) };
         let generation = if moved || self.generation == 0 { self.generation + 1 } else { self.generation };
-        let mut errors = intake.errors;
-        errors.sort_by(|a, b| (&a.file, a.document, &a.field).cmp(&(&b.file, b.document, &b.field)));
         let mut next = Self {
             settings: self.settings.clone(),
             index: self.index.clone(),
             routes: self.routes.clone(),
             generation,
-            errors,
+            errors: intake.errors,
             ignored: intake.ignored,
             read: intake.read,
             gone,
@@ -107,16 +103,17 @@ impl World {
     }
 
     fn next_objects(&self, intake: &Intake, gone: &mut BTreeMap<String, (u64, String)>) -> Objects {
-        let mut objects = Objects::new();
-        for (key, (parsed, place)) in &intake.chosen {
-            let stored = match self.objects.get(key) {
+        let mut before = Walk::over(&self.objects);
+        let mut objects = Vec::with_capacity(intake.chosen.len() + intake.kept.len());
+        for Claim { parsed, place } in &intake.chosen {
+            let stored = match before.find(&parsed.key) {
                 Some(old) if old.hash == parsed.hash && old.place == *place => old.clone(),
                 Some(old) => {
                     let generation = old.generation + u64::from(old.hash != parsed.hash);
                     store(parsed, place, generation)
                 }
                 None => {
-                    let generation = match gone.remove(&key.to_string()) {
+                    let generation = match gone.remove(&parsed.key.to_string()) {
                         Some((generation, hash)) if *hash == *parsed.hash => generation,
                         Some((generation, _)) => generation + 1,
                         None => 1,
@@ -124,23 +121,21 @@ impl World {
                     store(parsed, place, generation)
                 }
             };
-            objects.insert(key.clone(), stored);
+            objects.push((parsed.key.clone(), stored));
         }
-        for key in &intake.kept {
-            if let Some(old) = self.objects.get(key) {
-                objects.insert(key.clone(), old.clone());
-            }
-        }
-        objects
+        let kept = intake.kept.iter().filter_map(|key| Some((key.clone(), self.objects.get(key)?.clone())));
+        objects.extend(kept);
+        objects.into_iter().collect()
     }
 
     fn changed_keys(&self, objects: &Objects) -> BTreeSet<ObjectKey> {
-        let moved = |key: &ObjectKey, stored: &Stored| {
-            self.objects.get(key).is_none_or(|old| old.generation != stored.generation)
-        };
-        let changed = objects.iter().filter(|(key, stored)| moved(key, stored)).map(|(key, _)| key.clone());
-        let removed = self.objects.keys().filter(|key| !objects.contains_key(*key)).cloned();
-        changed.chain(removed).collect()
+        let mut before = Walk::over(&self.objects);
+        let mut after = Walk::over(objects);
+        let mut moved =
+            |key: &ObjectKey, stored: &Stored| before.find(key).is_none_or(|old| old.generation != stored.generation);
+        let changed: Vec<_> = objects.iter().filter(|(key, stored)| moved(key, stored)).map(|(key, _)| key).collect();
+        let removed = self.objects.keys().filter(|key| after.find(key).is_none());
+        changed.into_iter().chain(removed).cloned().collect()
     }
 
     fn differs_from_record(&self, objects: &Objects) -> bool {
@@ -185,10 +180,10 @@ impl World {
 
     /// To be kept in the state folder.
     pub fn generations(&self) -> Generations {
-        let mut objects = self.gone.clone();
-        for (key, stored) in &self.objects {
-            objects.insert(key.to_string(), (stored.generation, stored.hash.to_string()));
-        }
+        let gone = self.gone.iter().map(|(name, record)| (name.clone(), record.clone()));
+        let present = self.objects.iter();
+        let present = present.map(|(key, stored)| (key.to_string(), (stored.generation, stored.hash.to_string())));
+        let objects = gone.chain(present).collect();
         Generations { mesh: self.generation, objects }
     }
 
@@ -262,8 +257,19 @@ impl World {
     }
 }
 
-fn source((file, index): &Place) -> String {
-    format!("{file}#{index}")
+/// Looks up ascending keys in one pass: with thousands of objects, a change costs a walk and not thousands of searches.
+struct Walk<'a>(Peekable<btree_map::Iter<'a, ObjectKey, Arc<Stored>>>);
+
+impl<'a> Walk<'a> {
+    fn over(objects: &'a Objects) -> Self {
+        Self(objects.iter().peekable())
+    }
+
+    /// `key` must not be less than in the call before.
+    fn find(&mut self, key: &ObjectKey) -> Option<&'a Arc<Stored>> {
+        while self.0.next_if(|(known, _)| *known < key).is_some() {}
+        self.0.peek().filter(|(known, _)| *known == key).map(|(_, stored)| *stored)
+    }
 }
 
 fn store(parsed: &Parsed, place: &Place, generation: u64) -> Arc<Stored> {
@@ -288,77 +294,6 @@ fn remember_removed(gone: &mut BTreeMap<String, (u64, String)>, key: &ObjectKey,
 /// Pods and EndpointSlices come and go by the thousand, under names that do not come back.
 fn is_remembered(name: &str) -> bool {
     !name.starts_with(Kind::Pod.as_str()) && !name.starts_with(Kind::EndpointSlice.as_str())
-}
-
-/// Sorts documents out: which object comes from which document, and which keeps what it had.
-#[derive(Default)]
-struct Intake {
-    candidates: BTreeMap<ObjectKey, Vec<(Arc<Parsed>, Place)>>,
-    chosen: BTreeMap<ObjectKey, (Arc<Parsed>, Place)>,
-    /// Objects whose last good version stays.
-    kept: BTreeSet<ObjectKey>,
-    bad: BTreeSet<ObjectKey>,
-    errors: Vec<DocumentError>,
-    ignored: Vec<String>,
-    read: HashMap<Place, Read>,
-}
-
-impl Intake {
-    fn take(&mut self, before: &World, mut documents: Vec<Document>) {
-        documents.sort_by(|a, b| (&a.file, a.index).cmp(&(&b.file, b.index)));
-        for document in documents {
-            let place = (document.file.clone(), document.index);
-            let items = match before.read.get(&place) {
-                Some((content, items)) if Arc::ptr_eq(content, &document.content) => items.clone(),
-                _ => parse::parse(&document).into(),
-            };
-            for item in items.iter() {
-                match item {
-                    Item::Object(parsed) => {
-                        let known = self.candidates.entry(parsed.key.clone()).or_default();
-                        known.push((parsed.clone(), place.clone()));
-                    }
-                    Item::Ignored(what) => self.ignored.push(format!("{}: {what}", source(&place))),
-                    Item::Bad(error) => {
-                        self.bad.extend(error.object.clone());
-                        self.errors.push(error.clone());
-                    }
-                }
-            }
-            self.read.insert(place, (document.content, items));
-        }
-    }
-
-    fn settle(&mut self, before: &World) {
-        for (key, candidates) in std::mem::take(&mut self.candidates) {
-            let mut candidates = candidates.into_iter();
-            let Some(first) = candidates.next() else { continue };
-            let more: Vec<_> = candidates.collect();
-            for (_, place) in &more {
-                self.errors.push(DocumentError {
-                    file: place.0.clone(),
-                    document: place.1,
-                    object: Some(key.clone()),
-                    field: "metadata.name".to_owned(),
-                    reason: format!("{key} is also in {}: remove one of the two", source(&first.1)),
-                });
-            }
-            // Which of the two is meant is not ours to guess: what was in force stays.
-            if !more.is_empty() && before.objects.contains_key(&key) {
-                self.kept.insert(key);
-            } else {
-                self.chosen.insert(key, first);
-            }
-        }
-        self.kept.extend(self.bad.iter().filter(|key| !self.chosen.contains_key(*key)).cloned());
-        // A document that cannot even be named may be any object that its file held.
-        let broken: HashSet<&Arc<str>> =
-            self.errors.iter().filter(|error| error.object.is_none()).map(|error| &error.file).collect();
-        if !broken.is_empty() {
-            let held = before.objects.iter().filter(|(_, stored)| broken.contains(&stored.place.0)).map(|(key, _)| key);
-            self.kept.extend(held.filter(|key| !self.chosen.contains_key(*key)).cloned());
-        }
-    }
 }
 
 #[cfg(test)]
