@@ -5,6 +5,7 @@
 //! Each worker is a thread of its own ([`workers`]).
 
 mod descriptors;
+mod footprint;
 mod panics;
 mod workers;
 
@@ -115,6 +116,7 @@ async fn control(config: Arc<Config>, registry: Arc<Registry>, log: LogControl) 
     tokio::task::spawn_local(tls::identity::run(shared.config.clone(), shared.credentials.clone()));
     let policy = tokio::task::spawn_local(follow_policy(shared.clone(), asks, stopped));
     tokio::task::spawn_local(sweep(registry));
+    tokio::task::spawn_local(footprint::shrink_when_ready(shared.clone()));
 
     select! {
         name = signals.next() => tracing::info!(signal = name, "draining"),
