@@ -170,10 +170,19 @@ impl Process {
 
     /// Resident memory, bytes.
     pub fn resident(&self) -> Result<u64> {
+        self.memory("VmRSS:")
+    }
+
+    /// Of that, what the program itself holds; the rest is code, which comes and goes.
+    pub fn anonymous(&self) -> Result<u64> {
+        self.memory("RssAnon:")
+    }
+
+    fn memory(&self, field: &str) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid))
             .with_context(|| format!("memory of {}", self.name))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
-        let kib: u64 = line.trim().trim_end_matches(" kB").parse().with_context(|| format!("VmRSS {line:?}"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).with_context(|| field.to_owned())?;
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().with_context(|| format!("{field} {line:?}"))?;
         Ok(kib * 1024)
     }
 

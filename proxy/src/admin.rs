@@ -186,8 +186,12 @@ fn identity(status: &Status) -> Answer {
     let Some(credentials) = status.credentials.current() else {
         return json(StatusCode::SERVICE_UNAVAILABLE, &json!({ "id": null }));
     };
+    let certificate = credentials.certificate().and_then(|der| x509_parser::parse_x509_certificate(der).ok());
+    let certificate = certificate.as_ref().map(|(_, certificate)| certificate);
     let identity = json!({
         "id": credentials.id.as_str(),
+        "serial": certificate.map(|certificate| certificate.raw_serial_as_string()),
+        "issuer": certificate.map(|certificate| certificate.issuer().to_string()),
         "epoch": credentials.epoch,
         "not_before": rfc3339(credentials.not_before),
         "not_after": rfc3339(credentials.not_after),

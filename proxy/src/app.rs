@@ -34,6 +34,8 @@ use crate::{
 
 /// How often metric series that nobody holds are looked for.
 const SWEEP: Duration = Duration::from_secs(60);
+/// Wait before a task of the control runtime that panicked is started again.
+const RESTART: Duration = Duration::from_secs(1);
 /// Spans and log lines get so long to be written at the end.
 const FLUSH: Duration = Duration::from_secs(2);
 
@@ -113,28 +115,36 @@ async fn control(config: Arc<Config>, registry: Arc<Registry>, log: LogControl) 
         drain_requested: tokio::sync::Notify::new(),
     });
     tokio::task::spawn_local(admin::serve(admin, status.clone()));
-    tokio::task::spawn_local(tls::identity::run(shared.config.clone(), shared.credentials.clone()));
-    let policy = tokio::task::spawn_local(follow_policy(shared.clone(), asks, stopped));
+    tokio::task::spawn_local(keep_identity(shared.clone()));
+    let mut policy = tokio::task::spawn_local(follow_policy(shared.clone(), asks, stopped));
     tokio::task::spawn_local(sweep(registry));
     tokio::task::spawn_local(footprint::shrink_when_ready(shared.clone()));
 
-    select! {
-        name = signals.next() => tracing::info!(signal = name, "draining"),
-        () = status.drain_requested.notified() => tracing::info!("draining, as the admin server was asked to"),
-        failed = workers.failed() => {
-            // Its listeners are gone with it: better restarted by whoever runs us than half alive.
-            tracing::error!(worker = failed, "a worker ended by itself; draining");
-            drain(&shared, &mut signals).await;
-            anyhow::bail!("worker {failed} ended by itself");
+    // What should never end by itself did: better restarted by whoever runs us than half alive.
+    let failure = select! {
+        name = signals.next() => {
+            tracing::info!(signal = name, "draining");
+            None
         }
+        () = status.drain_requested.notified() => {
+            tracing::info!("draining, as the admin server was asked to");
+            None
+        }
+        worker = workers.failed() => Some(format!("worker {worker} ended by itself")),
+        _ = &mut policy => Some("the policy client ended by itself".to_owned()),
+    };
+    if let Some(failure) = &failure {
+        tracing::error!("{failure}; draining");
     }
     drain(&shared, &mut signals).await;
     // Said to the control plane, which then need not wait for us to be missed.
     let _ = stop.send(true);
-    let _ = time::timeout(FLUSH, policy).await;
+    if !policy.is_finished() {
+        let _ = time::timeout(FLUSH, policy).await;
+    }
     workers.stop().await;
     shared.telemetry.flush(FLUSH).await;
-    Ok(())
+    failure.map_or(Ok(()), |failure| Err(anyhow::Error::msg(failure)))
 }
 
 fn start_telemetry(config: &Config, credentials: &Arc<tls::CredentialStore>) -> anyhow::Result<Telemetry> {
@@ -152,6 +162,16 @@ fn start_telemetry(config: &Config, credentials: &Arc<tls::CredentialStore>) -> 
         })
     });
     Ok(Telemetry::new(access_log, tracer))
+}
+
+/// Gets and renews the certificate. A bug there must not let it expire.
+async fn keep_identity(shared: Shared) {
+    loop {
+        let renewing = tls::identity::run(shared.config.clone(), shared.credentials.clone());
+        // Never returns but by a panic, which was logged.
+        let _ = tokio::task::spawn_local(renewing).await;
+        time::sleep(RESTART).await;
+    }
 }
 
 async fn follow_policy(

@@ -211,6 +211,11 @@ impl Credentials {
         Ok(Self { id, epoch: 0, not_before: self.not_before, not_after: self.not_after, bundle, key, configs })
     }
 
+    /// The workload's own certificate (DER), first of its chain.
+    pub fn certificate(&self) -> Option<&[u8]> {
+        self.key.cert.first().map(AsRef::as_ref)
+    }
+
     /// The trust bundle that peers are verified with.
     pub fn bundle(&self) -> &TrustBundle {
         &self.bundle
