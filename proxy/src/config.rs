@@ -106,6 +106,8 @@ pub mod limits {
     pub const TCP_IDLE: Duration = Duration::from_secs(3600);
     /// A keep-alive connection from a client without a request.
     pub const CLIENT_IDLE: Duration = Duration::from_secs(3600);
+    /// From the drain's begin to the end of idle HTTP/1 connections: time for peers to learn of it.
+    pub const DRAIN_LINGER: Duration = Duration::from_secs(1);
     /// A pooled connection without a request (below the usual server's 5 s and more).
     pub const POOL_IDLE: Duration = Duration::from_secs(4);
     /// The same to a mesh peer, which keeps its side open longer, and whose handshake costs more.

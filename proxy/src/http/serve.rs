@@ -12,7 +12,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{Request, Response, request::Parts};
+use http::{HeaderValue, Request, Response, StatusCode, header::CONNECTION, request::Parts};
 use hyper::{body::Incoming, rt::Executor, server::conn, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use leno_proto::spiffe::SpiffeId;
@@ -103,10 +103,18 @@ where
 {
     let phase = Arc::new(ClientPhase::default());
     let stream = HeadGuard::new(stream, Arc::clone(&phase));
+    let closing = drain.clone();
     let service = service_fn(|request| {
         let ambiguous = phase.head_complete();
         let answer = handle(Received { request, phase: Some(Arc::clone(&phase)), ambiguous });
-        async move { Ok::<_, Infallible>(answer.await) }
+        let closing = &closing;
+        async move {
+            let mut response = answer.await;
+            if closing.has_begun() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
     let connection = conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -127,6 +135,13 @@ where
         biased;
         ended = connection.as_mut() => return ended,
         () = drain.begun() => {}
+    }
+    // Closed while idle, a connection may cross a request on its way (RFC 9112 9.5), which might not be safe to send again:
+    // for a while the client is told by its next response instead.
+    tokio::select! {
+        biased;
+        ended = connection.as_mut() => return ended,
+        () = tokio::time::sleep(limits::DRAIN_LINGER) => {}
     }
     connection.as_mut().graceful_shutdown();
     connection.await
