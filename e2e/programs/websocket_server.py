@@ -1,4 +1,4 @@
-"""Echoes WebSocket messages. Arguments: address, port."""
+"""Echoes WebSocket messages. Arguments: port."""
 import asyncio
 import sys
 
@@ -14,7 +14,7 @@ async def echo(socket):
 
 
 async def main():
-    async with websockets.serve(echo, sys.argv[1], int(sys.argv[2]), max_size=8 << 20, subprotocols=["echo"]):
+    async with websockets.serve(echo, None, int(sys.argv[1]), max_size=8 << 20, subprotocols=["echo"]):
         await asyncio.Future()
 
 

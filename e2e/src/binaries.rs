@@ -1,4 +1,4 @@
-//! Finds the programs under test, where cargo puts them.
+//! Finds the programs under test, where cargo puts them, or in the folder that `LENO_E2E_BINARIES` names.
 
 use std::path::{Path, PathBuf};
 
@@ -14,6 +14,13 @@ pub fn leno_proxy() -> Result<PathBuf> {
     find("leno-proxy")
 }
 
+/// Whether the programs under test are not those of the tests' own build profile.
+pub fn are_elsewhere() -> bool {
+    std::env::var_os(ELSEWHERE).is_some()
+}
+
+const ELSEWHERE: &str = "LENO_E2E_BINARIES";
+
 /// Test executables are in `target/<profile>/deps`, binaries one folder up.
 fn find(name: &str) -> Result<PathBuf> {
     let me = std::env::current_exe().context("where this test's executable is")?;
@@ -22,7 +29,8 @@ fn find(name: &str) -> Result<PathBuf> {
         .skip(1)
         .find(|folder| !folder.ends_with("deps") && !folder.ends_with("examples"))
         .unwrap_or_else(|| Path::new("."));
-    let path = folder.join(name);
+    let elsewhere = std::env::var_os(ELSEWHERE).map(PathBuf::from);
+    let path = elsewhere.as_deref().unwrap_or(folder).join(name);
     ensure!(path.is_file(), "{} is missing: run `cargo build --workspace --bins` first (./test does)", path.display());
     Ok(path)
 }

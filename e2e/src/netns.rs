@@ -126,15 +126,18 @@ impl Host {
     }
 }
 
-/// Gives names to addresses in the sandbox's `/etc/hosts`.
+/// Gives names to addresses in the sandbox's `/etc/hosts`; there are no others (and no DNS server to ask in vain).
 pub async fn name_hosts(folder: &std::path::Path, names: &[(&str, IpAddr)]) -> Result<()> {
     let mut content = "127.0.0.1 localhost\n::1 localhost\n".to_owned();
     for (name, ip) in names {
         content.push_str(&format!("{ip} {name}\n"));
     }
-    let file = folder.join("hosts");
-    fs::write(&file, content)?;
-    shell(&format!("mount --bind {} /etc/hosts", file.display())).await.context("/etc/hosts of the sandbox")
+    let (hosts, resolver) = (folder.join("hosts"), folder.join("resolv.conf"));
+    fs::write(&hosts, content)?;
+    fs::write(&resolver, "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")?;
+    let mount =
+        format!("mount --bind {} /etc/hosts; mount --bind {} /etc/resolv.conf", hosts.display(), resolver.display());
+    shell(&mount).await.context("names in the sandbox")
 }
 
 async fn shell(script: &str) -> Result<()> {

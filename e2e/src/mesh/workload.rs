@@ -12,7 +12,14 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 
 use super::{LIMIT, Mesh, documents};
-use crate::{binaries, client, metrics::Metrics, netns::Host, ports, process::Process, wait::eventually};
+use crate::{
+    binaries, client,
+    metrics::Metrics,
+    netns::Host,
+    ports,
+    process::{Process, run},
+    wait::eventually,
+};
 
 /// What a workload is; see [`Mesh::workload`].
 #[derive(Debug)]
@@ -128,7 +135,7 @@ impl<'m> WorkloadBuilder<'m> {
         flag("--workload", self.name.clone());
         flag("--drain-timeout", "5s".to_owned());
         flag("--access-log", self.access_log.to_owned());
-        let admin = if self.host.is_some() { SocketAddr::new(ip, 4191) } else { ports::free_on(ip)? };
+        let admin = if self.host.is_some() { SocketAddr::from(([127, 0, 0, 1], 4191)) } else { ports::free_on(ip)? };
         flag("--admin", admin.to_string());
         let mut endpoints = Vec::new();
         for (service, application) in &self.inbound {
@@ -210,9 +217,7 @@ impl Workload {
         eventually(&format!("{} is ready", self.name), LIMIT, async || {
             let ended = process.ended()?;
             ensure!(ended.is_none(), "it ended: {ended:?}");
-            let answer = client::get(self.admin, "admin", "/ready").await?;
-            ensure!(answer.status.is_success(), "{} {:?}", answer.status, answer.body);
-            Ok(())
+            self.admin("/ready").await.map(drop)
         })
         .await
     }
@@ -250,13 +255,19 @@ impl Workload {
 
     /// Scrapes its metrics.
     pub async fn metrics(&self) -> Result<Metrics> {
-        let answer = client::get(self.admin, "admin", "/metrics").await?;
-        ensure!(answer.status.is_success(), "/metrics: {}", answer.status);
-        Metrics::parse(std::str::from_utf8(&answer.body)?)
+        Metrics::parse(&self.admin("/metrics").await?)
     }
 
-    /// Where its admin server listens.
-    pub fn admin(&self) -> SocketAddr {
-        self.admin
+    /// GET from its admin server, which must answer well.
+    pub async fn admin(&self, path: &str) -> Result<String> {
+        if let Some(host) = &self.host {
+            // Its loopback is not ours.
+            let mut command = host.command("curl");
+            command.args(["-sS", "--fail-with-body", "--max-time", "20", &format!("http://{}{path}", self.admin)]);
+            return run(command, LIMIT).await;
+        }
+        let answer = client::get(self.admin, "admin", path).await?;
+        ensure!(answer.status.is_success(), "{path}: {} {:?}", answer.status, answer.body);
+        Ok(String::from_utf8_lossy(&answer.body).into_owned())
     }
 }
