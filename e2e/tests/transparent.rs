@@ -137,7 +137,7 @@ fn websocket_client_and_server() -> Result<()> {
     sandbox("websocket_client_and_server", async || {
         let two = TwoHosts::start("socket", &[(8765, "")]).await?;
         let mut command = two.server.user_command(PYTHON);
-        command.args([&program("websocket_server.py"), "0.0.0.0", "8765"]);
+        command.args([&program("websocket_server.py"), "8765"]);
         two.serve(8765, command).await?;
         let printed = two.shell(&format!("{PYTHON} {} ws://socket:8765/", program("websocket_client.py"))).await?;
         ensure!(printed.contains("all messages as they should be"), "{printed}");
