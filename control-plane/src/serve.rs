@@ -85,6 +85,10 @@ pub mod limits {
 /// How often proxies that vanished long ago are looked for.
 const FORGET_EVERY: Duration = Duration::from_secs(10);
 
+/// How long a control plane that is just ending is waited for; a killed one still takes a moment to be gone.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+const LOCK_RETRY: Duration = Duration::from_millis(20);
+
 /// What a control plane is started with. See `leno control-plane --help`.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -123,7 +127,7 @@ impl ControlPlane {
     pub async fn bind(options: Options) -> anyhow::Result<Self> {
         authority::files::make_private_folder(&options.authority.state)?;
         let state = options.authority.state.clone();
-        let lock = lock(&state)?;
+        let lock = lock(&state).await?;
         let now = SystemTime::now();
         let authority = Arc::new(Authority::open(options.authority.clone(), now)?);
         let tcp =
@@ -257,7 +261,7 @@ impl ControlPlane {
 }
 
 /// One control plane per state folder. The lock goes with the process, however it ends.
-fn lock(state: &Path) -> anyhow::Result<File> {
+async fn lock(state: &Path) -> anyhow::Result<File> {
     let path = state.join("lock");
     let file = OpenOptions::new()
         .create(true)
@@ -266,12 +270,18 @@ fn lock(state: &Path) -> anyhow::Result<File> {
         .mode(0o600)
         .open(&path)
         .with_context(|| format!("cannot open {}", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            bail!("another control plane is running on the state folder {}", state.display())
+    let patience = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < patience => sleep(LOCK_RETRY).await,
+            Err(TryLockError::WouldBlock) => {
+                bail!("another control plane is running on the state folder {}", state.display())
+            }
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("cannot lock {}", path.display()));
+            }
         }
-        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
     }
 }
 
