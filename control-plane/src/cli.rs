@@ -2,6 +2,9 @@
 //!
 //! Exit codes: 0 it is so; 1 it failed, or is not (yet) so; 2 the command line is wrong.
 
+#[macro_use]
+mod print;
+
 mod check;
 mod connect;
 mod control_plane;
@@ -9,7 +12,6 @@ mod describe;
 mod duration;
 mod get;
 mod kinds;
-mod print;
 mod token;
 mod wait;
 
@@ -85,4 +87,28 @@ fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<
 fn usage(wrong: &str) -> anyhow::Result<u8> {
     eprintln!("leno: {wrong}");
     Ok(USAGE)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_option_has_an_environment_variable() {
+        for command in Cli::command().get_subcommands() {
+            for option in command.get_opts() {
+                let name = option.get_long().map(str::to_owned);
+                let expected = name.as_ref().map(|name| format!("LENO_{}", name.to_uppercase().replace('-', "_")));
+                let actual = option.get_env().map(|env| env.to_string_lossy().into_owned());
+                assert_eq!(actual, expected, "{} --{}", command.get_name(), name.unwrap_or_default());
+            }
+        }
+    }
 }

@@ -51,11 +51,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     if let Some(state) = &args.state {
         running(state, &mut findings)?;
     }
-    println!();
+    outln!();
     match (findings.wrong, findings.doubtful) {
-        (0, 0) => println!("All is well."),
-        (0, doubtful) => println!("Nothing is wrong; {doubtful} to look at."),
-        (wrong, doubtful) => println!("{wrong} wrong, {doubtful} to look at."),
+        (0, 0) => outln!("All is well."),
+        (0, doubtful) => outln!("Nothing is wrong; {doubtful} to look at."),
+        (wrong, doubtful) => outln!("{wrong} wrong, {doubtful} to look at."),
     }
     Ok(if findings.wrong == 0 { super::SUCCESS } else { super::FAILURE })
 }
@@ -69,29 +69,29 @@ struct Findings {
 
 impl Findings {
     fn title(&self, text: &str) {
-        println!("{}", self.style.bold(text));
+        outln!("{}", self.style.bold(text));
     }
 
     fn well(&self, what: &str) {
-        println!("  {} {}", self.style.green("✓"), clean(what));
+        outln!("  {} {}", self.style.green("✓"), clean(what));
     }
 
     fn doubtful(&mut self, what: &str, next: &str) {
         self.doubtful += 1;
-        println!("  {} {}", self.style.yellow("‼"), clean(what));
+        outln!("  {} {}", self.style.yellow("‼"), clean(what));
         Self::next(next);
     }
 
     fn wrong(&mut self, what: &str, next: &str) {
         self.wrong += 1;
-        println!("  {} {}", self.style.red("×"), clean(what));
+        outln!("  {} {}", self.style.red("×"), clean(what));
         Self::next(next);
     }
 
     /// What to do about it.
     fn next(step: &str) {
         if !step.is_empty() {
-            println!("    → {}", clean(step));
+            outln!("    → {}", clean(step));
         }
     }
 }

@@ -161,3 +161,29 @@ fn start_log(settings: &Settings) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_win_over_the_file() {
+        let file: Settings = serde_saphyr::from_str(
+            "config: /etc/leno\nlisten: 0.0.0.0:4190\ncertificate-lifetime: 1h\nmesh-networks: [10.0.0.0/8, 'fd00::/8']\n\
+             log-format: json\n",
+        )
+        .unwrap();
+        let options = Settings {
+            state: Some("/var/lib/leno".into()),
+            listen: Some("127.0.0.1:1".parse().unwrap()),
+            ..Settings::default()
+        };
+        let options = options.over(file).into_options().unwrap();
+        assert_eq!(options.config, PathBuf::from("/etc/leno"));
+        assert_eq!(options.listen, "127.0.0.1:1".parse().unwrap());
+        assert_eq!(options.authority.certificate_lifetime, Duration::from_secs(3600));
+        assert_eq!(options.mesh_networks.len(), 2);
+        let unknown = serde_saphyr::from_str::<Settings>("lisen: 127.0.0.1:1\n").unwrap_err();
+        assert!(unknown.to_string().contains("lisen"), "{unknown}");
+    }
+}

@@ -44,12 +44,12 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     let title = wait::title(&object);
     let errors: Vec<_> = answer.errors.iter().filter(|e| e.object == title).cloned().collect();
     let Some(status) = answer.objects.first() else {
-        print!("{}", get::errors_text(&errors, style));
+        out!("{}", get::errors_text(&errors, style));
         eprintln!("leno: there is no {title}");
         return Ok(super::FAILURE);
     };
-    print!("{}", text(&title, status, style));
-    print!("{}", get::errors_text(&errors, style));
+    out!("{}", text(&title, status, style));
+    out!("{}", get::errors_text(&errors, style));
     let well = errors.is_empty() && status.laggards.is_empty() && status.conditions.iter().all(get::is_good);
     Ok(if well { super::SUCCESS } else { super::FAILURE })
 }

@@ -65,10 +65,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         Ok(answer.map_err(connect::said)?.into_inner())
     })?;
     match args.output {
-        Output::Json => println!("{:#}", objects_json(&answer.objects, &answer.errors, answer.generation)),
+        Output::Json => outln!("{:#}", objects_json(&answer.objects, &answer.errors, answer.generation)),
         Output::Table | Output::Wide => {
-            print!("{}", objects_table(&answer.objects, &answer.errors, args.output == Output::Wide).render(style));
-            print!("{}", errors_text(&answer.errors, style));
+            out!("{}", objects_table(&answer.objects, &answer.errors, args.output == Output::Wide).render(style));
+            out!("{}", errors_text(&answer.errors, style));
         }
     }
     let missing = args.name.is_some() && answer.objects.is_empty();
@@ -231,7 +231,7 @@ fn proxies(args: &Args, style: Style) -> anyhow::Result<u8> {
     };
     let proxies: Vec<ProxyStatus> = answer.proxies.into_iter().filter(asked_for).collect();
     match args.output {
-        Output::Json => println!(
+        Output::Json => outln!(
             "{:#}",
             json!({
                 "generation": answer.generation,
@@ -240,8 +240,8 @@ fn proxies(args: &Args, style: Style) -> anyhow::Result<u8> {
         ),
         Output::Table | Output::Wide => {
             let wide = args.output == Output::Wide;
-            print!("{}", proxies_table(&proxies, answer.generation, wide, SystemTime::now()).render(style));
-            print!("{}", rejections_text(&proxies, style));
+            out!("{}", proxies_table(&proxies, answer.generation, wide, SystemTime::now()).render(style));
+            out!("{}", rejections_text(&proxies, style));
         }
     }
     if args.name.is_some() && proxies.is_empty() {

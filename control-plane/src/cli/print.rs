@@ -1,6 +1,34 @@
 //! How things look: columns, and colours where a person looks at a terminal.
 
-use std::{env, fmt::Write as _, io::IsTerminal as _};
+use std::{
+    env,
+    fmt::Write as _,
+    io::{IsTerminal as _, Write as _},
+};
+
+/// As `print!`, for a reader that may have gone (`leno get | head`): then this command is done too.
+macro_rules! out {
+    ($($text:tt)*) => {
+        $crate::cli::print::write(format_args!($($text)*))
+    };
+}
+
+/// As [`out!`], with the end of the line.
+macro_rules! outln {
+    () => {
+        $crate::cli::print::write(format_args!("\n"))
+    };
+    ($($text:tt)*) => {
+        $crate::cli::print::write(format_args!("{}\n", format_args!($($text)*)))
+    };
+}
+
+/// Writes to standard output; ends the process if nobody reads it.
+pub(super) fn write(text: std::fmt::Arguments<'_>) {
+    if std::io::stdout().write_fmt(text).is_err() {
+        std::process::exit(i32::from(super::FAILURE));
+    }
+}
 
 /// Whether to colour, decided once.
 #[derive(Debug, Clone, Copy)]

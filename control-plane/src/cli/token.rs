@@ -38,7 +38,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         Some(token) => token,
         None => make(&args.state.folder, &args)?,
     };
-    println!("{token}");
+    outln!("{token}");
     Ok(super::SUCCESS)
 }
 

@@ -74,7 +74,7 @@ async fn watch(args: &Args, object: ObjectRef) -> anyhow::Result<u8> {
         match timeout_at(deadline, pin!(statuses.message())).await {
             Ok(Ok(Some(status))) => match judge(args, &status) {
                 Verdict::Holds(what) => {
-                    println!("{title} {what} ({:.3} s)", started.elapsed().as_secs_f64());
+                    outln!("{title} {what} ({:.3} s)", started.elapsed().as_secs_f64());
                     return Ok(super::SUCCESS);
                 }
                 Verdict::Never => {
