@@ -88,6 +88,11 @@ impl Sources<'_> {
         self.origin(key);
     }
 
+    /// Whether the namespace has Services.
+    fn services_of(&mut self, namespace: &Arc<str>) {
+        self.topics.insert(Topic::ServicesOf(namespace.clone()));
+    }
+
     fn address(&mut self, ip: std::net::IpAddr) {
         self.topics.insert(Topic::Address(ip.to_string().into()));
     }

@@ -140,6 +140,8 @@ pub enum Topic {
     Workload(Arc<str>),
     /// What a Namespace says about its workloads.
     Namespace(Arc<str>),
+    /// Whether a namespace has Services.
+    ServicesOf(Arc<str>),
     /// Who owns an IP address now.
     Address(Arc<str>),
 }

@@ -108,6 +108,10 @@ pub mod limits {
     pub const CLIENT_IDLE: Duration = Duration::from_secs(3600);
     /// From the drain's begin to the end of idle HTTP/1 connections: time for peers to learn of it.
     pub const DRAIN_LINGER: Duration = Duration::from_secs(1);
+    /// Ports of the workload that handles are kept for, per worker; beyond it, all are made anew.
+    pub const APPLICATIONS: usize = 1024;
+    /// How long a request body is held back for the server's `100 Continue` before it is sent all the same.
+    pub const CONTINUE_WAIT: Duration = Duration::from_secs(1);
     /// A pooled connection without a request (below the usual server's 5 s and more).
     pub const POOL_IDLE: Duration = Duration::from_secs(4);
     /// The same to a mesh peer, which keeps its side open longer, and whose handshake costs more.

@@ -74,6 +74,31 @@ fn classify_http(first: &[u8]) -> Option<Spoken> {
     classify_request_line(first)
 }
 
+/// What some servers still take for a request line although it is none (RFC 9112 3: several spaces, tabs, empty
+/// lines before it): it must be refused as HTTP, and not slip by as opaque bytes with headers that nobody looked at.
+fn classify_loose_request_line(first: &[u8]) -> Option<Spoken> {
+    let begin = first.iter().position(|byte| !matches!(byte, b'\r' | b'\n'))?;
+    let line = first.get(begin..).unwrap_or_default();
+    let method = line.iter().take_while(|byte| is_token(**byte)).count();
+    match line.get(method) {
+        None if method <= METHOD_BYTES => return None,
+        Some(b' ' | b'\t') if (1..=METHOD_BYTES).contains(&method) => {}
+        _ => return Some(Spoken::Opaque),
+    }
+    let end = line.iter().position(|byte| *byte == b'\n');
+    let text = line.get(..end.unwrap_or(line.len())).unwrap_or_default();
+    if text.iter().any(|byte| byte.is_ascii_control() && !matches!(byte, b'\t' | b'\r')) {
+        return Some(Spoken::Opaque);
+    }
+    match end {
+        Some(_) if text.windows(VERSION.len()).any(|window| window == VERSION) => Some(Spoken::Http1),
+        None if first.len() < limits::PEEK_BYTES => None,
+        _ => Some(Spoken::Opaque),
+    }
+}
+
+const VERSION: &[u8] = b"HTTP/1.";
+
 /// `method SP target SP "HTTP/1."`, whatever the method.
 fn classify_request_line(first: &[u8]) -> Option<Spoken> {
     let method = first.iter().take_while(|byte| is_token(**byte)).count();
@@ -81,15 +106,22 @@ fn classify_request_line(first: &[u8]) -> Option<Spoken> {
         return Some(Spoken::Opaque);
     }
     let (space, rest) = first.get(method..)?.split_first()?;
-    if method == 0 || *space != b' ' {
-        return Some(Spoken::Opaque);
+    match *space {
+        b' ' if method > 0 => {}
+        b'\t' if method > 0 => return classify_loose_request_line(first),
+        b'\r' | b'\n' if method == 0 => return classify_loose_request_line(first),
+        _ => return Some(Spoken::Opaque),
     }
     let target = rest.iter().take_while(|byte| (0x21..=0x7e).contains(*byte) || **byte >= 0x80).count();
     let (space, version) = rest.get(target..)?.split_first()?;
-    if target == 0 || *space != b' ' {
-        return Some(Spoken::Opaque);
+    match *space {
+        b' ' if target > 0 => {}
+        b' ' | b'\t' => return classify_loose_request_line(first),
+        _ => return Some(Spoken::Opaque),
     }
-    const VERSION: &[u8] = b"HTTP/1.";
+    if matches!(version.first(), Some(b' ' | b'\t')) {
+        return classify_loose_request_line(first);
+    }
     let compared = version.len().min(VERSION.len());
     match version.get(..compared) == VERSION.get(..compared) {
         false => Some(Spoken::Opaque),

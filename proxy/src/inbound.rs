@@ -129,6 +129,13 @@ async fn meshed(
     match carried {
         MeshProtocol::Http1 => http(ctx, stream, client, application, false).await,
         MeshProtocol::Http2 => http(ctx, stream, client, application, true).await,
+        // What is inside must go through the door that strips and checks it.
+        MeshProtocol::Tcp if matches!(protocol, Protocol::Http | Protocol::Http1 | Protocol::Http2) => {
+            return Err(Refusal {
+                reason: "not-http",
+                detail: format!("opaque bytes to port {}, which is declared HTTP", address.port()),
+            });
+        }
         MeshProtocol::Tcp => return opaque(ctx, stream, &application).await,
     }
     Ok(())
@@ -228,6 +235,9 @@ fn application(ctx: &Context, address: SocketAddr, protocol: Protocol) -> Rc<App
         requests: RouteMetrics::inbound(address.port()),
         connections: ConnectionMetrics::inbound(address.port()),
     });
+    if applications.len() >= limits::APPLICATIONS {
+        applications.clear();
+    }
     applications.insert(address, Rc::clone(&application));
     application
 }

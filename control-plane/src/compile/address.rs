@@ -85,6 +85,7 @@ fn by_name(sources: &mut Sources<'_>, namespace: &str, host: &str, port: u16) ->
     let world = sources.world;
     let Some(service) = model::service(&world.objects, &key) else {
         // A name in a namespace of the mesh is the mesh's: without its Service, it is nobody, and no matter for DNS.
+        sources.services_of(&key.namespace);
         let ours = cluster_name || labels.len() > 1 && has_services(world, namespace, &key.namespace);
         return if ours { Addressed::Nobody } else { Addressed::Outside };
     };

@@ -90,8 +90,6 @@ fn the_rest_is_opaque_at_the_first_byte_that_tells() {
         b"SSH-2.0-OpenSSH\r\n",
         b"\0\0\0\x08\x04\xd2\x16\x2f",
         b" GET / HTTP/1.1",
-        b"GET  / HTTP/1.1",
-        b"\r\nGET / HTTP/1.1",
         b"aaaaaaaaaabbbbbbbbbbccccccccccddd",
         b"FOO /x HTTP/2.0",
         b"FOO /x HTTQ",
@@ -104,6 +102,19 @@ fn the_rest_is_opaque_at_the_first_byte_that_tells() {
     }
     assert_eq!(classify(b"*1"), None, "could still be a method");
     assert_eq!(classify(b"\x15"), opaque());
+}
+
+#[test]
+fn malformed_request_lines_are_http_to_be_refused() {
+    for bytes in [
+        &b"GET  / HTTP/1.1\r\n"[..],
+        b"GET\t/ HTTP/1.1\r\n",
+        b"POST /x  HTTP/1.1\n",
+        b"\r\nGET / HTTP/1.1\r\n",
+        b"FOO\t /x y HTTP/1.0\r\n",
+    ] {
+        assert_eq!(classify_each_prefix(bytes), Some(Spoken::Http1), "{:?}", String::from_utf8_lossy(bytes));
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::{exchange::Exchange, request_body};
+use super::{exchange::Exchange, headers::clean_trailers, request_body};
 
 /// Why a body ended early. Kept as it came, so that an HTTP/2 reset keeps its code on the way through.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -70,7 +70,9 @@ impl Body {
                 self.source = Source::Empty;
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
-            Source::Stream(incoming) => Pin::new(incoming).poll_frame(cx).map_err(Into::into),
+            Source::Stream(incoming) => Pin::new(incoming)
+                .poll_frame(cx)
+                .map(|polled| polled.map(|read| read.map(clean_trailers).map_err(Into::into))),
             Source::Request(reader) => reader.poll_frame(cx),
         }
     }

@@ -6,20 +6,24 @@
 
 use std::{borrow::Cow, fmt::Display, time::Duration};
 
+use bytes::Bytes;
+
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Uri, Version,
     header::{
-        CONNECTION, CONTENT_LENGTH, COOKIE, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING,
-        UPGRADE,
+        AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
+        TRANSFER_ENCODING, UPGRADE,
     },
     request::Parts,
     uri::{Authority, PathAndQuery, Scheme},
 };
 
+use http_body::Frame;
+
 use crate::error::Error;
 
 /// Prefix of the proxy's own headers.
-const OURS: &str = "leno-";
+const OURS: &[u8] = b"leno";
 /// Why the proxy answered itself; [`Error::reason`].
 pub(crate) const LENO_REASON: HeaderName = HeaderName::from_static("leno-reason");
 /// The number of the try, from the second on.
@@ -88,6 +92,15 @@ fn settle_authority(head: &mut Parts) -> Result<(), Error> {
         && !is_authority(host.as_bytes())
     {
         return Err(Error::BadRequest("an invalid Host"));
+    }
+    if head.version != Version::HTTP_2 && head.method != Method::CONNECT {
+        // RFC 9112 3.2: the authority form is CONNECT's, the asterisk form is that of OPTIONS.
+        if head.uri.scheme().is_none() && head.uri.authority().is_some() {
+            return Err(Error::BadRequest("an invalid request target"));
+        }
+        if head.uri.path() == "*" && head.method != Method::OPTIONS {
+            return Err(Error::BadRequest("an invalid request target"));
+        }
     }
     let Some(authority) = head.uri.authority() else {
         if host.is_none() && head.version != Version::HTTP_10 {
@@ -176,8 +189,32 @@ pub(crate) fn claimed_identity(headers: &HeaderMap) -> Option<HeaderValue> {
 
 /// Removes the proxy's own headers, which mean something only when a proxy of the mesh has set them.
 pub(crate) fn remove_ours(headers: &mut HeaderMap) {
-    while let Some(name) = headers.keys().find(|name| name.as_str().starts_with(OURS)).cloned() {
+    while let Some(name) = headers.keys().find(|name| is_ours(name)).cloned() {
         headers.remove(name);
+    }
+}
+
+/// By hyphen or underscore: CGI and its heirs (WSGI, Rack, PHP) take the two for the same.
+fn is_ours(name: &HeaderName) -> bool {
+    name.as_str()
+        .as_bytes()
+        .split_at_checked(OURS.len())
+        .is_some_and(|(prefix, rest)| prefix == OURS && matches!(rest.first(), Some(b'-' | b'_')))
+}
+
+/// Removes from trailers what may only stand in a head (RFC 9110 6.5.1): framing, routing, and what is ours.
+pub(crate) fn clean_trailers(frame: Frame<Bytes>) -> Frame<Bytes> {
+    match frame.into_trailers() {
+        Ok(mut trailers) => {
+            remove_ours(&mut trailers);
+            for name in
+                [HOST, CONTENT_LENGTH, TRANSFER_ENCODING, TE, TRAILER, CONNECTION, UPGRADE, AUTHORIZATION, COOKIE]
+            {
+                trailers.remove(name);
+            }
+            Frame::trailers(trailers)
+        }
+        Err(frame) => frame,
     }
 }
 

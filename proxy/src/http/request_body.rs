@@ -6,6 +6,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    future::Future as _,
     pin::Pin,
     rc::Rc,
     sync::{
@@ -20,8 +21,9 @@ use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
+use tokio::time::Sleep;
 
-use super::body::BodyError;
+use super::{body::BodyError, headers::clean_trailers};
 use crate::config::limits;
 
 /// What the tries of one request share.
@@ -70,7 +72,15 @@ impl RequestBody {
             return None;
         }
         self.attempt.set(self.attempt.get().wrapping_add(1));
-        Some(Reader { shared: Rc::clone(self), attempt: self.attempt.get(), next: 0, delivered: 0, done: false, gate })
+        Some(Reader {
+            shared: Rc::clone(self),
+            attempt: self.attempt.get(),
+            next: 0,
+            delivered: 0,
+            done: false,
+            gate,
+            wait: None,
+        })
     }
 
     /// Whether another try could send the whole body.
@@ -105,13 +115,20 @@ pub(crate) struct Reader {
     delivered: u64,
     done: bool,
     gate: Option<Arc<ContinueGate>>,
+    /// Since the gate was first waited at.
+    wait: Option<Pin<Box<Sleep>>>,
 }
 
 impl Reader {
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if let Some(gate) = &self.gate {
-            std::task::ready!(gate.poll_open(cx));
+            if gate.poll_open(cx).is_pending() {
+                // A server that never says so must not hold the request for ever (RFC 9110 10.1.1).
+                let wait = self.wait.get_or_insert_with(|| Box::pin(tokio::time::sleep(limits::CONTINUE_WAIT)));
+                std::task::ready!(wait.as_mut().poll(cx));
+            }
             self.gate = None;
+            self.wait = None;
         }
         if self.done {
             return Poll::Ready(None);
@@ -125,6 +142,7 @@ impl Reader {
         let polled = std::task::ready!(Pin::new(&mut *self.shared.stream.borrow_mut()).poll_frame(cx));
         Poll::Ready(match polled {
             Some(Ok(frame)) => {
+                let frame = clean_trailers(frame);
                 self.keep(&frame);
                 Some(Ok(frame))
             }

@@ -294,13 +294,16 @@ struct Framing {
     length: bool,
     coding: bool,
     ended: bool,
+    last: u8,
+    /// A line ended without CR, which recipients read differently (RFC 9112 2.2).
+    bare_lf: bool,
 }
 
 const CONTENT_LENGTH: &[u8] = b"content-length:";
 const TRANSFER_ENCODING: &[u8] = b"transfer-encoding:";
 
 impl Framing {
-    /// Reads on; true if the head has both framing fields.
+    /// Reads on; true if the head has both framing fields, or a line that ends in a bare LF.
     fn read(&mut self, bytes: &[u8]) -> bool {
         for part in bytes.split_inclusive(|&byte| byte == b'\n') {
             if self.ended {
@@ -312,11 +315,13 @@ impl Framing {
                     self.line_len += 1;
                 }
             }
-            if part.ends_with(b"\n") {
+            if let [before @ .., b'\n'] = part {
+                self.bare_lf |= before.last().unwrap_or(&self.last) != &b'\r';
                 self.end_line();
             }
+            self.last = part.last().copied().unwrap_or_default();
         }
-        self.length && self.coding
+        self.bare_lf || (self.length && self.coding)
     }
 
     fn end_line(&mut self) {

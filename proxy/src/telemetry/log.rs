@@ -48,7 +48,7 @@ fn parse(filter: &str) -> anyhow::Result<Targets> {
     // `Targets` would take these for a module's name, or for "error".
     let is_vague = |part: &str| match part.split_once('=') {
         Some((module, level)) => module.is_empty() || level.is_empty(),
-        None => part.parse::<LevelFilter>().is_err(),
+        None => part.is_empty() || part.parse::<LevelFilter>().is_err(),
     };
     anyhow::ensure!(!filter.split(',').any(is_vague), expected);
     Targets::from_str(filter).context(expected)

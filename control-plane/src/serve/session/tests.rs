@@ -271,6 +271,8 @@ struct Proxy {
     held: HashMap<ResourceName, (String, Option<Endpoints>)>,
     refused: HashMap<ResourceName, String>,
     inbox: Option<Delta>,
+    /// Unsubscribed while a delta was on its way.
+    restarted: HashSet<ResourceName>,
 }
 
 impl Proxy {
@@ -292,6 +294,11 @@ impl Proxy {
                 continue;
             }
             let whole = match resource.body {
+                Some(Body::EndpointsDelta(_)) if self.restarted.contains(&name) => {
+                    // Sent before the server knew that the proxy had let go of the base.
+                    verdict.rejected.push(Rejection { name: Some(name), ..Rejection::default() });
+                    continue;
+                }
                 Some(Body::EndpointsDelta(delta)) => {
                     let (version, base) = self.held.get(&name).unwrap();
                     assert_eq!(&delta.base_version, version, "a delta against what is not held");
@@ -303,6 +310,7 @@ impl Proxy {
             self.refused.remove(&name);
             self.held.insert(name, (resource.version, whole));
         }
+        self.restarted.clear();
         Some(verdict)
     }
 
@@ -374,6 +382,7 @@ proptest! {
                     proxy.interest.remove(&named(i));
                     proxy.held.remove(&named(i));
                     proxy.refused.remove(&named(i));
+                    proxy.restarted.extend(proxy.inbox.is_some().then(|| named(i)));
                     session.interest(Interest { unsubscribe: vec![named(i)], subscribe: Vec::new() }).unwrap();
                 }
                 Event::Answer { refuse } => {
@@ -383,6 +392,7 @@ proptest! {
                 }
                 Event::Reconnect => {
                     proxy.inbox = None;
+                    proxy.restarted.clear();
                     session = Session::open(proxy.open()).unwrap();
                 }
             }
