@@ -51,9 +51,9 @@ async fn certificates_rotate_under_load() -> Result<()> {
     while began.elapsed() < Duration::from_secs(120) {
         sleep_until(Instant::now() + Duration::from_secs(1)).await;
         let metrics = scenario.client.metrics().await?;
-        let epoch = metrics.sum("leno_identity_epoch", &[]);
-        ensure!(epoch > 0.0, "the sidecar does not tell its certificate: {:?}", metrics.samples());
-        seen.insert(epoch.to_string());
+        let end = metrics.sum("leno_certificate_not_after_timestamp_seconds", &[]);
+        ensure!(end > 0.0, "the sidecar does not tell its certificate: {:?}", metrics.samples());
+        seen.insert(end.to_string());
         if began.elapsed() > Duration::from_secs(60) && at_one_minute.is_none() {
             at_one_minute = Some(usage(&scenario)?);
         }
@@ -91,7 +91,7 @@ async fn the_control_plane_is_gone_for_a_minute() -> Result<()> {
             Ok(status)
         })
         .await?;
-        let sent = status.get("resources_sent").and_then(serde_json::Value::as_u64).context("resources_sent")?;
+        let sent = status.get("resourcesSent").and_then(serde_json::Value::as_u64).context("resourcesSent")?;
         ensure!(sent == 0, "{proxy} was sent {sent} resources that it had: {status}");
     }
     load.more(1000).await?;
