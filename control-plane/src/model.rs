@@ -37,7 +37,11 @@ pub struct ObjectKey {
 
 impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}/{}", self.kind.as_str(), self.namespace, self.name)
+        match &*self.namespace {
+            // A Namespace is in none.
+            "" => write!(f, "{} {}", self.kind.as_str(), self.name),
+            namespace => write!(f, "{} {namespace}/{}", self.kind.as_str(), self.name),
+        }
     }
 }
 

@@ -12,6 +12,9 @@ pub(crate) type Known = HashMap<String, Arc<Value>>;
 /// Errors of a file that name the file's line.
 const MAX_EXACT: usize = 20;
 
+/// Values in one document.
+const MAX_NODES: usize = 4_000_000;
+
 /// What a file holds.
 #[derive(Debug, Default)]
 pub(crate) struct Contents {
@@ -55,6 +58,8 @@ pub(crate) fn documents(file: &Arc<str>, text: &str, before: &Known) -> Contents
 
 fn options() -> serde_saphyr::Options {
     serde_saphyr::options! {
+        // A List of everything in a cluster is one document; files have a limit of their own.
+        budget: serde_saphyr::budget! { max_nodes: MAX_NODES, max_events: 2 * MAX_NODES },
         // One line, for a log.
         with_snippet: false,
         // Only `true` and `false`, as Kubernetes writes them; a version "no" stays a text.
