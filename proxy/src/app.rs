@@ -151,7 +151,8 @@ fn start_telemetry(config: &Config, credentials: &Arc<tls::CredentialStore>) -> 
     let access_log = AccessLog::start(config.access_log)?;
     let tracer = config.otlp_endpoint.clone().map(|endpoint| {
         let (workload, credentials) = (config.workload.clone(), credentials.clone());
-        trace::Tracer::start(endpoint, move || {
+        let mark = config.transparent.as_ref().and_then(|transparent| transparent.mark);
+        trace::Tracer::start(endpoint, mark, move || {
             let identity = credentials.current();
             let id = identity.as_ref().map(|identity| &identity.id);
             trace::Service {

@@ -10,12 +10,13 @@ use std::{
 };
 
 use anyhow::Context as _;
+use hyper_util::rt::TokioIo;
 use metrics::Counter;
 use opentelemetry::{
     InstrumentationScope, KeyValue, SpanId, TraceFlags, TraceId,
     trace::{SpanContext, SpanKind, Status, TraceState},
 };
-use opentelemetry_otlp::{SpanExporter, WithExportConfig as _};
+use opentelemetry_otlp::{SpanExporter, WithExportConfig as _, WithTonicConfig as _};
 use opentelemetry_sdk::{
     Resource,
     trace::{SpanData, SpanExporter as _},
@@ -24,9 +25,10 @@ use tokio::{
     sync::{mpsc, oneshot},
     time,
 };
+use tonic::transport::{Channel, Endpoint};
 
 use super::{Direction, RequestRecord, access_log::protocol, handles::register_counter};
-use crate::http::trace_context::TraceContext;
+use crate::{http::trace_context::TraceContext, net::connect::connect_host};
 
 /// Spans that wait to be sent at most; ~1 KiB each.
 const QUEUE: usize = 2048;
@@ -34,6 +36,8 @@ const QUEUE: usize = 2048;
 const BATCH: usize = 512;
 /// How long a span waits for others to be sent with.
 const DELAY: Duration = Duration::from_secs(1);
+/// The collector's port where none is said, as OpenTelemetry has it.
+const OTLP_PORT: u16 = 4317;
 /// One export, its retries included.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -70,11 +74,11 @@ pub struct Service {
 }
 
 impl Tracer {
-    /// Starts the exporter on the current runtime. `service` is asked when there is something to export.
-    pub fn start(endpoint: String, service: impl FnOnce() -> Service + Send + 'static) -> Self {
+    /// Starts the exporter on the current runtime. `mark`: SO_MARK of its connections. `service` is asked when there is something to export.
+    pub fn start(endpoint: String, mark: Option<u32>, service: impl FnOnce() -> Service + Send + 'static) -> Self {
         let (queue, receiver) = mpsc::channel(QUEUE);
         let dropped = register_counter("leno_spans_dropped_total", &[], &[]);
-        tokio::spawn(export_all(endpoint, service, receiver, dropped.clone()));
+        tokio::spawn(export_all(endpoint, mark, service, receiver, dropped.clone()));
         Self { queue, dropped }
     }
 
@@ -103,13 +107,14 @@ impl Tracer {
 
 async fn export_all(
     endpoint: String,
+    mark: Option<u32>,
     service: impl FnOnce() -> Service,
     mut queue: mpsc::Receiver<Message>,
     dropped: Counter,
 ) {
     // Nothing is set up before there is something to send.
     let Some(mut next) = queue.recv().await else { return };
-    let exporter = match exporter(&endpoint, &service()) {
+    let exporter = match exporter(&endpoint, mark, &service()) {
         Ok(exporter) => exporter,
         Err(error) => {
             tracing::error!(endpoint, "no spans will be exported: {error:#}");
@@ -171,15 +176,26 @@ async fn gather(
     (batch, None)
 }
 
-fn exporter(endpoint: &str, service: &Service) -> anyhow::Result<SpanExporter> {
+fn exporter(endpoint: &str, mark: Option<u32>, service: &Service) -> anyhow::Result<SpanExporter> {
     let mut exporter = SpanExporter::builder()
         .with_tonic()
-        .with_endpoint(endpoint)
+        .with_channel(channel(endpoint, mark)?)
         .with_timeout(EXPORT_TIMEOUT)
         .build()
         .context("building the OTLP exporter")?;
     exporter.set_resource(&resource(service));
     Ok(exporter)
+}
+
+/// A connection to the collector, made when first used. Ours, for its mark: redirected to ourselves it would make
+/// spans of its own.
+fn channel(endpoint: &str, mark: Option<u32>) -> anyhow::Result<Channel> {
+    let endpoint = Endpoint::from_shared(endpoint.to_owned()).context("parsing the endpoint")?;
+    let connect = tower::service_fn(move |uri: http::Uri| async move {
+        let address = format!("{}:{}", uri.host().unwrap_or_default(), uri.port_u16().unwrap_or(OTLP_PORT));
+        connect_host(&address, mark).await.map(TokioIo::new)
+    });
+    Ok(endpoint.timeout(EXPORT_TIMEOUT).connect_with_connector_lazy(connect))
 }
 
 /// `service.name` is what replicas share, as the conventions want it; OTEL_SERVICE_NAME and
