@@ -8,6 +8,7 @@ use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper::{body::Incoming, client::conn, service::service_fn};
 use hyper_util::rt::TokioIo;
+use leno_proto::v1;
 use tokio::{net::TcpStream, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -190,4 +191,28 @@ fn extended_connect_becomes_a_tunnel() {
             assert_eq!(&echoed, b"ping");
         });
     }
+}
+
+#[test]
+fn an_application_that_speaks_http1_only_is_spoken_to_so() {
+    run(async {
+        let (app, seen) = crate::testing::scripted(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi").await;
+        let server = Sidecar::new("server", || crate::policy::Target::Outside);
+        server.permit(v1::inbound::Mode::Strict, app.port(), v1::Protocol::Http1);
+        let inbound = server.inbound(app).await;
+        let client_side = Sidecar::new("client", workload_source(vec![(inbound, Some(crate::testing::server_id()))]));
+        let mut client = client(client_side.outbound().await).await;
+        let request = Request::builder()
+            .uri("http://shop:80/x")
+            .header("cookie", "a=1")
+            .header("cookie", "b=2")
+            .body(full(b""))
+            .unwrap();
+        let response = client.send_request(request).await.unwrap();
+        assert_eq!((response.status(), response.version()), (StatusCode::OK, Version::HTTP_2));
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "hi");
+        let seen = String::from_utf8(seen.take()).unwrap();
+        assert!(seen.starts_with("GET /x HTTP/1.1\r\n") && seen.contains("host: shop:80\r\n"), "{seen}");
+        assert!(seen.contains("cookie: a=1; b=2\r\n"), "{seen}");
+    });
 }

@@ -278,3 +278,22 @@ fn a_dead_application_behind_a_living_sidecar_is_gone_around() {
         }
     });
 }
+
+#[test]
+fn a_request_on_its_way_when_draining_begins_is_answered() {
+    run(async {
+        let (app, _) = scripted(OK).await;
+        let sidecar = routed(&[app], Default::default());
+        let mut kept = TcpStream::connect(sidecar.outbound().await).await.unwrap();
+        let request = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n";
+        kept.write_all(request).await.unwrap();
+        read_until(&mut kept, b"hi").await.unwrap();
+        sidecar.drain.begin();
+        tokio::task::yield_now().await;
+        kept.write_all(request).await.unwrap();
+        let mut answer = String::new();
+        kept.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("connection: close\r\n"), "{answer}");
+        assert_eq!(sidecar.drain.wait(Duration::from_secs(10)).await, 0);
+    });
+}
