@@ -9,7 +9,6 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use rustix::process::Signal;
 
 use super::{LIMIT, Mesh, documents};
 use crate::{
@@ -109,15 +108,16 @@ impl<'m> WorkloadBuilder<'m> {
         self
     }
 
-    /// Writes its documents, gets it a token, starts its sidecar, and waits until that is ready.
+    /// Writes its Pod, gets it a token, starts its sidecar, waits until that is ready, and makes it an endpoint.
     pub async fn start(self) -> Result<Workload> {
         let mut workload = self.described()?;
-        workload.declare(self.mesh, true)?;
+        self.mesh.apply(&workload.file(), &workload.pod())?;
         let whose = ["--namespace", &self.namespace, "--service-account", &self.account];
         let token = self.mesh.leno(&[&["token", "--lifetime", "1h"], whose.as_slice()].concat()).await?;
         let token_file = self.mesh.folder().join(format!("{}.{}.token", self.namespace, self.name));
         fs::write(&token_file, token.trim()).context("write a token")?;
         workload.restart(self.mesh).await?;
+        workload.declare(self.mesh, true)?;
         for object in workload.slices() {
             self.mesh.wait(&object).await?;
         }
@@ -223,9 +223,8 @@ impl Workload {
     }
 
     /// Writes its Pod and, for each Service it serves, its EndpointSlice: ready, or draining.
-    pub fn declare(&mut self, mesh: &Mesh, ready: bool) -> Result<()> {
-        let ips: Vec<_> = self.ips.iter().map(ToString::to_string).collect();
-        let mut documents = vec![documents::pod(&self.namespace, &self.name, &self.account, &ips)];
+    pub fn declare(&self, mesh: &Mesh, ready: bool) -> Result<()> {
+        let mut documents = vec![self.pod()];
         for (service, listen) in self.endpoints.iter().filter(|(service, _)| !service.is_empty()) {
             documents.push(documents::endpoint_slice(&self.namespace, service, Some(&self.name), *listen, ready));
         }
@@ -243,13 +242,17 @@ impl Workload {
         services.map(|service| format!("endpointslice/{}/{service}-{}", self.namespace, self.name)).collect()
     }
 
+    fn pod(&self) -> String {
+        let ips: Vec<_> = self.ips.iter().map(ToString::to_string).collect();
+        documents::pod(&self.namespace, &self.name, &self.account, &ips)
+    }
+
     fn file(&self) -> String {
         format!("workload-{}-{}.yaml", self.namespace, self.name)
     }
 
     /// SIGTERM, and waits for its end.
     pub async fn terminate(&self, limit: Duration) -> Result<()> {
-        self.process()?.signal(Signal::TERM)?;
         self.process()?.terminate(limit).await
     }
 
