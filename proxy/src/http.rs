@@ -2,9 +2,11 @@
 //! the wire; everything between is written against [`Body`] and `http`'s heads.
 
 pub mod body;
+mod client_stream;
 pub mod exchange;
 pub mod filter;
 pub(crate) mod forward;
+mod framing;
 pub mod headers;
 mod request_body;
 pub mod respond;
@@ -12,5 +14,6 @@ pub mod retry;
 pub mod serve;
 pub mod trace_context;
 pub mod upgrade;
+mod watch;
 
 pub use body::Body;

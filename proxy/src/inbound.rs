@@ -14,7 +14,7 @@ use crate::{
     detect::{self, FirstBytes, Spoken},
     error::Error,
     http::serve,
-    net::{Accepted, Io, Prefixed, listener},
+    net::{Accepted, Backlog, Io, Prefixed, listener},
     policy::Protocol,
     tcp::{self, Carried},
     telemetry::{ConnectionMetrics, Direction, RouteMetrics},
@@ -207,14 +207,14 @@ async fn opaque(ctx: &Context, client: impl Io, application: &Application) -> Re
     Ok(())
 }
 
-async fn http(ctx: &Context, stream: impl Io, client: Client, application: Rc<Application>, version_2: bool) {
+async fn http(ctx: &Context, stream: impl Io + Backlog, client: Client, application: Rc<Application>, version_2: bool) {
     let address = client.address;
     let client = Rc::new(client);
     let handle = |received| request::serve(Rc::clone(ctx), Rc::clone(&client), Rc::clone(&application), received);
     let ended = if version_2 {
-        serve::http2(stream, ctx.drain.clone(), handle).await
+        serve::http2(stream, ctx.drain.clone(), ctx.stream_idle, handle).await
     } else {
-        serve::http1(stream, ctx.drain.clone(), handle).await
+        serve::http1(stream, ctx.drain.clone(), ctx.stream_idle, handle).await
     };
     if let Err(error) = ended {
         tracing::debug!(peer = %address, %error, "client connection ended");

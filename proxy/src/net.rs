@@ -1,5 +1,6 @@
 //! Sockets: listening, original destinations, connecting, and streams whose first bytes were read.
 
+mod backlog;
 pub mod connect;
 pub mod copy;
 pub mod listener;
@@ -8,6 +9,7 @@ pub mod prefixed;
 
 use std::{io, net::SocketAddr, time::Duration};
 
+pub(crate) use backlog::Backlog;
 pub use prefixed::Prefixed;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{

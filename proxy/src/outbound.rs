@@ -12,7 +12,7 @@ use crate::{
     detect::{self, FirstBytes, Spoken},
     error::Error,
     http::serve,
-    net::{Accepted, Io, Prefixed, listener},
+    net::{Accepted, Backlog, Io, Prefixed, listener},
     policy::{Destination, DestinationKey, Protocol, RuleOrigin, Target},
     tcp::{self, Carried},
     telemetry::{ConnectionMetrics, Direction},
@@ -96,12 +96,12 @@ async fn destination(ctx: &Context, key: &DestinationKey) -> Result<Arc<Destinat
 // ---- HTTP -------------------------------------------------------------------------------------
 
 /// Serves HTTP to the client; each request asks policy anew.
-async fn http(ctx: &Context, stream: impl Io, key: &DestinationKey, version_2: bool) {
+async fn http(ctx: &Context, stream: impl Io + Backlog, key: &DestinationKey, version_2: bool) {
     let handle = |received| request::serve(Rc::clone(ctx), key.clone(), received);
     let ended = if version_2 {
-        serve::http2(stream, ctx.drain.clone(), handle).await
+        serve::http2(stream, ctx.drain.clone(), ctx.stream_idle, handle).await
     } else {
-        serve::http1(stream, ctx.drain.clone(), handle).await
+        serve::http1(stream, ctx.drain.clone(), ctx.stream_idle, handle).await
     };
     if let Err(error) = ended {
         tracing::debug!(%key, %error, "client connection ended");

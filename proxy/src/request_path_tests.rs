@@ -2,6 +2,7 @@
 
 mod http2;
 mod policy;
+mod stalled;
 
 use std::time::Duration;
 
@@ -78,6 +79,38 @@ fn what_two_readers_could_understand_differently_is_refused() {
         }
         assert_eq!(String::from_utf8(seen.take()).unwrap(), "");
     });
+}
+
+#[test]
+fn a_head_behind_another_request_is_looked_at_too() {
+    let ambiguous =
+        "POST /second HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+    let smuggled = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+    for through in BOTH {
+        run(async move {
+            for first in [
+                "GET /first HTTP/1.1\r\nHost: a\r\n\r\n",
+                "PUT /first HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello",
+                "PUT /first HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+            ] {
+                // Read whole before it is answered, so that no part of it is taken for a request.
+                let end: &[u8] = if first.starts_with("GET") { b"\r\n\r\n" } else { b"hello" };
+                let app = application(move |mut stream| async move {
+                    while let Some(request) = read_until(&mut stream, end).await {
+                        let text = String::from_utf8(request).unwrap();
+                        assert!(text.contains(" /first ") && !text.contains("/second"), "{text}");
+                        stream.write_all(OK).await.unwrap();
+                    }
+                })
+                .await;
+                let address = reach(app, through).await;
+                let answer = talk(address, format!("{first}{ambiguous}{smuggled}").as_bytes()).await;
+                assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{first:?} → {answer}");
+                assert_eq!(answer.matches("HTTP/1.1 ").count(), 2, "{first:?} → {answer}");
+                assert!(answer.contains("HTTP/1.1 400 ") && answer.contains("connection: close\r\n"), "{answer}");
+            }
+        });
+    }
 }
 
 #[test]

@@ -8,10 +8,15 @@ use std::{
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 
 use crate::{
-    config::Config, drain::Drain, inbound::Application, outbound::ServersFirst, policy, telemetry, tls, upstream,
+    config::{Config, limits},
+    drain::Drain,
+    inbound::Application,
+    outbound::ServersFirst,
+    policy, telemetry, tls, upstream,
 };
 
 /// What the tasks of one worker share.
@@ -28,6 +33,8 @@ pub struct Worker {
     pub drain: Drain,
     /// Balancers and pools: this worker's alone.
     pub upstreams: upstream::Upstreams,
+    /// The longest time without a byte moved in an HTTP exchange: STREAM_IDLE.
+    pub(crate) stream_idle: Duration,
     /// Weighted choices, jitter, span ids.
     pub random: Random,
     /// Destinations whose server was seen to speak first.
@@ -57,6 +64,7 @@ impl Worker {
             telemetry,
             drain,
             upstreams,
+            stream_idle: limits::STREAM_IDLE,
             random: Random::default(),
             servers_first: RefCell::default(),
             applications: RefCell::default(),

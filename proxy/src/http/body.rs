@@ -102,14 +102,7 @@ impl HttpBody for Body {
                 self.exchange = None;
                 Poll::Ready(None)
             }
-            Poll::Pending => match exchange.poll_overdue(cx) {
-                Poll::Ready(error) => {
-                    self.exchange = None;
-                    self.source = Source::Empty;
-                    Poll::Ready(Some(Err(error.into())))
-                }
-                Poll::Pending => Poll::Pending,
-            },
+            Poll::Pending => Poll::Pending,
         }
     }
 

@@ -2,14 +2,14 @@
 //! holds on to, and how long it may last.
 //!
 //! An [`Exchange`] is recorded when it is dropped, so exactly once, however it ends: it lives in the task that
-//! answers, then in the response's body ([`super::Body`]) or in the relay of an upgraded connection.
+//! answers, then in the response's body ([`super::Body`]) or in the relay of an upgraded connection. Its time is kept
+//! outside it ([`super::watch`]).
 
 use std::{
     future::Future,
-    pin::{Pin, pin},
+    pin::pin,
     rc::Rc,
-    sync::Arc,
-    task::{Context as TaskContext, Poll},
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -22,14 +22,18 @@ use http::{
 use http_body::Frame;
 use hyper::upgrade::OnUpgrade;
 use leno_proto::spiffe::SpiffeId;
-use tokio::time::Sleep;
 
 use super::{
-    Body, forward::Answer, headers, request_body::RequestBody, respond, serve::ClientPhase,
-    trace_context::TraceContext, upgrade,
+    Body,
+    forward::Answer,
+    headers,
+    request_body::RequestBody,
+    respond,
+    trace_context::TraceContext,
+    upgrade,
+    watch::{Overdue, Watch},
 };
 use crate::{
-    config::limits,
     error::Error,
     telemetry::{Direction, RequestRecord, RouteMetrics},
     upstream::Pick,
@@ -40,8 +44,6 @@ use crate::{
 pub(crate) const CLIENT_LEFT: &str = "client-left";
 /// The reason recorded when the server broke off in the middle of its answer.
 pub(crate) const BROKEN: &str = "reset";
-/// The reason recorded when nothing moved for STREAM_IDLE.
-pub(crate) const IDLE: &str = "idle";
 
 pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
@@ -56,12 +58,10 @@ pub(crate) struct Exchange {
     pub(crate) request: Option<Rc<RequestBody>>,
     /// Counts as in flight at its endpoint until the exchange ends.
     pub(crate) pick: Option<Pick>,
-    phase: Option<Arc<ClientPhase>>,
+    watch: Rc<Watch>,
     /// HTTP/1: the head stated its body's length in two ways.
     ambiguous: bool,
     complete: bool,
-    timer: Option<Pin<Box<Sleep>>>,
-    moved_when_armed: u64,
 }
 
 impl Exchange {
@@ -70,9 +70,10 @@ impl Exchange {
         direction: Direction,
         request: &Parts,
         peer: Option<SpiffeId>,
-        phase: Option<Arc<ClientPhase>>,
+        watch: Rc<Watch>,
         ambiguous: bool,
     ) -> Box<Self> {
+        watch.begin();
         Box::new(Self {
             ctx: Rc::clone(ctx),
             record: RequestRecord {
@@ -99,16 +100,18 @@ impl Exchange {
             deadline: None,
             request: None,
             pick: None,
-            phase,
+            watch,
             ambiguous,
             complete: false,
-            timer: None,
-            moved_when_armed: 0,
         })
     }
 
     pub(crate) fn ctx(&self) -> &Context {
         &self.ctx
+    }
+
+    pub(super) fn watch(&self) -> &Rc<Watch> {
+        &self.watch
     }
 
     /// The client's side of an upgrade, should one be granted.
@@ -140,6 +143,7 @@ impl Exchange {
             (Some(held), Some(new)) => Some(held.min(new)),
             (held, new) => held.or(new),
         };
+        self.watch.limit(self.deadline);
     }
 
     /// The response that goes to the client, with the exchange in its body or in the upgraded connection.
@@ -149,6 +153,7 @@ impl Exchange {
         client: Option<OnUpgrade>,
         grpc: bool,
     ) -> Response<Body> {
+        let own = answer.is_err();
         let answer = answer.unwrap_or_else(|error| {
             tracing::debug!(%error, path = self.record.path, "answered by the proxy");
             self.record.reason = self.record.reason.or_else(|| Some(error.reason()));
@@ -158,10 +163,14 @@ impl Exchange {
         });
         match (answer.upgraded, client) {
             (Some(server), Some(client)) => {
+                self.watch.tunnelled();
                 upgrade::spawn(client, server, self);
                 answer.response
             }
-            _ => answer.response.map(|body| body.carrying(self)),
+            _ => {
+                self.watch.answered(own);
+                answer.response.map(|body| body.carrying(self))
+            }
         }
     }
 
@@ -212,58 +221,31 @@ impl Exchange {
             {
                 return Poll::Ready(Err(Error::TryTimeout));
             }
-            self.poll_overdue(cx).map(|_| Err(Error::RequestTimeout))
+            match self.watch.overdue() {
+                Some(overdue) => {
+                    self.record.reason.get_or_insert(overdue.reason());
+                    Poll::Ready(Err(Error::RequestTimeout))
+                }
+                None => Poll::Pending,
+            }
         })
         .await
-    }
-
-    fn moved(&self) -> u64 {
-        self.record.response_bytes + self.request.as_ref().map_or(0, |request| request.received())
-    }
-
-    /// Ready if the exchange lasts too long: past its deadline, or nothing moved either way for
-    /// STREAM_IDLE. The timer is made when first waited for, and re-armed only when it fires.
-    pub(crate) fn poll_overdue(&mut self, cx: &mut TaskContext<'_>) -> Poll<&'static str> {
-        loop {
-            let moved = self.moved();
-            let timer = match &mut self.timer {
-                Some(timer) => timer,
-                None => {
-                    self.moved_when_armed = moved;
-                    let mut at = Instant::now() + limits::STREAM_IDLE;
-                    if let Some(deadline) = self.deadline {
-                        at = at.min(deadline);
-                    }
-                    self.timer.insert(Box::pin(tokio::time::sleep_until(at.into())))
-                }
-            };
-            std::task::ready!(timer.as_mut().poll(cx));
-            let fired = timer.deadline().into_std();
-            self.timer = None;
-            let overdue = if self.deadline.is_some_and(|deadline| deadline <= fired) {
-                Error::RequestTimeout.reason()
-            } else if moved == self.moved_when_armed {
-                IDLE
-            } else {
-                continue;
-            };
-            self.record.reason.get_or_insert(overdue);
-            return Poll::Ready(overdue);
-        }
     }
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        if let Some(phase) = &self.phase {
-            phase.answered();
-        }
+        let overdue = self.watch.end();
         let record = &mut self.record;
         if let Some(request) = &self.request {
             record.request_bytes += request.received();
         }
         if !self.complete {
-            record.reason.get_or_insert(CLIENT_LEFT);
+            record.reason.get_or_insert(overdue.map_or(CLIENT_LEFT, Overdue::reason));
+            // An endpoint may still be reading it.
+            if let Some(request) = &self.request {
+                request.abandon();
+            }
         }
         record.duration = self.started.elapsed();
         if let Some(metrics) = &self.metrics {

@@ -21,6 +21,7 @@ use super::{
     headers,
     request_body::{ContinueGate, RequestBody},
     retry::{self, Failure, Tries},
+    watch::Watch,
 };
 use crate::{
     error::Error,
@@ -90,7 +91,7 @@ struct Failed {
 /// If no try got an answer.
 pub(crate) async fn forward(exchange: &mut Exchange, plan: Plan<'_>, outgoing: Outgoing<'_>) -> Result<Answer, Error> {
     let ctx = Rc::clone(exchange.ctx());
-    let template = Template::new(outgoing);
+    let template = Template::new(outgoing, exchange.watch());
     exchange.request.clone_from(&template.body);
     let mut tries = Tries {
         repeatable: retry::repeatable(&template.head.method, &template.head.headers),
@@ -279,12 +280,12 @@ fn broken(pick: &Pick, reason: &str) -> Error {
 }
 
 impl<'a> Template<'a> {
-    fn new(outgoing: Outgoing<'a>) -> Self {
+    fn new(outgoing: Outgoing<'a>, watch: &Rc<Watch>) -> Self {
         let Outgoing { mut head, body, upgrade, host } = outgoing;
         let connect_protocol = head.extensions.remove::<ConnectProtocol>();
         head.extensions.clear();
         let tunnel = head.method == Method::CONNECT;
-        let body = (!tunnel && !http_body::Body::is_end_stream(&body)).then(|| RequestBody::new(body));
+        let body = (!tunnel && !http_body::Body::is_end_stream(&body)).then(|| RequestBody::new(body, watch));
         let expects_continue = body.is_some() && headers::expects_continue(&head.headers);
         let grpc = headers::is_grpc(&head.headers);
         Self { head, body, upgrade, connect_protocol, host, expects_continue, grpc }

@@ -23,12 +23,16 @@ use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::time::Sleep;
 
-use super::{body::BodyError, headers::clean_trailers};
+use super::{body::BodyError, headers::clean_trailers, watch::Watch};
 use crate::config::limits;
 
 /// What the tries of one request share.
 pub(crate) struct RequestBody {
-    stream: RefCell<Incoming>,
+    /// None: given up.
+    stream: RefCell<Option<Incoming>>,
+    /// The reader that waits for it.
+    waiting: RefCell<Option<Waker>>,
+    watch: Rc<Watch>,
     kept: RefCell<Kept>,
     /// Length of the whole body if the client stated it.
     exact: Option<u64>,
@@ -52,12 +56,14 @@ struct Kept {
 
 impl RequestBody {
     /// Takes over the client's stream.
-    pub(crate) fn new(stream: Incoming) -> Rc<Self> {
+    pub(crate) fn new(stream: Incoming, watch: &Rc<Watch>) -> Rc<Self> {
         let exact = stream.size_hint().exact();
         // A body that is known to be too large is not kept at all.
         let keep = exact.is_none_or(|length| length <= limits::REPLAY_BYTES as u64);
         Rc::new(Self {
-            stream: RefCell::new(stream),
+            stream: RefCell::new(Some(stream)),
+            waiting: RefCell::default(),
+            watch: Rc::clone(watch),
             kept: RefCell::new(Kept { complete: keep, ..Kept::default() }),
             exact,
             received: Cell::new(0),
@@ -95,6 +101,34 @@ impl RequestBody {
             kept.complete = false;
             // The reader may still have frames to deliver; it drops each once delivered.
         }
+    }
+
+    /// Nothing more is read for anybody: the exchange ended before its answer did.
+    pub(crate) fn abandon(&self) {
+        // Neither may be dropped or woken while it is borrowed.
+        let stream = self.stream.borrow_mut().take();
+        let waiting = self.waiting.borrow_mut().take();
+        drop(stream);
+        if let Some(reader) = waiting {
+            reader.wake();
+        }
+    }
+
+    /// The client's next frame.
+    fn poll_stream(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let mut stream = self.stream.borrow_mut();
+        let Some(incoming) = stream.as_mut() else {
+            let error = h2::Error::from(h2::Reason::CANCEL);
+            return Poll::Ready(Some(Err(error.into())));
+        };
+        let polled = Pin::new(incoming).poll_frame(cx);
+        if polled.is_pending() {
+            let mut waiting = self.waiting.borrow_mut();
+            if !waiting.as_ref().is_some_and(|held| held.will_wake(cx.waker())) {
+                *waiting = Some(cx.waker().clone());
+            }
+        }
+        polled.map(|frame| frame.map(|read| read.map_err(Into::into)))
     }
 
     pub(crate) fn received(&self) -> u64 {
@@ -139,7 +173,7 @@ impl Reader {
         if let Some(frame) = self.kept_frame() {
             return Poll::Ready(Some(Ok(frame)));
         }
-        let polled = std::task::ready!(Pin::new(&mut *self.shared.stream.borrow_mut()).poll_frame(cx));
+        let polled = std::task::ready!(self.shared.poll_stream(cx));
         Poll::Ready(match polled {
             Some(Ok(frame)) => {
                 let frame = clean_trailers(frame);
@@ -149,7 +183,7 @@ impl Reader {
             Some(Err(error)) => {
                 self.shared.failed.set(true);
                 self.done = true;
-                Some(Err(error.into()))
+                Some(Err(error))
             }
             None => {
                 self.done = true;
@@ -182,6 +216,7 @@ impl Reader {
         if let Some(data) = frame.data_ref() {
             self.delivered += data.len() as u64;
             shared.received.set(shared.received.get() + data.len() as u64);
+            shared.watch.moved(data.len() as u64);
             if !kept.complete {
                 return;
             }
@@ -206,7 +241,9 @@ impl Reader {
             return true;
         }
         let kept = self.shared.kept.borrow();
-        self.next >= kept.frames.len() && kept.trailers.is_none() && self.shared.stream.borrow().is_end_stream()
+        self.next >= kept.frames.len()
+            && kept.trailers.is_none()
+            && self.shared.stream.borrow().as_ref().is_some_and(|stream| stream.is_end_stream())
     }
 
     pub(crate) fn size_hint(&self) -> SizeHint {

@@ -29,8 +29,9 @@ pub(crate) fn failure(error: &Error, grpc: bool, version: Version) -> Response<B
     if error.status() == StatusCode::SERVICE_UNAVAILABLE {
         headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
     }
-    if matches!(error, Error::BadRequest(_)) && version != Version::HTTP_2 {
-        // What follows on the connection cannot be trusted to begin where we think.
+    // After a bad request, what follows on the connection cannot be trusted to begin where we think; and what cannot be
+    // discovered now may be found otherwise by the client's next connection, also that it is outside the mesh.
+    if matches!(error, Error::BadRequest(_) | Error::Discovery(_)) && version != Version::HTTP_2 {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
@@ -76,9 +77,10 @@ mod tests {
         assert_eq!(response.headers()[LENO_REASON], "no-endpoint");
         assert_eq!(response.headers()[RETRY_AFTER], "1");
         assert!(!response.headers().contains_key(CONNECTION));
-        let refused = failure(&Error::BadRequest("no Host"), false, Version::HTTP_11);
-        assert_eq!(refused.headers()[CONNECTION], "close");
-        assert!(!failure(&Error::BadRequest("no Host"), false, Version::HTTP_2).headers().contains_key(CONNECTION));
+        for last in [Error::BadRequest("no Host"), Error::Discovery("shop.shop:80".into())] {
+            assert_eq!(failure(&last, false, Version::HTTP_11).headers()[CONNECTION], "close");
+            assert!(!failure(&last, false, Version::HTTP_2).headers().contains_key(CONNECTION));
+        }
     }
 
     #[test]

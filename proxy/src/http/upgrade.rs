@@ -4,7 +4,7 @@
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
-use super::exchange::{self, Exchange};
+use super::{exchange::Exchange, watch::Overdue};
 use crate::{
     config::limits,
     net::copy::{self, Moved},
@@ -31,7 +31,7 @@ async fn relay(client: OnUpgrade, server: OnUpgrade, mut exchange: Box<Exchange>
     match ended {
         Ok(()) => exchange.completed(),
         Err(error) if error.kind() == std::io::ErrorKind::TimedOut => {
-            exchange.record.reason.get_or_insert(exchange::IDLE);
+            exchange.record.reason.get_or_insert(Overdue::Idle.reason());
         }
         // Either side may end a tunnel as it likes.
         Err(_) => exchange.completed(),

@@ -17,20 +17,23 @@ use crate::{
     testing::{BOTH, Sidecar, Through, application, reach, run, workload_source},
 };
 
-type Bytewise = BoxBody<Bytes, Infallible>;
+pub(super) type Bytewise = BoxBody<Bytes, Infallible>;
 
 /// A body fed by the sender, frame by frame.
-fn channel() -> (mpsc::Sender<Result<Frame<Bytes>, Infallible>>, Bytewise) {
+pub(super) fn channel() -> (mpsc::Sender<Result<Frame<Bytes>, Infallible>>, Bytewise) {
     let (sender, receiver) = mpsc::channel(1);
     (sender, BodyExt::boxed(StreamBody::new(ReceiverStream::new(receiver))))
 }
 
-fn full(bytes: &'static [u8]) -> Bytewise {
+pub(super) fn full(bytes: &'static [u8]) -> Bytewise {
     Full::new(Bytes::from_static(bytes)).boxed()
 }
 
 async fn client(address: std::net::SocketAddr) -> conn::http2::SendRequest<Bytewise> {
-    let stream = TcpStream::connect(address).await.unwrap();
+    client_of(TcpStream::connect(address).await.unwrap()).await
+}
+
+pub(super) async fn client_of(stream: TcpStream) -> conn::http2::SendRequest<Bytewise> {
     let (sender, connection) = conn::http2::handshake(LocalExecutor, TokioIo::new(stream)).await.unwrap();
     tokio::task::spawn_local(connection);
     sender

@@ -74,6 +74,27 @@ fn nobody_there_is_said_so() {
 }
 
 #[test]
+fn what_cannot_be_discovered_is_the_last_on_its_connection() {
+    run(async {
+        let (app, _) = scripted(OK).await;
+        let workload = workload_source(vec![(app, None)]);
+        let left = Rc::new(Cell::new(false));
+        let has_left = Rc::clone(&left);
+        // In the mesh when the connection is opened, and then no longer.
+        let sidecar = Sidecar::new("client", move || if has_left.get() { Target::Outside } else { workload() });
+        let mut stream = TcpStream::connect(sidecar.outbound().await).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        read_until(&mut stream, b"hi").await.unwrap();
+        left.set(true);
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("leno-reason: discovery\r\n"), "{answer}");
+        assert!(answer.contains("connection: close\r\n"), "{answer}");
+    });
+}
+
+#[test]
 fn only_what_may_be_repeated_is_repeated_after_a_reset() {
     run(async {
         let (app, requests) = breaks(1).await;

@@ -1,0 +1,367 @@
+//! How long an exchange may last, whoever stalls: its deadline, and STREAM_IDLE without a byte moved either way. hyper
+//! asks a body for more only while the client takes what it has, so a body cannot keep time: it is kept around the future
+//! that serves the exchange, and its end is that future's end. HTTP/1: the connection's, with one exchange at a time;
+//! HTTP/2: the stream's, which resets the stream.
+
+use std::{
+    cell::Cell,
+    future::Future,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use bytes::{Buf, Bytes};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use tokio::time::Sleep;
+
+use super::{Body, body::BodyError, client_stream::ClientPhase};
+use crate::error::Error;
+
+/// Why an exchange was ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Overdue {
+    Deadline,
+    Idle,
+}
+
+impl Overdue {
+    /// As [`Error::reason`].
+    pub(crate) fn reason(self) -> &'static str {
+        match self {
+            Self::Deadline => Error::RequestTimeout.reason(),
+            Self::Idle => "idle",
+        }
+    }
+}
+
+/// What is watched on a connection (HTTP/1) or stream (HTTP/2): the exchange there is, its limits, and whether it moves.
+pub(crate) struct Watch {
+    idle: Duration,
+    stage: Cell<Stage>,
+    deadline: Cell<Option<Instant>>,
+    /// Grows with every byte that moves, and with every exchange that begins.
+    moves: Cell<u64>,
+    overdue: Cell<Option<Overdue>>,
+    /// HTTP/1: what its client takes.
+    client: Option<Arc<ClientPhase>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// No exchange.
+    Between,
+    /// Until the answer's head: being overdue is answered.
+    Answering,
+    /// From then on it ends the exchange.
+    Streaming,
+}
+
+impl Watch {
+    /// `idle`: the longest time without a byte moved. `client`: the HTTP/1 connection's.
+    pub(crate) fn new(idle: Duration, client: Option<Arc<ClientPhase>>) -> Rc<Self> {
+        Rc::new(Self {
+            idle,
+            stage: Cell::new(Stage::Between),
+            deadline: Cell::new(None),
+            moves: Cell::new(0),
+            overdue: Cell::new(None),
+            client,
+        })
+    }
+
+    /// An exchange begins.
+    pub(crate) fn begin(&self) {
+        self.stage.set(Stage::Answering);
+        self.deadline.set(None);
+        self.overdue.set(None);
+        self.moved(1);
+    }
+
+    /// The exchange must end by then.
+    pub(crate) fn limit(&self, deadline: Option<Instant>) {
+        self.deadline.set(deadline);
+    }
+
+    /// Some bytes moved.
+    pub(crate) fn moved(&self, bytes: u64) {
+        self.moves.set(self.moves.get().wrapping_add(bytes));
+    }
+
+    /// Why no answer is waited for any longer.
+    pub(crate) fn overdue(&self) -> Option<Overdue> {
+        self.overdue.get()
+    }
+
+    /// The answer's head is on its way. `own`: it is the proxy's, which is short, and perhaps tells that time is up.
+    pub(crate) fn answered(&self, own: bool) {
+        self.stage.set(Stage::Streaming);
+        self.overdue.set(None);
+        if own {
+            self.deadline.set(None);
+        }
+    }
+
+    /// The exchange goes on as a tunnel, which keeps its own time.
+    pub(crate) fn tunnelled(&self) {
+        self.stage.set(Stage::Between);
+        self.deadline.set(None);
+        self.overdue.set(None);
+        if let Some(client) = &self.client {
+            client.tunnelled();
+        }
+    }
+
+    /// The exchange has ended; why, if it was not let go on.
+    pub(crate) fn end(&self) -> Option<Overdue> {
+        self.stage.set(Stage::Between);
+        self.deadline.set(None);
+        if let Some(client) = &self.client {
+            client.answered();
+        }
+        self.overdue.take()
+    }
+
+    /// Whether time is kept: during an exchange, and while its client does not take the last of it.
+    fn is_kept(&self) -> bool {
+        self.stage.get() != Stage::Between || self.client.as_ref().is_some_and(|client| client.is_blocked())
+    }
+
+    fn moves(&self) -> u64 {
+        self.moves.get().wrapping_add(self.client.as_ref().map_or(0, |client| client.taken()))
+    }
+
+    /// When to look again, or why not to wait any longer.
+    fn look(&self, quiet: &mut Option<Quiet>, now: Instant) -> Result<Instant, Overdue> {
+        let deadline = self.deadline.get();
+        if deadline.is_some_and(|deadline| deadline <= now) {
+            return Err(Overdue::Deadline);
+        }
+        let moves = self.moves();
+        let until = match quiet {
+            Some(quiet) if now < quiet.until => quiet.until,
+            Some(quiet) if quiet.moves == moves => return Err(Overdue::Idle),
+            _ => quiet.insert(Quiet { moves, until: now + self.idle }).until,
+        };
+        Ok(deadline.map_or(until, |deadline| deadline.min(until)))
+    }
+}
+
+/// If nothing has moved since, until then, it is idle.
+struct Quiet {
+    moves: u64,
+    until: Instant,
+}
+
+pin_project! {
+    /// Serves as `future` does, until an exchange is overdue. The timer is made when first waited for, and re-armed when
+    /// it fires and for earlier deadlines, not at each exchange: idleness is noticed within twice its limit.
+    pub(crate) struct Watched<F> {
+        #[pin]
+        future: F,
+        #[pin]
+        timer: Option<Sleep>,
+        quiet: Option<Quiet>,
+        watch: Rc<Watch>,
+    }
+}
+
+impl<F> Watched<F> {
+    pub(crate) fn new(watch: &Rc<Watch>, future: F) -> Self {
+        Self { future, timer: None, quiet: None, watch: Rc::clone(watch) }
+    }
+}
+
+impl<F: Future> Future for Watched<F> {
+    type Output = Result<F::Output, Overdue>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            if let Poll::Ready(output) = this.future.as_mut().poll(cx) {
+                return Poll::Ready(Ok(output));
+            }
+            let overdue = std::task::ready!(poll_overdue(this.watch, this.timer.as_mut(), this.quiet, cx));
+            this.watch.overdue.set(Some(overdue));
+            if this.watch.stage.get() != Stage::Answering {
+                return Poll::Ready(Err(overdue));
+            }
+            // Who waits for the answer is told, and says so to the client.
+        }
+    }
+}
+
+fn poll_overdue(
+    watch: &Watch,
+    mut timer: Pin<&mut Option<Sleep>>,
+    quiet: &mut Option<Quiet>,
+    cx: &mut Context<'_>,
+) -> Poll<Overdue> {
+    if !watch.is_kept() || watch.overdue.get().is_some() {
+        return Poll::Pending;
+    }
+    loop {
+        if let Some(mut armed) = timer.as_mut().as_pin_mut() {
+            if let Some(deadline) = watch.deadline.get()
+                && deadline < armed.deadline().into_std()
+            {
+                armed.as_mut().reset(deadline.into());
+            }
+            std::task::ready!(armed.poll(cx));
+        }
+        match watch.look(quiet, Instant::now()) {
+            Ok(next) => timer.set(Some(tokio::time::sleep_until(next.into()))),
+            Err(overdue) => return Poll::Ready(overdue),
+        }
+    }
+}
+
+/// An HTTP/2 response body that counts what leaves for the client, which its flow control alone decides.
+pub(crate) struct Counted {
+    body: Body,
+    watch: Rc<Watch>,
+}
+
+impl Counted {
+    pub(crate) fn new(body: Body, watch: Rc<Watch>) -> Self {
+        Self { body, watch }
+    }
+}
+
+impl HttpBody for Counted {
+    type Data = CountedBytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        let counted = |bytes| CountedBytes { bytes, watch: Rc::clone(&self.watch) };
+        polled.map(|frame| frame.map(|read| read.map(|frame| frame.map_data(counted))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Bytes that count when they are written.
+pub(crate) struct CountedBytes {
+    bytes: Bytes,
+    watch: Rc<Watch>,
+}
+
+impl Buf for CountedBytes {
+    fn remaining(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.bytes.advance(count);
+        self.watch.moved(count as u64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IDLE: Duration = Duration::from_secs(300);
+
+    fn watching() -> (Rc<Watch>, Option<Quiet>, Instant) {
+        let watch = Watch::new(IDLE, None);
+        watch.begin();
+        (watch, None, Instant::now())
+    }
+
+    #[test]
+    fn what_does_not_move_is_idle_and_what_moves_is_not() {
+        let (watch, mut quiet, start) = watching();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(watch.look(&mut quiet, start), Ok(at(300)));
+        assert_eq!(watch.look(&mut quiet, at(299)), Ok(at(300)));
+        watch.moved(1);
+        assert_eq!(watch.look(&mut quiet, at(300)), Ok(at(600)));
+        assert_eq!(watch.look(&mut quiet, at(600)), Err(Overdue::Idle));
+        // A byte in each time is enough for ever.
+        for period in 2..100 {
+            watch.moved(1);
+            assert!(watch.look(&mut quiet, at(period * 300)).is_ok());
+        }
+    }
+
+    #[test]
+    fn an_exchange_is_not_charged_with_the_silence_before_it() {
+        let (watch, mut quiet, start) = watching();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(watch.look(&mut quiet, start), Ok(at(300)));
+        assert_eq!(watch.end(), None);
+        assert!(!watch.is_kept());
+        watch.begin();
+        assert_eq!(watch.look(&mut quiet, at(299)), Ok(at(300)));
+        assert_eq!(watch.look(&mut quiet, at(300)), Ok(at(600)));
+        assert_eq!(watch.look(&mut quiet, at(600)), Err(Overdue::Idle));
+    }
+
+    #[test]
+    fn a_deadline_holds_however_much_moves() {
+        let (watch, mut quiet, start) = watching();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        watch.limit(Some(at(10)));
+        assert_eq!(watch.look(&mut quiet, start), Ok(at(10)));
+        watch.moved(1000);
+        assert_eq!(watch.look(&mut quiet, at(10)), Err(Overdue::Deadline));
+        // Our own answer may be sent after it, and is itself not idle for long.
+        watch.answered(true);
+        assert_eq!(watch.look(&mut quiet, at(10)), Ok(at(300)));
+        // The next exchange has none.
+        watch.end();
+        watch.begin();
+        assert_eq!(watch.look(&mut quiet, at(20)), Ok(at(300)));
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_waited_for_is_told_and_one_on_its_way_ends() {
+        let watch = Watch::new(Duration::from_millis(5), None);
+        watch.begin();
+        let answering = std::future::poll_fn(|_| watch.overdue().map_or(Poll::Pending, Poll::Ready));
+        assert_eq!(Watched::new(&watch, answering).await, Ok(Overdue::Idle));
+        watch.answered(true);
+        assert_eq!(Watched::new(&watch, std::future::pending::<()>()).await, Err(Overdue::Idle));
+        assert_eq!(watch.end(), Some(Overdue::Idle));
+    }
+
+    #[tokio::test]
+    async fn a_later_exchange_may_have_an_earlier_deadline() {
+        let watch = Watch::new(IDLE, None);
+        let started = Instant::now();
+        watch.begin();
+        watch.answered(false);
+        let mut polls = 0;
+        let stalls = std::future::poll_fn(|cx| {
+            polls += 1;
+            if polls == 1 {
+                cx.waker().wake_by_ref();
+            } else {
+                watch.end();
+                watch.begin();
+                watch.limit(Some(started + Duration::from_millis(5)));
+                watch.answered(false);
+            }
+            Poll::<()>::Pending
+        });
+        assert_eq!(Watched::new(&watch, stalls).await, Err(Overdue::Deadline));
+    }
+}
