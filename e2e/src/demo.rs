@@ -1,24 +1,28 @@
 //! `./demo`: a small mesh on this machine, live traffic, and what operators do to it while nobody notices.
 //!
 //! It fails unless all that it says held: no failed request, each change in force at every subscribed proxy, the canary's
-//! shares as asked, certificates renewed everywhere.
+//! shares as asked, certificates renewed everywhere, every process alive that was not killed on purpose.
 
-mod mesh;
+mod cast;
+mod status;
 mod traffic;
 mod view;
 
 use std::{
-    collections::BTreeMap,
+    collections::BTreeSet,
     path::PathBuf,
+    pin::pin,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
-use mesh::{Mesh, Status};
+use anyhow::{Context as _, Result, anyhow, ensure};
+use cast::{CERTIFICATE_LIFETIME, Cast};
+use status::Status;
+use tokio::signal::unix::{SignalKind, signal};
 use traffic::{Tally, Traffic};
 use view::View;
 
-use crate::wait::within;
+use crate::{mesh::LIMIT, scenario::destination, wait::within};
 
 /// For one change to be in force everywhere: ten times and more what is expected.
 const IN_FORCE: Duration = Duration::from_secs(10);
@@ -26,6 +30,8 @@ const IN_FORCE: Duration = Duration::from_secs(10);
 const SHARE_TOLERANCE: f64 = 6.0;
 /// Edits made in a row to measure how fast policy takes effect.
 const EDITS: u32 = 50;
+/// Between looks at the control plane and the sidecars.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// A service mesh on this machine: a canary, a killed instance, rotating certificates, under live traffic.
 #[derive(Debug, clap::Parser)]
@@ -50,196 +56,194 @@ pub struct Args {
 
 /// Runs the demo; fails if anything it shows did not hold.
 pub async fn run(args: Args) -> Result<()> {
+    let mut interrupted = pin!(interrupted()?);
     let mut view = View::new(args.plain);
-    view.event("starting a control plane and 8 workloads, each with a sidecar");
+    view.event("starting a control plane and 8 workloads, each with a sidecar")?;
     let begun = Instant::now();
-    let mut mesh = Mesh::start(&args.folder).await?;
-    view.event(&format!("all sidecars ready after {:.1} s; traffic begins", begun.elapsed().as_secs_f64()));
-    let mut traffic = Traffic::new();
-    for client in ["web-1", "web-2"] {
-        let outbound = &mesh.named(client)?.outbound;
-        let (Some((shop, _)), Some((ledger, _))) = (outbound.first(), outbound.last()) else {
-            bail!("{client} calls nobody")
-        };
-        traffic.http(*shop, 16, args.rate / 2);
-        traffic.tcp("ledger", *ledger, 20);
-    }
+    let cast = tokio::select! {
+        cast = Cast::start(&args.folder) => cast?,
+        stop = &mut interrupted => return Err(stop),
+    };
+    view.event(&format!("all sidecars ready after {:.1} s; traffic begins", begun.elapsed().as_secs_f64()))?;
+    let traffic = cast.traffic(args.rate)?;
     let mut demo = Demo {
         step: Duration::from_secs(args.step),
-        weights: (100, 0),
+        cast,
+        traffic,
+        view,
         status: Status::default(),
-        first: BTreeMap::new(),
+        looked: None,
+        dead: BTreeSet::new(),
         latencies: Vec::new(),
     };
-    let outcome = demo.play(&mut mesh, &traffic, &mut view).await;
+    let mut outcome = tokio::select! {
+        outcome = demo.play() => outcome,
+        stop = &mut interrupted => Err(stop),
+    };
     if args.stay && outcome.is_ok() {
-        stay(&mesh, &mut view, &traffic, &mut demo).await?;
+        outcome = demo.summary();
+        if outcome.is_ok() {
+            tokio::select! {
+                ended = demo.stay() => outcome = ended,
+                _ = &mut interrupted => {}
+            }
+        }
     }
-    let tally = traffic.end().await;
-    let ended = mesh.end().await;
-    outcome?;
-    ended?;
-    demo.summary(&tally)
+    let ended = demo.end().await;
+    if !args.stay && outcome.is_ok() && ended.is_ok() {
+        outcome = demo.summary();
+    }
+    let logs = args.folder.join("logs");
+    outcome.and(ended).map_err(|error| anyhow!("{error:#} (logs are in {})", logs.display()))
+}
+
+/// Comes true when somebody wants the demo to end. Signals count from the call on.
+fn interrupted() -> Result<impl Future<Output = anyhow::Error>> {
+    let [mut interrupt, mut terminate, mut hang_up] =
+        [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?];
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hang_up.recv() => {}
+        }
+        anyhow!("interrupted")
+    })
 }
 
 /// What the demo knows as it goes.
 #[derive(Debug)]
 struct Demo {
     step: Duration,
-    weights: (u32, u32),
+    cast: Cast,
+    traffic: Traffic,
+    view: View,
     status: Status,
-    /// When each sidecar's first certificate ends.
-    first: BTreeMap<String, String>,
+    /// When the status is from; none: to be looked at anew.
+    looked: Option<Instant>,
+    /// Workloads killed on purpose.
+    dead: BTreeSet<String>,
     /// From the file's write to the last proxy's word that it is in force.
     latencies: Vec<Duration>,
 }
 
 impl Demo {
-    async fn play(&mut self, mesh: &mut Mesh, traffic: &Traffic, view: &mut View) -> Result<()> {
-        self.first = mesh.certificates().await?;
-        self.watch("all to v1", self.step, mesh, traffic, view).await?;
-        self.share(traffic, view, 0.0, &Tally::default(), "100/0")?;
+    async fn play(&mut self) -> Result<()> {
+        self.watch("all to v1", self.step).await?;
+        self.share(0.0, &Tally::default(), "100/0")?;
         for (v1, v2) in [(90, 10), (50, 50)] {
-            self.canary(v1, v2, mesh, traffic, view).await?;
+            self.canary(v1, v2).await?;
         }
-        self.edits(mesh, view).await?;
-        self.canary(0, 100, mesh, traffic, view).await?;
-        self.kill("shop-v2-1", mesh, traffic, view).await?;
-        self.rotation(mesh, traffic, view).await
+        self.edits().await?;
+        self.canary(0, 100).await?;
+        self.kill("shop-v2-1").await?;
+        self.rotation().await
     }
 
     /// Changes the weights by the file, waits until they are in force, and checks the traffic after that.
-    async fn canary(&mut self, v1: u32, v2: u32, mesh: &Mesh, traffic: &Traffic, view: &mut View) -> Result<()> {
-        let latency = self.change(v1, v2, mesh).await?;
-        let (programmed, subscribed) = (self.status.programmed, self.status.subscribed);
-        view.event(&format!(
-            "canary {v1}/{v2}: in force at {programmed}/{subscribed} proxies {:.0} ms after the file was written",
+    async fn canary(&mut self, v1: u32, v2: u32) -> Result<()> {
+        let latency = self.change(v1, v2).await?;
+        let Status { programmed, subscribed, .. } = self.status;
+        self.view.event(&format!(
+            "canary {v1}/{v2}: in force at {programmed}/{subscribed} proxies {:.0} ms after the write",
             latency.as_secs_f64() * 1000.0
-        ));
-        let before = traffic.tally();
-        self.watch(&format!("canary {v1}/{v2}"), self.step, mesh, traffic, view).await?;
+        ))?;
+        self.looked = None;
+        let before = self.traffic.tally();
+        self.watch(&format!("canary {v1}/{v2}"), self.step).await?;
         let asked = 100.0 * f64::from(v2) / f64::from(v1 + v2);
-        self.share(traffic, view, asked, &before, &format!("{v1}/{v2}"))
+        self.share(asked, &before, &format!("{v1}/{v2}"))
     }
 
     /// Writes the file and returns how long it took until every subscribed proxy served it.
-    async fn change(&mut self, v1: u32, v2: u32, mesh: &Mesh) -> Result<Duration> {
-        let mut updates = mesh.watch_route().await?;
-        let now = within("the route's status", IN_FORCE, async { Ok(updates.message().await?) }).await?;
-        let before = now.context("the control plane says nothing of the route")?.generation;
+    async fn change(&mut self, v1: u32, v2: u32) -> Result<Duration> {
+        let (before, clients) = (self.cast.route.borrow().generation, self.cast.clients.len());
         let written = Instant::now();
-        mesh.write_route(v1, v2)?;
-        let in_force = within(&format!("weights {v1}/{v2} in force at every proxy"), IN_FORCE, async {
-            while let Some(status) = updates.message().await.context("follow the route's status")? {
-                if status.generation > before && status.subscribed > 0 && status.programmed == status.subscribed {
-                    return Ok(status);
-                }
-            }
-            bail!("the control plane ended the watch")
-        })
-        .await?;
+        self.cast.write_route(v1, v2)?;
+        let in_force = self.cast.route.wait_for(|status| {
+            let everywhere = status.settled && status.programmed == status.subscribed;
+            status.generation > before && everywhere && status.subscribed as usize >= clients
+        });
+        let what = format!("weights {v1}/{v2} in force at every proxy");
+        within(&what, IN_FORCE, async { Ok(in_force.await.map(drop)?) }).await?;
         let latency = written.elapsed();
         self.latencies.push(latency);
-        self.weights = (v1, v2);
-        self.status.generation = in_force.generation;
-        self.status.programmed = in_force.programmed;
-        self.status.subscribed = in_force.subscribed;
+        self.status.route(&self.cast);
         Ok(latency)
     }
 
     /// Many small edits, for a figure worth its name.
-    async fn edits(&mut self, mesh: &Mesh, view: &mut View) -> Result<()> {
+    async fn edits(&mut self) -> Result<()> {
+        let step = format!("{EDITS} edits in a row");
         for n in 1..=EDITS {
-            self.change(50 + n % 2, 50, mesh).await?;
+            self.change(50 + n % 2, 50).await?;
+            self.view.frame(&step, &self.traffic.tally(), &self.status)?;
         }
         let (p50, p99) = (self.latency(0.5), self.latency(0.99));
-        view.event(&format!(
-            "{EDITS} edits in a row: each in force everywhere, p50 {p50:.0} ms, p99 {p99:.0} ms after the write"
-        ));
-        Ok(())
+        self.view.event(&format!("{step}: in force everywhere after p50 {p50:.0} ms, p99 {p99:.0} ms"))
     }
 
-    async fn kill(&mut self, name: &str, mesh: &mut Mesh, traffic: &Traffic, view: &mut View) -> Result<()> {
-        view.event(&format!("kill -9 {name}: application and sidecar, while it serves"));
-        mesh.kill(name).await?;
-        self.watch(&format!("{name} is dead"), self.step, mesh, traffic, view).await?;
-        mesh.restart(name).await?;
-        let before = traffic.tally();
-        view.event(&format!("{name} is back"));
+    async fn kill(&mut self, name: &str) -> Result<()> {
+        self.view.event(&format!("kill -9 {name}: application and sidecar, while it serves"))?;
+        self.dead.insert(name.to_owned());
+        self.cast.kill(name).await?;
+        self.looked = None;
+        self.watch(&format!("{name} is dead"), self.step).await?;
+        self.cast.restart(name).await?;
+        self.dead.remove(name);
+        self.status.forget(name);
+        let before = self.traffic.tally();
+        self.view.event(&format!("{name} is back"))?;
         let served = |tally: &Tally| tally.backends.values().filter_map(|b| b.instances.get(name)).sum::<u64>();
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while served(&traffic.tally()) <= served(&before) {
+        let deadline = Instant::now() + LIMIT * 2;
+        while served(&self.traffic.tally()) <= served(&before) {
             ensure!(Instant::now() < deadline, "{name} was brought back, and got no request in a minute");
-            self.watch(&format!("{name} is back"), view::FRAME, mesh, traffic, view).await?;
+            self.watch(&format!("{name} is back, and will be tried soon"), view::FRAME).await?;
         }
-        view.event(&format!("{name} serves again; failed requests so far: {}", traffic.tally().failed));
-        Ok(())
+        self.view.event(&format!("{name} serves again, {} failed so far", self.traffic.tally().failed))
     }
 
     /// Waits until every sidecar has a newer certificate than its first.
-    async fn rotation(&mut self, mesh: &Mesh, traffic: &Traffic, view: &mut View) -> Result<()> {
-        let deadline = Instant::now() + mesh::CERTIFICATE_LIFETIME * 2;
-        while self.renewed(mesh).await? < mesh.workloads.len() {
-            ensure!(
-                Instant::now() < deadline,
-                "only {} of {} sidecars renewed their certificate in time",
-                self.status.renewed,
-                mesh.workloads.len()
-            );
-            self.watch("certificates are being renewed", Duration::from_secs(1), mesh, traffic, view).await?;
+    async fn rotation(&mut self) -> Result<()> {
+        let deadline = Instant::now() + CERTIFICATE_LIFETIME * 2;
+        let all = self.cast.sidecars().count();
+        while self.status.renewed() < all {
+            let renewed = self.status.renewed();
+            ensure!(Instant::now() < deadline, "only {renewed} of {all} sidecars renewed their certificate in time");
+            self.watch("certificates are being renewed", LOOK).await?;
         }
-        view.event(&format!(
-            "every sidecar renewed its {} s certificate under traffic; failed requests so far: {}",
-            mesh::CERTIFICATE_LIFETIME.as_secs(),
-            traffic.tally().failed
-        ));
-        Ok(())
+        self.view.event(&format!(
+            "every sidecar renewed its {} s certificate, {} failed so far",
+            CERTIFICATE_LIFETIME.as_secs(),
+            self.traffic.tally().failed
+        ))
     }
 
-    /// How many sidecars have another certificate than their first.
-    async fn renewed(&mut self, mesh: &Mesh) -> Result<usize> {
-        let now = mesh.certificates().await?;
-        self.status.renewed =
-            now.iter().filter(|(name, end)| self.first.get(*name).is_some_and(|first| first != *end)).count();
-        Ok(self.status.renewed)
-    }
-
-    /// Draws what happens for a while.
-    async fn watch(
-        &mut self,
-        step: &str,
-        time: Duration,
-        mesh: &Mesh,
-        traffic: &Traffic,
-        view: &mut View,
-    ) -> Result<()> {
+    /// Shows what happens for a while; fails if something is not as it should be.
+    async fn watch(&mut self, step: &str, time: Duration) -> Result<()> {
         let end = Instant::now() + time;
         let mut frames = tokio::time::interval(view::FRAME);
         while Instant::now() < end {
             frames.tick().await;
-            if self.status.subscribed == 0 {
-                self.first_status(mesh).await?;
-            }
-            mesh.proxies(&mut self.status).await?;
-            self.renewed(mesh).await?;
-            let weights = format!("{}/{}", self.weights.0, self.weights.1);
-            view.frame(step, &weights, &traffic.tally(), &self.status);
+            self.draw(step).await?;
+            let problems = self.status.problems.iter().map(String::as_str).collect::<Vec<_>>().join("; ");
+            ensure!(problems.is_empty(), "{problems}");
         }
         Ok(())
     }
 
-    async fn first_status(&mut self, mesh: &Mesh) -> Result<()> {
-        let mut updates = mesh.watch_route().await?;
-        if let Some(status) = within("the route's status", IN_FORCE, async { Ok(updates.message().await?) }).await? {
-            (self.status.generation, self.status.programmed, self.status.subscribed) =
-                (status.generation, status.programmed, status.subscribed);
+    async fn draw(&mut self, step: &str) -> Result<()> {
+        if self.looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
+            self.status.look(&self.cast, &self.dead).await;
+            self.looked = Some(Instant::now());
         }
-        Ok(())
+        self.status.route(&self.cast);
+        self.view.frame(step, &self.traffic.tally(), &self.status)
     }
 
     /// Checks the share of v2 in the traffic since `before`.
-    fn share(&self, traffic: &Traffic, view: &mut View, asked: f64, before: &Tally, weights: &str) -> Result<()> {
-        let now = traffic.tally();
+    fn share(&mut self, asked: f64, before: &Tally, weights: &str) -> Result<()> {
+        let now = self.traffic.tally();
         let since = |name: &str| {
             let count = |tally: &Tally| tally.backends.get(name).map_or(0, |backend| backend.requests);
             count(&now) - count(before)
@@ -255,12 +259,11 @@ impl Demo {
             "weights {weights}: v2 got {share:.1} % of {} requests",
             v1 + v2
         );
-        view.event(&format!(
+        self.view.event(&format!(
             "weights {weights}: v2 got {share:.1} % of {} requests, {} failed so far",
             v1 + v2,
             now.failed
-        ));
-        Ok(())
+        ))
     }
 
     /// The latency that a share of changes stayed below, ms.
@@ -271,47 +274,51 @@ impl Demo {
         sorted.get(index).map_or(0.0, |latency| latency.as_secs_f64() * 1000.0)
     }
 
-    fn summary(&self, tally: &Tally) -> Result<()> {
-        let identities: std::collections::BTreeSet<_> = tally.backends.values().flat_map(|b| &b.identities).collect();
-        println!("\nWhat was shown");
-        println!("  requests and echoes      {} (by backend: {})", tally.requests(), by_backend(tally));
-        println!("  failed                   {}", tally.failed);
-        println!("  callers proven by mTLS   {identities:?}");
-        println!(
-            "  policy changes           {}, each in force at every subscribed proxy: p50 {:.0} ms, p99 {:.0} ms after the file was written",
-            self.latencies.len(),
-            self.latency(0.5),
-            self.latency(0.99)
-        );
-        println!("  survived                 an instance killed and brought back; every certificate renewed");
-        ensure!(tally.failed == 0, "{} of {} requests failed: {:?}", tally.failed, tally.requests(), tally.failures);
-        ensure!(identities.len() == 1, "applications saw callers {identities:?}, and only `web` called");
-        println!("\nAll of it held.");
-        Ok(())
+    fn summary(&mut self) -> Result<()> {
+        let tally = self.traffic.tally();
+        let (callers, failed) = (tally.callers(), tally.failed);
+        let backends = tally.backends.iter().map(|(name, backend)| format!("{name} {}", backend.requests));
+        let latency = format!("p50 {:.0} ms, p99 {:.0} ms", self.latency(0.5), self.latency(0.99));
+        self.view.text(&[
+            "What was shown".to_owned(),
+            format!("  requests and echoes     {}: {}", tally.requests(), backends.collect::<Vec<_>>().join(", ")),
+            format!("  failed                  {failed}"),
+            format!("  callers proven by mTLS  {}", callers.keys().copied().collect::<Vec<_>>().join(", ")),
+            format!("  policy changes          {}, each in force at every subscribed proxy:", self.latencies.len()),
+            format!("                          {latency} after the file was written"),
+            "  survived                an instance killed and back, every certificate renewed".to_owned(),
+        ])?;
+        ensure!(failed == 0, "{failed} of {} requests failed: {:?}", tally.requests(), tally.failures);
+        ensure!(callers.len() == 1, "applications saw callers {callers:?}, and only `web` called");
+        self.view.text(&["All of it held.".to_owned()])
     }
-}
 
-fn by_backend(tally: &Tally) -> String {
-    tally.backends.iter().map(|(name, backend)| format!("{name} {}", backend.requests)).collect::<Vec<_>>().join(", ")
-}
-
-/// Leaves everything running until Ctrl-C.
-async fn stay(mesh: &Mesh, view: &mut View, traffic: &Traffic, demo: &mut Demo) -> Result<()> {
-    let web = mesh.named("web-1")?;
-    let state = mesh.folder.join("state");
-    let state = state.display();
-    view.event("the mesh stays up until Ctrl-C. To try in another terminal:");
-    for (listen, destination) in &web.outbound {
-        if destination.starts_with("shop") {
-            println!("    curl http://{listen}/                     # as web-1, through both sidecars");
+    /// Leaves everything running.
+    async fn stay(&mut self) -> Result<()> {
+        let web = self.cast.clients.first().context("no client")?;
+        let shop = web.calls(&destination("shop"))?;
+        let (admin, file, state) = (web.admin_address(), self.cast.route_file(), self.cast.mesh.state());
+        let (file, state) = (file.display(), state.display());
+        self.view.text(&[
+            "The mesh stays up until Ctrl-C. In another terminal:".to_owned(),
+            format!("  curl http://{shop}/    # as web-1, through both sidecars"),
+            format!("  $EDITOR {file}    # change the weights, save"),
+            format!("  target/debug/leno wait httproute/shop --state {state}"),
+            format!("  target/debug/leno get --state {state}"),
+            format!("  target/debug/leno get proxies --state {state}"),
+            format!("  curl http://{admin}/metrics"),
+        ])?;
+        loop {
+            tokio::time::sleep(view::FRAME).await;
+            self.draw("staying until Ctrl-C").await?;
         }
     }
-    println!("    $EDITOR {}              # change the weights, save", mesh.route_file().display());
-    println!("    target/debug/leno wait httproute/shop --state {state}");
-    println!("    target/debug/leno get --state {state}");
-    println!("    curl http://{}/metrics\n", web.admin);
-    tokio::select! {
-        ended = demo.watch("staying", Duration::MAX / 2, mesh, traffic, view) => ended,
-        signal = tokio::signal::ctrl_c() => signal.context("wait for Ctrl-C"),
+
+    /// Ends the traffic, then everything else by SIGTERM: all must end well.
+    async fn end(&mut self) -> Result<()> {
+        // Also if nobody listens any more.
+        let _ = self.view.event("ending everything");
+        self.traffic.end().await;
+        self.cast.mesh.processes().end(LIMIT).await
     }
 }

@@ -25,6 +25,8 @@ use crate::{
 
 /// Longest wait for anything the control plane or a sidecar does: far above what is expected.
 pub const LIMIT: Duration = Duration::from_secs(30);
+/// By this a folder is known for a mesh's.
+const CONTROL_PLANE_LOG: &str = "logs/control-plane.log";
 
 /// How the control plane is run.
 #[derive(Debug, Clone)]
@@ -35,11 +37,14 @@ pub struct Options {
     pub listen: Option<SocketAddr>,
     /// More flags.
     pub flags: Vec<String>,
+    /// For a mesh that a person looks at: a folder that stays (emptied first), and processes that Ctrl-C does not reach,
+    /// because whoever runs the mesh ends it in order. None: a temporary folder.
+    pub folder: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { certificate_lifetime: Duration::from_secs(24 * 3600), listen: None, flags: Vec::new() }
+        Self { certificate_lifetime: Duration::from_secs(24 * 3600), listen: None, flags: Vec::new(), folder: None }
     }
 }
 
@@ -50,7 +55,8 @@ pub struct Mesh {
     listen: SocketAddr,
     control_plane: Mutex<Process>,
     processes: Processes,
-    folder: TempDir,
+    folder: PathBuf,
+    _temporary: Option<TempDir>,
 }
 
 impl Mesh {
@@ -60,29 +66,36 @@ impl Mesh {
     }
 
     pub async fn with(options: Options) -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("leno-e2e-").tempdir().context("a folder for the mesh")?;
-        fs::create_dir(folder.path().join("config"))?;
-        let processes = Processes::new(folder.path().join("logs"))?;
+        let (folder, temporary) = match &options.folder {
+            Some(folder) => (folder.clone(), None),
+            None => {
+                let made = tempfile::Builder::new().prefix("leno-e2e-").tempdir().context("a folder for the mesh")?;
+                (made.path().to_owned(), Some(made))
+            }
+        };
+        empty(&folder)?;
+        fs::create_dir_all(folder.join("config")).with_context(|| format!("create {}", folder.display()))?;
+        let processes = Processes::new(folder.join("logs"), options.folder.is_some())?;
         let listen = options.listen.map_or_else(ports::free, Ok)?;
-        let control_plane = Mutex::new(control_plane(&processes, folder.path(), listen, &options)?);
-        let mesh = Self { options, listen, control_plane, processes, folder };
+        let control_plane = Mutex::new(control_plane(&processes, &folder, listen, &options)?);
+        let mesh = Self { options, listen, control_plane, processes, folder, _temporary: temporary };
         mesh.answering().await?;
         Ok(mesh)
     }
 
-    /// A folder that lives as long as the mesh.
+    /// A folder that lives as long as the mesh, or longer.
     pub fn folder(&self) -> &Path {
-        self.folder.path()
+        &self.folder
     }
 
     /// The folder that the control plane reads.
     pub fn config(&self) -> PathBuf {
-        self.folder.path().join("config")
+        self.folder.join("config")
     }
 
     /// The control plane's state folder.
     pub fn state(&self) -> PathBuf {
-        self.folder.path().join("state")
+        self.folder.join("state")
     }
 
     /// Where proxies reach the control plane.
@@ -101,7 +114,7 @@ impl Mesh {
 
     /// Starts the control plane again, after it was killed.
     pub async fn restart_control_plane(&self) -> Result<()> {
-        let process = control_plane(&self.processes, self.folder.path(), self.listen, &self.options)?;
+        let process = control_plane(&self.processes, &self.folder, self.listen, &self.options)?;
         *self.control_plane.lock().unwrap_or_else(PoisonError::into_inner) = process;
         self.answering().await
     }
@@ -185,6 +198,18 @@ impl Mesh {
     pub async fn end(self) -> Result<()> {
         self.processes.end(LIMIT).await
     }
+}
+
+/// Removes what an earlier mesh left. Folders that no mesh has made are not touched.
+fn empty(folder: &Path) -> Result<()> {
+    let strangers =
+        folder.exists() && fs::read_dir(folder)?.next().is_some() && !folder.join(CONTROL_PLANE_LOG).exists();
+    ensure!(!strangers, "{} holds other things: name an empty folder, or one that does not exist", folder.display());
+    for part in ["config", "state", "tokens", "logs"].map(|part| folder.join(part)).iter().filter(|part| part.exists())
+    {
+        fs::remove_dir_all(part).with_context(|| format!("remove {}", part.display()))?;
+    }
+    Ok(())
 }
 
 fn control_plane(processes: &Processes, folder: &Path, listen: SocketAddr, options: &Options) -> Result<Process> {

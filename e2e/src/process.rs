@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    os::unix::process::ExitStatusExt as _,
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -21,20 +21,25 @@ const TAIL: usize = 40;
 #[derive(Debug)]
 pub struct Processes {
     logs: PathBuf,
+    /// In process groups of their own.
+    apart: bool,
     running: Mutex<Vec<Process>>,
     ended: std::sync::atomic::AtomicBool,
 }
 
 impl Processes {
-    /// `logs`: the folder for their output.
-    pub fn new(logs: impl Into<PathBuf>) -> Result<Self> {
+    /// `logs`: the folder for their output. `apart`: a terminal's Ctrl-C does not reach them.
+    pub fn new(logs: impl Into<PathBuf>, apart: bool) -> Result<Self> {
         let logs = logs.into();
         fs::create_dir_all(&logs).with_context(|| format!("create {}", logs.display()))?;
-        Ok(Self { logs, running: Mutex::default(), ended: false.into() })
+        Ok(Self { logs, apart, running: Mutex::default(), ended: false.into() })
     }
 
     /// Starts a program; `name` is that of its log.
-    pub fn spawn(&self, name: &str, command: Command) -> Result<Process> {
+    pub fn spawn(&self, name: &str, mut command: Command) -> Result<Process> {
+        if self.apart {
+            command.process_group(0);
+        }
         let process = Process::spawn(name, command, &self.logs)?;
         lock(&self.running).push(process.clone());
         Ok(process)

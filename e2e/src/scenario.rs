@@ -19,6 +19,21 @@ pub struct Instance {
     pub sidecar: Workload,
 }
 
+impl Instance {
+    /// `kill -9`: sidecar and server at once, as when a machine goes down.
+    pub async fn kill(&mut self) -> Result<()> {
+        self.sidecar.process()?.kill()?;
+        self.server.kill().await;
+        Ok(())
+    }
+
+    /// Both again, where they were.
+    pub async fn restart(&mut self, mesh: &Mesh) -> Result<()> {
+        self.server = Server::listen(&self.server.name().to_owned(), self.server.address()).await?;
+        self.sidecar.restart(mesh).await
+    }
+}
+
 /// A mesh with services of `instances` each, and a client. The first service is the one that is mostly called.
 #[derive(Debug)]
 pub struct Scenario {

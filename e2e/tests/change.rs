@@ -109,8 +109,7 @@ async fn churn(scenario: &mut Scenario, mut random: fastrand::Rng) -> Result<Cha
             _ => {
                 let mut instance = scenario.instances.swap_remove(chosen);
                 let before = Instant::now();
-                instance.sidecar.process()?.kill()?;
-                instance.server.kill().await;
+                instance.kill().await?;
                 changes.killed.push((before, Instant::now()));
                 // As Kubernetes would, only some time after it died.
                 tokio::time::sleep(Duration::from_millis(300)).await;

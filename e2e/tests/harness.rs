@@ -88,7 +88,7 @@ fn hosts_reach_each_other() -> Result<()> {
         name_hosts(folder.path(), &two.addresses().iter().map(|ip| ("two", *ip)).collect::<Vec<_>>()).await?;
         for ip in two.addresses() {
             let authority = SocketAddr::new(*ip, 80);
-            let processes = leno_e2e::process::Processes::new(folder.path())?;
+            let processes = leno_e2e::process::Processes::new(folder.path(), false)?;
             let mut command = two.user_command("/usr/bin/python3");
             command.args([
                 "-m",

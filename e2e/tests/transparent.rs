@@ -5,6 +5,7 @@ use std::{fs, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use leno_e2e::{
     netns::sandbox,
+    process::run,
     transparent::{LIMIT, TwoHosts, program},
 };
 
@@ -218,5 +219,21 @@ fn a_server_that_speaks_first() -> Result<()> {
         // Without the mesh it takes a millisecond.
         ensure!(*median < 50.0, "half of the greetings took more than {median} ms: {times:?}");
         two.end(25).await
+    })
+}
+
+#[test]
+fn what_is_not_tcp_is_left_alone() -> Result<()> {
+    sandbox("what_is_not_tcp_is_left_alone", async || {
+        let two = TwoHosts::start("other", &[(80, "")]).await?;
+        let mut command = two.server.user_command(PYTHON);
+        command.args([&program("datagrams.py"), "serve", "7007"]);
+        two.mesh.processes().spawn("application", command)?;
+        let mut ask = two.client.command(PYTHON);
+        ask.args([&program("datagrams.py"), "ask", "7007"]);
+        ask.args(two.server.addresses().iter().map(ToString::to_string));
+        let printed = run(ask, LIMIT).await?;
+        ensure!(printed.contains("there and back"), "{printed}");
+        two.mesh.end().await
     })
 }

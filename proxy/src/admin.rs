@@ -4,8 +4,6 @@
 //! It has no access control but its address. A browser on the same machine is no operator: requests that come
 //! from a web page are refused.
 
-mod dump;
-
 use std::{
     net::SocketAddr,
     sync::Arc,
@@ -124,7 +122,7 @@ async fn answer(request: Request<Incoming>, status: &Status) -> Answer {
         ("GET", "/live") => text(StatusCode::OK, "live\n"),
         ("GET", "/ready") => ready(status),
         ("GET", "/metrics") => metrics(status),
-        ("GET", "/config") => json(StatusCode::OK, &dump::policy(&status.policy.snapshot())),
+        ("GET", "/config") => json(StatusCode::OK, &status.policy.dump()),
         ("GET", "/identity") => identity(status),
         ("GET", "/log-level") => text(StatusCode::OK, status.log.filter() + "\n"),
         ("PUT", "/log-level") => set_log_level(body, status).await,

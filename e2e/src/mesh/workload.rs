@@ -3,7 +3,10 @@
 use std::{
     collections::HashMap,
     fs,
+    io::Write as _,
     net::{IpAddr, SocketAddr},
+    os::unix::fs::OpenOptionsExt as _,
+    path::PathBuf,
     process::Command,
     time::Duration,
 };
@@ -79,7 +82,8 @@ impl<'m> WorkloadBuilder<'m> {
         self
     }
 
-    /// Explicit mode: a mesh listener in front of `application`, which is an endpoint of `service`.
+    /// Explicit mode: a mesh listener in front of `application`, which is an endpoint of `service`. The same listener
+    /// for each Service of one application.
     #[must_use]
     pub fn serves(mut self, service: &str, application: SocketAddr) -> Self {
         self.inbound.push((service.to_owned(), application));
@@ -108,20 +112,35 @@ impl<'m> WorkloadBuilder<'m> {
         self
     }
 
-    /// Writes its Pod, gets it a token, starts its sidecar, waits until that is ready, and makes it an endpoint.
+    /// Starts its sidecar, waits until that is ready, and makes it an endpoint.
     pub async fn start(self) -> Result<Workload> {
+        let mesh = self.mesh;
+        let workload = self.launch().await?;
+        workload.join(mesh).await?;
+        Ok(workload)
+    }
+
+    /// Writes its Pod, gets it a token, and starts its sidecar, without waiting for it: [`Workload::join`] does.
+    pub async fn launch(self) -> Result<Workload> {
         let mut workload = self.described()?;
         self.mesh.apply(&workload.file(), &workload.pod())?;
         let whose = ["--namespace", &self.namespace, "--service-account", &self.account];
         let token = self.mesh.leno(&[&["token", "--lifetime", "1h"], whose.as_slice()].concat()).await?;
-        let token_file = self.mesh.folder().join(format!("{}.{}.token", self.namespace, self.name));
-        fs::write(&token_file, token.trim()).context("write a token")?;
-        workload.restart(self.mesh).await?;
-        workload.declare(self.mesh, true)?;
-        for object in workload.slices() {
-            self.mesh.wait(&object).await?;
-        }
+        self.write_token(token.trim()).context("write a token")?;
+        workload.spawn(self.mesh)?;
         Ok(workload)
+    }
+
+    fn token_file(&self) -> PathBuf {
+        self.mesh.folder().join("tokens").join(format!("{}.{}", self.namespace, self.name))
+    }
+
+    /// Readable by its owner only.
+    fn write_token(&self, token: &str) -> Result<()> {
+        let path = self.token_file();
+        fs::create_dir_all(path.parent().context("a folder for tokens")?)?;
+        let mut file = fs::File::options().create(true).write(true).truncate(true).mode(0o600).open(path)?;
+        Ok(file.write_all(token.as_bytes())?)
     }
 
     fn described(&self) -> Result<Workload> {
@@ -130,17 +149,22 @@ impl<'m> WorkloadBuilder<'m> {
         let mut flag = |flag: &str, value: String| arguments.extend([flag.to_owned(), value]);
         flag("--control-plane", self.mesh.address().to_string());
         flag("--trust-bundle", self.mesh.state().join("trust-bundle.pem").display().to_string());
-        let token = self.mesh.folder().join(format!("{}.{}.token", self.namespace, self.name));
-        flag("--token-file", token.display().to_string());
+        flag("--token-file", self.token_file().display().to_string());
         flag("--workload", self.name.clone());
         flag("--drain-timeout", "5s".to_owned());
         flag("--access-log", self.access_log.to_owned());
         let admin = if self.host.is_some() { SocketAddr::from(([127, 0, 0, 1], 4191)) } else { ports::free_on(ip)? };
         flag("--admin", admin.to_string());
         let mut endpoints = Vec::new();
+        let mut listeners = HashMap::new();
         for (service, application) in &self.inbound {
-            let listen = ports::free_on(ip)?;
-            flag("--inbound", format!("{listen}={application}"));
+            let listen = match listeners.get(application) {
+                Some(known) => *known,
+                None => ports::free_on(ip)?,
+            };
+            if listeners.insert(application, listen).is_none() {
+                flag("--inbound", format!("{listen}={application}"));
+            }
             endpoints.push((service.clone(), listen));
         }
         let mut outbound = HashMap::new();
@@ -204,22 +228,41 @@ impl Workload {
         self.endpoints.get(n).map(|(_, listen)| *listen).with_context(|| format!("{} has no inbound {n}", self.name))
     }
 
-    /// Starts the sidecar (again), and waits until it is ready.
+    /// Starts the sidecar again, and waits until it is ready.
     pub async fn restart(&mut self, mesh: &Mesh) -> Result<()> {
+        self.spawn(mesh)?;
+        self.ready().await
+    }
+
+    fn spawn(&mut self, mesh: &Mesh) -> Result<()> {
         let program = binaries::leno_proxy()?;
         let mut command = match &self.host {
             Some(host) => host.command(&program.display().to_string()),
             None => Command::new(program),
         };
         command.args(&self.arguments);
-        let process = mesh.processes().spawn(&self.name, command)?;
-        self.process = Some(process.clone());
+        self.process = Some(mesh.processes().spawn(&self.name, command)?);
+        Ok(())
+    }
+
+    async fn ready(&self) -> Result<()> {
+        let process = self.process()?;
         eventually(&format!("{} is ready", self.name), LIMIT, async || {
             let ended = process.ended()?;
             ensure!(ended.is_none(), "it ended: {ended:?}");
             self.admin("/ready").await.map(drop)
         })
         .await
+    }
+
+    /// Waits until the sidecar is ready, and makes the workload an endpoint of its Services.
+    pub async fn join(&self, mesh: &Mesh) -> Result<()> {
+        self.ready().await?;
+        self.declare(mesh, true)?;
+        for object in self.slices() {
+            mesh.wait(&object).await?;
+        }
+        Ok(())
     }
 
     /// Writes its Pod and, for each Service it serves, its EndpointSlice: ready, or draining.
@@ -259,6 +302,11 @@ impl Workload {
     /// Scrapes its metrics.
     pub async fn metrics(&self) -> Result<Metrics> {
         Metrics::parse(&self.admin("/metrics").await?)
+    }
+
+    /// Its admin server.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin
     }
 
     /// GET from its admin server, which must answer well.
