@@ -1,7 +1,7 @@
 //! The configuration as facts: typed, validated, indexed, immutable. No I/O, no clock.
 //!
 //! A [`World`] is built from documents ([`World::apply`]); what does not parse is reported and its last good
-//! version stays. Each object has a generation, which grows when its spec does.
+//! version stays, across restarts too ([`World::restored`]). Each object has a generation, which grows when its spec does.
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -131,6 +131,8 @@ pub struct ObjectInfo {
     pub generation: u64,
     /// "shop.yaml#2"
     pub source: String,
+    /// Its document no longer holds: what is described is the last good version.
+    pub held_over: bool,
     pub conditions: Vec<Condition>,
 }
 
@@ -170,7 +172,7 @@ impl MeshSettings {
 }
 
 /// Generations as the state folder remembers them, so that they survive a restart.
-#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Generations {
     pub mesh: u64,
     /// "HTTPRoute shop/cart" → (generation, hash of the spec).

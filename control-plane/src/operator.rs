@@ -147,7 +147,8 @@ impl Answers {
             programmed: progress.programmed,
             laggards: progress.laggards,
             absent: false,
-            errors: errors_of(world, &object, Some(&info.source)),
+            held_over: info.held_over,
+            errors: errors_of(world, &object, info.held_over.then_some(info.source.as_str())),
             settled,
             object: Some(object),
         }
@@ -287,7 +288,7 @@ fn object_key(object: &ObjectRef) -> Option<ObjectKey> {
     Some(ObjectKey { kind, namespace: object.namespace.as_str().into(), name: object.name.as_str().into() })
 }
 
-/// What is wrong with the object's own document, or with the file that it was last read from.
+/// What is wrong with the object's own document, or with the file that it was last read from, if it is held over (`source`).
 fn errors_of(world: &World, object: &ObjectRef, source: Option<&str>) -> Vec<v1::DocumentError> {
     let file = source.and_then(|source| source.rsplit_once('#')).map(|(file, _)| file);
     let of_it = |error: &&DocumentError| match &error.object {

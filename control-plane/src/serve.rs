@@ -1,6 +1,6 @@
 //! The control plane at work: certificates and `Discovery.Subscribe` over TLS, and operators over a Unix socket.
 //!
-//! One connection: [`listener`] (TCP, TLS, who is it) → [`discovery`] (one task per stream) → [`session`] (pure: what this
+//! One connection: [`listener`] (TCP, TLS, who is it; until that is known, one of the [`strangers`]) → [`discovery`] (one task per stream) → [`session`] (pure: what this
 //! proxy holds, what it must be sent) over [`compiled`] resources; [`tracker`] knows who serves what.
 
 pub mod compiled;
@@ -8,6 +8,7 @@ pub mod discovery;
 pub mod listener;
 pub mod metrics;
 pub mod session;
+mod strangers;
 pub mod tracker;
 
 use std::{
@@ -40,12 +41,16 @@ pub mod limits {
 
     /// Proxies' connections at once; fewer if the process may not open as many files.
     pub const CONNECTIONS: usize = 16 * 1024;
-    /// Connections without a client certificate, or whose handshake is not done, at once.
+    /// Connections without a client certificate, or whose handshake is not done, at once. One more makes the oldest leave.
     pub const STRANGERS: usize = 512;
     /// Files that are not connections: the configuration, sockets, what libraries open.
     pub const OTHER_FILES: usize = 128;
     /// A client's part of the TLS handshake.
-    pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+    pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+    /// Refused connections that are logged one by one within [`REFUSALS_PERIOD`]; of the others, how many there were.
+    pub const REFUSALS_LOGGED: u32 = 20;
+    /// See [`REFUSALS_LOGGED`].
+    pub const REFUSALS_PERIOD: Duration = Duration::from_secs(10);
     /// A connection without a client certificate may only ask for one, and is closed after this.
     pub const STRANGER_LIFETIME: Duration = Duration::from_secs(30);
     /// HTTP/2 streams per connection: one subscription, one renewal, and some air.
@@ -62,6 +67,8 @@ pub mod limits {
     pub const STREAM_LIFETIME: Duration = Duration::from_secs(3600);
     /// Between `Goodbye` and the end of a stream.
     pub const GOODBYE_GRACE: Duration = Duration::from_secs(2);
+    /// Writing down what is in force, at the end.
+    pub const SAVE_TIMEOUT: Duration = Duration::from_secs(5);
     /// What a proxy may subscribe to.
     pub const SUBSCRIPTIONS: usize = 10_000;
     /// The key of a resource, in bytes (a host name's 253, and a port).
@@ -125,6 +132,7 @@ impl ControlPlane {
     /// # Errors
     /// If the state folder is in use, or anything named in `options` cannot be read, written or bound.
     pub async fn bind(options: Options) -> anyhow::Result<Self> {
+        listener::raise_file_limit();
         authority::files::make_private_folder(&options.authority.state)?;
         let state = options.authority.state.clone();
         let lock = lock(&state).await?;
@@ -194,6 +202,7 @@ impl ControlPlane {
             connections = listener::connections(),
             "serving"
         );
+        let prompt = self.prompt.clone();
         let on_issued = {
             let metrics = Arc::clone(&self.metrics);
             move || metrics.certificate_issued()
@@ -254,6 +263,9 @@ impl ControlPlane {
         let all = async { while tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(limits::GOODBYE_GRACE * 2, all).await.is_err() {
             tasks.abort_all();
+        }
+        if tokio::time::timeout(limits::SAVE_TIMEOUT, prompt.saved()).await.is_err() {
+            tracing::warn!("ended before the last good versions of objects were written");
         }
         operator::unbind(&self.state);
         ended

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use leno_e2e::{
+    client,
     load::{Load, Report},
     mesh::{LIMIT, Options, documents},
     scenario::{Instance, Scenario, destination},
@@ -49,6 +50,42 @@ async fn a_thousand_route_changes() -> Result<()> {
     let report = load.stop().await?;
     report.unharmed(10_000)?;
     ensure!(report.instances.len() == 2, "answers by {:?}", report.instances);
+    scenario.mesh.end().await
+}
+
+/// A file breaks and the control plane is killed: its Service stays, also for proxies that come later, and `leno get` says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broken_file_is_held_over_by_the_next_control_plane() -> Result<()> {
+    let scenario = Scenario::start(&["shop"]).await?;
+    let mesh = &scenario.mesh;
+    let held_over = async || {
+        let object = mesh.object("service/shop").await?.context("the Service")?;
+        ensure!(
+            object.get("heldOver") == Some(&true.into()) && object.get("generation") == Some(&1.into()),
+            "{object}"
+        );
+        ensure!(object.pointer("/errors/0/file") == Some(&"service-shop.yaml".into()), "{object}");
+        Ok(())
+    };
+    mesh.apply("service-shop.yaml", "kind: [")?;
+    held_over().await?;
+    for late in ["late", "later"] {
+        mesh.control_plane().kill()?;
+        mesh.restart_control_plane().await?;
+        held_over().await?;
+        let late = mesh.workload(late).outbound(&destination("shop")).start().await?;
+        let answer = client::get(late.calls(&destination("shop"))?, "shop", "/").await?;
+        ensure!(answer.status == 200, "{answer:?}");
+    }
+    let shown = mesh.leno(&["get", "service"]).await?;
+    for part in ["HeldOver", "service-shop.yaml, document 1: not YAML", "Service default/shop at generation 1"] {
+        ensure!(shown.contains(part), "{part:?} is not in {shown}");
+    }
+    // Removed while there is no control plane: gone.
+    mesh.control_plane().kill()?;
+    mesh.remove("service-shop.yaml")?;
+    mesh.restart_control_plane().await?;
+    ensure!(mesh.object("service/shop").await?.is_none(), "it came back");
     scenario.mesh.end().await
 }
 

@@ -1,11 +1,18 @@
 //! Malformed and hostile HTTP: refused or bounded, while others are served as if nothing had happened.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use leno_e2e::{
     load::{Load, Running},
-    mesh::{LIMIT, Workload},
+    mesh::{LIMIT, Options, Workload, documents},
     raw::{self, END_HEADERS, END_STREAM, Http2, encode, frame, statuses},
     scenario::{Scenario, destination},
     server::Server,
@@ -15,7 +22,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     task::JoinSet,
-    time::Instant,
+    time::{Instant, sleep},
 };
 
 /// A client's sidecar, a server's, and one that also lets plaintext in; with bystanders' load through all.
@@ -263,7 +270,7 @@ async fn a_client_that_closes_its_side_has_left() -> Result<()> {
     let control = scenario.instance("shop-1")?.server.control();
     let in_flight = async |expected: usize| {
         eventually(&format!("the application has {expected} requests"), LIMIT, async || {
-            let now = control.in_flight.load(std::sync::atomic::Ordering::Relaxed);
+            let now = control.in_flight.load(Ordering::Relaxed);
             ensure!(now == expected, "{now} in flight");
             Ok(())
         })
@@ -277,5 +284,102 @@ async fn a_client_that_closes_its_side_has_left() -> Result<()> {
     tokio::time::timeout(LIMIT, stream.read_to_end(&mut answer)).await.context("the connection stays open")??;
     ensure!(answer.is_empty(), "answered with {:?}", String::from_utf8_lossy(&answer));
     in_flight(0).await?;
+    scenario.mesh.end().await
+}
+
+/// Connections that begin something and never end it, again and again.
+struct Crowd {
+    members: JoinSet<()>,
+    present: Arc<AtomicUsize>,
+}
+
+impl Crowd {
+    /// More than the control plane has places for those it does not know.
+    const MEMBERS: usize = 600;
+
+    async fn gather(target: SocketAddr, says: Vec<u8>) -> Result<Self> {
+        let (says, present) = (Arc::new(says), Arc::new(AtomicUsize::new(0)));
+        let mut members = JoinSet::new();
+        for _ in 0..Self::MEMBERS {
+            let (says, present) = (Arc::clone(&says), Arc::clone(&present));
+            members.spawn(async move {
+                loop {
+                    if let Ok(mut connection) = TcpStream::connect(target).await {
+                        present.fetch_add(1, Ordering::Relaxed);
+                        let _ = connection.write_all(&says).await;
+                        let _ = connection.read_to_end(&mut Vec::new()).await;
+                        present.fetch_sub(1, Ordering::Relaxed);
+                    }
+                    sleep(Duration::from_secs(1)).await;
+                }
+            });
+        }
+        let crowd = Self { members, present };
+        eventually("the crowd is there", LIMIT, async || crowd.is_there()).await?;
+        Ok(crowd)
+    }
+
+    fn is_there(&self) -> Result<()> {
+        let present = self.present.load(Ordering::Relaxed);
+        ensure!(present >= Self::MEMBERS * 3 / 4, "{present} connections");
+        Ok(())
+    }
+
+    async fn leave(mut self) {
+        self.members.shutdown().await;
+    }
+}
+
+fn client_hello() -> Result<Vec<u8>> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let mut connection = rustls::ClientConnection::new(Arc::new(config), "leno".try_into()?)?;
+    let mut hello = Vec::new();
+    connection.write_tls(&mut hello)?;
+    Ok(hello)
+}
+
+/// Who says nothing to the control plane, or stops in the middle of a handshake, keeps no proxy from its certificate, from
+/// renewing it, or from policy.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_do_not_crowd_the_control_plane() -> Result<()> {
+    let options = Options { certificate_lifetime: Duration::from_secs(10), ..Options::default() };
+    let mut scenario = Scenario::with(options, &["shop", "spare"], 1, "http").await?;
+    for (number, (what, says)) in [("silent", Vec::new()), ("hello", client_hello()?)].into_iter().enumerate() {
+        let crowd = Crowd::gather(scenario.mesh.address(), says).await?;
+        let before = scenario.client.metrics().await?;
+
+        let began = Instant::now();
+        scenario.add("shop", &format!("shop-{what}")).await?;
+        let started = began.elapsed();
+        let weights = u32::try_from(number)? + 1;
+        let changed = Instant::now();
+        scenario
+            .route(&documents::http_route("shop", "shop", &[("shop", weights), ("spare", 1)]), "httproute/shop")
+            .await?;
+        let changed = changed.elapsed();
+        println!("{what}: a proxy started in {started:?}, a route was in force in {changed:?}");
+        // A busy machine's; who waits for the crowd to be timed out waits longer.
+        ensure!(started < Duration::from_secs(8), "{what}: a proxy took {started:?} to start");
+        ensure!(changed < Duration::from_secs(4), "{what}: a route took {changed:?} to be in force");
+
+        let renewed = "leno_certificates_issued_total";
+        eventually("the certificate is renewed twice", LIMIT, async || {
+            crowd.is_there()?;
+            let issued = scenario.client.metrics().await?.sum(renewed, &[]) - before.sum(renewed, &[]);
+            ensure!(issued >= 2.0, "{issued} times");
+            Ok(())
+        })
+        .await?;
+        let failed = "leno_certificate_failures_total";
+        let failures = scenario.client.metrics().await?.sum(failed, &[]) - before.sum(failed, &[]);
+        ensure!(failures == 0.0, "{what}: {failures} renewals failed");
+        crowd.leave().await;
+    }
+    let lines = scenario.mesh.control_plane().log()?.matches("refused a connection").count();
+    ensure!(lines < 300, "the crowd filled the log with {lines} lines");
     scenario.mesh.end().await
 }

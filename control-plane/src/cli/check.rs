@@ -137,8 +137,10 @@ fn running(state: &Path, findings: &mut Findings) -> anyhow::Result<()> {
     certificates(&authority, SystemTime::now(), findings);
 
     findings.title("Documents");
+    let held_over = get::HeldOver::of(&objects.objects);
     for error in &objects.errors {
-        findings.wrong(&get::error_line(error), "the last good version of the object stays in force");
+        let next = held_over.instead_of(error).unwrap_or_else(|| "mend it: there is no earlier version".to_owned());
+        findings.wrong(&get::error_line(error), &next);
     }
     if objects.errors.is_empty() {
         findings.well(&format!("all are in force ({} objects)", objects.objects.len()));

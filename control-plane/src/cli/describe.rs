@@ -42,21 +42,23 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     })?;
     let style = Style::of_stdout();
     let title = wait::title(&object);
-    let errors: Vec<_> = answer.errors.iter().filter(|e| e.object == title).cloned().collect();
     let Some(status) = answer.objects.first() else {
-        out!("{}", get::errors_text(&errors, style));
+        let errors: Vec<_> = answer.errors.iter().filter(|e| e.object == title).cloned().collect();
+        out!("{}", get::errors_text(&errors, &[], style));
         eprintln!("leno: there is no {title}");
         return Ok(super::FAILURE);
     };
     out!("{}", text(&title, status, style));
-    out!("{}", get::errors_text(&errors, style));
-    let well = errors.is_empty() && status.laggards.is_empty() && status.conditions.iter().all(get::is_good);
+    out!("{}", get::errors_text(&status.errors, &answer.objects, style));
+    let well = status.errors.is_empty() && status.laggards.is_empty() && status.conditions.iter().all(get::is_good);
     Ok(if well { super::SUCCESS } else { super::FAILURE })
 }
 
 fn text(title: &str, status: &ObjectStatus, style: Style) -> String {
     let mut text = format!("{}\n", style.bold(&clean(title)));
-    text += &format!("  Generation:  {}\n  Source:      {}\n", status.generation, clean(&status.source));
+    let held_over = if status.held_over { ", held over: its document is bad now" } else { "" };
+    text += &format!("  Generation:  {}{held_over}\n", status.generation);
+    text += &format!("  Source:      {}\n", clean(&status.source));
     let programmed = match status.subscribed {
         0 => "no proxy uses it".to_owned(),
         n => format!("{} of {n} proxies that use it run this generation", status.programmed),

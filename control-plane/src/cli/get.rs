@@ -1,6 +1,9 @@
 //! `leno get`
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    collections::HashMap,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use leno_proto::v1::{
     Condition, DocumentError, ListObjectsRequest, ListProxiesRequest, ObjectStatus, ProxyStatus, ResourceKind,
@@ -10,13 +13,15 @@ use serde_json::{Value, json};
 use super::{
     State, block_on, connect, kinds,
     print::{Cell, Style, Table, clean},
+    wait,
 };
 use crate::authority::issue;
 
 /// Show objects of the configuration, or proxies, and how far each has come
 ///
 /// PROGRAMMED says how many of the proxies that use an object run its newest generation. Documents that are not in force
-/// are listed below, with file, document, field and reason; the last good version of their objects stays in force.
+/// are listed below, with file, document, field and reason. An object that was good before is held over: the generation
+/// shown stays in force, through restarts too, until its document is mended or removed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  leno get\n  leno get httproutes -n shop\n  leno get svc cart -n shop -o json\n  \
                         leno get proxies -o wide\n\nExit codes: 0 shown; 1 what was asked for does not exist, or cannot be \
@@ -68,7 +73,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         Output::Json => outln!("{:#}", objects_json(&answer.objects, &answer.errors, answer.generation)),
         Output::Table | Output::Wide => {
             out!("{}", objects_table(&answer.objects, &answer.errors, args.output == Output::Wide).render(style));
-            out!("{}", errors_text(&answer.errors, style));
+            out!("{}", errors_text(&answer.errors, &answer.objects, style));
         }
     }
     let missing = args.name.is_some() && answer.objects.is_empty();
@@ -100,9 +105,10 @@ fn objects_table(objects: &[ObjectStatus], errors: &[DocumentError], wide: bool)
         if wide {
             let laggards: Vec<String> = object.laggards.iter().map(|l| format!("{} ({})", l.proxy, l.reason)).collect();
             row.push(laggards.join(", ").into());
-            let messages: Vec<&str> =
-                object.conditions.iter().filter(|c| !is_good(c)).map(|c| c.message.as_str()).collect();
-            row.push(messages.join("; ").into());
+            let held_over = object.errors.iter().filter(|_| object.held_over);
+            let held_over = held_over.map(|error| format!("held over: {}", error_line(error)));
+            let conditions = object.conditions.iter().filter(|c| !is_good(c)).map(|c| c.message.clone());
+            row.push(held_over.chain(conditions).collect::<Vec<_>>().join("; ").into());
         }
         table.row(row);
     }
@@ -111,6 +117,9 @@ fn objects_table(objects: &[ObjectStatus], errors: &[DocumentError], wide: bool)
 
 /// The first thing that is wrong, or nothing is.
 fn status_cell(object: &ObjectStatus, bad_document: bool) -> Cell {
+    if object.held_over {
+        return Cell::painted("HeldOver", Style::red);
+    }
     if bad_document {
         return Cell::painted("BadDocument", Style::red);
     }
@@ -149,16 +158,53 @@ fn programmed_cell(object: &ObjectStatus) -> Cell {
     }
 }
 
-/// Below a table: what is wrong, or nothing.
-pub(super) fn errors_text(errors: &[DocumentError], style: Style) -> String {
+/// Below a table: what is wrong, and what stays in force instead; or nothing.
+pub(super) fn errors_text(errors: &[DocumentError], objects: &[ObjectStatus], style: Style) -> String {
     if errors.is_empty() {
         return String::new();
     }
+    let held_over = HeldOver::of(objects);
     let mut text = format!("\n{}\n", style.bold("Not in force:"));
-    for error in errors {
-        text += &format!("  {}\n", style.red(&error_line(error)));
+    for document in errors.chunk_by(|a, b| (&a.file, a.document, &a.object) == (&b.file, b.document, &b.object)) {
+        for error in document {
+            text += &format!("  {}\n", style.red(&error_line(error)));
+        }
+        if let Some(instead) = document.first().and_then(|error| held_over.instead_of(error)) {
+            text += &format!("    → {}\n", style.yellow(&clean(&instead)));
+        }
     }
     text
+}
+
+/// Objects that are named in one line.
+const MAX_NAMED: usize = 5;
+
+/// What stays in force instead of what is bad.
+pub(super) struct HeldOver<'a>(HashMap<&'a DocumentError, Vec<&'a ObjectStatus>>);
+
+impl<'a> HeldOver<'a> {
+    pub(super) fn of(objects: &'a [ObjectStatus]) -> Self {
+        let mut held_over: HashMap<_, Vec<_>> = HashMap::new();
+        for object in objects.iter().filter(|object| object.held_over) {
+            for error in &object.errors {
+                held_over.entry(error).or_default().push(object);
+            }
+        }
+        Self(held_over)
+    }
+
+    /// "held over until it is mended: Service shop/cart at generation 3"
+    pub(super) fn instead_of(&self, error: &DocumentError) -> Option<String> {
+        let objects = self.0.get(error)?;
+        let title = |object: &&ObjectStatus| {
+            format!("{} at generation {}", wait::title(&object.object.clone().unwrap_or_default()), object.generation)
+        };
+        let mut named: Vec<String> = objects.iter().take(MAX_NAMED).map(title).collect();
+        if objects.len() > MAX_NAMED {
+            named.push(format!("and {} more", objects.len() - MAX_NAMED));
+        }
+        Some(format!("held over until it is mended: {}", named.join(", ")))
+    }
 }
 
 /// "shop.yaml, document 2, HTTPRoute shop/cart, spec.rules[0]: reason"
@@ -201,6 +247,7 @@ pub(super) fn object_json(status: &ObjectStatus) -> Value {
         "name": object.name,
         "generation": status.generation,
         "source": status.source,
+        "heldOver": status.held_over,
         "conditions": conditions,
         "subscribed": status.subscribed,
         "programmed": status.programmed,
@@ -359,4 +406,51 @@ pub(super) fn time(seconds: i64) -> SystemTime {
 /// "2026-03-01 12:00:00 UTC", of Unix seconds.
 pub(super) fn date(seconds: i64) -> String {
     issue::display(time(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use leno_proto::v1::ObjectRef;
+
+    use super::*;
+
+    fn held_over(name: &str, generation: u64, errors: &[&DocumentError]) -> ObjectStatus {
+        ObjectStatus {
+            object: Some(ObjectRef { kind: "Service".into(), namespace: "shop".into(), name: name.into() }),
+            generation,
+            held_over: true,
+            errors: errors.iter().map(|&error| error.clone()).collect(),
+            ..ObjectStatus::default()
+        }
+    }
+
+    #[test]
+    fn errors_say_what_stays_in_force_instead() {
+        let error = |file: &str, object: &str, field: &str| DocumentError {
+            file: file.into(),
+            document: 2,
+            object: object.into(),
+            field: field.into(),
+            reason: "wrong".into(),
+        };
+        let [first, second] = ["spec.a", "spec.b"].map(|field| error("a.yaml", "Service shop/cart", field));
+        let unnamed = error("b.yaml", "", "");
+        let never_good = error("c.yaml", "Service shop/new", "spec.a");
+        let mut objects = vec![held_over("cart", 3, &[&first, &second])];
+        objects.extend((1..=7).map(|n| held_over(&format!("b{n}"), n, &[&unnamed])));
+        let text = errors_text(&[first, second, unnamed, never_good], &objects, Style::plain());
+        assert_eq!(
+            text,
+            "
+Not in force:
+  a.yaml, document 2, Service shop/cart, spec.a: wrong
+  a.yaml, document 2, Service shop/cart, spec.b: wrong
+    → held over until it is mended: Service shop/cart at generation 3
+  b.yaml, document 2: wrong
+    → held over until it is mended: Service shop/b1 at generation 1, Service shop/b2 at generation 2, Service shop/b3 at \
+             generation 3, Service shop/b4 at generation 4, Service shop/b5 at generation 5, and 2 more
+  c.yaml, document 2, Service shop/new, spec.a: wrong
+"
+        );
+    }
 }

@@ -44,6 +44,11 @@ impl Style {
         Self { colours: std::io::stdout().is_terminal() && !refused }
     }
 
+    #[cfg(test)]
+    pub(super) fn plain() -> Self {
+        Self { colours: false }
+    }
+
     pub(super) fn red(self, text: &str) -> String {
         self.paint("31", text)
     }

@@ -302,6 +302,8 @@ pub(crate) struct Stored {
     pub(crate) hash: Arc<str>,
     /// File, and place in it.
     pub(crate) place: (Arc<str>, u32),
+    /// What it was read from; shared with the document.
+    pub(crate) content: Arc<serde_json::Value>,
     /// Fields that have no effect.
     pub(crate) unknown: Arc<[String]>,
 }

@@ -1,7 +1,8 @@
 //! The one door: JSON documents in, validated objects out.
 //!
 //! A field or filter newer than we know never makes a document bad: it is noted, and reported as a condition. A
-//! value that Gateway API does not allow does; the error names the field.
+//! value that Gateway API does not allow does; errors name the fields, all of them at once ([`Wrong`]), unless a field is of the
+//! wrong type: then nothing can be said of the others.
 
 use std::sync::Arc;
 
@@ -31,6 +32,8 @@ pub(crate) struct Parsed {
     pub(crate) object: Arc<Object>,
     pub(crate) hash: Arc<str>,
     pub(crate) unknown: Arc<[String]>,
+    /// The document, or the item of a List.
+    pub(crate) content: Arc<Value>,
 }
 
 /// A value that is not allowed, and where.
@@ -40,8 +43,48 @@ struct FieldError {
     reason: String,
 }
 
-fn refuse<T>(field: impl Into<String>, reason: impl Into<String>) -> Result<T, FieldError> {
-    Err(FieldError { field: field.into(), reason: reason.into() })
+fn refuse<T, E: From<FieldError>>(field: impl Into<String>, reason: impl Into<String>) -> Result<T, E> {
+    Err(FieldError { field: field.into(), reason: reason.into() }.into())
+}
+
+/// Most errors that are told of one object.
+const MAX_ERRORS: usize = 20;
+
+/// Everything that is wrong, found in one pass.
+#[derive(Debug, Default)]
+struct Wrong(Vec<FieldError>);
+
+impl From<FieldError> for Wrong {
+    fn from(error: FieldError) -> Self {
+        Self(vec![error])
+    }
+}
+
+impl Wrong {
+    /// Goes on with a default in place of what is wrong; [`Wrong::or`] sees to it that nobody gets it.
+    fn note<T: Default>(&mut self, result: Result<T, impl Into<Self>>) -> T {
+        result.unwrap_or_else(|wrong| {
+            self.0.extend(wrong.into().0);
+            self.0.truncate(MAX_ERRORS);
+            T::default()
+        })
+    }
+
+    fn add(&mut self, field: impl Into<String>, reason: impl Into<String>) {
+        self.note::<()>(refuse::<_, FieldError>(field, reason));
+    }
+
+    /// The value, if nothing is wrong.
+    fn or<T>(self, value: T) -> Result<T, Self> {
+        if self.0.is_empty() { Ok(value) } else { Err(self) }
+    }
+
+    /// All values, or everything that is wrong with any of them.
+    fn each<T>(results: impl Iterator<Item = Result<T, Self>>) -> Result<Vec<T>, Self> {
+        let mut wrong = Self::default();
+        let values: Vec<Option<T>> = results.map(|result| wrong.note(result.map(Some))).collect();
+        wrong.or(values.into_iter().flatten().collect())
+    }
 }
 
 /// Deepest List in a List.
@@ -102,10 +145,17 @@ fn walk(document: &Document, content: &Value, at: &str, depth: usize, items: &mu
         Ok(key) => key,
         Err(error) => return items.push(bad(None, error)),
     };
-    items.push(match object(&key, &identity, content) {
-        Ok(parsed) => Item::Object(Arc::new(parsed)),
-        Err(error) => bad(Some(key), error),
-    });
+    match object(&key, &identity, content) {
+        Ok((object, unknown)) => items.push(Item::Object(Arc::new(Parsed {
+            object: Arc::new(object),
+            hash: significant(kind, &identity.metadata, content).to_string().into(),
+            unknown,
+            // An item of its own, so that it does not keep the whole List in memory.
+            content: if at.is_empty() { document.content.clone() } else { Arc::new(content.clone()) },
+            key,
+        }))),
+        Err(wrong) => items.extend(wrong.0.into_iter().map(|error| bad(Some(key.clone()), error))),
+    }
 }
 
 /// What every object has.
@@ -184,7 +234,8 @@ fn key_of(kind: Kind, identity: &Identity) -> Result<ObjectKey, FieldError> {
     Ok(ObjectKey { kind, namespace: namespace.into(), name: metadata.name.as_str().into() })
 }
 
-fn object(key: &ObjectKey, identity: &Identity, content: &Value) -> Result<Parsed, FieldError> {
+/// An object, and its fields that have no effect.
+fn object(key: &ObjectKey, identity: &Identity, content: &Value) -> Result<(Object, Arc<[String]>), Wrong> {
     let (object, unknown) = match key.kind {
         Kind::Namespace => (Object::Namespace(core::namespace(&identity.metadata)?), Vec::new()),
         Kind::Service => core::service(&identity.metadata, content)?,
@@ -195,13 +246,7 @@ fn object(key: &ObjectKey, identity: &Identity, content: &Value) -> Result<Parse
             (Object::Route(route), unknown)
         }
     };
-    let unknown: Vec<String> = unknown.into_iter().chain(unknown_marks(key.kind, &identity.metadata)).collect();
-    Ok(Parsed {
-        key: key.clone(),
-        object: Arc::new(object),
-        hash: significant(key.kind, &identity.metadata, content).to_string().into(),
-        unknown: unknown.into(),
-    })
+    Ok((object, unknown.into_iter().chain(unknown_marks(key.kind, &identity.metadata)).collect()))
 }
 
 /// Annotations and labels of ours that are spelled wrong, or have no effect there.

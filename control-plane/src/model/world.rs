@@ -11,7 +11,7 @@ use super::{
     index::{self, Index, Objects},
     intake::{Claim, Intake, Place, Read, source},
     object::Stored,
-    parse::Parsed,
+    parse::{self, Item, Parsed},
     routes::RouteIndex,
     topics::{self, Side},
 };
@@ -31,6 +31,10 @@ pub struct World {
     pub(crate) routes: Arc<RouteIndex>,
     generation: u64,
     errors: Vec<DocumentError>,
+    /// Objects in force whose document is bad.
+    held_over: BTreeSet<ObjectKey>,
+    /// Objects as an earlier run had them: what a document that is bad at the first load falls back to.
+    restored: Objects,
     /// Documents that are of no kind that is read: "apps.yaml#1: apps/v1 Deployment".
     ignored: Vec<String>,
     read: Vec<Read>,
@@ -53,6 +57,8 @@ impl World {
             routes: Arc::default(),
             generation: generations.mesh,
             errors: Vec::new(),
+            held_over: BTreeSet::new(),
+            restored: Objects::new(),
             ignored: Vec::new(),
             read: Vec::new(),
             gone: generations.objects,
@@ -62,12 +68,36 @@ impl World {
         }
     }
 
+    /// The same after a restart: `last_good` is what an earlier run had in force ([`World::last_good`]). Nothing of it is in
+    /// force by that; a document that is bad when it is first read leaves its objects as they were then.
+    pub fn restored(settings: MeshSettings, generations: Generations, last_good: Vec<Document>) -> Self {
+        let mut world = Self::empty(settings, generations);
+        for document in last_good {
+            let place = (document.file.clone(), document.index);
+            // What this version of the parser no longer takes is as if it had not been kept.
+            for item in parse::parse(&document) {
+                let Item::Object(parsed) = item else { continue };
+                let generation = match world.gone.get(&parsed.key.to_string()) {
+                    // It was removed, and that was not kept in time.
+                    Some((_, hash)) if hash.is_empty() => continue,
+                    Some((generation, hash)) if **hash == *parsed.hash => *generation,
+                    // A later form was in force, and was not kept in time.
+                    Some((generation, _)) => generation + 1,
+                    None => 1,
+                };
+                world.restored.insert(parsed.key.clone(), store(&parsed, &place, generation));
+            }
+        }
+        world
+    }
+
     /// The next world from a complete set of documents. Objects whose document is bad keep their last good version (from
     /// `self`); errors say what is wrong. Same documents: same generation.
     pub fn apply(&self, documents: Vec<Document>, unreadable: Vec<DocumentError>) -> Self {
-        let intake = Intake::of(&self.read, &self.objects, documents, unreadable);
+        let in_force = if self.loaded { &self.objects } else { &self.restored };
+        let intake = Intake::of(&self.read, in_force, documents, unreadable);
         let mut gone = self.gone.clone();
-        let objects = self.next_objects(&intake, &mut gone);
+        let objects = self.next_objects(&intake, in_force, &mut gone);
         let changed = self.changed_keys(&objects);
         for key in &changed {
             if let (Some(old), None) = (self.objects.get(key), objects.get(key)) {
@@ -83,6 +113,8 @@ impl World {
             routes: self.routes.clone(),
             generation,
             errors: intake.errors,
+            held_over: intake.kept,
+            restored: Objects::new(),
             ignored: intake.ignored,
             read: intake.read,
             gone,
@@ -98,16 +130,18 @@ impl World {
             next.unchanged_since = generation;
             next.changed_at.clear();
             next.gone.retain(|name, _| is_remembered(name));
+            // Removed while nobody looked on: from now on that is known.
+            next.gone.values_mut().for_each(|(_, hash)| hash.clear());
         }
         next
     }
 
-    fn next_objects(&self, intake: &Intake, gone: &mut BTreeMap<String, (u64, String)>) -> Objects {
+    fn next_objects(&self, intake: &Intake, in_force: &Objects, gone: &mut BTreeMap<String, (u64, String)>) -> Objects {
         let mut before = Walk::over(&self.objects);
         let mut objects = Vec::with_capacity(intake.chosen.len() + intake.kept.len());
         for Claim { parsed, place } in &intake.chosen {
             let stored = match before.find(&parsed.key) {
-                Some(old) if old.hash == parsed.hash && old.place == *place => old.clone(),
+                Some(old) if old.is(parsed, place) => old.clone(),
                 Some(old) => {
                     let generation = old.generation + u64::from(old.hash != parsed.hash);
                     store(parsed, place, generation)
@@ -123,8 +157,12 @@ impl World {
             };
             objects.push((parsed.key.clone(), stored));
         }
-        let kept = intake.kept.iter().filter_map(|key| Some((key.clone(), self.objects.get(key)?.clone())));
-        objects.extend(kept);
+        for key in &intake.kept {
+            if let Some(stored) = in_force.get(key) {
+                gone.remove(&key.to_string());
+                objects.push((key.clone(), stored.clone()));
+            }
+        }
         objects.into_iter().collect()
     }
 
@@ -187,6 +225,25 @@ impl World {
         Generations { mesh: self.generation, objects }
     }
 
+    /// Every object in force as a document of its own, to be kept in the state folder: see [`World::restored`].
+    pub fn last_good(&self) -> impl Iterator<Item = Document> {
+        self.objects.values().map(|stored| Document {
+            file: stored.place.0.clone(),
+            index: stored.place.1,
+            content: stored.content.clone(),
+        })
+    }
+
+    /// Whether both have the same to keep, but for what does not count as a change.
+    pub fn keeps_as(&self, other: &Self) -> bool {
+        let same = |(a, b): (&Arc<Stored>, &Arc<Stored>)| {
+            Arc::ptr_eq(a, b) || (&a.key, a.generation, &a.place) == (&b.key, b.generation, &b.place)
+        };
+        self.generation == other.generation
+            && self.objects.len() == other.objects.len()
+            && self.objects.values().zip(other.objects.values()).all(same)
+    }
+
     /// Whether any of `topics` changed after mesh generation `since`.
     pub fn changed_since(&self, topics: &[Topic], since: u64) -> bool {
         since < self.unchanged_since
@@ -196,6 +253,11 @@ impl World {
     /// What is wrong with the documents, in their order.
     pub fn errors(&self) -> &[DocumentError] {
         &self.errors
+    }
+
+    /// How many objects in force are of a document that is bad now.
+    pub fn held_over(&self) -> usize {
+        self.held_over.iter().filter(|key| self.objects.contains_key(key)).count()
     }
 
     /// Documents of kinds that are not read.
@@ -218,6 +280,7 @@ impl World {
             key: stored.key.clone(),
             generation: stored.generation,
             source: source(&stored.place),
+            held_over: self.held_over.contains(&stored.key),
             conditions: self.conditions(stored),
         }
     }
@@ -279,8 +342,16 @@ fn store(parsed: &Parsed, place: &Place, generation: u64) -> Arc<Stored> {
         generation,
         hash: parsed.hash.clone(),
         place: place.clone(),
+        content: parsed.content.clone(),
         unknown: parsed.unknown.clone(),
     })
+}
+
+impl Stored {
+    /// Nothing about it is new, be it only a comment.
+    fn is(&self, parsed: &Parsed, place: &Place) -> bool {
+        self.hash == parsed.hash && self.place == *place && Arc::ptr_eq(&self.content, &parsed.content)
+    }
 }
 
 fn remember_removed(gone: &mut BTreeMap<String, (u64, String)>, key: &ObjectKey, generation: u64) {

@@ -1,14 +1,15 @@
 //! Connections from proxies: TCP, TLS 1.3, and who is at the other end.
 //!
-//! A client certificate is verified when presented; without one, a client can do nothing but ask for one, for a while.
+//! A client certificate is verified when presented; without one, a client can do nothing but ask for one, for a while. Whoever has
+//! not shown one takes a place among [`strangers`](super::strangers), where the oldest makes room for the next.
 
 use std::{
-    fs, io,
+    io,
     net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, bail};
@@ -17,6 +18,8 @@ use leno_proto::{
     spiffe::SpiffeId,
     v1::{discovery_server::DiscoveryServer, identity_server::IdentityServer},
 };
+use parking_lot::Mutex;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::{CryptoProvider, aws_lc_rs},
@@ -33,7 +36,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{body::Body, codegen::http, server::NamedService, transport::server::Connected};
 use tower::Service;
 
-use super::{discovery::Distributor, limits, metrics::Metrics};
+use super::{
+    discovery::Distributor,
+    limits,
+    metrics::Metrics,
+    strangers::{Place, Strangers},
+};
 use crate::authority::{Authority, certify::Certifier, issue};
 
 /// The other end of a connection; an extension of every request on it.
@@ -180,23 +188,23 @@ pub async fn serve(
             }
         });
     let accept = async {
-        let strangers = Arc::new(Semaphore::new(limits::STRANGERS));
+        let strangers = Strangers::new(limits::STRANGERS);
         let proxies = Arc::new(Semaphore::new(connections()));
+        let refusals = Arc::new(Mutex::new(Refusals::default()));
         loop {
-            let Ok(stranger) = Arc::clone(&strangers).acquire_owned().await else { return };
             match tcp.accept().await {
                 Ok((stream, address)) => {
                     let admission = Admission {
                         tls: credentials.current.load_full(),
-                        stranger,
+                        stranger: strangers.admit(address.ip()).await,
                         proxies: Arc::clone(&proxies),
                         accepted: accepted.clone(),
                     };
-                    let metrics = Arc::clone(&metrics);
+                    let (metrics, refusals) = (Arc::clone(&metrics), Arc::clone(&refusals));
                     tokio::spawn(async move {
                         if let Err(error) = admission.admit(stream, address).await {
                             metrics.connection_refused();
-                            tracing::warn!(%address, error = format!("{error:#}"), "refused a connection");
+                            refusals.lock().log(address, &error, Instant::now());
                         }
                     });
                 }
@@ -219,42 +227,71 @@ pub async fn serve(
 
 /// How many proxies can be connected at once: as many files as the process may open, less some for other things.
 pub fn connections() -> usize {
-    // "Max open files            1024                 524288               files"
-    let limits_of_process = fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let files = limits_of_process
-        .lines()
-        .find_map(|line| line.strip_prefix("Max open files"))
-        .and_then(|rest| rest.split_whitespace().next()?.parse::<usize>().ok());
+    let files = getrlimit(Resource::Nofile).current.and_then(|files| usize::try_from(files).ok());
     let others = limits::STRANGERS + limits::OTHER_FILES;
     files.map_or(limits::CONNECTIONS, |files| files.saturating_sub(others).clamp(16, limits::CONNECTIONS))
+}
+
+/// Raises the limit of open files to what is allowed: the usual 1,024 would be a few hundred proxies.
+pub(super) fn raise_file_limit() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+    {
+        tracing::warn!("the limit of open files stays at {current:?}, although {maximum:?} is allowed: {error}");
+    }
+}
+
+/// Says why connections were refused, so many in a while: a flood of connections is not to become a flood of lines.
+#[derive(Default)]
+struct Refusals {
+    began: Option<Instant>,
+    count: u32,
+}
+
+impl Refusals {
+    fn log(&mut self, address: SocketAddr, error: &anyhow::Error, now: Instant) {
+        if self.began.is_none_or(|began| now >= began + limits::REFUSALS_PERIOD) {
+            let unsaid = self.count.saturating_sub(limits::REFUSALS_LOGGED);
+            if unsaid > 0 {
+                tracing::warn!(connections = unsaid, "refused more connections than are logged one by one");
+            }
+            (self.began, self.count) = (Some(now), 0);
+        }
+        self.count = self.count.saturating_add(1);
+        if self.count <= limits::REFUSALS_LOGGED {
+            tracing::warn!(%address, error = format!("{error:#}"), "refused a connection");
+        }
+    }
 }
 
 /// What it takes to let a connection in.
 struct Admission {
     tls: Arc<Current>,
-    stranger: OwnedSemaphorePermit,
+    stranger: Place,
     proxies: Arc<Semaphore>,
     accepted: mpsc::Sender<Result<Connection, io::Error>>,
 }
 
 impl Admission {
-    async fn admit(self, stream: TcpStream, address: SocketAddr) -> anyhow::Result<()> {
+    async fn admit(mut self, stream: TcpStream, address: SocketAddr) -> anyhow::Result<()> {
         // Without it, answers are late, and right.
         let _ = stream.set_nodelay(true);
         let acceptor = TlsAcceptor::from(Arc::clone(&self.tls.tls));
-        let stream = timeout(limits::HANDSHAKE_TIMEOUT, acceptor.accept(stream))
-            .await
-            .context("the TLS handshake timed out")?
-            .context("TLS handshake")?;
-        let certificate = peer_certificate(&stream, &self.tls.trust_domain)?;
-        let (slot, deadline) = match certificate {
-            Some(_) => {
-                let slot = self.proxies.try_acquire_owned().context("as many proxies are connected as can be")?;
-                (slot, None)
+        let stream = tokio::select! {
+            done = timeout(limits::HANDSHAKE_TIMEOUT, acceptor.accept(stream)) => {
+                done.context("the TLS handshake timed out")?.context("TLS handshake")?
             }
-            None => (self.stranger, Some(Box::pin(sleep(limits::STRANGER_LIFETIME)))),
+            () = self.stranger.dismissed() => bail!("too many connections: the TLS handshake took longer than others'"),
         };
-        let connection = Connection { stream, peer: Peer { address, certificate }, deadline, _slot: slot };
+        let certificate = peer_certificate(&stream, &self.tls.trust_domain)?;
+        let held = match certificate {
+            Some(_) => Held::Proxy {
+                _slot: self.proxies.try_acquire_owned().context("as many proxies are connected as can be")?,
+            },
+            None => Held::Stranger { place: self.stranger, deadline: Box::pin(sleep(limits::STRANGER_LIFETIME)) },
+        };
+        let connection = Connection { stream, peer: Peer { address, certificate }, held };
         // The server has ended if this fails.
         let _ = self.accepted.send(Ok(connection)).await;
         Ok(())
@@ -276,9 +313,30 @@ fn peer_certificate(stream: &TlsStream<TcpStream>, trust_domain: &str) -> anyhow
 struct Connection {
     stream: TlsStream<TcpStream>,
     peer: Peer,
-    /// When a stranger must be gone.
-    deadline: Option<Pin<Box<Sleep>>>,
-    _slot: OwnedSemaphorePermit,
+    held: Held,
+}
+
+/// What a connection takes of what there is a limit to.
+enum Held {
+    Proxy {
+        _slot: OwnedSemaphorePermit,
+    },
+    /// Without a client certificate: until the deadline, or until somebody else needs the place.
+    Stranger {
+        place: Place,
+        deadline: Pin<Box<Sleep>>,
+    },
+}
+
+impl Held {
+    /// Ready with the reason when it must be given back.
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<&'static str> {
+        let Self::Stranger { place, deadline } = self else { return Poll::Pending };
+        if deadline.as_mut().poll(cx).is_ready() {
+            return Poll::Ready("no client certificate");
+        }
+        place.poll_dismissed(cx).map(|()| "no client certificate, and others wait")
+    }
 }
 
 impl Connected for Connection {
@@ -291,10 +349,8 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if let Some(deadline) = &mut self.deadline
-            && deadline.as_mut().poll(cx).is_ready()
-        {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "no client certificate")));
+        if let Poll::Ready(why) = self.held.poll_over(cx) {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, why)));
         }
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }

@@ -104,8 +104,14 @@ impl View {
         put(
             "gauge",
             "leno_control_plane_document_errors",
-            "Documents that are not in force.",
+            "Errors in documents, which are not in force.",
             world.errors().len() as u64,
+        );
+        put(
+            "gauge",
+            "leno_control_plane_objects_held_over",
+            "Objects whose document is bad, and whose last good version stays in force.",
+            world.held_over() as u64,
         );
         put(
             "gauge",

@@ -2,12 +2,11 @@
 //!
 //! One thread waits for events, lets them come to rest, reads what changed, and publishes the next world. What is being
 //! written is left alone until it is whole; what vanishes for a moment is waited for; and if the folder itself goes, what was read
-//! last stays in force until it is back.
+//! last stays in force until it is back. What was in force when the process ended still counts for documents that are bad when it
+//! starts again ([`record`]).
 
 use std::{
-    fs,
-    io::{self, ErrorKind},
-    os::unix::fs::OpenOptionsExt,
+    fs, io,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -20,13 +19,15 @@ use anyhow::Context;
 use notify::Watcher;
 use tokio::sync::watch;
 
-use crate::model::{Document, DocumentError, Generations, MeshSettings, World};
+use crate::model::{Document, DocumentError, MeshSettings, World};
 
 mod events;
 mod files;
+mod record;
 
-use events::Events;
+use events::{Events, Writers};
 use files::Files;
+use record::{Record, Saved};
 
 /// Documents of a folder as they are now, and those that cannot be read; for `leno check`.
 ///
@@ -45,9 +46,15 @@ pub struct Prompt {
     events: Arc<Events>,
     asked: Arc<AtomicU64>,
     answered: watch::Receiver<u64>,
+    saved: Saved,
 }
 
 impl Prompt {
+    /// Returns once the state folder remembers everything that was published, or cannot.
+    pub async fn saved(&self) {
+        self.saved.all().await;
+    }
+
     /// Returns once everything that was whole on disk when this was called has been published.
     pub async fn look(&self) {
         let number = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
@@ -58,7 +65,8 @@ impl Prompt {
 }
 
 /// Reads the folder once (an unreadable folder is an error; bad documents are not), then watches it in the background.
-/// Writes generations to `state`/generations.json before a world is published.
+/// Writes generations to `state`/generations.json before a world is published, and last good versions to
+/// `state`/last-good.json after it.
 ///
 /// # Errors
 /// If the folder cannot be read, or the state folder not be made.
@@ -68,23 +76,32 @@ pub async fn watch(
     settings: MeshSettings,
 ) -> anyhow::Result<(watch::Receiver<Arc<World>>, Prompt)> {
     fs::create_dir_all(&state).with_context(|| format!("cannot make the state folder {}", state.display()))?;
-    let record = Record { file: state.join("generations.json") };
-    let world = World::empty(settings, record.read());
+    let (record, remembered) = Record::open(&state)?;
+    let world = World::restored(settings, remembered.generations, remembered.last_good);
     let events = Arc::new(Events::default());
     // Before the first look, so that no change falls between.
     let watching = Watching::start(&config, &events);
     let mut files = Files::without(state.canonicalize().ok());
-    let changes = files
-        .look(&config, &Default::default())
-        .with_context(|| format!("cannot read the configuration folder {}", config.display()))?;
+    let look = |files: &Files| {
+        let found = files.look(&config, &Writers::default());
+        found.with_context(|| format!("cannot read the configuration folder {}", config.display()))
+    };
+    let mut changes = look(&files)?;
+    if changes.any_empty() {
+        // Somebody may just be writing it again.
+        tokio::time::sleep(GRACE_EMPTY).await;
+        changes = look(&files)?;
+    }
     files.adopt(changes);
     let (documents, unreadable) = files.documents();
     let world = Arc::new(world.apply(documents, unreadable));
-    record.write(&world.generations());
+    record.note_generations(&world);
+    record.keep(world.clone());
+    let saved = record.saved();
     let (publish, worlds) = watch::channel(world);
     let (answered, answers) = watch::channel(0);
     let asked = Arc::new(AtomicU64::new(0));
-    let prompt = Prompt { events: Arc::clone(&events), asked: Arc::clone(&asked), answered: answers };
+    let prompt = Prompt { events: Arc::clone(&events), asked: Arc::clone(&asked), answered: answers, saved };
     let mut folder = Folder { config, events, watching, files, record, publish, asked, answered, lost: false };
     std::thread::Builder::new()
         .name("leno-folder".to_owned())
@@ -102,6 +119,8 @@ const LOOK_UNWATCHED: Duration = Duration::from_secs(1);
 const GRACE: Duration = Duration::from_millis(2);
 /// The same for a file that is gone or got shorter: it may be on its way back.
 const GRACE_SHRUNK: Duration = Duration::from_millis(20);
+/// The same for a file that is empty of a sudden: what takes all objects out of the mesh had better be meant.
+const GRACE_EMPTY: Duration = Duration::from_millis(100);
 
 struct Folder {
     config: PathBuf,
@@ -121,7 +140,7 @@ impl Folder {
     fn run(&mut self) {
         loop {
             let anyway = if self.watching.working() { LOOK_ANYWAY } else { LOOK_UNWATCHED };
-            let being_written = self.events.wait(anyway);
+            let writers = self.events.wait(anyway);
             if self.publish.is_closed() {
                 return;
             }
@@ -129,10 +148,10 @@ impl Folder {
                 self.watching = Watching::start(&self.config, &self.events);
             }
             let asked = self.asked.load(Ordering::SeqCst);
-            let complete = match self.files.look(&self.config, &being_written) {
+            let complete = match self.files.look(&self.config, &writers) {
                 Ok(changes) => {
                     self.found();
-                    self.take(changes) && being_written.is_empty()
+                    self.take(changes) && writers.recent.is_empty()
                 }
                 Err(error) => {
                     self.lose(&error);
@@ -150,8 +169,11 @@ impl Folder {
         if changes.is_empty() {
             return true;
         }
-        let grace = if self.files.shrinks(&changes) { GRACE_SHRUNK } else { GRACE };
-        std::thread::sleep(grace);
+        std::thread::sleep(match () {
+            () if self.files.empties(&changes) => GRACE_EMPTY,
+            () if self.files.shrinks(&changes) => GRACE_SHRUNK,
+            () => GRACE,
+        });
         let unsettled = changes.drop_unsettled(&self.events.being_written(Instant::now()));
         if unsettled {
             self.events.again();
@@ -163,10 +185,12 @@ impl Folder {
         let before = self.publish.borrow().clone();
         let (documents, unreadable) = self.files.documents();
         let world = before.apply(documents, unreadable);
+        let world = Arc::new(world);
         if world.generation() != before.generation() {
-            self.record.write(&world.generations());
+            self.record.note_generations(&world);
         }
-        self.publish.send_replace(Arc::new(world));
+        self.publish.send_replace(world.clone());
+        self.record.keep(world);
         !unsettled
     }
 
@@ -226,47 +250,6 @@ impl Watching {
         match files::FileId::of(config) {
             Ok(now) => self.folder.is_none_or(|watched| !watched.same_file(&now)),
             Err(_) => false,
-        }
-    }
-}
-
-/// Generations on disk.
-struct Record {
-    file: PathBuf,
-}
-
-impl Record {
-    fn read(&self) -> Generations {
-        let text = match fs::read_to_string(&self.file) {
-            Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Generations::default(),
-            Err(error) => {
-                tracing::error!(file = %self.file.display(), %error, "cannot read the generations: counting anew");
-                return Generations::default();
-            }
-        };
-        serde_json::from_str(&text).unwrap_or_else(|error| {
-            tracing::error!(file = %self.file.display(), %error, "the generations are damaged: counting anew");
-            Generations::default()
-        })
-    }
-
-    /// Whole or not at all. Not forced to disk: that would delay every change, to save a count that may begin anew after a
-    /// power failure.
-    fn write(&self, generations: &Generations) {
-        let write = || -> io::Result<()> {
-            let temporary = self.file.with_extension("json.new");
-            let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-            let mut writer = io::BufWriter::new(file);
-            serde_json::to_writer(&mut writer, generations)?;
-            io::Write::flush(&mut writer)?;
-            fs::rename(&temporary, &self.file)
-        };
-        if let Err(error) = write() {
-            tracing::error!(
-                file = %self.file.display(), %error,
-                "cannot write the generations: they will be counted from an older one after a restart"
-            );
         }
     }
 }

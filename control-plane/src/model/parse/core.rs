@@ -1,12 +1,12 @@
 //! Kubernetes' own kinds: Namespace, Service, EndpointSlice, Pod.
 
-use std::sync::Arc;
+use std::{collections::HashSet, net::IpAddr, sync::Arc};
 
 use leno_proto::v1::Protocol;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{FieldError, Metadata, refuse, typed, value};
+use super::{FieldError, Metadata, Wrong, refuse, typed, value};
 use crate::model::object::{
     Endpoint, EndpointSlice, EndpointState, InboundMode, Namespace, Object, Pod, Service, ServiceKind, ServicePort,
     SlicePort, TargetPort,
@@ -63,33 +63,39 @@ struct RawPodIp {
     ip: String,
 }
 
-pub(super) fn pod(metadata: &Metadata, content: &Value) -> Result<Pod, FieldError> {
+pub(super) fn pod(metadata: &Metadata, content: &Value) -> Result<Pod, Wrong> {
     let (raw, _) = typed::<RawPod>(content)?;
-    let mut ips = Vec::new();
-    if raw.status.pod_ips.is_empty() && !raw.status.pod_ip.is_empty() {
-        ips.push(value::address("status.podIP", &raw.status.pod_ip)?);
-    }
-    for (index, pod_ip) in raw.status.pod_ips.iter().enumerate() {
-        let ip = value::address(&format!("status.podIPs[{index}].ip"), &pod_ip.ip)?;
-        if !ips.contains(&ip) {
-            ips.push(ip);
-        }
-    }
+    let mut wrong = Wrong::default();
+    let one = Some(("status.podIP".to_owned(), &raw.status.pod_ip));
+    let one = one.filter(|(_, ip)| raw.status.pod_ips.is_empty() && !ip.is_empty());
+    let all = raw.status.pod_ips.iter().enumerate();
+    let all = all.map(|(index, pod_ip)| (format!("status.podIPs[{index}].ip"), &pod_ip.ip));
+    let ips = wrong.note(addresses(one.into_iter().chain(all)));
     let service_account = match raw.spec.service_account_name.as_str() {
         "" => "default",
         name => {
-            value::object_name("spec.serviceAccountName", name)?;
+            wrong.note(value::object_name("spec.serviceAccountName", name));
             name
         }
     };
-    let meshed = match metadata.mark(INJECT) {
-        None | Some("enabled" | "true") => true,
-        Some("disabled" | "false") => false,
-        Some(other) => {
-            return refuse(metadata.mark_field(INJECT), format!("{other:?} is neither \"enabled\" nor \"disabled\""));
-        }
-    };
-    Ok(Pod { service_account: service_account.into(), ips, inbound: inbound_mode(metadata)?, meshed })
+    let meshed = wrong.note(match metadata.mark(INJECT) {
+        None | Some("enabled" | "true") => Ok(true),
+        Some("disabled" | "false") => Ok(false),
+        Some(other) => refuse::<_, FieldError>(
+            metadata.mark_field(INJECT),
+            format!("{other:?} is neither \"enabled\" nor \"disabled\""),
+        ),
+    });
+    let inbound = wrong.note(inbound_mode(metadata));
+    wrong.or(Pod { service_account: service_account.into(), ips, inbound, meshed })
+}
+
+/// Each address once, in order.
+fn addresses<'a>(texts: impl Iterator<Item = (String, &'a String)>) -> Result<Vec<IpAddr>, Wrong> {
+    let mut ips = Wrong::each(texts.map(|(field, text)| Ok(value::address(&field, text)?)))?;
+    let mut seen = HashSet::new();
+    ips.retain(|ip| seen.insert(*ip));
+    Ok(ips)
 }
 
 // ---- Service --------------------------------------------------------------------------------
@@ -152,77 +158,76 @@ const SERVICE_FIELDS: [&str; 18] = [
     "status",
 ];
 
-pub(super) fn service(_metadata: &Metadata, content: &Value) -> Result<(Object, Vec<String>), FieldError> {
+pub(super) fn service(_metadata: &Metadata, content: &Value) -> Result<(Object, Vec<String>), Wrong> {
     let (raw, unknown) = typed::<RawService>(content)?;
-    let spec = raw.spec;
-    let mut cluster_ips = Vec::new();
-    let mut kind = match spec.kind.as_str() {
-        "" | "ClusterIP" | "NodePort" | "LoadBalancer" => ServiceKind::ClusterIp,
-        "ExternalName" => {
-            value::hostname("spec.externalName", spec.external_name.trim_end_matches('.'), false)?;
-            ServiceKind::ExternalName(spec.external_name.trim_end_matches('.').into())
-        }
-        other => return refuse("spec.type", format!("{other:?} is not a type of Service")),
-    };
-    if kind == ServiceKind::ClusterIp {
-        let first = [spec.cluster_ip.clone()].into_iter().filter(|ip| !ip.is_empty());
-        let first = first.map(|ip| ("spec.clusterIP".to_owned(), ip));
-        let more = spec.cluster_ips.iter().enumerate();
-        let more = more.map(|(index, ip)| (format!("spec.clusterIPs[{index}]"), ip.clone()));
-        for (field, text) in first.chain(more) {
-            if text == "None" {
-                kind = ServiceKind::Headless;
-                continue;
-            }
-            let ip = value::address(&field, &text)?;
-            if !cluster_ips.contains(&ip) {
-                cluster_ips.push(ip);
-            }
-        }
-        if kind == ServiceKind::Headless && !cluster_ips.is_empty() {
-            return refuse("spec.clusterIPs", "both None and an address");
-        }
-    }
-    let ports = service_ports(&spec.ports)?;
+    let mut wrong = Wrong::default();
+    let (kind, cluster_ips) = wrong.note(service_kind(&raw.spec).map(Some)).unwrap_or((ServiceKind::ClusterIp, vec![]));
+    let ports = wrong.note(service_ports(&raw.spec.ports));
     let unknown = unknown
         .into_iter()
         .filter(|field| !SERVICE_FIELDS.contains(&field.as_str()))
         .filter(|field| !field.starts_with("metadata") && !field.ends_with(".nodePort"))
         .collect();
-    Ok((Object::Service(Service { kind, cluster_ips, ports }), unknown))
+    wrong.or((Object::Service(Service { kind, cluster_ips, ports }), unknown))
 }
 
-fn service_ports(raw: &[RawServicePort]) -> Result<Vec<ServicePort>, FieldError> {
-    let mut ports: Vec<ServicePort> = Vec::new();
-    for (index, raw_port) in raw.iter().enumerate() {
+/// With its addresses.
+fn service_kind(spec: &RawServiceSpec) -> Result<(ServiceKind, Vec<IpAddr>), Wrong> {
+    match spec.kind.as_str() {
+        "" | "ClusterIP" | "NodePort" | "LoadBalancer" => {}
+        "ExternalName" => {
+            let name = spec.external_name.trim_end_matches('.');
+            value::hostname("spec.externalName", name, false)?;
+            return Ok((ServiceKind::ExternalName(name.into()), Vec::new()));
+        }
+        other => return refuse("spec.type", format!("{other:?} is not a type of Service")),
+    }
+    let first = Some(("spec.clusterIP".to_owned(), &spec.cluster_ip)).filter(|(_, ip)| !ip.is_empty());
+    let more = spec.cluster_ips.iter().enumerate().map(|(index, ip)| (format!("spec.clusterIPs[{index}]"), ip));
+    let (none, some): (Vec<_>, Vec<_>) = first.into_iter().chain(more).partition(|(_, ip)| *ip == "None");
+    let ips = addresses(some.into_iter())?;
+    match (none.is_empty(), ips.is_empty()) {
+        (false, false) => refuse("spec.clusterIPs", "both None and an address"),
+        (false, true) => Ok((ServiceKind::Headless, ips)),
+        (true, _) => Ok((ServiceKind::ClusterIp, ips)),
+    }
+}
+
+fn service_ports(raw: &[RawServicePort]) -> Result<Vec<ServicePort>, Wrong> {
+    let tcp = |raw: &&RawServicePort| !matches!(raw.protocol.as_deref(), Some("UDP" | "SCTP"));
+    let ports = raw.iter().enumerate().map(|(index, one)| {
         let at = |field: &str| format!("spec.ports[{index}].{field}");
-        let number = value::port(&at("port"), raw_port.port)?;
-        match raw_port.protocol.as_deref() {
-            None | Some("TCP") => {}
-            Some("UDP" | "SCTP") => continue,
-            Some(other) => return refuse(at("protocol"), format!("{other:?} is not TCP, UDP or SCTP")),
+        let mut wrong = Wrong::default();
+        let number = wrong.note(value::port(&at("port"), one.port));
+        if !tcp(&one) {
+            return wrong.or(None);
         }
-        if raw_port.name.is_empty() && raw.len() > 1 {
-            return refuse(at("name"), "required where there are several ports");
+        if let Some(other) = one.protocol.as_deref().filter(|protocol| *protocol != "TCP") {
+            wrong.add(at("protocol"), format!("{other:?} is not TCP, UDP or SCTP"));
         }
-        if !raw_port.name.is_empty() {
-            value::label(&at("name"), &raw_port.name)?;
+        let earlier = || raw.iter().take(index).filter(tcp);
+        if one.name.is_empty() && raw.len() > 1 {
+            wrong.add(at("name"), "required where there are several ports");
+        } else if !one.name.is_empty() {
+            wrong.note(value::label(&at("name"), &one.name));
+            if earlier().any(|port| port.name == one.name) {
+                wrong.add(at("name"), format!("{:?} is there twice", one.name));
+            }
         }
-        if ports.iter().any(|port| port.number == number) {
-            return refuse(at("port"), format!("port {number} is there twice"));
+        if number > 0 && earlier().any(|port| port.port == one.port) {
+            wrong.add(at("port"), format!("port {number} is there twice"));
         }
-        if ports.iter().any(|port| *port.name == *raw_port.name) {
-            return refuse(at("name"), format!("{:?} is there twice", raw_port.name));
-        }
-        let target = match &raw_port.target_port {
+        let target = match &one.target_port {
             None | Some(RawTargetPort::Number(0)) => TargetPort::Number(number),
-            Some(RawTargetPort::Number(target)) => TargetPort::Number(value::port(&at("targetPort"), *target)?),
+            Some(RawTargetPort::Number(target)) => {
+                TargetPort::Number(wrong.note(value::port(&at("targetPort"), *target)))
+            }
             Some(RawTargetPort::Name(name)) => TargetPort::Name(name.as_str().into()),
         };
-        let protocol = app_protocol(raw_port.app_protocol.as_deref());
-        ports.push(ServicePort { name: raw_port.name.as_str().into(), number, target, protocol });
-    }
-    Ok(ports)
+        let protocol = app_protocol(one.app_protocol.as_deref());
+        wrong.or(Some(ServicePort { name: one.name.as_str().into(), number, target, protocol }))
+    });
+    Ok(Wrong::each(ports)?.into_iter().flatten().collect())
 }
 
 /// Kubernetes' prefixed names (KEP-3726) and IANA's service names; what is not known is detected.
@@ -313,7 +318,7 @@ const SLICE_ENDINGS: [&str; 9] = [
     ".targetRef.fieldPath",
 ];
 
-pub(super) fn endpoint_slice(metadata: &Metadata, content: &Value) -> Result<(Object, Vec<String>), FieldError> {
+pub(super) fn endpoint_slice(metadata: &Metadata, content: &Value) -> Result<(Object, Vec<String>), Wrong> {
     let (raw, mut unknown) = typed::<RawSlice>(content)?;
     unknown.retain(|field| {
         !SLICE_FIELDS.contains(&field.as_str())
@@ -330,35 +335,34 @@ pub(super) fn endpoint_slice(metadata: &Metadata, content: &Value) -> Result<(Ob
         }
         other => return refuse("addressType", format!("{other:?} is not IPv4, IPv6 or FQDN")),
     }
-    let ports = match &raw.ports {
-        None => None,
-        Some(raw_ports) => Some(slice_ports(raw_ports)?),
-    };
-    let mut endpoints = Vec::with_capacity(raw.endpoints.len());
-    for (index, endpoint) in raw.endpoints.iter().enumerate() {
-        let mut addresses = Vec::with_capacity(endpoint.addresses.len());
-        for (place, text) in endpoint.addresses.iter().enumerate() {
-            addresses.push(value::address(&format!("endpoints[{index}].addresses[{place}]"), text)?);
-        }
-        let pod = endpoint.target_ref.as_ref().filter(|target| target.kind == "Pod" && !target.name.is_empty());
-        endpoints.push(Endpoint {
-            addresses,
-            state: endpoint.conditions.state(),
-            zone: endpoint.zone.as_str().into(),
-            hostname: endpoint.hostname.as_deref().map(Into::into),
-            pod: pod.map(|target| target.name.as_str().into()),
-        });
-    }
-    Ok((Object::EndpointSlice(EndpointSlice { service, ports, endpoints }), unknown))
+    let mut wrong = Wrong::default();
+    let ports = raw.ports.as_deref().map(|ports| wrong.note(slice_ports(ports)));
+    let endpoints = raw.endpoints.iter().enumerate().map(|(index, endpoint)| slice_endpoint(index, endpoint));
+    let endpoints = wrong.note(Wrong::each(endpoints));
+    wrong.or((Object::EndpointSlice(EndpointSlice { service, ports, endpoints }), unknown))
 }
 
-fn slice_ports(raw: &[RawSlicePort]) -> Result<Vec<SlicePort>, FieldError> {
-    let mut ports = Vec::with_capacity(raw.len());
-    for (index, port) in raw.iter().enumerate() {
+fn slice_endpoint(index: usize, raw: &RawEndpoint) -> Result<Endpoint, Wrong> {
+    let addresses = raw.addresses.iter().enumerate();
+    let addresses =
+        addresses.map(|(place, text)| Ok(value::address(&format!("endpoints[{index}].addresses[{place}]"), text)?));
+    let pod = raw.target_ref.as_ref().filter(|target| target.kind == "Pod" && !target.name.is_empty());
+    Ok(Endpoint {
+        addresses: Wrong::each(addresses)?,
+        state: raw.conditions.state(),
+        zone: raw.zone.as_str().into(),
+        hostname: raw.hostname.as_deref().map(Into::into),
+        pod: pod.map(|target| target.name.as_str().into()),
+    })
+}
+
+fn slice_ports(raw: &[RawSlicePort]) -> Result<Vec<SlicePort>, Wrong> {
+    let ports = raw.iter().enumerate().filter_map(|(index, port)| {
         // Without a number: a port that nobody can be reached at.
-        let (None | Some("TCP"), Some(number)) = (port.protocol.as_deref(), port.port) else { continue };
-        let number = value::port(&format!("ports[{index}].port"), number)?;
-        ports.push(SlicePort { name: port.name.as_str().into(), number });
-    }
-    Ok(ports)
+        let (None | Some("TCP"), Some(number)) = (port.protocol.as_deref(), port.port) else { return None };
+        Some((format!("ports[{index}].port"), number, port))
+    });
+    Wrong::each(ports.map(|(field, number, port)| {
+        Ok(SlicePort { name: port.name.as_str().into(), number: value::port(&field, number)? })
+    }))
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{FieldError, refuse, route::Context, value};
+use super::{FieldError, Wrong, refuse, route::Context, value};
 use crate::model::object::{Header, HeaderModifier, HttpFilter, PathModifier, Redirect};
 
 /// As Gateway API limits them.
@@ -83,7 +83,7 @@ pub(super) struct Place {
 }
 
 /// For kinds whose backends have no filters.
-pub(super) fn none(context: &mut Context<'_>, field: &str, raw: &[RawFilter]) -> Result<Vec<HttpFilter>, FieldError> {
+pub(super) fn none(context: &mut Context<'_>, field: &str, raw: &[RawFilter]) -> Result<Vec<HttpFilter>, Wrong> {
     if !raw.is_empty() {
         context.unsupported.push(format!("{field}: filters have no effect in this kind of route"));
     }
@@ -95,29 +95,27 @@ pub(super) fn filters(
     field: &str,
     raw: &[RawFilter],
     place: Place,
-) -> Result<Vec<HttpFilter>, FieldError> {
+) -> Result<Vec<HttpFilter>, Wrong> {
     value::at_most(field, raw.len(), MAX_FILTERS)?;
-    let mut filters = Vec::with_capacity(raw.len());
-    for (index, one) in raw.iter().enumerate() {
+    let mut wrong = Wrong::default();
+    let filters = wrong.note(Wrong::each(raw.iter().enumerate().map(|(index, one)| {
         let at = format!("{field}[{index}]");
         let filter = filter(&at, one, place)?;
         if let HttpFilter::Unsupported(name) = &filter {
             context.unsupported.push(format!("{at}: {name}"));
-        }
-        let once = !matches!(filter, HttpFilter::Unsupported(_));
-        if once && raw.iter().take(index).any(|earlier| earlier.kind == one.kind) {
+        } else if raw.iter().take(index).any(|earlier| earlier.kind == one.kind) {
             return refuse(format!("{at}.type"), format!("{} is there twice", one.kind));
         }
-        filters.push(filter);
-    }
+        Ok(filter)
+    })));
     let has = |kind: &str| raw.iter().any(|filter| filter.kind == kind);
     if has("RequestRedirect") && has("URLRewrite") {
-        return refuse(field, "RequestRedirect and URLRewrite exclude each other");
+        wrong.add(field, "RequestRedirect and URLRewrite exclude each other");
     }
-    Ok(filters)
+    wrong.or(filters)
 }
 
-fn filter(at: &str, raw: &RawFilter, place: Place) -> Result<HttpFilter, FieldError> {
+fn filter(at: &str, raw: &RawFilter, place: Place) -> Result<HttpFilter, Wrong> {
     let unsupported = |name: String| Ok(HttpFilter::Unsupported(name.into()));
     fn required<'a, T>(at: &str, field: &str, value: Option<&'a T>) -> Result<(String, &'a T), FieldError> {
         let at = format!("{at}.{field}");
@@ -141,12 +139,14 @@ fn filter(at: &str, raw: &RawFilter, place: Place) -> Result<HttpFilter, FieldEr
         }
         "URLRewrite" if place.rewrites => {
             let (at, rewrite) = required(at, "urlRewrite", raw.url_rewrite.as_ref())?;
+            let mut wrong = Wrong::default();
+            let hostname = rewrite.hostname.as_deref().map(Into::into);
             if let Some(hostname) = &rewrite.hostname {
-                value::hostname(&format!("{at}.hostname"), hostname, false)?;
+                wrong.note(value::hostname(&format!("{at}.hostname"), hostname, false));
             }
-            let path =
-                rewrite.path.as_ref().map(|path| path_modifier(&format!("{at}.path"), path, place)).transpose()?;
-            Ok(HttpFilter::Rewrite { hostname: rewrite.hostname.as_deref().map(Into::into), path })
+            let path = rewrite.path.as_ref().map(|path| path_modifier(&format!("{at}.path"), path, place));
+            let path = wrong.note(path.transpose());
+            wrong.or(HttpFilter::Rewrite { hostname, path })
         }
         "ExtensionRef" => {
             let part = |name| raw.extension_ref.as_ref().and_then(|value| value.get(name)).and_then(Value::as_str);
@@ -157,50 +157,56 @@ fn filter(at: &str, raw: &RawFilter, place: Place) -> Result<HttpFilter, FieldEr
     }
 }
 
-fn header_modifier(at: &str, raw: &RawHeaderModifier) -> Result<HeaderModifier, FieldError> {
-    let headers = |field: &str, raw: &[RawHeader]| -> Result<Vec<Header>, FieldError> {
+fn header_modifier(at: &str, raw: &RawHeaderModifier) -> Result<HeaderModifier, Wrong> {
+    let headers = |field: &str, raw: &[RawHeader]| -> Result<Vec<Header>, Wrong> {
         value::at_most(&format!("{at}.{field}"), raw.len(), MAX_HEADERS)?;
+        let mut wrong = Wrong::default();
         let mut headers: Vec<Header> = Vec::with_capacity(raw.len());
         for (index, header) in raw.iter().enumerate() {
-            let name = value::header_name(&format!("{at}.{field}[{index}].name"), &header.name)?;
-            value::header_value(&format!("{at}.{field}[{index}].value"), &header.value)?;
+            let name = wrong.note(value::header_name(&format!("{at}.{field}[{index}].name"), &header.name));
+            wrong.note(value::header_value(&format!("{at}.{field}[{index}].value"), &header.value));
             // Of several entries for one name only the first counts (HTTPHeaderFilter).
             if !headers.iter().any(|(known, _)| **known == *name) {
                 headers.push((name.into(), header.value.as_str().into()));
             }
         }
-        Ok(headers)
+        wrong.or(headers)
     };
-    value::at_most(&format!("{at}.remove"), raw.remove.len(), MAX_HEADERS)?;
-    let mut remove = Vec::with_capacity(raw.remove.len());
-    for (index, name) in raw.remove.iter().enumerate() {
-        remove.push(value::header_name(&format!("{at}.remove[{index}]"), name)?.into());
-    }
-    Ok(HeaderModifier { set: headers("set", &raw.set)?, add: headers("add", &raw.add)?, remove })
+    let remove = || -> Result<Vec<Arc<str>>, Wrong> {
+        value::at_most(&format!("{at}.remove"), raw.remove.len(), MAX_HEADERS)?;
+        let names = raw.remove.iter().enumerate();
+        Wrong::each(names.map(|(index, name)| Ok(value::header_name(&format!("{at}.remove[{index}]"), name)?.into())))
+    };
+    let mut wrong = Wrong::default();
+    let set = wrong.note(headers("set", &raw.set));
+    let add = wrong.note(headers("add", &raw.add));
+    let remove = wrong.note(remove());
+    wrong.or(HeaderModifier { set, add, remove })
 }
 
-fn redirect_of(at: &str, raw: &RawRedirect, place: Place) -> Result<Redirect, FieldError> {
-    let scheme = match raw.scheme.as_deref() {
-        None => None,
-        Some(scheme @ ("http" | "https")) => Some(Arc::from(scheme)),
-        Some(other) => return refuse(format!("{at}.scheme"), format!("{other:?} is neither \"http\" nor \"https\"")),
-    };
+fn redirect_of(at: &str, raw: &RawRedirect, place: Place) -> Result<Redirect, Wrong> {
+    let mut wrong = Wrong::default();
+    let scheme = wrong.note(match raw.scheme.as_deref() {
+        None => Ok(None),
+        Some(scheme @ ("http" | "https")) => Ok(Some(Arc::from(scheme))),
+        Some(other) => {
+            refuse::<_, FieldError>(format!("{at}.scheme"), format!("{other:?} is neither \"http\" nor \"https\""))
+        }
+    });
     if let Some(hostname) = &raw.hostname {
-        value::hostname(&format!("{at}.hostname"), hostname, false)?;
+        wrong.note(value::hostname(&format!("{at}.hostname"), hostname, false));
     }
     let status = match raw.status_code.unwrap_or(302) {
         status @ (301 | 302 | 303 | 307 | 308) => u16::try_from(status).unwrap_or(302),
         other => {
-            return refuse(format!("{at}.statusCode"), format!("{other} is not one of 301, 302, 303, 307, 308"));
+            wrong.add(format!("{at}.statusCode"), format!("{other} is not one of 301, 302, 303, 307, 308"));
+            302
         }
     };
-    Ok(Redirect {
-        scheme,
-        hostname: raw.hostname.as_deref().map(Into::into),
-        port: raw.port.map(|port| value::port(&format!("{at}.port"), port)).transpose()?,
-        status,
-        path: raw.path.as_ref().map(|path| path_modifier(&format!("{at}.path"), path, place)).transpose()?,
-    })
+    let port = raw.port.map(|port| wrong.note(value::port(&format!("{at}.port"), port)));
+    let path = raw.path.as_ref().map(|path| path_modifier(&format!("{at}.path"), path, place));
+    let path = wrong.note(path.transpose());
+    wrong.or(Redirect { scheme, hostname: raw.hostname.as_deref().map(Into::into), port, status, path })
 }
 
 fn path_modifier(at: &str, raw: &RawPathModifier, place: Place) -> Result<PathModifier, FieldError> {

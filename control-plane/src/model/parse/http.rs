@@ -5,7 +5,7 @@ use std::{cmp::Reverse, sync::Arc, time::Duration};
 use serde::Deserialize;
 
 use super::{
-    FieldError,
+    FieldError, Wrong,
     filter::{self, Place, RawFilter},
     refuse,
     route::{self, Context, RawBackendRef, RawParentRef},
@@ -90,10 +90,7 @@ struct RawRetry {
     backoff: Option<String>,
 }
 
-pub(super) fn http_rules(
-    context: &mut Context<'_>,
-    raw: Option<Vec<RawHttpRule>>,
-) -> Result<Vec<HttpRule>, FieldError> {
+pub(super) fn http_rules(context: &mut Context<'_>, raw: Option<Vec<RawHttpRule>>) -> Result<Vec<HttpRule>, Wrong> {
     // Absent rules: one that matches everything, and has no backend (HTTPRouteSpec).
     let raw = raw.unwrap_or_else(|| {
         let everything = RawHttpRule {
@@ -107,50 +104,60 @@ pub(super) fn http_rules(
         vec![everything]
     });
     value::at_most("spec.rules", raw.len(), MAX_RULES)?;
-    let mut rules = Vec::with_capacity(raw.len());
-    for (index, rule) in raw.iter().enumerate() {
-        rules.push(http_rule(context, index, rule)?);
-    }
-    Ok(rules)
+    Wrong::each(raw.iter().enumerate().map(|(index, rule)| http_rule(context, index, rule)))
 }
 
-fn http_rule(context: &mut Context<'_>, index: usize, raw: &RawHttpRule) -> Result<HttpRule, FieldError> {
+fn http_rule(context: &mut Context<'_>, index: usize, raw: &RawHttpRule) -> Result<HttpRule, Wrong> {
     let at = |field: &str| format!("spec.rules[{index}].{field}");
-    value::at_most(&at("matches"), raw.matches.len(), MAX_MATCHES)?;
-    let mut matches = Vec::with_capacity(raw.matches.len().max(1));
-    for (place, one) in raw.matches.iter().enumerate() {
-        matches.push(http_match(&at(&format!("matches[{place}]")), one)?);
-    }
-    if matches.is_empty() {
-        matches.push(http_match("", &RawHttpMatch::default())?);
-    }
-    // No path at all is the prefix "/" (HTTPRouteMatch).
-    let one_prefix = matches!(matches.as_slice(), [only] if matches!(only.path, None | Some(PathMatch::Prefix(_))));
-    let place = Place { one_prefix, redirects: true, rewrites: true };
-    let filters = filter::filters(context, &at("filters"), &raw.filters, place)?;
-    let backends = route::backends(context, &at("backendRefs"), &raw.backend_refs, |context, field, raw| {
-        filter::filters(context, field, raw, Place { redirects: false, ..place })
-    })?;
-    if filters.iter().any(|filter| matches!(filter, HttpFilter::Redirect(_))) && !backends.is_empty() {
-        return refuse(at("backendRefs"), "a rule that redirects has no backends");
-    }
-    let timeout = |field: &str, text: Option<&String>| -> Result<Option<Duration>, FieldError> {
-        let timeout = text.map(|text| value::duration(&at(field), text)).transpose()?;
-        // Zero switches it off.
-        Ok(timeout.filter(|timeout| !timeout.is_zero()))
+    let mut wrong = Wrong::default();
+    let matches = wrong.note(matches(&at("matches"), &raw.matches, &RawHttpMatch::default(), http_match));
+    let one_prefix = match matches.as_slice() {
+        // No path at all is the prefix "/" (HTTPRouteMatch).
+        [only] => matches!(only.path, None | Some(PathMatch::Prefix(_))),
+        // Wrong by itself: nothing is to be said of what depends on it.
+        [] => true,
+        _ => false,
     };
-    let raw_timeouts = raw.timeouts.as_ref();
-    let request_timeout = timeout("timeouts.request", raw_timeouts.and_then(|raw| raw.request.as_ref()))?;
+    let place = Place { one_prefix, redirects: true, rewrites: true };
+    let filters = wrong.note(filter::filters(context, &at("filters"), &raw.filters, place));
+    let backends =
+        wrong.note(route::backends(context, &at("backendRefs"), &raw.backend_refs, |context, field, raw| {
+            filter::filters(context, field, raw, Place { redirects: false, ..place })
+        }));
+    if filters.iter().any(|filter| matches!(filter, HttpFilter::Redirect(_))) && !backends.is_empty() {
+        wrong.add(at("backendRefs"), "a rule that redirects has no backends");
+    }
+    let mut timeout = |field: &str, text: Option<&String>| -> Option<Duration> {
+        let timeout = text.map(|text| wrong.note(value::duration(&at(field), text)));
+        // Zero switches it off.
+        timeout.filter(|timeout| !timeout.is_zero())
+    };
+    let timeouts = raw.timeouts.as_ref();
+    let request_timeout = timeout("timeouts.request", timeouts.and_then(|raw| raw.request.as_ref()));
     let backend_request_timeout =
-        timeout("timeouts.backendRequest", raw_timeouts.and_then(|raw| raw.backend_request.as_ref()))?;
+        timeout("timeouts.backendRequest", timeouts.and_then(|raw| raw.backend_request.as_ref()));
     if let (Some(request), Some(backend)) = (request_timeout, backend_request_timeout)
         && backend > request
     {
-        return refuse(at("timeouts.backendRequest"), "longer than timeouts.request");
+        wrong.add(at("timeouts.backendRequest"), "longer than timeouts.request");
     }
-    let retry = raw.retry.as_ref().map(|raw| retry(&at("retry"), raw)).transpose()?;
-    let name = rule_name(&at("name"), raw.name.as_deref(), index)?;
-    Ok(HttpRule { name, matches, filters, backends, request_timeout, backend_request_timeout, retry })
+    let retry = wrong.note(raw.retry.as_ref().map(|raw| retry(&at("retry"), raw)).transpose());
+    let name = wrong.note(rule_name(&at("name"), raw.name.as_deref(), index));
+    wrong.or(HttpRule { name, matches, filters, backends, request_timeout, backend_request_timeout, retry })
+}
+
+/// Those of a rule, and never none: without any, it is `default`.
+fn matches<R>(
+    field: &str,
+    raw: &[R],
+    default: &R,
+    parse: impl Fn(&str, &R) -> Result<HttpMatch, Wrong>,
+) -> Result<Vec<HttpMatch>, Wrong> {
+    value::at_most(field, raw.len(), MAX_MATCHES)?;
+    if raw.is_empty() {
+        return Ok(vec![parse(field, default)?]);
+    }
+    Wrong::each(raw.iter().enumerate().map(|(index, one)| parse(&format!("{field}[{index}]"), one)))
 }
 
 fn rule_name(field: &str, name: Option<&str>, index: usize) -> Result<Arc<str>, FieldError> {
@@ -163,7 +170,8 @@ fn rule_name(field: &str, name: Option<&str>, index: usize) -> Result<Arc<str>, 
     }
 }
 
-fn retry(at: &str, raw: &RawRetry) -> Result<Retry, FieldError> {
+fn retry(at: &str, raw: &RawRetry) -> Result<Retry, Wrong> {
+    let mut wrong = Wrong::default();
     let mut statuses = Vec::with_capacity(raw.codes.len());
     for (index, code) in raw.codes.iter().enumerate() {
         match u16::try_from(*code) {
@@ -172,25 +180,30 @@ fn retry(at: &str, raw: &RawRetry) -> Result<Retry, FieldError> {
                     statuses.push(status);
                 }
             }
-            _ => return refuse(format!("{at}.codes[{index}]"), format!("{code} is not between 400 and 599")),
+            _ => wrong.add(format!("{at}.codes[{index}]"), format!("{code} is not between 400 and 599")),
         }
     }
     let attempts = raw.attempts.unwrap_or(DEFAULT_ATTEMPTS);
-    let Some(attempts) = u32::try_from(attempts).ok().filter(|attempts| *attempts > 0) else {
-        return refuse(format!("{at}.attempts"), format!("{attempts} is not a number of tries (1 or more)"));
-    };
-    let backoff = raw.backoff.as_ref().map(|text| value::duration(&format!("{at}.backoff"), text)).transpose()?;
-    Ok(Retry { statuses, attempts, backoff })
+    let attempts = wrong.note(match u32::try_from(attempts) {
+        Ok(attempts) if attempts > 0 => Ok(attempts),
+        _ => refuse::<_, FieldError>(
+            format!("{at}.attempts"),
+            format!("{attempts} is not a number of tries (1 or more)"),
+        ),
+    });
+    let backoff = raw.backoff.as_ref().map(|text| wrong.note(value::duration(&format!("{at}.backoff"), text)));
+    wrong.or(Retry { statuses, attempts, backoff })
 }
 
-fn http_match(at: &str, raw: &RawHttpMatch) -> Result<HttpMatch, FieldError> {
-    let path = raw.path.as_ref().map(|path| path_match(&format!("{at}.path"), path)).transpose()?.flatten();
-    let headers = named(&format!("{at}.headers"), &raw.headers, true)?;
-    let query = named(&format!("{at}.queryParams"), &raw.query_params, false)?;
+fn http_match(at: &str, raw: &RawHttpMatch) -> Result<HttpMatch, Wrong> {
+    let mut wrong = Wrong::default();
+    let path = raw.path.as_ref().and_then(|path| wrong.note(path_match(&format!("{at}.path"), path)));
+    let headers = wrong.note(named(&format!("{at}.headers"), &raw.headers, true));
+    let query = wrong.note(named(&format!("{at}.queryParams"), &raw.query_params, false));
     if let Some(method) = &raw.method
         && !METHODS.contains(&method.as_str())
     {
-        return refuse(format!("{at}.method"), format!("{method:?} is not one of {}", METHODS.join(", ")));
+        wrong.add(format!("{at}.method"), format!("{method:?} is not one of {}", METHODS.join(", ")));
     }
     let (kind, longest) = match &path {
         Some(PathMatch::Exact(path)) => (PathRank::Exact, path.len()),
@@ -206,7 +219,7 @@ fn http_match(at: &str, raw: &RawHttpMatch) -> Result<HttpMatch, FieldError> {
         headers: Reverse(headers.len()),
         query: Reverse(query.len()),
     };
-    Ok(HttpMatch { path, headers, query, method: raw.method.as_deref().map(Into::into), grpc: false, precedence })
+    wrong.or(HttpMatch { path, headers, query, method: raw.method.as_deref().map(Into::into), grpc: false, precedence })
 }
 
 /// None: every path, which the prefix "/" means.
@@ -233,31 +246,34 @@ fn path_match(at: &str, raw: &RawValue) -> Result<Option<PathMatch>, FieldError>
 }
 
 /// Matches of headers or query parameters; of several for one name, only the first counts.
-fn named(at: &str, raw: &[RawNamed], headers: bool) -> Result<Vec<(Arc<str>, ValueMatch)>, FieldError> {
+fn named(at: &str, raw: &[RawNamed], headers: bool) -> Result<Vec<(Arc<str>, ValueMatch)>, Wrong> {
     value::at_most(at, raw.len(), MAX_VALUES)?;
+    let mut wrong = Wrong::default();
     let mut matches: Vec<(Arc<str>, ValueMatch)> = Vec::with_capacity(raw.len());
     for (index, one) in raw.iter().enumerate() {
         let field = |name: &str| format!("{at}[{index}].{name}");
-        let name = if headers {
-            value::header_name(&field("name"), &one.name)?
-        } else if one.name.is_empty() {
-            return refuse(field("name"), "empty");
-        } else {
-            one.name.clone()
-        };
+        let name = wrong.note(match headers {
+            true => value::header_name(&field("name"), &one.name),
+            false if one.name.is_empty() => refuse(field("name"), "empty"),
+            false => Ok(one.name.clone()),
+        });
         let value = match one.kind.as_deref().unwrap_or("Exact") {
-            "Exact" => ValueMatch::Exact(one.value.as_str().into()),
             "RegularExpression" => {
-                value::regex(&field("value"), &one.value)?;
+                wrong.note(value::regex(&field("value"), &one.value));
                 ValueMatch::Regex(one.value.as_str().into())
             }
-            other => return refuse(field("type"), format!("{other:?} is neither Exact nor RegularExpression")),
+            kind => {
+                if kind != "Exact" {
+                    wrong.add(field("type"), format!("{kind:?} is neither Exact nor RegularExpression"));
+                }
+                ValueMatch::Exact(one.value.as_str().into())
+            }
         };
         if !matches.iter().any(|(known, _)| **known == *name) {
             matches.push((name.into(), value));
         }
     }
-    Ok(matches)
+    wrong.or(matches)
 }
 
 // ---- GRPCRoute ----------------------------------------------------------------------------------
@@ -300,44 +316,31 @@ struct RawGrpcMethod {
     method: Option<String>,
 }
 
-pub(super) fn grpc_rules(context: &mut Context<'_>, raw: Vec<RawGrpcRule>) -> Result<Vec<HttpRule>, FieldError> {
+pub(super) fn grpc_rules(context: &mut Context<'_>, raw: Vec<RawGrpcRule>) -> Result<Vec<HttpRule>, Wrong> {
     value::at_most("spec.rules", raw.len(), MAX_RULES)?;
-    let mut rules = Vec::with_capacity(raw.len());
-    for (index, rule) in raw.iter().enumerate() {
-        let at = |field: &str| format!("spec.rules[{index}].{field}");
-        value::at_most(&at("matches"), rule.matches.len(), MAX_MATCHES)?;
-        let mut matches = Vec::with_capacity(rule.matches.len().max(1));
-        for (place, one) in rule.matches.iter().enumerate() {
-            matches.push(grpc_match(&at(&format!("matches[{place}]")), one)?);
-        }
-        if matches.is_empty() {
-            matches.push(grpc_match("", &RawGrpcMatch::default())?);
-        }
-        let place = Place { one_prefix: false, redirects: false, rewrites: false };
-        let filters = filter::filters(context, &at("filters"), &rule.filters, place)?;
-        let backends = route::backends(context, &at("backendRefs"), &rule.backend_refs, |context, field, raw| {
-            filter::filters(context, field, raw, place)
-        })?;
-        let name = rule_name(&at("name"), rule.name.as_deref(), index)?;
-        rules.push(HttpRule {
-            name,
-            matches,
-            filters,
-            backends,
-            request_timeout: None,
-            backend_request_timeout: None,
-            retry: None,
-        });
-    }
-    Ok(rules)
+    Wrong::each(raw.iter().enumerate().map(|(index, rule)| grpc_rule(context, index, rule)))
 }
 
-fn grpc_match(at: &str, raw: &RawGrpcMatch) -> Result<HttpMatch, FieldError> {
-    let headers = named(&format!("{at}.headers"), &raw.headers, true)?;
-    let (path, kind, service, method) = match &raw.method {
-        None => (None, PathRank::Any, 0, 0),
-        Some(method) => grpc_path(&format!("{at}.method"), method)?,
-    };
+fn grpc_rule(context: &mut Context<'_>, index: usize, raw: &RawGrpcRule) -> Result<HttpRule, Wrong> {
+    let at = |field: &str| format!("spec.rules[{index}].{field}");
+    let mut wrong = Wrong::default();
+    let matches = wrong.note(matches(&at("matches"), &raw.matches, &RawGrpcMatch::default(), grpc_match));
+    let place = Place { one_prefix: false, redirects: false, rewrites: false };
+    let filters = wrong.note(filter::filters(context, &at("filters"), &raw.filters, place));
+    let backends =
+        wrong.note(route::backends(context, &at("backendRefs"), &raw.backend_refs, |context, field, raw| {
+            filter::filters(context, field, raw, place)
+        }));
+    let name = wrong.note(rule_name(&at("name"), raw.name.as_deref(), index));
+    let (request_timeout, backend_request_timeout, retry) = (None, None, None);
+    wrong.or(HttpRule { name, matches, filters, backends, request_timeout, backend_request_timeout, retry })
+}
+
+fn grpc_match(at: &str, raw: &RawGrpcMatch) -> Result<HttpMatch, Wrong> {
+    let mut wrong = Wrong::default();
+    let headers = wrong.note(named(&format!("{at}.headers"), &raw.headers, true));
+    let path = raw.method.as_ref().map(|method| grpc_path(&format!("{at}.method"), method)).transpose();
+    let (path, kind, service, method) = wrong.note(path).unwrap_or((None, PathRank::Any, 0, 0));
     let precedence = Precedence {
         kind,
         longest: Reverse(service),
@@ -346,7 +349,7 @@ fn grpc_match(at: &str, raw: &RawGrpcMatch) -> Result<HttpMatch, FieldError> {
         headers: Reverse(headers.len()),
         query: Reverse(0),
     };
-    Ok(HttpMatch { path, headers, query: Vec::new(), method: None, grpc: true, precedence })
+    wrong.or(HttpMatch { path, headers, query: Vec::new(), method: None, grpc: true, precedence })
 }
 
 /// `/<service>/<method>`, either of which may be left out.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use super::{FieldError, Metadata, filter, filter::RawFilter, http, refuse, typed, value};
+use super::{FieldError, Metadata, Wrong, filter, filter::RawFilter, http, refuse, typed, value};
 use crate::model::{
     Kind, ObjectKey,
     object::{Backend, BackendTarget, HttpFilter, ParentRef, Route, Rules},
@@ -68,60 +68,64 @@ pub(super) struct Context<'a> {
 }
 
 /// A route, and its fields that have no effect.
-pub(super) fn route(key: &ObjectKey, metadata: &Metadata, content: &Value) -> Result<(Route, Vec<String>), FieldError> {
+pub(super) fn route(key: &ObjectKey, metadata: &Metadata, content: &Value) -> Result<(Route, Vec<String>), Wrong> {
+    let mut wrong = Wrong::default();
     let mut context = Context { namespace: &key.namespace, unsupported: Vec::new() };
     let (raw_parents, rules, unknown) = match key.kind {
         Kind::GrpcRoute => {
             let Spec { spec, unknown } = read::<http::RawGrpcSpec>(content)?;
-            (spec.parent_refs, Rules::Http(http::grpc_rules(&mut context, spec.rules)?), unknown)
+            (spec.parent_refs, Rules::Http(wrong.note(http::grpc_rules(&mut context, spec.rules))), unknown)
         }
         Kind::TlsRoute => {
             let Spec { spec, unknown } = read::<RawTlsSpec>(content)?;
-            let server_names = server_names(&spec.hostnames)?;
-            (spec.parent_refs, Rules::Tls { server_names, backends: only_rule(&mut context, &spec.rules)? }, unknown)
+            let server_names = wrong.note(server_names(&spec.hostnames));
+            let backends = wrong.note(only_rule(&mut context, &spec.rules));
+            (spec.parent_refs, Rules::Tls { server_names, backends }, unknown)
         }
         Kind::TcpRoute => {
             let Spec { spec, unknown } = read::<RawTcpSpec>(content)?;
-            (spec.parent_refs, Rules::Tcp { backends: only_rule(&mut context, &spec.rules)? }, unknown)
+            (spec.parent_refs, Rules::Tcp { backends: wrong.note(only_rule(&mut context, &spec.rules)) }, unknown)
         }
         _ => {
             let Spec { spec, unknown } = read::<http::RawHttpSpec>(content)?;
-            (spec.parent_refs, Rules::Http(http::http_rules(&mut context, spec.rules)?), unknown)
+            (spec.parent_refs, Rules::Http(wrong.note(http::http_rules(&mut context, spec.rules))), unknown)
         }
     };
     let unsupported = context.unsupported;
-    let parents = parents(&key.namespace, &raw_parents)?;
+    let parents = wrong.note(parents(&key.namespace, &raw_parents));
     let created = metadata.creation_timestamp.as_deref().map(Arc::from);
-    Ok((Route { created, parents, rules, unsupported }, unknown))
+    wrong.or((Route { created, parents, rules, unsupported }, unknown))
 }
 
-fn parents(namespace: &str, raw: &[RawParentRef]) -> Result<Vec<ParentRef>, FieldError> {
+fn parents(namespace: &str, raw: &[RawParentRef]) -> Result<Vec<ParentRef>, Wrong> {
     value::at_most("spec.parentRefs", raw.len(), MAX_PARENTS)?;
-    let mut parents: Vec<ParentRef> = Vec::with_capacity(raw.len());
-    for (index, parent) in raw.iter().enumerate() {
-        let at = |field: &str| format!("spec.parentRefs[{index}].{field}");
-        let kind = parent.kind.as_deref().unwrap_or("Gateway");
-        let group = parent.group.as_deref().unwrap_or(GATEWAY_GROUP);
-        let is_service = kind == "Service" && matches!(group, "" | "core");
-        value::object_name(&at("name"), &parent.name)?;
-        if let Some(namespace) = &parent.namespace {
-            value::label(&at("namespace"), namespace)?;
-        }
-        let port = parent.port.map(|port| value::port(&at("port"), port)).transpose()?;
-        let parent = ParentRef {
-            is_service,
-            kind: kind_text(group, kind),
-            namespace: parent.namespace.as_deref().unwrap_or(namespace).into(),
-            name: parent.name.as_str().into(),
-            port,
-            section_name: parent.section_name.as_deref().map(Into::into),
-        };
-        if parents.contains(&parent) {
-            return refuse(format!("spec.parentRefs[{index}]"), "the same parent is there twice");
-        }
-        parents.push(parent);
+    let parents = Wrong::each(raw.iter().enumerate().map(|(index, parent)| parent_ref(namespace, index, parent)))?;
+    let twice = parents.iter().enumerate().filter(|(index, parent)| parents.iter().take(*index).any(|p| p == *parent));
+    let mut wrong = Wrong::default();
+    for (index, _) in twice {
+        wrong.add(format!("spec.parentRefs[{index}]"), "the same parent is there twice");
     }
-    Ok(parents)
+    wrong.or(parents)
+}
+
+fn parent_ref(namespace: &str, index: usize, raw: &RawParentRef) -> Result<ParentRef, Wrong> {
+    let at = |field: &str| format!("spec.parentRefs[{index}].{field}");
+    let kind = raw.kind.as_deref().unwrap_or("Gateway");
+    let group = raw.group.as_deref().unwrap_or(GATEWAY_GROUP);
+    let mut wrong = Wrong::default();
+    wrong.note(value::object_name(&at("name"), &raw.name));
+    if let Some(namespace) = &raw.namespace {
+        wrong.note(value::label(&at("namespace"), namespace));
+    }
+    let port = raw.port.map(|port| wrong.note(value::port(&at("port"), port)));
+    wrong.or(ParentRef {
+        is_service: kind == "Service" && matches!(group, "" | "core"),
+        kind: kind_text(group, kind),
+        namespace: raw.namespace.as_deref().unwrap_or(namespace).into(),
+        name: raw.name.as_str().into(),
+        port,
+        section_name: raw.section_name.as_deref().map(Into::into),
+    })
 }
 
 fn kind_text(group: &str, kind: &str) -> Arc<str> {
@@ -133,40 +137,49 @@ pub(super) fn backends(
     context: &mut Context<'_>,
     field: &str,
     raw: &[RawBackendRef],
-    filters: impl Fn(&mut Context<'_>, &str, &[RawFilter]) -> Result<Vec<HttpFilter>, FieldError>,
-) -> Result<Vec<Backend>, FieldError> {
+    filters: impl Fn(&mut Context<'_>, &str, &[RawFilter]) -> Result<Vec<HttpFilter>, Wrong>,
+) -> Result<Vec<Backend>, Wrong> {
     value::at_most(field, raw.len(), MAX_BACKENDS)?;
-    let mut backends = Vec::with_capacity(raw.len());
-    for (index, backend) in raw.iter().enumerate() {
+    Wrong::each(raw.iter().enumerate().map(|(index, backend)| {
         let at = |name: &str| format!("{field}[{index}].{name}");
+        let mut wrong = Wrong::default();
         let weight = match backend.weight.unwrap_or(1) {
             weight @ 0..=MAX_WEIGHT => u32::try_from(weight).unwrap_or_default(),
-            weight => return refuse(at("weight"), format!("{weight} is not between 0 and {MAX_WEIGHT}")),
+            weight => {
+                wrong.add(at("weight"), format!("{weight} is not between 0 and {MAX_WEIGHT}"));
+                0
+            }
         };
-        let target = target(context.namespace, backend, &at)?;
-        let filters = filters(context, &at("filters"), &backend.filters)?;
-        backends.push(Backend { weight, target, filters });
-    }
-    Ok(backends)
+        let filters = wrong.note(filters(context, &at("filters"), &backend.filters));
+        match target(context.namespace, backend, &at) {
+            Ok(target) => wrong.or(Backend { weight, target, filters }),
+            Err(other) => {
+                wrong.note::<()>(Err(other));
+                Err(wrong)
+            }
+        }
+    }))
 }
 
-fn target(namespace: &str, backend: &RawBackendRef, at: &impl Fn(&str) -> String) -> Result<BackendTarget, FieldError> {
+fn target(namespace: &str, backend: &RawBackendRef, at: &impl Fn(&str) -> String) -> Result<BackendTarget, Wrong> {
     let group = backend.group.as_deref().unwrap_or_default();
     let kind = backend.kind.as_deref().unwrap_or("Service");
-    value::object_name(&at("name"), &backend.name)?;
+    let mut wrong = Wrong::default();
+    wrong.note(value::object_name(&at("name"), &backend.name));
     if let Some(namespace) = &backend.namespace {
-        value::label(&at("namespace"), namespace)?;
+        wrong.note(value::label(&at("namespace"), namespace));
     }
     if kind != "Service" || !matches!(group, "" | "core") {
-        return Ok(BackendTarget::InvalidKind(kind_text(group, kind)));
+        return wrong.or(BackendTarget::InvalidKind(kind_text(group, kind)));
     }
-    let Some(port) = backend.port else {
-        return refuse(at("port"), "required for a Service");
-    };
-    Ok(BackendTarget::Service {
+    let port = wrong.note(match backend.port {
+        Some(port) => value::port(&at("port"), port),
+        None => refuse(at("port"), "required for a Service"),
+    });
+    wrong.or(BackendTarget::Service {
         namespace: backend.namespace.as_deref().unwrap_or(namespace).into(),
         name: backend.name.as_str().into(),
-        port: value::port(&at("port"), port)?,
+        port,
     })
 }
 
@@ -199,7 +212,7 @@ struct RawPlainRule {
     backend_refs: Vec<RawBackendRef>,
 }
 
-fn only_rule(context: &mut Context<'_>, rules: &[RawPlainRule]) -> Result<Vec<Backend>, FieldError> {
+fn only_rule(context: &mut Context<'_>, rules: &[RawPlainRule]) -> Result<Vec<Backend>, Wrong> {
     let [rule] = rules else {
         return refuse("spec.rules", format!("{} rules; exactly one is expected", rules.len()));
     };
@@ -210,14 +223,15 @@ fn only_rule(context: &mut Context<'_>, rules: &[RawPlainRule]) -> Result<Vec<Ba
     backends(context, field, &rule.backend_refs, filter::none)
 }
 
-fn server_names(hostnames: &[String]) -> Result<Vec<Arc<str>>, FieldError> {
+fn server_names(hostnames: &[String]) -> Result<Vec<Arc<str>>, Wrong> {
     value::at_most("spec.hostnames", hostnames.len(), MAX_HOSTNAMES)?;
+    let mut wrong = Wrong::default();
     let mut names: Vec<Arc<str>> = Vec::with_capacity(hostnames.len());
     for (index, name) in hostnames.iter().enumerate() {
-        value::hostname(&format!("spec.hostnames[{index}]"), name, true)?;
+        wrong.note(value::hostname(&format!("spec.hostnames[{index}]"), name, true));
         if !names.iter().any(|known| **known == **name) {
             names.push(name.as_str().into());
         }
     }
-    Ok(names)
+    wrong.or(names)
 }

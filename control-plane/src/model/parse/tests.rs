@@ -6,12 +6,21 @@ fn items(content: Value) -> Vec<Item> {
     parse(&Document { file: "f.yaml".into(), index: 3, content: Arc::new(content) })
 }
 
-/// "field: reason" of a document that is bad.
+/// "field: reason" of a document with one thing wrong.
 fn bad(content: Value) -> String {
-    match items(content.clone()).as_slice() {
-        [Item::Bad(error)] => format!("{}: {}", error.field, error.reason),
+    match all_bad(content.clone()).as_slice() {
+        [error] => error.clone(),
         other => panic!("{content}: {other:?}"),
     }
+}
+
+/// The same with any number.
+fn all_bad(content: Value) -> Vec<String> {
+    let told = |item: &Item| match item {
+        Item::Bad(error) => format!("{}: {}", error.field, error.reason),
+        other => panic!("{content}: {other:?}"),
+    };
+    items(content.clone()).iter().map(told).collect()
 }
 
 fn good(content: Value) -> Arc<Parsed> {
@@ -134,7 +143,7 @@ fn rules_of_gateway_api_are_held_to() {
 fn other_kinds_are_checked_too() {
     assert_eq!(bad(service(json!({"clusterIP": "10.0.0"}))), "spec.clusterIP: \"10.0.0\" is not an IP address");
     assert_eq!(
-        bad(service(json!({"ports": [{"port": 80}, {"port": 81}]}))),
+        bad(service(json!({"ports": [{"port": 80}, {"name": "a", "port": 81}]}))),
         "spec.ports[0].name: required where there are several ports"
     );
     assert_eq!(
@@ -167,6 +176,67 @@ fn other_kinds_are_checked_too() {
     );
     assert_eq!(bad(json!(["x"])), ": not an object (apiVersion, kind, metadata)");
     assert_eq!(bad(json!({"kind": "Pod"})), ": missing field `apiVersion`");
+}
+
+#[test]
+fn everything_that_is_wrong_is_told_at_once_and_nothing_that_follows_from_it() {
+    let mut route = http_route(json!({
+        "name": "A",
+        "matches": [
+            {"path": {"value": "a"}, "method": "get"},
+            {"headers": [{"name": "a b", "value": "x"}], "queryParams": [{"name": "", "value": "x"}]},
+        ],
+        "filters": [
+            {"type": "RequestHeaderModifier", "requestHeaderModifier": {"set": [{"name": "", "value": "x\ny"}], "remove": ["b c"]}},
+            {"type": "URLRewrite", "urlRewrite": {"path": {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/x"}}},
+        ],
+        "backendRefs": [{"name": "A", "weight": -1}],
+        "timeouts": {"request": "soon", "backendRequest": "1"},
+        "retry": {"attempts": 0, "codes": [200]},
+    }));
+    route["spec"]["parentRefs"] = json!([{"name": "g", "port": 0}]);
+    let fields: Vec<String> = all_bad(route).iter().map(|error| error.split(": ").next().unwrap().to_owned()).collect();
+    let rule = "spec.rules[0]";
+    assert_eq!(
+        fields,
+        [
+            format!("{rule}.matches[0].path.value"),
+            format!("{rule}.matches[0].method"),
+            format!("{rule}.matches[1].headers[0].name"),
+            format!("{rule}.matches[1].queryParams[0].name"),
+            format!("{rule}.filters[0].requestHeaderModifier.set[0].name"),
+            format!("{rule}.filters[0].requestHeaderModifier.set[0].value"),
+            format!("{rule}.filters[0].requestHeaderModifier.remove[0]"),
+            format!("{rule}.backendRefs[0].weight"),
+            format!("{rule}.backendRefs[0].name"),
+            format!("{rule}.backendRefs[0].port"),
+            format!("{rule}.timeouts.request"),
+            format!("{rule}.timeouts.backendRequest"),
+            format!("{rule}.retry.codes[0]"),
+            format!("{rule}.retry.attempts"),
+            format!("{rule}.name"),
+            "spec.parentRefs[0].port".to_owned(),
+        ]
+    );
+    assert_eq!(
+        all_bad(service(json!({"type": "Cluster", "ports": [
+            {"name": "a", "port": 0},
+            {"name": "A", "port": 81, "targetPort": 70000},
+            {"name": "c", "port": 82, "protocol": "tcp"},
+        ]}))),
+        [
+            "spec.type: \"Cluster\" is not a type of Service",
+            "spec.ports[0].port: 0 is not a port (1 to 65535)",
+            "spec.ports[1].name: \"A\" is not a name (a-z, 0-9 and - inside, at most 63 characters)",
+            "spec.ports[1].targetPort: 70000 is not a port (1 to 65535)",
+            "spec.ports[2].protocol: \"tcp\" is not TCP, UDP or SCTP",
+        ]
+    );
+    let endpoints: Vec<Value> = (0..1000).map(|_| json!({"addresses": ["x"]})).collect();
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "s"}, "endpoints": endpoints,
+    });
+    assert_eq!(all_bad(slice).len(), MAX_ERRORS);
 }
 
 #[test]

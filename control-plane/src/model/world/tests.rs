@@ -156,6 +156,105 @@ fn generations_go_on_after_removal_and_restart() {
     assert_eq!(removed.generation(), 5);
 }
 
+/// What another process would make of it, had it been given `documents` next.
+fn restarted(world: &World, documents: Vec<Document>, unreadable: Vec<DocumentError>) -> World {
+    let last_good = world.last_good().collect();
+    World::restored(world.settings.clone(), world.generations(), last_good).apply(documents, unreadable)
+}
+
+fn not_yaml(file: &str) -> DocumentError {
+    let reason = "not YAML".into();
+    DocumentError { file: file.into(), document: 2, object: None, field: String::new(), reason }
+}
+
+#[test]
+fn a_document_that_is_bad_after_a_restart_leaves_its_last_good_version() {
+    let mut good = documents("a.yaml", &[service("a", 80), service("b", 80)]);
+    good.extend(documents("c.yaml", &[service("c", 80), service("d", 80)]));
+    let before = empty().apply(good, Vec::new());
+    let mut now = documents("a.yaml", &[service("a", 0), service("b", 81)]);
+    now.extend(documents("c.yaml", &[service("c", 80)]));
+    // The same whether the process ended in between or not.
+    for after in
+        [before.apply(now.clone(), vec![not_yaml("c.yaml")]), restarted(&before, now.clone(), vec![not_yaml("c.yaml")])]
+    {
+        assert_eq!(
+            generations(&after),
+            [("a".into(), 1), ("b".into(), 2), ("c".into(), 1), ("d".into(), 1)],
+            "{:?}",
+            after.errors()
+        );
+        assert_eq!(after.generation(), 2);
+        let held_over: Vec<bool> = after.objects().iter().map(|object| object.held_over).collect();
+        assert_eq!((held_over, after.held_over()), (vec![true, false, false, true], 2));
+        assert_eq!(index::service(&after.objects, &after.objects()[0].key).unwrap().ports[0].number, 80);
+        assert!(after.index.slices.is_empty() && after.changed_since(&[Topic::Settings], 0));
+        // And after another one.
+        let again = restarted(&after, now.clone(), vec![not_yaml("c.yaml")]);
+        assert_eq!((again.generation(), generations(&again)), (2, generations(&after)));
+        // Mended as it was: nothing changed.
+        let mended = documents("c.yaml", &[service("c", 80), service("d", 80)]);
+        let mut documents = documents("a.yaml", &[service("a", 80), service("b", 81)]);
+        documents.extend(mended);
+        let mended = again.apply(documents, Vec::new());
+        assert_eq!((mended.generation(), generations(&mended), mended.held_over()), (2, generations(&after), 0));
+    }
+}
+
+#[test]
+fn what_was_removed_while_nobody_looked_is_gone() {
+    let before = apply(&empty(), &[service("a", 80), service("b", 80)]);
+    let after = restarted(&before, documents("a.yaml", &[service("b", 0)]), Vec::new());
+    assert_eq!((after.generation(), generations(&after)), (2, vec![("b".into(), 1)]));
+    assert_eq!(restarted(&after, documents("a.yaml", &[service("b", 0)]), Vec::new()).generation(), 2);
+    // The whole file, with another broken one about.
+    let after = restarted(&before, Vec::new(), vec![not_yaml("b.yaml")]);
+    assert!(after.objects().is_empty());
+    assert_eq!(restarted(&after, Vec::new(), vec![not_yaml("b.yaml")]).generation(), after.generation());
+}
+
+#[test]
+fn of_two_documents_for_one_object_the_one_in_force_stays_after_a_restart() {
+    let before = empty().apply(documents("b.yaml", &[service("a", 80)]), Vec::new());
+    let mut both = documents("a.yaml", &[service("a", 1)]);
+    both.extend(documents("b.yaml", &[service("a", 80)]));
+    let after = restarted(&before, both, Vec::new());
+    assert_eq!((after.generation(), after.objects()[0].source.as_str()), (1, "b.yaml#1"));
+}
+
+#[test]
+fn a_last_good_version_that_is_older_than_the_generations_counts_as_a_change() {
+    let first = apply(&empty(), &[service("a", 80)]);
+    let second = apply(&first, &[service("a", 81)]);
+    let bad = documents("a.yaml", &[service("a", 0)]);
+    let behind = World::restored(first.settings.clone(), second.generations(), first.last_good().collect());
+    let after = behind.apply(bad.clone(), Vec::new());
+    assert_eq!((after.generation(), generations(&after)), (3, vec![("a".into(), 3)]));
+    // Removed since: it does not come back.
+    let third = apply(&second, &[]);
+    let behind = World::restored(first.settings.clone(), third.generations(), first.last_good().collect());
+    assert!(behind.apply(bad.clone(), Vec::new()).objects().is_empty());
+    // Without any generations, it is the first.
+    let lost = World::restored(first.settings.clone(), Generations::default(), first.last_good().collect());
+    assert_eq!(generations(&lost.apply(bad, Vec::new())), [("a".into(), 1)]);
+}
+
+#[test]
+fn an_item_of_a_list_is_kept_by_itself() {
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": [service("a", 80), service("b", 80)]});
+    let before = apply(&empty(), &[list]);
+    let kept: Vec<Document> = before.last_good().collect();
+    assert_eq!(
+        kept.iter().map(|document| &*document.content).collect::<Vec<_>>(),
+        [&service("a", 80), &service("b", 80)]
+    );
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": [service("a", 0), service("b", 81)]});
+    assert_eq!(
+        generations(&restarted(&before, documents("a.yaml", &[list]), Vec::new())),
+        [("a".into(), 1), ("b".into(), 2)]
+    );
+}
+
 #[test]
 fn documents_that_did_not_change_are_not_parsed_again() {
     let documents = documents("a.yaml", &[service("a", 80), service("b", 80)]);

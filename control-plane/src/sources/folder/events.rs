@@ -16,7 +16,18 @@ const QUIET: Duration = Duration::from_millis(10);
 /// ...or when this has passed since the first.
 const PATIENCE: Duration = Duration::from_millis(50);
 /// A file that somebody keeps open for writing is read anyway this long after the last write.
-const LONGEST_WRITE: Duration = Duration::from_secs(1);
+pub(super) const LONGEST_WRITE: Duration = Duration::from_secs(1);
+/// The same for one that got shorter: a shell empties it first, and the command may take its time (`helm template … > file`).
+const LONGEST_REWRITE: Duration = Duration::from_secs(60);
+
+/// Files that somebody is writing.
+#[derive(Debug, Default)]
+pub(super) struct Writers {
+    /// To be left alone.
+    pub(super) recent: HashSet<PathBuf>,
+    /// Not ended, and nothing written lately: to be left alone if they got shorter.
+    pub(super) slow: HashSet<PathBuf>,
+}
 
 /// Shared by the watcher, which notes, and the folder's thread, which waits.
 #[derive(Default)]
@@ -48,7 +59,7 @@ impl Events {
     }
 
     /// Waits until it is time to look, at most `longest`; returns what is being written.
-    pub(super) fn wait(&self, longest: Duration) -> HashSet<PathBuf> {
+    pub(super) fn wait(&self, longest: Duration) -> Writers {
         let deadline = Instant::now() + longest;
         let mut pending = self.pending.lock();
         loop {
@@ -73,8 +84,20 @@ struct Pending {
     changes: Option<(Instant, Instant)>,
     /// Somebody asked for a look.
     at_once: bool,
-    /// Files with a writer, and when it wrote last.
-    writing: HashMap<PathBuf, Instant>,
+    /// Files with a writer.
+    writing: HashMap<PathBuf, Writing>,
+}
+
+struct Writing {
+    last: Instant,
+    /// It was looked at once since.
+    slow: bool,
+}
+
+impl Writing {
+    fn due(&self) -> Instant {
+        self.last + if self.slow { LONGEST_REWRITE } else { LONGEST_WRITE }
+    }
 }
 
 impl Pending {
@@ -99,7 +122,7 @@ impl Pending {
         };
         for path in event.paths {
             if begins && !path.is_symlink() {
-                self.writing.insert(path, now);
+                self.writing.insert(path, Writing { last: now, slow: false });
             } else {
                 self.writing.remove(&path);
             }
@@ -115,20 +138,26 @@ impl Pending {
     /// When to look.
     fn due(&self) -> Option<Instant> {
         let changes = self.changes.map(|(first, last)| (last + QUIET).min(first + PATIENCE));
-        let given_up = self.writing.values().min().map(|last| *last + LONGEST_WRITE);
+        let given_up = self.writing.values().map(Writing::due).min();
         changes.into_iter().chain(given_up).min()
     }
 
     /// Begins a look.
-    fn take(&mut self, now: Instant) -> HashSet<PathBuf> {
+    fn take(&mut self, now: Instant) -> Writers {
         self.changes = None;
         self.at_once = false;
-        self.being_written(now)
+        self.writing.retain(|_, writing| writing.last + LONGEST_REWRITE > now);
+        for writing in self.writing.values_mut() {
+            writing.slow |= writing.due() <= now;
+        }
+        let slow = self.writing.iter().filter(|(_, writing)| writing.slow);
+        Writers { slow: slow.map(|(path, _)| path.clone()).collect(), recent: self.being_written(now) }
     }
 
-    fn being_written(&mut self, now: Instant) -> HashSet<PathBuf> {
-        self.writing.retain(|_, last| *last + LONGEST_WRITE > now);
-        self.writing.keys().cloned().collect()
+    /// Written lately.
+    fn being_written(&self, now: Instant) -> HashSet<PathBuf> {
+        let recent = self.writing.iter().filter(|(_, writing)| writing.last + LONGEST_WRITE > now);
+        recent.map(|(path, _)| path.clone()).collect()
     }
 }
 
@@ -156,7 +185,7 @@ mod tests {
             pending.note(event(CLOSE, "/c/a.yaml"), at(millis));
         }
         assert_eq!(pending.due(), Some(at(50)));
-        assert!(pending.take(at(50)).is_empty());
+        assert!(pending.take(at(50)).recent.is_empty());
         assert_eq!(pending.due(), None);
     }
 
@@ -166,15 +195,19 @@ mod tests {
         let at = |millis| start + Duration::from_millis(millis);
         let mut pending = Pending::default();
         pending.note(event(WRITE, "/c/a.yaml"), at(0));
-        assert_eq!(pending.take(at(10)).len(), 1);
+        assert_eq!(pending.take(at(10)).recent.len(), 1);
         pending.note(event(CLOSE, "/c/a.yaml"), at(100));
         assert_eq!(pending.due(), Some(at(110)));
-        assert!(pending.take(at(110)).is_empty());
-        // One that never ends is read anyway.
+        assert!(pending.take(at(110)).recent.is_empty());
+        // One that never ends is read anyway, if it did not get shorter; and then too, in the end.
         pending.note(event(WRITE, "/c/a.yaml"), at(200));
         pending.take(at(210));
         assert_eq!(pending.due(), Some(at(1200)));
-        assert!(pending.take(at(1200)).is_empty());
+        let writers = pending.take(at(1200));
+        assert_eq!((writers.recent.len(), writers.slow.len()), (0, 1));
+        assert_eq!(pending.due(), Some(at(60_200)));
+        let writers = pending.take(at(60_200));
+        assert_eq!((writers.recent.len(), writers.slow.len()), (0, 0));
         assert_eq!(pending.due(), None);
     }
 

@@ -9,6 +9,7 @@ use std::{
     sync::Arc,
 };
 
+use super::events::Writers;
 use crate::{
     model::{Document, DocumentError},
     sources::yaml,
@@ -66,6 +67,12 @@ struct Content {
     known: yaml::Known,
 }
 
+impl Content {
+    fn is_empty(&self) -> bool {
+        self.documents.is_empty() && self.unreadable.is_empty()
+    }
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Files {
@@ -86,6 +93,11 @@ impl Changes {
         self.read.is_empty() && self.gone.is_empty()
     }
 
+    /// Whether a file has nothing in it.
+    pub(super) fn any_empty(&self) -> bool {
+        self.read.values().any(Content::is_empty)
+    }
+
     /// Leaves out files that changed again since they were read, are being written, or came back. Whether there were any.
     pub(super) fn drop_unsettled(&mut self, being_written: &HashSet<PathBuf>) -> bool {
         let before = self.read.len() + self.gone.len();
@@ -100,22 +112,24 @@ impl Files {
         Self { exclude, known: BTreeMap::new() }
     }
 
-    /// Reads files that changed since the last look, but for those in `leave`.
+    /// Reads files that changed since the last look, but for those that are being written.
     ///
     /// # Errors
     /// If the folder cannot be read. A file that cannot be is its own error, among the documents.
-    pub(super) fn look(&self, folder: &Path, leave: &HashSet<PathBuf>) -> io::Result<Changes> {
+    pub(super) fn look(&self, folder: &Path, writers: &Writers) -> io::Result<Changes> {
         let mut paths = Vec::new();
         list(folder, MAX_DEPTH, self.exclude.as_deref(), &mut paths)?;
         let present: HashSet<&PathBuf> = paths.iter().collect();
         let gone = self.known.keys().filter(|path| !present.contains(path)).cloned().collect();
         let mut changes = Changes { read: BTreeMap::new(), gone };
         for path in &paths {
-            if leave.contains(path) {
+            if writers.recent.contains(path) {
                 continue;
             }
-            let known = self.known.get(path).and_then(|content| content.id);
-            if known.is_some() && FileId::of(path).ok() == known {
+            if let Some(known) = self.known.get(path).and_then(|content| content.id)
+                && let Ok(now) = FileId::of(path)
+                && (now == known || now.size < known.size && writers.slow.contains(path))
+            {
                 continue;
             }
             match read(folder, path, self.known.get(path)) {
@@ -142,6 +156,12 @@ impl Files {
             before.is_some_and(|before| content.id.is_none_or(|now| now.size < before.size))
         };
         !changes.gone.is_empty() || changes.read.iter().any(|(path, content)| smaller(path, content))
+    }
+
+    /// Whether a file that held documents is empty now.
+    pub(super) fn empties(&self, changes: &Changes) -> bool {
+        let emptied = |path: &PathBuf| self.known.get(path).is_some_and(|known| !known.documents.is_empty());
+        changes.read.iter().any(|(path, content)| content.is_empty() && emptied(path))
     }
 
     pub(super) fn adopt(&mut self, changes: Changes) {

@@ -1,4 +1,10 @@
-use std::{os::unix::fs::symlink, time::Duration};
+use std::{
+    io::Write,
+    os::unix::fs::{PermissionsExt, symlink},
+    time::Duration,
+};
+
+use tokio::time::timeout;
 
 use super::*;
 use crate::model::{Kind, ObjectKey};
@@ -9,6 +15,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 struct Setup {
     folder: tempfile::TempDir,
     worlds: watch::Receiver<Arc<World>>,
+    prompt: Prompt,
 }
 
 impl Setup {
@@ -18,8 +25,8 @@ impl Setup {
         for (name, content) in files {
             fs::write(folder.path().join("config").join(name), content).unwrap();
         }
-        let worlds = start(folder.path()).await;
-        Self { folder, worlds }
+        let (worlds, prompt) = start(folder.path()).await;
+        Self { folder, worlds, prompt }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -29,7 +36,7 @@ impl Setup {
     /// The world as soon as `holds` does.
     async fn until(&mut self, what: &str, holds: impl Fn(&World) -> bool) -> Arc<World> {
         let mut worlds = self.worlds.clone();
-        let found = match tokio::time::timeout(DEADLINE, worlds.wait_for(|world| holds(world))).await {
+        let found = match timeout(DEADLINE, worlds.wait_for(|world| holds(world))).await {
             Ok(world) => world.unwrap().clone(),
             Err(_) => panic!("{what}: not in time; objects {:?}", names(&self.worlds.borrow())),
         };
@@ -38,9 +45,9 @@ impl Setup {
     }
 }
 
-async fn start(folder: &Path) -> watch::Receiver<Arc<World>> {
+async fn start(folder: &Path) -> (watch::Receiver<Arc<World>>, Prompt) {
     let settings = MeshSettings::strict("cluster.local");
-    watch(folder.join("config"), folder.join("state"), settings).await.unwrap().0
+    watch(folder.join("config"), folder.join("state"), settings).await.unwrap()
 }
 
 fn names(world: &World) -> Vec<String> {
@@ -78,7 +85,6 @@ async fn every_way_of_writing_a_file_is_seen() {
 
 #[tokio::test]
 async fn a_file_that_is_being_written_is_not_taken_in_halves() {
-    use std::io::Write;
     let mut setup = Setup::new(&[("a.yaml", &(service("a", 1) + &service("b", 1)))]).await;
     let mut file = fs::File::create(setup.path("a.yaml")).unwrap();
     file.write_all(service("a", 2).as_bytes()).unwrap();
@@ -105,8 +111,8 @@ async fn a_config_map_is_swapped_as_a_whole() {
     };
     version(1);
     symlink("..data/a.yaml", config.join("a.yaml")).unwrap();
-    let worlds = start(folder.path()).await;
-    let mut setup = Setup { folder, worlds };
+    let (worlds, prompt) = start(folder.path()).await;
+    let mut setup = Setup { folder, worlds, prompt };
     assert_eq!(port(&setup.worlds.borrow(), "a"), Some(1));
     version(2);
     let world = setup.until("swapped", |world| port(world, "a") == Some(2)).await;
@@ -143,14 +149,124 @@ async fn generations_survive_a_restart() {
         setup.until("changed", |world| port(world, "a") == Some(number)).await;
     }
     assert_eq!(setup.worlds.borrow().generation(), 4);
+    // Killed: nothing is waited for.
     drop(setup.worlds);
-    let worlds = start(setup.folder.path()).await;
+    let (worlds, _) = start(setup.folder.path()).await;
     assert_eq!((worlds.borrow().generation(), worlds.borrow().objects()[0].generation), (4, 4));
     // Changed while nobody looked.
     drop(worlds);
     fs::write(setup.folder.path().join("config/a.yaml"), service("a", 9)).unwrap();
-    let worlds = start(setup.folder.path()).await;
+    let (worlds, _) = start(setup.folder.path()).await;
     assert_eq!((worlds.borrow().generation(), worlds.borrow().objects()[0].generation), (5, 5));
+}
+
+/// As a control plane ends: what is in force is written down.
+async fn started(folder: &Path) -> (Arc<World>, Prompt) {
+    let settings = MeshSettings::strict("cluster.local");
+    let (worlds, prompt) = watch(folder.join("config"), folder.join("state"), settings).await.unwrap();
+    timeout(DEADLINE, prompt.saved()).await.unwrap();
+    (worlds.borrow().clone(), prompt)
+}
+
+#[tokio::test]
+async fn last_good_versions_survive_a_restart() {
+    let mut setup = Setup::new(&[("a.yaml", &service("a", 1)), ("b.yaml", &service("b", 1))]).await;
+    fs::write(setup.path("a.yaml"), service("a", 2)).unwrap();
+    setup.until("changed", |world| port(world, "a") == Some(2)).await;
+    fs::write(setup.path("a.yaml"), "kind: [").unwrap();
+    setup.until("an error", |world| !world.errors().is_empty()).await;
+    timeout(DEADLINE, setup.prompt.saved()).await.unwrap();
+    drop(setup.worlds);
+    let folder = setup.folder.path();
+    let file = folder.join("state/last-good.json");
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    // Once more, since what is held over must stay so; and another file breaks, and one goes, while nobody looks.
+    for _ in 0..2 {
+        let (world, _) = started(folder).await;
+        assert_eq!((port(&world, "a"), port(&world, "b")), (Some(2), Some(1)));
+        assert_eq!((world.generation(), world.held_over()), (2, 1));
+    }
+    fs::write(folder.join("config/b.yaml"), service("b", 0)).unwrap();
+    let (world, _) = started(folder).await;
+    assert_eq!((port(&world, "b"), world.generation(), world.held_over(), world.errors().len()), (Some(1), 2, 2, 2));
+    fs::remove_file(folder.join("config/a.yaml")).unwrap();
+    let (world, _) = started(folder).await;
+    assert_eq!((names(&world), world.generation()), (vec!["b".to_owned()], 3));
+    assert!(!folder.join("state/last-good.json.new").exists());
+}
+
+#[tokio::test]
+async fn a_damaged_record_is_never_a_reason_not_to_start() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("config")).unwrap();
+    fs::write(folder.path().join("config/a.yaml"), service("a", 1) + &service("b", 1)).unwrap();
+    drop(started(folder.path()).await);
+    fs::write(folder.path().join("config/a.yaml"), service("a", 2) + &service("b", 1)).unwrap();
+    let (world, prompt) = started(folder.path()).await;
+    assert_eq!(world.generation(), 2);
+    drop(prompt);
+    let [generations, last_good] =
+        ["generations.json", "last-good.json"].map(|name| folder.path().join("state").join(name));
+    // What a power failure may leave of a file that was not forced to disk: the other one knows.
+    fs::write(&generations, "").unwrap();
+    let (world, _) = started(folder.path()).await;
+    assert_eq!((world.generation(), world.objects()[0].generation), (2, 2));
+    fs::write(folder.path().join("config/a.yaml"), service("a", 0) + &service("b", 1)).unwrap();
+    let whole = fs::read(&last_good).unwrap();
+    for damaged in [
+        &b""[..],
+        &whole[..whole.len() / 2],
+        b"\xff\xfe",
+        b"{\"format\":99,\"generations\":{\"mesh\":1,\"objects\":{}},\"objects\":[]}",
+    ] {
+        fs::write(&last_good, damaged).unwrap();
+        let (world, _) = started(folder.path()).await;
+        assert_eq!((names(&world), world.errors().len()), (vec!["b".to_owned()], 1));
+    }
+    // A folder in its place, which cannot be replaced: said, and no more.
+    fs::remove_file(&last_good).unwrap();
+    fs::create_dir(&last_good).unwrap();
+    assert_eq!(names(&started(folder.path()).await.0), ["b"]);
+}
+
+/// Emptied and written again after a while, as shells and some editors do: its objects never go.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_is_empty_for_a_moment_takes_nothing_away() {
+    let setup = Setup::new(&[("a.yaml", &service("a", 1))]).await;
+    let path = setup.path("a.yaml");
+    let seen = tokio::spawn({
+        let mut worlds = setup.worlds.clone();
+        async move {
+            let mut seen = Vec::new();
+            while seen.last() != Some(&Some(9)) {
+                worlds.changed().await.unwrap();
+                seen.push(port(&worlds.borrow_and_update(), "a"));
+            }
+            seen
+        }
+    });
+    let writer = tokio::task::spawn_blocking(move || {
+        for (number, pause) in [(2, 1), (3, 10), (4, 20), (5, 30), (6, 40), (7, 50)] {
+            // Closed while it is empty.
+            drop(fs::File::create(&path).unwrap());
+            std::thread::sleep(Duration::from_millis(pause));
+            fs::write(&path, service("a", number)).unwrap();
+            std::thread::sleep(Duration::from_millis(150));
+        }
+        // `slow-command > a.yaml`: empty for longer than a writer is waited for otherwise, and then only half written.
+        let mut file = fs::File::create(&path).unwrap();
+        std::thread::sleep(events::LONGEST_WRITE * 3 / 2);
+        file.write_all(b"apiVersion: v1\n").unwrap();
+        std::thread::sleep(events::LONGEST_WRITE * 3 / 2);
+        fs::write(&path, service("a", 9)).unwrap();
+    });
+    let seen = timeout(DEADLINE, seen).await.unwrap().unwrap();
+    writer.await.unwrap();
+    assert!(seen.iter().all(Option::is_some), "it vanished: {seen:?}");
+    // One that is meant to be empty is.
+    let mut setup = setup;
+    fs::write(setup.path("a.yaml"), "").unwrap();
+    setup.until("emptied", |world| names(world).is_empty()).await;
 }
 
 #[tokio::test]
@@ -173,7 +289,7 @@ async fn who_asks_gets_what_was_written_before() {
     let (worlds, prompt) = watch(folder.path().join("config"), folder.path().join("state"), settings).await.unwrap();
     for number in 1..20 {
         fs::write(folder.path().join("config/a.yaml"), service("a", number)).unwrap();
-        tokio::time::timeout(DEADLINE, prompt.look()).await.unwrap();
+        timeout(DEADLINE, prompt.look()).await.unwrap();
         assert_eq!(port(&worlds.borrow(), "a"), Some(number));
     }
 }
@@ -210,7 +326,7 @@ async fn many_changes_lose_nothing() {
         if port(&world, "s0") == Some(CHANGES) {
             break;
         }
-        let changed = tokio::time::timeout(DEADLINE, setup.worlds.changed()).await;
+        let changed = timeout(DEADLINE, setup.worlds.changed()).await;
         assert!(changed.is_ok(), "the last change never arrived");
         let seen = setup.worlds.borrow().objects().len();
         assert_eq!(seen, OBJECTS, "objects vanished for a moment");
