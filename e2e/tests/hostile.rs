@@ -156,7 +156,7 @@ async fn floods_of_http2_frames_are_bounded() -> Result<()> {
     let server = &stage.scenario.instance("shop-1")?.server;
     eventually("the application has no request left", LIMIT, async || {
         // The bystanders' streams are four.
-        let left = server.control().in_flight.load(std::sync::atomic::Ordering::Relaxed);
+        let left = server.control().in_flight.load(Ordering::Relaxed);
         ensure!(left <= 14, "{left} in flight");
         Ok(())
     })
@@ -230,7 +230,7 @@ async fn zero_windows(door: SocketAddr) -> Result<()> {
         let mut byte = [0; 1];
         tokio::time::timeout(LIMIT, connection.stream.read_exact(&mut byte)).await.context("no answer at all")??;
     }
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    sleep(Duration::from_secs(1)).await;
     Ok(())
 }
 
