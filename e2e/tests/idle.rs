@@ -14,11 +14,19 @@ use leno_e2e::{
     mesh::{Mesh, documents},
     scenario::{Scenario, destination},
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpStream;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_idle_connections() -> Result<()> {
     const CONNECTIONS: u64 = 10_000;
+    // This process has an end of each connection, too.
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let few = maximum.is_some_and(|maximum| maximum < CONNECTIONS + 500);
+    ensure!(!few, "a process may have {maximum:?} descriptors here (ulimit -Hn), which is too few for this test");
+    if current != maximum {
+        setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).context("raise the limit of descriptors")?;
+    }
     let scenario = Scenario::start(&["shop"]).await?;
     let (address, process) = (scenario.address("shop")?, scenario.client.process()?);
     request(&mut connect(address).await?).await?;
