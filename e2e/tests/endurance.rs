@@ -47,23 +47,29 @@ async fn certificates_rotate_under_load() -> Result<()> {
     let load = load(&scenario)?.start();
 
     let mut seen = BTreeSet::new();
-    let mut at_one_minute = None;
-    while began.elapsed() < Duration::from_secs(120) {
-        sleep_until(Instant::now() + Duration::from_secs(1)).await;
-        let metrics = scenario.client.metrics().await?;
-        let end = metrics.sum("leno_certificate_not_after_timestamp_seconds", &[]);
-        ensure!(end > 0.0, "the sidecar does not tell its certificate: {:?}", metrics.samples());
-        seen.insert(end.to_string());
-        if began.elapsed() > Duration::from_secs(60) && at_one_minute.is_none() {
-            at_one_minute = Some(usage(&scenario)?);
+    let mut before = Vec::new();
+    let mut minute = 0;
+    loop {
+        minute += 1;
+        while began.elapsed() < minute * Duration::from_secs(60) {
+            sleep_until(Instant::now() + Duration::from_secs(1)).await;
+            let metrics = scenario.client.metrics().await?;
+            let end = metrics.sum("leno_certificate_not_after_timestamp_seconds", &[]);
+            ensure!(end > 0.0, "the sidecar does not tell its certificate: {:?}", metrics.samples());
+            seen.insert(end.to_string());
+        }
+        let now = usage(&scenario)?;
+        // Where the machine stalls, requests and so connections come in a burst, once; what leaks grows every minute.
+        match stayed_flat(&before, &now) {
+            Ok(()) if minute > 1 => break,
+            Err(grown) if minute == 5 => return Err(grown),
+            _ => before = now,
         }
     }
-    let at_two_minutes = usage(&scenario)?;
     let report = load.stop().await?;
     report.unharmed(50_000)?;
     // Renewed at two thirds of 10 s: some 18 times in two minutes; ten is a busy machine's.
     ensure!(seen.len() >= 10, "only {} certificates in two minutes", seen.len());
-    stayed_flat(&at_one_minute.context("a minute passed")?, &at_two_minutes)?;
     println!("{:.0} requests/s, p99 {:?}, {} certificates", report.rate(), report.latency(0.99), seen.len());
     scenario.mesh.end().await
 }
