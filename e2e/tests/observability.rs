@@ -16,8 +16,10 @@ use leno_e2e::{
     ports,
     scenario::{Scenario, destination},
     server::Server,
+    tcp::{LineServer, Manner, ask, read_line},
     wait::eventually,
 };
+use tokio::net::TcpStream;
 
 /// A client and `shop`, both of which trace everything.
 async fn traced(collector: &Collector) -> Result<(Mesh, Server, SocketAddr)> {
@@ -119,6 +121,42 @@ async fn each_request_is_a_line_in_the_access_log() -> Result<()> {
         ensure!(is("direction", direction.into()) && is("status", 200.into()) && is("method", "GET".into()), "{line}");
         let peer = if direction == "outbound" { "shop" } else { "client" };
         ensure!(is("peer", format!("spiffe://cluster.local/ns/default/sa/{peer}").into()), "{line}");
+    }
+    mesh.end().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_connection_of_opaque_bytes_is_a_line_in_the_access_log() -> Result<()> {
+    let mesh = Mesh::start().await?;
+    let server = LineServer::start("db", Manner::SpeaksFirst).await?;
+    mesh.apply("db.yaml", &documents::service("default", "db", 80, "tcp"))?;
+    let db = mesh.workload("db-1").account("db").serves("db", server.address()).access_log().start().await?;
+    let client = mesh.workload("client").outbound(&destination("db")).access_log().start().await?;
+    let mut stream = TcpStream::connect(client.calls(&destination("db"))?).await?;
+    ensure!(read_line(&mut stream).await? == "hello from db", "no greeting");
+    ensure!(ask(&mut stream, "x").await? == "db: x", "no answer");
+    let from = stream.local_addr()?.to_string();
+    drop(stream);
+    for (sidecar, direction) in [(&client, "outbound"), (&db, "inbound")] {
+        let line = eventually(&format!("{} logs the connection", sidecar.name()), LIMIT, async || {
+            let log = sidecar.process()?.log()?;
+            let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+            lines.into_iter().find(|line| line.get("protocol") == Some(&"TCP".into())).context("no such line yet")
+        })
+        .await?;
+        let is = |key: &str, value: serde_json::Value| line.get(key) == Some(&value);
+        let bytes = is("bytes_to_server", 2.into()) && is("bytes_to_client", "hello from db\ndb: x\n".len().into());
+        ensure!(is("direction", direction.into()) && is("reason", serde_json::Value::Null) && bytes, "{line}");
+        let (peer, endpoint) = match direction {
+            "outbound" => ("db", db.listener(0)?),
+            _ => ("client", server.address()),
+        };
+        ensure!(is("peer", format!("spiffe://cluster.local/ns/default/sa/{peer}").into()), "{line}");
+        ensure!(is("endpoint", endpoint.to_string().into()), "{line}");
+        if direction == "outbound" {
+            ensure!(is("client", from.clone().into()) && is("backend", "default/db:80".into()), "{line}");
+            ensure!(is("destination", destination("db").into()) && is("route", "default".into()), "{line}");
+        }
     }
     mesh.end().await
 }

@@ -6,11 +6,11 @@ use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt as _, Empty};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use leno_e2e::{
     client::{self, LIMIT},
     forge::{Forger, trusting_client},
-    mesh::{Workload, documents},
+    mesh::{Options, Workload, documents},
     scenario::{Scenario, destination},
     server::{Seen, Server},
     wait::eventually,
@@ -36,6 +36,29 @@ async fn request(address: SocketAddr, config: Arc<ClientConfig>, claim: Option<&
         let response = sender.send_request(request).await?;
         ensure!(response.status() == 200, "{}", response.status());
         Ok(response.into_body().collect().await?.to_bytes())
+    };
+    tokio::time::timeout(LIMIT, exchange).await.context("no answer in time")?
+}
+
+/// The same in what a peer says are opaque bytes: HTTP/1.1, or HTTP/2.
+async fn smuggled(address: SocketAddr, mut config: ClientConfig, claim: &str, http2: bool) -> Result<Seen> {
+    config.alpn_protocols = vec![leno_proto::alpn::TCP.to_vec()];
+    let exchange = async {
+        let tcp = TcpStream::connect(address).await?;
+        let tls = TlsConnector::from(Arc::new(config)).connect("mesh.invalid".try_into()?, tcp).await?;
+        let request = Request::get("http://shop/").header("leno-client-id", claim).body(Empty::<Bytes>::new())?;
+        let response = if http2 {
+            let (mut sender, connection) =
+                hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(tls)).await?;
+            tokio::spawn(connection);
+            sender.send_request(request).await?
+        } else {
+            let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tls)).await?;
+            tokio::spawn(connection);
+            sender.send_request(request).await?
+        };
+        ensure!(response.status() == 200, "{}", response.status());
+        Ok(serde_json::from_slice(&response.into_body().collect().await?.to_bytes())?)
     };
     tokio::time::timeout(LIMIT, exchange).await.context("no answer in time")?
 }
@@ -122,6 +145,30 @@ metadata:
     let seen = client::http1(open.listener(0)?, request).await?.seen()?;
     ensure!(!seen.headers.contains_key("leno-client-id"), "an unmeshed client passed for {:?}", seen.headers);
     refused(&open, "inbound", "forged-identity").await?;
+    scenario.mesh.end().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_identity_forged_among_opaque_bytes_counts_for_nothing() -> Result<()> {
+    // Nobody declared what is spoken to `shop`; to `declared`, HTTP.
+    let scenario = Scenario::with(Options::default(), &["shop"], 1, "").await?;
+    let forger = Forger::of(&scenario.mesh)?;
+    let rogue = || forger.signed("spiffe://cluster.local/ns/default/sa/rogue", DAY);
+    let forged = "spiffe://cluster.local/ns/default/sa/admin";
+    let shop = &scenario.instance("shop-1")?.sidecar;
+    for http2 in [false, true] {
+        let seen = smuggled(shop.listener(0)?, rogue()?, forged, http2).await?;
+        let id = seen.headers.get("leno-client-id").map(String::as_str);
+        ensure!(id == Some("spiffe://cluster.local/ns/default/sa/rogue"), "the application was told {id:?}");
+    }
+    refused(shop, "inbound", "forged-identity").await?;
+
+    scenario.mesh.apply("declared.yaml", &documents::service("default", "declared", 80, "http"))?;
+    let server = Server::start("declared").await?;
+    let declared = scenario.mesh.workload("declared-1").serves("declared", server.address()).start().await?;
+    let answer = smuggled(declared.listener(0)?, rogue()?, forged, false).await;
+    ensure!(answer.is_err(), "opaque bytes reached a port that is declared HTTP: {answer:?}");
+    refused(&declared, "inbound", "not-http").await?;
     scenario.mesh.end().await
 }
 

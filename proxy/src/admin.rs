@@ -48,7 +48,8 @@ const INDEX: &str = "leno-proxy
 GET  /live       the process runs
 GET  /ready      200 when it serves, else 503 with what is missing (JSON)
 GET  /metrics    Prometheus text format
-GET  /config     policy in force, with the objects and generations it was compiled from (JSON)
+GET  /config     policy in force: destinations with their routes, backends with their endpoints, and the objects and
+                 generations they were compiled from (JSON)
 GET  /identity   the workload's certificate (JSON)
 GET  /log-level  the log's filter
 PUT  /log-level  sets it: curl -X PUT -d info,leno_proxy::policy=debug …/log-level

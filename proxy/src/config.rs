@@ -2,9 +2,10 @@
 //! limit of the proxy by name.
 //!
 //! [`args`] defines the flags, which `leno-proxy run --help` shows; [`file`] merges a configuration file
-//! into them; [`values`] parses what they hold.
+//! into them; [`environment`] leaves out empty variables; [`values`] parses what they hold.
 
 pub mod args;
+pub mod environment;
 mod file;
 pub mod values;
 
@@ -150,6 +151,9 @@ pub mod limits {
     pub const PEEK_BYTES: usize = 16 * 1024;
     /// How long a silent client is waited for before the server is asked to speak first.
     pub const PEEK_WAIT: Duration = Duration::from_millis(20);
+    /// How long first bytes that do not tell what they are are held back, on a port whose protocol is not declared, from a
+    /// server that the client waits for. After it they go on, and are cut off should they become HTTP.
+    pub const UNDECIDED_WAIT: Duration = Duration::from_secs(1);
     /// A destination not called for so long is forgotten (while the control plane is reachable).
     pub const DESTINATION_IDLE: Duration = Duration::from_secs(600);
     /// Destinations held at most; the least lately used go first.

@@ -1,4 +1,8 @@
 //! Connections to the workload: who is it, may it come in, what does it speak; then to the application.
+//!
+//! `leno-client-id` reaches the application only as written here: requests are looked at on every port that is not
+//! declared to be TCP or TLS, also inside the opaque bytes of a mesh peer, whatever its ALPN says. On ports declared TCP
+//! or TLS bytes pass as they are, and an application must not read that header there.
 
 mod request;
 
@@ -17,7 +21,7 @@ use crate::{
     net::{Accepted, Backlog, Io, Prefixed, listener},
     policy::Protocol,
     tcp::{self, Carried},
-    telemetry::{ConnectionMetrics, Direction, RouteMetrics},
+    telemetry::{ConnectionMetrics, ConnectionRecord, Direction, RouteMetrics},
     tls::{MeshProtocol, TlsError},
     worker::Context,
 };
@@ -126,17 +130,23 @@ async fn meshed(
     drop(credentials);
     let application = application(ctx, address, protocol);
     let client = Client::new(peer, Some(identity));
-    match carried {
-        MeshProtocol::Http1 => http(ctx, stream, client, application, false).await,
-        MeshProtocol::Http2 => http(ctx, stream, client, application, true).await,
+    match (carried, protocol) {
+        (MeshProtocol::Http1, _) => http(ctx, stream, client, application, false).await,
+        (MeshProtocol::Http2, _) => http(ctx, stream, client, application, true).await,
         // What is inside must go through the door that strips and checks it.
-        MeshProtocol::Tcp if matches!(protocol, Protocol::Http | Protocol::Http1 | Protocol::Http2) => {
+        (MeshProtocol::Tcp, Protocol::Http | Protocol::Http1 | Protocol::Http2) => {
             return Err(Refusal {
                 reason: "not-http",
                 detail: format!("opaque bytes to port {}, which is declared HTTP", address.port()),
             });
         }
-        MeshProtocol::Tcp => return opaque(ctx, stream, &application).await,
+        (MeshProtocol::Tcp, Protocol::Detect) => {
+            let pick = ctx.upstreams.plain(address);
+            let server = pick.tcp().await?;
+            let first = tcp::race(Prefixed::new(Bytes::new(), stream), server).await;
+            carry(ctx, first, client, application).await;
+        }
+        (MeshProtocol::Tcp, Protocol::Tls | Protocol::Tcp) => return opaque(ctx, stream, &client, &application).await,
     }
     Ok(())
 }
@@ -158,11 +168,11 @@ async fn unmeshed(
             http(ctx, stream, client, application, version_2).await;
             Ok(())
         }
-        _ => opaque(ctx, stream, &application).await,
+        _ => opaque(ctx, stream, &client, &application).await,
     }
 }
 
-/// A permissive port and a client that says nothing: perhaps the server speaks first.
+/// A permissive port and a client that says nothing (decisive): perhaps the server speaks first.
 async fn silent(
     ctx: &Context,
     stream: Prefixed<TcpStream>,
@@ -170,7 +180,11 @@ async fn silent(
     address: SocketAddr,
     protocol: Protocol,
 ) -> Result<(), Refusal> {
-    if !matches!(protocol, Protocol::Detect) {
+    if protocol == Protocol::Tcp && !stream.prefix().is_empty() && !detect::is_tls(stream.prefix()) {
+        // Whatever it becomes, it passes.
+        return unmeshed(ctx, Spoken::Opaque, stream, peer, address, protocol).await;
+    }
+    if !matches!(protocol, Protocol::Detect | Protocol::Tcp) {
         let (already, stream) = stream.into_parts();
         return match detect::first_bytes(already, stream, None).await {
             Ok(FirstBytes::Spoken(Spoken::MeshTls, stream)) => meshed(ctx, stream, peer, address, protocol).await,
@@ -178,33 +192,49 @@ async fn silent(
             Ok(FirstBytes::Silent(_) | FirstBytes::Closed) | Err(_) => Ok(()),
         };
     }
-    let application = application(ctx, address, protocol);
     let pick = ctx.upstreams.plain(address);
     let server = pick.tcp().await?;
     match tcp::race(stream, server).await {
-        tcp::First::Server(client, server) => {
-            Carried::begin(ctx, &application.connections).relay(client, server).await;
-            Ok(())
-        }
         tcp::First::Client(Spoken::MeshTls, stream, _) => meshed(ctx, stream, peer, address, protocol).await,
-        tcp::First::Client(spoken @ (Spoken::Http1 | Spoken::Http2), stream, _) => {
-            drop(pick);
-            unmeshed(ctx, spoken, stream, peer, address, protocol).await
-        }
-        tcp::First::Client(_, stream, server) => {
-            Carried::begin(ctx, &application.connections).relay(stream, server).await;
+        first => {
+            carry(ctx, first, Client::new(peer, None), application(ctx, address, protocol)).await;
             Ok(())
         }
-        tcp::First::Closed => Ok(()),
+    }
+}
+
+/// Carries what a race between client and application found, on a port where the application may speak first.
+async fn carry<S: Io + Backlog>(ctx: &Context, first: tcp::First<S>, client: Client, application: Rc<Application>) {
+    let undeclared = application.protocol == Protocol::Detect;
+    match first {
+        tcp::First::Client(spoken @ (Spoken::Http1 | Spoken::Http2), stream, server) if undeclared => {
+            drop(server);
+            http(ctx, stream, client, application, spoken == Spoken::Http2).await;
+        }
+        tcp::First::Undecided(stream, server) if undeclared => {
+            carried(ctx, &client, &application).relay(detect::Watched::new(stream), server).await;
+        }
+        tcp::First::Client(_, stream, server)
+        | tcp::First::Server(stream, server)
+        | tcp::First::Undecided(stream, server) => carried(ctx, &client, &application).relay(stream, server).await,
+        tcp::First::Closed => {}
     }
 }
 
 /// Opaque bytes: the application is connected to at once, so that it may speak first.
-async fn opaque(ctx: &Context, client: impl Io, application: &Application) -> Result<(), Refusal> {
+async fn opaque(ctx: &Context, stream: impl Io, client: &Client, application: &Application) -> Result<(), Refusal> {
     let pick = ctx.upstreams.plain(application.address);
     let server = pick.tcp().await?;
-    Carried::begin(ctx, &application.connections).relay(client, server).await;
+    carried(ctx, client, application).relay(stream, server).await;
     Ok(())
+}
+
+fn carried<'a>(ctx: &'a Context, client: &Client, application: &'a Application) -> Carried<'a> {
+    Carried::begin(ctx, &application.connections, || ConnectionRecord {
+        endpoint: Some(application.address),
+        peer: client.identity.clone(),
+        ..ConnectionRecord::new(Direction::Inbound, client.address, application.address)
+    })
 }
 
 async fn http(ctx: &Context, stream: impl Io + Backlog, client: Client, application: Rc<Application>, version_2: bool) {

@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use leno_proxy::{app, config, redirect};
 
 /// Leno's data plane: the proxy beside each workload.
@@ -28,7 +28,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let matches = config::environment::without_empty(Cli::command()).get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let result = match cli.command {
         // Parsed where file, environment and flags are put together.
         Command::Run { arguments } => match config::args::parse(arguments) {
             Ok(config) => app::run(config),

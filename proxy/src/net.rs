@@ -10,16 +10,65 @@ pub mod prefixed;
 use std::{io, net::SocketAddr, time::Duration};
 
 pub(crate) use backlog::Backlog;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 pub use prefixed::Prefixed;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
 };
+use tokio_rustls::{client, server};
 
 /// A byte stream, whatever carries it.
-pub trait Io: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Io for T {}
+pub trait Io: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    /// Makes the drop of this stream a reset, so that nobody takes it for the end of what was sent. Bytes that the
+    /// peer has not got by then are lost.
+    fn reset(&self);
+}
+
+impl Io for TcpStream {
+    fn reset(&self) {
+        // If it fails the connection is closed the ordinary way.
+        let _ = SockRef::from(self).set_linger(Some(Duration::ZERO));
+    }
+}
+
+impl<T: Io> Io for Prefixed<T> {
+    fn reset(&self) {
+        self.get_ref().reset();
+    }
+}
+
+/// Dropped, it sends no close_notify either.
+impl<T: Io> Io for client::TlsStream<T> {
+    fn reset(&self) {
+        self.get_ref().0.reset();
+    }
+}
+
+/// Dropped, it sends no close_notify either.
+impl<T: Io> Io for server::TlsStream<T> {
+    fn reset(&self) {
+        self.get_ref().0.reset();
+    }
+}
+
+impl Io for Box<dyn Io> {
+    fn reset(&self) {
+        (**self).reset();
+    }
+}
+
+/// What is below cannot be reached through hyper: it is closed the ordinary way.
+impl Io for TokioIo<Upgraded> {
+    fn reset(&self) {}
+}
+
+#[cfg(test)]
+impl Io for tokio::io::DuplexStream {
+    fn reset(&self) {}
+}
 
 /// A connection as a listener hands it over.
 #[derive(Debug)]

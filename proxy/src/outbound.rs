@@ -2,7 +2,7 @@
 
 mod request;
 
-use std::{collections::VecDeque, rc::Rc, sync::Arc, time::Duration};
+use std::{collections::VecDeque, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::net::{TcpListener, TcpStream};
@@ -15,7 +15,7 @@ use crate::{
     net::{Accepted, Backlog, Io, Prefixed, listener},
     policy::{Destination, DestinationKey, Protocol, RuleOrigin, Target},
     tcp::{self, Carried},
-    telemetry::{ConnectionMetrics, Direction},
+    telemetry::{ConnectionMetrics, ConnectionRecord, Direction},
     upstream::{Backend, Pick},
     worker::Context,
 };
@@ -75,13 +75,13 @@ async fn connection(ctx: &Context, accepted: Accepted, key: &DestinationKey) -> 
     let protocol = match &destination.target {
         Target::Service(service) => service.protocol,
         Target::Workload(_) => Protocol::Detect,
-        Target::Outside => return outside(ctx, accepted, key).await,
+        Target::Outside => return outside(ctx, accepted, &destination).await,
     };
     match protocol {
         Protocol::Http | Protocol::Http1 | Protocol::Http2 => declared_http(ctx, accepted, key).await,
         Protocol::Tls => declared_tls(ctx, accepted, &destination).await,
         Protocol::Tcp => declared_tcp(ctx, accepted, &destination).await,
-        Protocol::Detect => detected(ctx, accepted, key, &destination).await,
+        Protocol::Detect => detected(ctx, accepted, &destination).await,
     }
 }
 
@@ -133,18 +133,13 @@ async fn undiscovered(ctx: &Context, accepted: Accepted, key: &DestinationKey, e
 // ---- what is spoken, found out ------------------------------------------------------------------
 
 /// A port whose protocol is not declared.
-async fn detected(
-    ctx: &Context,
-    accepted: Accepted,
-    key: &DestinationKey,
-    destination: &Destination,
-) -> Result<(), Error> {
+async fn detected(ctx: &Context, accepted: Accepted, destination: &Destination) -> Result<(), Error> {
     let peer = accepted.peer;
-    let server_first = ctx.servers_first.borrow().contains(key);
+    let server_first = ctx.servers_first.borrow().contains(&destination.key);
     let wait = if server_first { Duration::ZERO } else { limits::PEEK_WAIT };
     match detect::first_bytes(Bytes::new(), accepted.stream, Some(wait)).await {
-        Ok(FirstBytes::Spoken(spoken, stream)) => carry(ctx, spoken, stream, key, destination, None).await,
-        Ok(FirstBytes::Silent(stream)) => silent(ctx, stream, key, destination).await,
+        Ok(FirstBytes::Spoken(spoken, stream)) => carry(ctx, peer, spoken, stream, destination, None).await,
+        Ok(FirstBytes::Silent(stream)) => silent(ctx, peer, stream, destination).await,
         Ok(FirstBytes::Closed) => Ok(()),
         Err(error) => {
             tracing::debug!(%peer, %error, "client left before it spoke");
@@ -156,63 +151,80 @@ async fn detected(
 /// Neither side has spoken: connects, and whoever speaks first decides.
 async fn silent(
     ctx: &Context,
+    peer: SocketAddr,
     client: Prefixed<TcpStream>,
-    key: &DestinationKey,
     destination: &Destination,
 ) -> Result<(), Error> {
-    let (backend, metrics) = opaque_backend(ctx, destination, None)?;
-    let (server, pick) = tcp::connect(ctx, &backend).await?;
+    let chosen = Chosen::opaque(ctx, destination, None)?;
+    let carried = || chosen.carried(ctx, peer, &destination.key);
+    let (server, pick) = match tcp::connect(ctx, &chosen.backend).await {
+        Ok(connected) => connected,
+        Err(error) => return Err(carried().failed(error)),
+    };
     match tcp::race(client, server).await {
         tcp::First::Server(client, server) => {
-            ctx.servers_first.borrow_mut().insert(key);
-            Carried::begin(ctx, &metrics).relay(client, server).await;
+            ctx.servers_first.borrow_mut().insert(&destination.key);
+            carried().reached(&pick).relay(client, server).await;
             Ok(())
         }
         tcp::First::Client(spoken, stream, server) => {
-            ctx.servers_first.borrow_mut().remove(key);
-            let opened = Opened { server, _pick: pick, metrics };
-            carry(ctx, spoken, stream, key, destination, Some(opened)).await
+            ctx.servers_first.borrow_mut().remove(&destination.key);
+            let opened = Opened { server, pick, chosen };
+            carry(ctx, peer, spoken, stream, destination, Some(opened)).await
+        }
+        tcp::First::Undecided(stream, server) => {
+            let carried = carried().reached(&pick);
+            if routes_http(destination) {
+                carried.relay(detect::Watched::new(stream), server).await;
+            } else {
+                carried.relay(stream, server).await;
+            }
+            Ok(())
         }
         tcp::First::Closed => Ok(()),
     }
 }
 
 /// A connection made before it was known what is spoken; of use only to opaque bytes.
-struct Opened {
+struct Opened<'a> {
     server: Box<dyn Io>,
-    _pick: Pick,
-    metrics: ConnectionMetrics,
+    pick: Pick,
+    chosen: Chosen<'a>,
+}
+
+/// Whether there are rules for requests.
+fn routes_http(destination: &Destination) -> bool {
+    match &destination.target {
+        Target::Service(service) => service.http.is_some(),
+        Target::Workload(_) => true,
+        Target::Outside => false,
+    }
 }
 
 /// Carries what was found to be spoken.
 async fn carry(
     ctx: &Context,
+    peer: SocketAddr,
     spoken: Spoken,
     stream: Prefixed<TcpStream>,
-    key: &DestinationKey,
     destination: &Destination,
-    opened: Option<Opened>,
+    opened: Option<Opened<'_>>,
 ) -> Result<(), Error> {
-    let routes_http = match &destination.target {
-        Target::Service(service) => service.http.is_some(),
-        Target::Workload(_) => true,
-        Target::Outside => false,
-    };
     let server_name = match spoken {
-        Spoken::Http1 | Spoken::Http2 if routes_http => {
+        Spoken::Http1 | Spoken::Http2 if routes_http(destination) => {
             drop(opened);
-            http(ctx, stream, key, spoken == Spoken::Http2).await;
+            http(ctx, stream, &destination.key, spoken == Spoken::Http2).await;
             return Ok(());
         }
         Spoken::Tls { server_name } => server_name,
         _ => None,
     };
-    if let Some(opened) = opened {
-        Carried::begin(ctx, &opened.metrics).relay(stream, opened.server).await;
+    if let Some(Opened { server, pick, chosen }) = opened {
+        chosen.carried(ctx, peer, &destination.key).reached(&pick).relay(stream, server).await;
         return Ok(());
     }
-    let (backend, metrics) = opaque_backend(ctx, destination, server_name.as_deref())?;
-    Carried::begin(ctx, &metrics).to(ctx, &backend, stream).await
+    let chosen = Chosen::opaque(ctx, destination, server_name.as_deref())?;
+    chosen.carried(ctx, peer, &destination.key).to(&chosen.backend, stream).await
 }
 
 // ---- opaque bytes -------------------------------------------------------------------------------
@@ -224,38 +236,52 @@ async fn declared_tls(ctx: &Context, accepted: Accepted, destination: &Destinati
         Ok(FirstBytes::Spoken(..) | FirstBytes::Silent(_)) => return Err(Error::Refused("not-tls")),
         Ok(FirstBytes::Closed) | Err(_) => return Ok(()),
     };
-    let (backend, metrics) = opaque_backend(ctx, destination, server_name.as_deref())?;
-    Carried::begin(ctx, &metrics).to(ctx, &backend, stream).await
+    let chosen = Chosen::opaque(ctx, destination, server_name.as_deref())?;
+    chosen.carried(ctx, accepted.peer, &destination.key).to(&chosen.backend, stream).await
 }
 
 /// A port that is declared to be opaque.
 async fn declared_tcp(ctx: &Context, accepted: Accepted, destination: &Destination) -> Result<(), Error> {
-    let (backend, metrics) = opaque_backend(ctx, destination, None)?;
-    Carried::begin(ctx, &metrics).to(ctx, &backend, accepted.stream).await
+    let chosen = Chosen::opaque(ctx, destination, None)?;
+    chosen.carried(ctx, accepted.peer, &destination.key).to(&chosen.backend, accepted.stream).await
 }
 
-/// Where a connection of opaque bytes (or of TLS with `server_name`) goes.
-fn opaque_backend(
-    ctx: &Context,
-    destination: &Destination,
-    server_name: Option<&str>,
-) -> Result<(Arc<Backend>, ConnectionMetrics), Error> {
-    let service = match &destination.target {
-        Target::Service(service) => service,
-        Target::Workload(backend) => {
-            let metrics = ConnectionMetrics::outbound(&backend.key, "default", &backend.key);
-            return Ok((Arc::clone(backend), metrics));
-        }
-        Target::Outside => return Err(Error::InvalidBackend(format!("{} is outside the mesh", destination.key))),
-    };
-    let route = match &service.tls {
-        Some(routes) if service.protocol == Protocol::Tls => routes.decide(server_name),
-        _ => service.tcp.as_ref(),
-    };
-    let route = route.ok_or(Error::NoRule)?;
-    let chosen = route.backends.pick(ctx.random.next()).ok_or_else(|| no_backend(&route.origin))?;
-    let backend = chosen.backend.as_ref().map_err(|reason| Error::InvalidBackend(reason.clone()))?;
-    Ok((Arc::clone(backend), chosen.metrics.clone()))
+/// Where opaque bytes go, and why.
+struct Chosen<'a> {
+    backend: Arc<Backend>,
+    metrics: ConnectionMetrics,
+    /// None: a workload, which has no routes.
+    origin: Option<&'a RuleOrigin>,
+}
+
+impl<'a> Chosen<'a> {
+    /// Where a connection of opaque bytes (or of TLS with `server_name`) goes.
+    fn opaque(ctx: &Context, destination: &'a Destination, server_name: Option<&str>) -> Result<Self, Error> {
+        let service = match &destination.target {
+            Target::Service(service) => service,
+            Target::Workload(backend) => {
+                let metrics = ConnectionMetrics::outbound(&backend.key, "default", &backend.key);
+                return Ok(Self { backend: Arc::clone(backend), metrics, origin: None });
+            }
+            Target::Outside => return Err(Error::InvalidBackend(format!("{} is outside the mesh", destination.key))),
+        };
+        let route = match &service.tls {
+            Some(routes) if service.protocol == Protocol::Tls => routes.decide(server_name),
+            _ => service.tcp.as_ref(),
+        };
+        let route = route.ok_or(Error::NoRule)?;
+        let chosen = route.backends.pick(ctx.random.next()).ok_or_else(|| no_backend(&route.origin))?;
+        let backend = chosen.backend.as_ref().map_err(|reason| Error::InvalidBackend(reason.clone()))?;
+        Ok(Self { backend: Arc::clone(backend), metrics: chosen.metrics.clone(), origin: Some(&route.origin) })
+    }
+
+    fn carried<'c>(&'c self, ctx: &'c Context, client: SocketAddr, key: &DestinationKey) -> Carried<'c> {
+        Carried::begin(ctx, &self.metrics, || ConnectionRecord {
+            route: self.origin.cloned(),
+            backend: Some(Arc::clone(&self.backend.key)),
+            ..ConnectionRecord::new(Direction::Outbound, client, key)
+        })
+    }
 }
 
 /// A rule without backends, or whose backends all weigh nothing.
@@ -264,19 +290,25 @@ fn no_backend(origin: &RuleOrigin) -> Error {
 }
 
 /// Not in the mesh: bytes go on as they are, to the original address or to a name that DNS knows.
-async fn outside(ctx: &Context, accepted: Accepted, key: &DestinationKey) -> Result<(), Error> {
+async fn outside(ctx: &Context, accepted: Accepted, destination: &Destination) -> Result<(), Error> {
     let metrics = ConnectionMetrics::outbound("outside", "default", "outside");
-    let carried = Carried::begin(ctx, &metrics);
-    match key {
+    let record = || ConnectionRecord::new(Direction::Outbound, accepted.peer, &destination.key);
+    let carried = Carried::begin(ctx, &metrics, record);
+    match &destination.key {
         DestinationKey::Address(address) => {
-            let server = ctx.upstreams.plain(*address).tcp().await?;
-            carried.relay(accepted.stream, server).await;
+            let pick = ctx.upstreams.plain(*address);
+            match pick.tcp().await {
+                Ok(server) => carried.reached(&pick).relay(accepted.stream, server).await,
+                Err(error) => return Err(carried.reached(&pick).failed(error)),
+            }
             Ok(())
         }
         DestinationKey::Name(name) => {
             let invalid = || Error::InvalidBackend(format!("{name} is not host:port"));
-            let backend = ctx.upstreams.outside(name).ok_or_else(invalid)?;
-            carried.to(ctx, &backend, accepted.stream).await
+            match ctx.upstreams.outside(name) {
+                Some(backend) => carried.to(&backend, accepted.stream).await,
+                None => Err(carried.failed(invalid())),
+            }
         }
     }
 }

@@ -3,18 +3,17 @@
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use bytes::BytesMut;
-use tokio::{io::AsyncReadExt, net::TcpStream};
 
 use crate::{
     config::limits,
-    detect::{self, FirstBytes, Spoken},
+    detect::{self, ServerSpeaks, Spoken},
     drain::Drain,
     error::Error,
     net::{
         Io, Prefixed,
         copy::{self, Moved},
     },
-    telemetry::ConnectionMetrics,
+    telemetry::{ConnectionMetrics, ConnectionRecord},
     upstream::{Backend, Outcome, Pick},
     worker::Context,
 };
@@ -47,38 +46,68 @@ pub(crate) async fn connect(ctx: &Context, backend: &Arc<Backend>) -> Result<(Bo
 }
 
 /// Who spoke first on a connection on which both sides were silent.
-pub(crate) enum First {
-    Server(Prefixed<TcpStream>, Prefixed<Box<dyn Io>>),
-    Client(Spoken, Prefixed<TcpStream>, Box<dyn Io>),
-    /// The client left.
+pub(crate) enum First<S> {
+    Server(Prefixed<S>, Box<dyn Io>),
+    Client(Spoken, Prefixed<S>, Box<dyn Io>),
+    /// The client sent bytes that do not tell what they are, and waits. They may still be the beginning of HTTP:
+    /// see [`detect::Watched`].
+    Undecided(Prefixed<S>, Box<dyn Io>),
+    /// Nothing is to be carried: the client left, or an HTTP server was tired of waiting for it, or we were.
     Closed,
 }
 
-/// Waits for the first byte from either side. A client that speaks is looked at as usual, without a wait for
-/// more than PEEK_WAIT in which the server could not speak.
-pub(crate) async fn race(client: Prefixed<TcpStream>, mut server: Box<dyn Io>) -> First {
-    let (mut already, mut client) = client.into_parts();
-    let mut first = BytesMut::with_capacity(limits::PEEK_BYTES);
+/// Waits for the first bytes from either side, which nobody's silence delays; the client's are looked at as usual.
+pub(crate) async fn race<S: Io>(client: Prefixed<S>, mut server: Box<dyn Io>) -> First<S> {
+    let (already, mut client) = client.into_parts();
+    let mut first = BytesMut::from(already);
+    // A server that turns out to speak HTTP waits for the client, whatever it said first.
+    let mut server_waits = false;
+    let mut deadline = Instant::now() + limits::TCP_IDLE;
+    let mut undecided = false;
     loop {
+        if !undecided && !first.is_empty() && !detect::is_tls(&first) {
+            (undecided, deadline) = (true, Instant::now() + limits::UNDECIDED_WAIT);
+        }
+        let mut said = BytesMut::new();
         tokio::select! {
             biased;
-            // The server's end without a byte is passed on by the relay, as its failure is.
-            _ = server.read_buf(&mut first) => {
-                return First::Server(Prefixed::new(already, client), Prefixed::new(first.freeze(), server));
+            read = detect::read_more(&mut server, &mut said), if !server_waits => {
+                if read.is_err() {
+                    client.reset();
+                    return First::Closed;
+                }
+                // Its end without a byte is passed on by the relay.
+                let speaks = detect::classify_server(&said);
+                server = Box::new(Prefixed::new(said.freeze(), server));
+                match speaks {
+                    ServerSpeaks::Http1 => return First::Closed,
+                    ServerSpeaks::Http2 => server_waits = true,
+                    ServerSpeaks::Opaque => return First::Server(Prefixed::new(first.freeze(), client), server),
+                }
             }
-            ready = client.readable() => if ready.is_err() { return First::Closed },
-        }
-        match detect::first_bytes(already, client, Some(limits::PEEK_WAIT)).await {
-            Ok(FirstBytes::Spoken(spoken, client)) => return First::Client(spoken, client, server),
-            Ok(FirstBytes::Silent(silent)) => (already, client) = silent.into_parts(),
-            Ok(FirstBytes::Closed) | Err(_) => return First::Closed,
+            read = detect::read_more(&mut client, &mut first) => {
+                let Ok(read) = read else { return First::Closed };
+                if let Some(spoken) = detect::decide(&first, read == 0) {
+                    return First::Client(spoken, Prefixed::new(first.freeze(), client), server);
+                }
+            }
+            () = tokio::time::sleep_until(deadline.into()) => {
+                if undecided {
+                    return First::Undecided(Prefixed::new(first.freeze(), client), server);
+                }
+                return First::Closed;
+            }
         }
     }
 }
 
-/// A connection that is carried as opaque bytes: counted from here on, and waited for when draining.
+/// A connection that is carried as opaque bytes: counted from here on, waited for when draining, and told of in the
+/// access log when it ends.
 pub(crate) struct Carried<'a> {
+    ctx: &'a Context,
     metrics: &'a ConnectionMetrics,
+    /// None: there is no access log.
+    record: Option<Box<ConnectionRecord>>,
     moved: Moved,
     started: Instant,
     reason: Option<&'static str>,
@@ -86,10 +115,17 @@ pub(crate) struct Carried<'a> {
 }
 
 impl<'a> Carried<'a> {
-    pub(crate) fn begin(ctx: &Context, metrics: &'a ConnectionMetrics) -> Self {
+    /// `record`: what is known of the connection now; asked for only if there is an access log.
+    pub(crate) fn begin(
+        ctx: &'a Context,
+        metrics: &'a ConnectionMetrics,
+        record: impl FnOnce() -> ConnectionRecord,
+    ) -> Self {
         metrics.opened();
         Self {
+            ctx,
             metrics,
+            record: ctx.telemetry.has_access_log().then(|| Box::new(record())),
             moved: Moved::default(),
             started: Instant::now(),
             reason: Some("aborted"),
@@ -97,20 +133,26 @@ impl<'a> Carried<'a> {
         }
     }
 
+    /// The endpoint that it goes to.
+    pub(crate) fn reached(mut self, pick: &Pick) -> Self {
+        if let Some(record) = &mut self.record {
+            record.endpoint = Some(pick.endpoint.address);
+            record.peer.clone_from(&pick.endpoint.identity);
+        }
+        self
+    }
+
     /// Connects to one of the backend's endpoints and relays until both sides are done.
     ///
     /// # Errors
     /// If no connection can be made.
-    pub(crate) async fn to(mut self, ctx: &Context, backend: &Arc<Backend>, client: impl Io) -> Result<(), Error> {
-        match connect(ctx, backend).await {
-            Ok((server, _pick)) => {
-                self.relay(client, server).await;
+    pub(crate) async fn to(self, backend: &Arc<Backend>, client: impl Io) -> Result<(), Error> {
+        match connect(self.ctx, backend).await {
+            Ok((server, pick)) => {
+                self.reached(&pick).relay(client, server).await;
                 Ok(())
             }
-            Err(error) => {
-                self.reason = Some(error.reason());
-                Err(error)
-            }
+            Err(error) => Err(self.failed(error)),
         }
     }
 
@@ -124,12 +166,20 @@ impl<'a> Carried<'a> {
             }
         };
     }
+
+    /// It came to nothing.
+    pub(crate) fn failed(mut self, error: Error) -> Error {
+        self.reason = Some(error.reason());
+        error
+    }
 }
 
-/// The name of what ended a relay, for metrics.
+/// The name of what ended a relay, for metrics and log.
 fn reason(error: &std::io::Error) -> &'static str {
     match error.kind() {
         std::io::ErrorKind::TimedOut => "idle",
+        // Of `detect::Watched`.
+        std::io::ErrorKind::InvalidData => "late-http",
         _ => "reset",
     }
 }
@@ -137,6 +187,14 @@ fn reason(error: &std::io::Error) -> &'static str {
 impl Drop for Carried<'_> {
     fn drop(&mut self) {
         let (to_server, to_client) = (self.moved.to_server.get(), self.moved.to_client.get());
-        self.metrics.closed(self.reason, to_server, to_client, self.started.elapsed());
+        let duration = self.started.elapsed();
+        self.metrics.closed(self.reason, to_server, to_client, duration);
+        if let Some(mut record) = self.record.take() {
+            record.ended(self.reason, to_server, to_client, duration);
+            self.ctx.telemetry.connection_ended(&record);
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@ mod refusals;
 pub mod trace;
 
 use std::{
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -58,11 +59,56 @@ pub struct RequestRecord {
     pub reason: Option<&'static str>,
     pub route: Option<crate::policy::RuleOrigin>,
     pub backend: Option<Arc<str>>,
-    pub endpoint: Option<std::net::SocketAddr>,
+    pub endpoint: Option<SocketAddr>,
     /// The verified identity on the other side of the mesh connection.
     pub peer: Option<SpiffeId>,
     pub attempts: u32,
     pub trace: Option<crate::http::trace_context::TraceContext>,
+}
+
+/// Everything that is recorded about one connection of opaque bytes, for its access log line.
+#[derive(Debug, Clone)]
+pub struct ConnectionRecord {
+    pub direction: Direction,
+    pub client: SocketAddr,
+    /// What the client addressed: a name or an address; inbound: the workload's port.
+    pub destination: String,
+    /// From the moment it was decided to carry it.
+    pub duration: Duration,
+    pub bytes_to_server: u64,
+    pub bytes_to_client: u64,
+    /// What ended it; None: both sides were done.
+    pub reason: Option<&'static str>,
+    pub route: Option<crate::policy::RuleOrigin>,
+    pub backend: Option<Arc<str>>,
+    pub endpoint: Option<SocketAddr>,
+    /// The verified identity on the other side of the mesh connection.
+    pub peer: Option<SpiffeId>,
+}
+
+impl ConnectionRecord {
+    /// A connection that begins.
+    pub fn new(direction: Direction, client: SocketAddr, destination: impl ToString) -> Self {
+        Self {
+            direction,
+            client,
+            destination: destination.to_string(),
+            duration: Duration::ZERO,
+            bytes_to_server: 0,
+            bytes_to_client: 0,
+            reason: None,
+            route: None,
+            backend: None,
+            endpoint: None,
+            peer: None,
+        }
+    }
+
+    /// How it went.
+    pub fn ended(&mut self, reason: Option<&'static str>, to_server: u64, to_client: u64, duration: Duration) {
+        (self.reason, self.duration) = (reason, duration);
+        (self.bytes_to_server, self.bytes_to_client) = (to_server, to_client);
+    }
 }
 
 /// Makes `registry` the process's metrics recorder and says what its metrics mean. Once per process, before
@@ -102,10 +148,22 @@ impl Telemetry {
         }
         let now = SystemTime::now();
         if let Some(access_log) = &self.access_log {
-            access_log.write(record, now);
+            access_log.request(record, now);
         }
         if let Some(tracer) = &self.tracer {
             tracer.ended(record, now);
+        }
+    }
+
+    /// Whether anybody reads what [`Self::connection_ended`] is told.
+    pub fn has_access_log(&self) -> bool {
+        self.access_log.is_some()
+    }
+
+    /// A connection of opaque bytes ended: access log line.
+    pub fn connection_ended(&self, record: &ConnectionRecord) {
+        if let Some(access_log) = &self.access_log {
+            access_log.connection(record, SystemTime::now());
         }
     }
 
@@ -125,7 +183,7 @@ impl Telemetry {
         &self,
         direction: Direction,
         reason: &'static str,
-        peer: std::net::SocketAddr,
+        peer: SocketAddr,
         detail: &dyn std::fmt::Display,
     ) {
         let direction = direction.as_str();

@@ -63,6 +63,9 @@ impl MeshProtocol {
 pub enum TlsError {
     #[error("no certificate yet: the control plane has not issued one")]
     NoCredentials,
+    /// Of our own, at this time. Peers would refuse it, and a TLS 1.3 client hears of that only as a broken connection.
+    #[error("our own certificate expired at {0}: the control plane has not renewed it")]
+    OwnExpired(String),
     #[error("the peer is {actual}, expected {expected}")]
     WrongIdentity { expected: String, actual: String },
     #[error("the peer's trust domain is {0}")]
@@ -91,6 +94,7 @@ impl TlsError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::NoCredentials => "tls-no-credentials",
+            Self::OwnExpired(_) => "tls-own-expired",
             Self::WrongIdentity { .. } => "tls-wrong-identity",
             Self::WrongTrustDomain(_) => "tls-wrong-trust-domain",
             Self::Expired => "tls-expired",

@@ -4,12 +4,13 @@ use std::{ffi::OsString, fs, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, parser::ValueSource};
 
-use super::{Config, InboundListener, LogFormat, OutboundListener, Transparent, file, limits, values};
+use super::{Config, InboundListener, LogFormat, OutboundListener, Transparent, environment, file, limits, values};
 
 /// Runs the proxy beside one workload.
 ///
 /// Every option can be given as a flag, as an environment variable, or in the file that --config names (YAML, with the
-/// flags' names as keys); a flag goes before the environment, and the environment before the file.
+/// flags' names as keys); a flag goes before the environment, and the environment before the file. An environment
+/// variable that is empty counts as not set.
 #[derive(Debug, Parser)]
 #[command(name = "leno-proxy run", no_binary_name = true, disable_version_flag = true)]
 pub struct RunArgs {
@@ -84,7 +85,7 @@ struct Options {
     #[arg(long, value_name = "DURATION", env = "LENO_DRAIN_TIMEOUT", hide_env_values = true, value_parser = values::duration, default_value = "30s")]
     drain_timeout: Duration,
 
-    /// One line on standard output for each request that ended.
+    /// One line on standard output for each request, and each TCP connection that carried no HTTP, that ended.
     #[arg(long, value_name = "FORMAT", env = "LENO_ACCESS_LOG", hide_env_values = true, default_value = "off")]
     access_log: LogFormat,
 
@@ -115,7 +116,7 @@ struct Options {
 /// # Errors
 /// With the flag, variable or key that is wrong and what is expected; `--help` is one, too, as clap has it.
 pub fn parse(arguments: Vec<OsString>) -> Result<Config, clap::Error> {
-    let command = RunArgs::command();
+    let command = environment::without_empty(RunArgs::command());
     let given =
         command.clone().try_get_matches_from(&arguments).map_err(|error| from_environment(error, &arguments))?;
     let options = match given.get_one::<PathBuf>("config") {

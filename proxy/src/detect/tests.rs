@@ -65,6 +65,7 @@ fn http_1_by_its_request_line() {
         "M-SEARCH * HTTP/1.1\r\n",
         "PRI * HTTP/1.1\r\n",
         "GET h\u{e9} HTTP/1.1\r\n",
+        "AVERYLONGMETHODTHATSOMESERVERSTAKEFORANYOTHER / HTTP/1.1\r\n",
     ] {
         assert_eq!(classify_each_prefix(line.as_bytes()), http1(), "{line}");
     }
@@ -89,10 +90,12 @@ fn the_rest_is_opaque_at_the_first_byte_that_tells() {
         b"EHLO example.com\r\n",
         b"SSH-2.0-OpenSSH\r\n",
         b"\0\0\0\x08\x04\xd2\x16\x2f",
-        b" GET / HTTP/1.1",
-        b"aaaaaaaaaabbbbbbbbbbccccccccccddd",
-        b"FOO /x HTTP/2.0",
-        b"FOO /x HTTQ",
+        b" GET / HTTP/2.0\r\n",
+        b"\r\nPING\r\n",
+        b"SET key \"see HTTP/1.1, below\"\r\n",
+        b"aaaaaaaaaabbbbbbbbbbccccccccccddd=",
+        b"FOO /x HTTP/2.0\r\n",
+        b"FOO /x HTTQ\r\n",
         b"\x16\x04\x01",
         b"\x16\x03\x01\x00\x00",
         b"\x16\x03\x01\x00\x05\x02",
@@ -112,6 +115,11 @@ fn malformed_request_lines_are_http_to_be_refused() {
         b"POST /x  HTTP/1.1\n",
         b"\r\nGET / HTTP/1.1\r\n",
         b"FOO\t /x y HTTP/1.0\r\n",
+        b" GET / HTTP/1.1\r\n",
+        b"GET\x0b/\x0cHTTP/1.1 \r\n",
+        b"POST a b HTTP/1.1\r\n",
+        b"POST a\x00b HTTP/1.1\n",
+        b"GET\r/ HTTP/1.1\r\n",
     ] {
         assert_eq!(classify_each_prefix(bytes), Some(Spoken::Http1), "{:?}", String::from_utf8_lossy(bytes));
     }
@@ -200,12 +208,35 @@ async fn a_client_that_closes() {
 }
 
 #[tokio::test]
-async fn what_never_tells_is_opaque_at_the_limit() {
-    let (mut client, server) = pair().await;
-    let mut endless = b"FOO /".to_vec();
-    endless.resize(limits::PEEK_BYTES, b'x');
-    let (sent, first) = tokio::join!(client.write_all(&endless), first_bytes(Bytes::new(), server, None));
-    sent.unwrap();
-    let FirstBytes::Spoken(Spoken::Opaque, stream) = first.unwrap() else { panic!() };
-    assert_eq!(stream.prefix().len(), limits::PEEK_BYTES);
+async fn a_request_line_without_end_is_http_at_the_limit() {
+    for start in [&b"FOO /"[..], b"POST a ", b"\r\n"] {
+        let (mut client, server) = pair().await;
+        let endless: Vec<u8> = start.iter().chain([b'\r'].iter().cycle()).copied().take(limits::PEEK_BYTES).collect();
+        let (sent, first) = tokio::join!(client.write_all(&endless), first_bytes(Bytes::new(), server, None));
+        sent.unwrap();
+        let FirstBytes::Spoken(Spoken::Http1, stream) = first.unwrap() else { panic!() };
+        assert_eq!(stream.prefix().len(), limits::PEEK_BYTES);
+    }
+}
+
+#[test]
+fn a_server_that_speaks_http_still_waits() {
+    assert_eq!(classify_server(b"HTTP/1.1 408 Request Timeout\r\n"), ServerSpeaks::Http1);
+    // Settings of grpc-go, of nghttp2, and none.
+    for settings in [&b"\0\0\x06\x04\0\0\0\0\0\0\x05\0\0\x40\0"[..], b"\0\0\x12\x04\0\0\0\0\0", b"\0\0\0\x04\0\0\0\0\0"]
+    {
+        assert_eq!(classify_server(settings), ServerSpeaks::Http2);
+    }
+    for other in
+        [&b""[..], b"220 ready\r\n", b"\x4a\0\0\0\x0a8.0", b"\0\0\x06\x04\0\0\0\0\x01", b"\0\0\x05\x04\0\0\0\0\0"]
+    {
+        assert_eq!(classify_server(other), ServerSpeaks::Opaque);
+    }
+}
+
+#[tokio::test]
+async fn waiting_for_bytes_holds_no_buffer() {
+    let (_client, server) = pair().await;
+    let waiting = first_bytes(Bytes::new(), server, None);
+    assert!(size_of_val(&waiting) < 512, "{}", size_of_val(&waiting));
 }

@@ -40,17 +40,20 @@ pub struct Moved {
 /// Relays until both sides are done, either fails, or nothing moves for `idle`. EOF on one side is
 /// passed on as a half-close (for TLS: close_notify) and the other direction goes on.
 ///
+/// A side that waits for more when the relay fails, or is dropped, is reset: what it got is not the whole. A side whose
+/// end was passed on is closed the ordinary way, and loses nothing.
+///
 /// # Errors
 /// The first error of either side; `TimedOut` after `idle`.
-pub async fn relay<C: Io, S: Io>(mut client: C, mut server: S, idle: Duration, moved: &Moved) -> io::Result<()> {
-    let mut to_server = Direction::default();
-    let mut to_client = Direction::default();
+pub async fn relay<C: Io, S: Io>(client: C, server: S, idle: Duration, moved: &Moved) -> io::Result<()> {
+    let mut ends = Ends { client, server, to_server: Direction::default(), to_client: Direction::default() };
     let mut last_move = Instant::now();
     let mut timer = pin!(sleep(idle));
     poll_fn(|cx| {
+        let Ends { client, server, to_server, to_client } = &mut ends;
         let before = moved.to_server.get().wrapping_add(moved.to_client.get());
-        let up = to_server.poll(cx, &mut client, &mut server, &moved.to_server)?;
-        let down = to_client.poll(cx, &mut server, &mut client, &moved.to_client)?;
+        let up = to_server.poll(cx, client, server, &moved.to_server)?;
+        let down = to_client.poll(cx, server, client, &moved.to_client)?;
         if up.is_ready() && down.is_ready() {
             return Poll::Ready(Ok(()));
         }
@@ -68,6 +71,25 @@ pub async fn relay<C: Io, S: Io>(mut client: C, mut server: S, idle: Duration, m
         Poll::Pending
     })
     .await
+}
+
+/// Both sides of a relay, and how far each direction is.
+struct Ends<C: Io, S: Io> {
+    client: C,
+    server: S,
+    to_server: Direction,
+    to_client: Direction,
+}
+
+impl<C: Io, S: Io> Drop for Ends<C, S> {
+    fn drop(&mut self) {
+        if self.to_client.state != State::Done {
+            self.client.reset();
+        }
+        if self.to_server.state != State::Done {
+            self.server.reset();
+        }
+    }
 }
 
 /// One direction of a relay.

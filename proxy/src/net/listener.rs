@@ -13,7 +13,7 @@ use std::{
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::{Accepted, original_dst::original_dst, set_keepalive};
+use super::{Accepted, Io as _, original_dst::original_dst, set_keepalive};
 use crate::config::descriptor_limits;
 
 /// Connections the kernel holds for us until they are accepted.
@@ -66,7 +66,8 @@ pub async fn accept(listener: &TcpListener, redirected: bool) -> Accepted {
         if descriptors_low(&stream) {
             warn_each_second(&format_args!("refusing connections: {} descriptors are nearly used up", descriptors()));
             metrics::counter!(REFUSED, "reason" => "descriptors").increment(1);
-            reset(stream);
+            // The client knows at once, and nothing lingers here.
+            stream.reset();
             continue;
         }
         let Ok(local) = stream.local_addr() else {
@@ -99,12 +100,6 @@ fn descriptors_low(stream: &TcpStream) -> bool {
     let limit = descriptors();
     let reserved = RESERVED_DESCRIPTORS.min(limit / 8);
     u64::try_from(stream.as_raw_fd()).is_ok_and(|number| number >= limit - reserved)
-}
-
-/// Closes with a reset, so that the client knows at once and nothing lingers here.
-fn reset(stream: TcpStream) {
-    // If it fails the connection is closed the ordinary way.
-    let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
 }
 
 async fn back_off(error: &io::Error) {

@@ -3,10 +3,11 @@
 use std::{sync::Arc, time::Instant};
 
 use http::{HeaderName, HeaderValue};
-use serde_json::{Value, json};
+use leno_proto::v1::{ResourceKind, ResourceName};
+use serde_json::{Map, Value, json};
 
 use super::{
-    Destination, HttpAction, Protocol, RuleOrigin, ServicePort, Store, Target, WeightedBackends,
+    Destination, HttpAction, Protocol, ServicePort, Store, Target, WeightedBackends,
     apply::endpoints_name,
     http_match::{HttpMatch, PathMatch, ValueMatch},
     http_route::{HttpBackend, HttpRule},
@@ -28,33 +29,54 @@ impl Store {
             json!({ "trust_domain": settings.trust_domain, "mesh_networks": networks })
         });
         let inbound = snapshot.inbound.as_ref().map(|inbound| {
-            let port = |(port, protocol): &(u16, Protocol)| json!({ "port": port, "protocol": protocol.as_str() });
+            let port = |(port, protocol): &(u16, Protocol)| (port.to_string(), protocol.as_str().into());
             let mode = if inbound.strict { "strict" } else { "permissive" };
-            json!({ "mode": mode, "ports": inbound.ports.iter().map(port).collect::<Vec<_>>() })
+            let name = ResourceName { kind: ResourceKind::Inbound.into(), key: String::new() };
+            let (version, origins) = provenance(snapshot.provenance.get(&name));
+            let ports = inbound.ports.iter().map(port).collect::<Map<_, _>>();
+            json!({ "version": version, "origins": origins, "mode": mode, "ports": ports })
         });
         let mut destinations: Vec<_> = snapshot.destinations.values().map(|held| &held.destination).collect();
         destinations.sort_by_key(|destination| destination.key.to_string());
         let mut backends: Vec<_> = snapshot.backends.values().collect();
         backends.sort_by_key(|backend| backend.key.clone());
-        json!({
+        pruned(json!({
             "generation": snapshot.generation,
             "ready": self.is_ready(),
             "settings": settings,
             "inbound": inbound,
             "destinations": destinations.into_iter().map(|it| destination(&snapshot, it)).collect::<Vec<_>>(),
             "backends": backends.into_iter().map(|it| backend(&snapshot, it, now)).collect::<Vec<_>>(),
-        })
+        }))
     }
 }
 
-fn provenance(held: Option<&Arc<Provenance>>) -> (Value, Value) {
-    let Some(held) = held else { return (Value::Null, Value::Null) };
+/// Without fields that are null or objects without fields: what is not there is not told.
+fn pruned(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let fields = fields.into_iter().map(|(name, value)| (name, pruned(value)));
+            fields.filter(|(_, value)| !is_nothing(value)).collect::<Map<_, _>>().into()
+        }
+        Value::Array(values) => values.into_iter().map(pruned).collect(),
+        value => value,
+    }
+}
+
+fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Object(fields) => fields.is_empty(),
+        _ => false,
+    }
+}
+
+/// The version of a resource, and the objects it was compiled from with the generation of each.
+fn provenance(held: Option<&Arc<Provenance>>) -> (Value, Map<String, Value>) {
+    let Some(held) = held else { return (Value::Null, Map::new()) };
     let origins = held.origins.iter().map(|origin| {
         let object = origin.object.clone().unwrap_or_default();
-        json!({
-            "object": format!("{} {}/{}", object.kind, object.namespace, object.name),
-            "generation": origin.generation,
-        })
+        (format!("{} {}/{}", object.kind, object.namespace, object.name), origin.generation.into())
     });
     (held.version.as_str().into(), origins.collect())
 }
@@ -64,15 +86,16 @@ fn destination(snapshot: &Snapshot, destination: &Destination) -> Value {
     let target = match &destination.target {
         Target::Outside => json!({ "outside": true }),
         Target::Workload(backend) => json!({ "workload": &*backend.key }),
-        Target::Service(service) => service_port(service),
+        Target::Service(service) => service_port(service, &origins),
     };
     json!({ "key": destination.key.to_string(), "version": version, "origins": origins, "target": target })
 }
 
-fn service_port(port: &ServicePort) -> Value {
+/// `generations`: by the route that rules are of.
+fn service_port(port: &ServicePort, generations: &Map<String, Value>) -> Value {
     let http = port.http.as_ref().map(|routes| {
         let rule = |rule: &HttpRule| {
-            let mut dumped = action(&rule.action);
+            let mut dumped = action(&rule.action, generations);
             if let Value::Object(fields) = &mut dumped {
                 fields.insert("match".to_owned(), matches(&rule.matches));
             }
@@ -83,7 +106,7 @@ fn service_port(port: &ServicePort) -> Value {
     let tls = port.tls.as_ref().map(|routes| {
         let rule = |rule: &TlsRule| {
             let names: Vec<_> = rule.names.iter().map(ToString::to_string).collect();
-            json!({ "server_names": names, "route": tcp(&rule.route) })
+            json!({ "server_names": names, "route": tcp(&rule.route, generations) })
         };
         routes.rules.iter().map(rule).collect::<Vec<_>>()
     });
@@ -93,20 +116,18 @@ fn service_port(port: &ServicePort) -> Value {
         "protocol": port.protocol.as_str(),
         "http": http,
         "tls": tls,
-        "tcp": port.tcp.as_ref().map(tcp),
+        "tcp": port.tcp.as_ref().map(|route| tcp(route, generations)),
     })
 }
 
-fn origin(origin: &RuleOrigin) -> String {
-    format!("{} rule {}", origin.route, origin.rule)
-}
-
-fn action(action: &HttpAction) -> Value {
-    let reference = |backend: &HttpBackend| named(&backend.backend, filters(&backend.filters));
+fn action(action: &HttpAction, generations: &Map<String, Value>) -> Value {
+    let backend = |backend: &HttpBackend| named(&backend.backend, filters(&backend.filters));
     json!({
-        "origin": origin(&action.origin),
+        "route": &*action.origin.route,
+        "rule": &*action.origin.rule,
+        "generation": generations.get(&*action.origin.route),
         "filters": filters(&action.filters),
-        "backends": weighted(&action.backends, reference),
+        "backends": weighted(&action.backends, backend),
         "request_timeout_ms": action.request_timeout.map(|timeout| timeout.as_millis()),
         "try_timeout_ms": action.try_timeout.map(|timeout| timeout.as_millis()),
         "retry": action.retry.as_ref().map(|retry| json!({
@@ -117,9 +138,11 @@ fn action(action: &HttpAction) -> Value {
     })
 }
 
-fn tcp(route: &TcpRoute) -> Value {
+fn tcp(route: &TcpRoute, generations: &Map<String, Value>) -> Value {
     json!({
-        "origin": origin(&route.origin),
+        "route": &*route.origin.route,
+        "rule": &*route.origin.rule,
+        "generation": generations.get(&*route.origin.route),
         "backends": weighted(&route.backends, |backend| named(&backend.backend, Value::Null)),
     })
 }
@@ -128,6 +151,7 @@ fn weighted<T>(backends: &WeightedBackends<T>, name: impl Fn(&T) -> Value) -> Ve
     backends.iter().map(|(weight, backend)| json!({ "weight": weight, "backend": name(backend) })).collect()
 }
 
+/// The backend's key, or why there is none.
 fn named(backend: &Result<Arc<Backend>, String>, filters: Value) -> Value {
     match backend {
         Ok(backend) => json!({ "key": &*backend.key, "filters": filters }),
@@ -135,7 +159,7 @@ fn named(backend: &Result<Arc<Backend>, String>, filters: Value) -> Value {
     }
 }
 
-/// Header values are left out: they may be credentials. Null: there are none.
+/// Header values are left out: they may be credentials.
 fn filters(filters: &Filters) -> Value {
     let changes = |changes: &HeaderChanges| {
         let named = |list: &[(HeaderName, HeaderValue)]| list.iter().map(|(name, _)| name.to_string()).collect();
@@ -162,14 +186,6 @@ fn filters(filters: &Filters) -> Value {
         json!({ "hostname": hostname, "path": rewrite.path.as_ref().map(path) })
     });
     let (request, response) = (changes(&filters.request), changes(&filters.response));
-    if request.is_none()
-        && response.is_none()
-        && redirect.is_none()
-        && rewrite.is_none()
-        && filters.unsupported.is_none()
-    {
-        return Value::Null;
-    }
     json!({
         "request_headers": request,
         "response_headers": response,
@@ -197,7 +213,7 @@ fn matches(wanted: &HttpMatch) -> Value {
         "headers": headers.collect::<Vec<_>>(),
         "query": query.collect::<Vec<_>>(),
         "method": wanted.method.as_ref().map(http::Method::as_str),
-        "grpc": wanted.grpc,
+        "grpc": wanted.grpc.then_some(true),
     })
 }
 

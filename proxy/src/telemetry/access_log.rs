@@ -1,5 +1,6 @@
-//! The access log: one line for each request that ended, as text (logfmt) or JSON, with the same names in the
-//! same order in both. Names are only ever added.
+//! The access log: one line for each request and each connection of opaque bytes that ended, as text (logfmt) or JSON,
+//! with the same names in the same order in both. Names are only ever added. What requests and connections have in
+//! common has one name; connections are known by their `protocol`, "TCP".
 
 use std::{
     fmt::Write as _,
@@ -9,13 +10,13 @@ use std::{
 
 use anyhow::Context as _;
 
-use super::{RequestRecord, handles::register_counter, lines::Lines};
+use super::{ConnectionRecord, RequestRecord, handles::register_counter, lines::Lines};
 use crate::config::LogFormat;
 
 /// Writes access log lines to standard output.
 pub struct AccessLog {
     lines: Lines,
-    render: fn(&Fields<'_>, &mut Vec<u8>),
+    render: fn(&[Field<'_>], &mut Vec<u8>),
 }
 
 /// A field's value.
@@ -27,8 +28,8 @@ enum Value<'a> {
     Absent,
 }
 
-/// One line's fields; their names are what operators' queries are written against.
-type Fields<'a> = [(&'static str, Value<'a>); 19];
+/// One of a line's fields; the names are what operators' queries are written against.
+type Field<'a> = (&'static str, Value<'a>);
 
 impl AccessLog {
     /// None if it is off.
@@ -47,9 +48,18 @@ impl AccessLog {
     }
 
     /// Writes the record of a request that ended at `now`.
-    pub fn write(&self, record: &RequestRecord, now: SystemTime) {
+    pub fn request(&self, record: &RequestRecord, now: SystemTime) {
+        self.write(&fields(record, now));
+    }
+
+    /// Writes the record of a connection that ended at `now`.
+    pub fn connection(&self, record: &ConnectionRecord, now: SystemTime) {
+        self.write(&connection_fields(record, now));
+    }
+
+    fn write(&self, fields: &[Field<'_>]) {
         let mut line = Vec::with_capacity(512);
-        (self.render)(&fields(record, now), &mut line);
+        (self.render)(fields, &mut line);
         line.push(b'\n');
         self.lines.push(&line);
     }
@@ -75,7 +85,7 @@ impl<'a> Value<'a> {
 }
 
 /// What is told of a request that ended at `now`.
-fn fields(record: &RequestRecord, now: SystemTime) -> Fields<'_> {
+fn fields(record: &RequestRecord, now: SystemTime) -> [Field<'_>; 19] {
     let origin = record.route.as_ref();
     let began = now.checked_sub(record.duration).unwrap_or(now);
     [
@@ -101,6 +111,28 @@ fn fields(record: &RequestRecord, now: SystemTime) -> Fields<'_> {
     ]
 }
 
+/// What is told of a connection that ended at `now`.
+fn connection_fields(record: &ConnectionRecord, now: SystemTime) -> [Field<'_>; 14] {
+    let origin = record.route.as_ref();
+    let began = now.checked_sub(record.duration).unwrap_or(now);
+    [
+        ("time", Value::Owned(rfc3339(began))),
+        ("direction", Value::Text(record.direction.as_str())),
+        ("client", Value::Owned(record.client.to_string())),
+        ("destination", Value::Text(&record.destination)),
+        ("protocol", Value::Text("TCP")),
+        ("duration_ms", Value::Number(record.duration.as_micros() as f64 / 1e3)),
+        ("bytes_to_server", Value::Integer(record.bytes_to_server)),
+        ("bytes_to_client", Value::Integer(record.bytes_to_client)),
+        ("reason", Value::text(record.reason)),
+        ("route", Value::text(origin.map(|origin| &*origin.route))),
+        ("rule", Value::text(origin.map(|origin| &*origin.rule))),
+        ("backend", Value::text(record.backend.as_deref())),
+        ("endpoint", Value::owned(record.endpoint.map(|endpoint| endpoint.to_string()))),
+        ("peer", Value::text(record.peer.as_ref().map(|peer| peer.as_str()))),
+    ]
+}
+
 /// A version's name as in semantic conventions.
 pub(super) fn protocol(version: http::Version) -> &'static str {
     match version {
@@ -112,7 +144,7 @@ pub(super) fn protocol(version: http::Version) -> &'static str {
     }
 }
 
-fn json(fields: &Fields<'_>, into: &mut Vec<u8>) {
+fn json(fields: &[Field<'_>], into: &mut Vec<u8>) {
     for (n, (name, value)) in fields.iter().enumerate() {
         into.extend_from_slice(if n == 0 { b"{\"" } else { b",\"" });
         into.extend_from_slice(name.as_bytes());
@@ -129,7 +161,7 @@ fn json(fields: &Fields<'_>, into: &mut Vec<u8>) {
 
 /// `key=value` pairs; a value with spaces, quotes, `=` or control characters is quoted as in JSON; what there is not
 /// is "-".
-fn text(fields: &Fields<'_>, into: &mut Vec<u8>) {
+fn text(fields: &[Field<'_>], into: &mut Vec<u8>) {
     for (n, (name, value)) in fields.iter().enumerate() {
         if n > 0 {
             into.push(b' ');
@@ -236,6 +268,24 @@ mod tests {
         assert!(line.contains(" grpc_status=- ") && line.contains(" route=\"HTTPRoute shop/cart\" "), "{line}");
         assert!(line.contains(" endpoint=10.0.0.1:80 "), "{line}");
         assert_eq!(line.lines().count(), 1);
+    }
+
+    #[test]
+    fn connections_have_their_own_fields() {
+        let client = "10.0.0.9:4000".parse().unwrap();
+        let mut record = ConnectionRecord::new(crate::telemetry::Direction::Outbound, client, "db.shop:5432");
+        record.backend = Some("shop/db:5432".into());
+        record.peer = Some("spiffe://mesh/ns/shop/sa/db".parse().unwrap());
+        record.ended(Some("reset"), 5, 7, Duration::from_micros(1500));
+        let mut line = Vec::new();
+        json(&connection_fields(&record, at(1_700_000_000, 3)), &mut line);
+        assert_eq!(
+            String::from_utf8(line).unwrap(),
+            "{\"time\":\"2023-11-14T22:13:20.001Z\",\"direction\":\"outbound\",\"client\":\"10.0.0.9:4000\",\
+             \"destination\":\"db.shop:5432\",\"protocol\":\"TCP\",\"duration_ms\":1.5,\"bytes_to_server\":5,\
+             \"bytes_to_client\":7,\"reason\":\"reset\",\"route\":null,\"rule\":null,\"backend\":\"shop/db:5432\",\
+             \"endpoint\":null,\"peer\":\"spiffe://mesh/ns/shop/sa/db\"}"
+        );
     }
 
     #[test]

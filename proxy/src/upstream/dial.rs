@@ -1,13 +1,14 @@
 //! Makes connections to endpoints: TCP, then mesh TLS if the endpoint has an identity, within CONNECT_TIMEOUT
 //! together. An endpoint with an identity is never reached in plaintext.
 
-use std::{rc::Rc, sync::Arc};
+use std::{rc::Rc, sync::Arc, time::SystemTime};
 
 use super::Endpoint;
 use crate::{
     config::limits,
     error::Error,
     net::{self, Io},
+    telemetry::access_log::rfc3339,
     tls::{CredentialStore, MeshProtocol, TlsError},
 };
 
@@ -55,6 +56,9 @@ impl Dialer {
             return Ok(Dialed { io: Box::new(tcp), epoch: None });
         };
         let credentials = self.credentials.current().ok_or(TlsError::NoCredentials)?;
+        if credentials.not_after <= SystemTime::now() {
+            return Err(TlsError::OwnExpired(rfc3339(credentials.not_after)).into());
+        }
         let tcp = net::connect::connect_peer(endpoint.address, self.mark).await?;
         let tls = credentials.connect(tcp, identity, protocol).await?;
         Ok(Dialed { io: Box::new(tls), epoch: Some(credentials.epoch) })
@@ -90,7 +94,7 @@ impl From<std::io::Error> for DialError {
 impl From<TlsError> for DialError {
     fn from(error: TlsError) -> Self {
         match error {
-            TlsError::NoCredentials => Self::Own(error.to_string()),
+            TlsError::NoCredentials | TlsError::OwnExpired(_) => Self::Own(error.to_string()),
             error => Self::Tls(error.to_string()),
         }
     }

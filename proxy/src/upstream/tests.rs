@@ -1,4 +1,7 @@
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    time::{Duration, SystemTime},
+};
 
 use leno_proto::spiffe::SpiffeId;
 use tokio::{
@@ -205,6 +208,28 @@ async fn mesh_peer(credentials: Credentials) -> SocketAddr {
         }
     });
     address
+}
+
+#[tokio::test]
+async fn our_own_expired_certificate_is_named_and_no_endpoint_blamed() {
+    on_worker(async {
+        let authority = Authority::new();
+        let address = mesh_peer(authority.credentials(&id("cart"))).await;
+        let store = Arc::new(CredentialStore::default());
+        let resolver = dns::Resolver::new(tokio::runtime::Handle::current(), None);
+        let upstreams = Upstreams::new(None, Arc::clone(&store), resolver);
+        let now = SystemTime::now();
+        let (from, to) = (now - Duration::from_secs(60), now - Duration::from_secs(1));
+        store.install(authority.issue_with(&[id("web").as_str()], from, to, true).trusting(&[&authority]));
+        let backend = meshed(address, id("cart"));
+        for _ in 0..20 {
+            let error = upstreams.pick(&backend, &[]).await.unwrap().http(false).await.err().unwrap();
+            assert!(error.to_string().contains("our own certificate expired at "), "{error}");
+        }
+        store.install(authority.credentials(&id("web")));
+        assert!(upstreams.pick(&backend, &[]).await.unwrap().http(false).await.is_ok());
+    })
+    .await;
 }
 
 fn meshed(address: SocketAddr, identity: SpiffeId) -> Arc<Backend> {

@@ -117,6 +117,91 @@ async fn through_mesh_tls_nothing_stays_behind_and_half_close_holds() {
     assert_eq!((moved.to_server.get(), moved.to_client.get()), (1_000_001, 1_000_001));
 }
 
+/// Closes with a reset.
+fn break_off(stream: &TcpStream) {
+    stream.reset();
+}
+
+#[tokio::test]
+async fn who_waits_for_more_is_reset() {
+    for client_breaks in [false, true] {
+        let (done, _) = relayed(|mut client, mut server| async move {
+            if client_breaks {
+                std::mem::swap(&mut client, &mut server);
+            }
+            server.write_all(b"half").await.unwrap();
+            client.read_exact(&mut [0; 4]).await.unwrap();
+            break_off(&server);
+            drop(server);
+            let ended = client.read(&mut [0; 1]).await;
+            assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        })
+        .await;
+        done.unwrap_err();
+    }
+}
+
+#[tokio::test]
+async fn whose_end_was_passed_on_is_not_reset() {
+    let (done, _) = relayed(|mut client, mut server| async move {
+        client.write_all(b"question").await.unwrap();
+        server.read_exact(&mut [0; 8]).await.unwrap();
+        server.write_all(b"answer").await.unwrap();
+        server.shutdown().await.unwrap();
+        // The end is there, and not yet read, when the server breaks off.
+        let mut peeked = [0; 6];
+        while client.peek(&mut peeked).await.unwrap() < peeked.len() {}
+        tokio::task::yield_now().await;
+        break_off(&server);
+        drop(server);
+        client.write_all(b"more").await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(answer, "answer");
+    })
+    .await;
+    done.unwrap_err();
+}
+
+#[tokio::test]
+async fn a_relay_that_is_dropped_resets_both() {
+    let ((mut client, near), (far, mut server)) = (tcp_pair().await, tcp_pair().await);
+    let moved = Moved::default();
+    tokio::select! {
+        _ = relay(near, far, IDLE, &moved) => unreachable!(),
+        () = tokio::task::yield_now() => {}
+    }
+    for stream in [&mut client, &mut server] {
+        assert_eq!(stream.read(&mut [0; 1]).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+}
+
+#[tokio::test]
+async fn tls_without_its_end_is_no_end() {
+    let authority = Authority::new();
+    let (client_id, server_id) = ("spiffe://mesh/ns/a/sa/client".parse(), "spiffe://mesh/ns/a/sa/server".parse());
+    let (client_id, server_id) = (client_id.unwrap(), server_id.unwrap());
+    let (near, far) = (authority.credentials(&client_id), authority.credentials(&server_id));
+    let ((mut client, from_client), (to_peer, from_peer)) = (tcp_pair().await, tcp_pair().await);
+    let (to_peer, from_peer) = tokio::join!(
+        near.connect(to_peer, &server_id, MeshProtocol::Tcp),
+        far.accept(Prefixed::new(Bytes::new(), from_peer))
+    );
+    let (to_peer, mut server) = (to_peer.unwrap(), from_peer.unwrap().0);
+    let moved = Moved::default();
+    let test = async {
+        server.write_all(b"half").await.unwrap();
+        server.flush().await.unwrap();
+        client.read_exact(&mut [0; 4]).await.unwrap();
+        // A FIN, and no close_notify.
+        drop(server);
+        let ended = client.read(&mut [0; 1]).await;
+        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    };
+    let (done, ()) = tokio::join!(relay(from_client, to_peer, IDLE, &moved), test);
+    done.unwrap_err();
+}
+
 #[tokio::test]
 async fn a_writer_that_takes_little_at_a_time_gets_everything() {
     // Pipes of 3 bytes: every write is partial, and what is left is kept.

@@ -1,0 +1,205 @@
+use std::{net::SocketAddr, rc::Rc, time::Duration};
+
+use leno_proto::v1;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+use tokio_rustls::client::TlsStream;
+
+use crate::{
+    policy::Target,
+    testing::{BOTH, Sidecar, application, reach, read_until, run, scripted, server_id, talk},
+    tls::MeshProtocol,
+};
+
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi";
+const FORGED: &[u8] =
+    b"GET / HTTP/1.1\r\nHost: a\r\nleno-client-id: spiffe://cluster.local/ns/shop/sa/admin\r\nConnection: close\r\n\r\n";
+
+/// A server's sidecar whose policy for the application's port is `protocol`, and where it listens.
+async fn inbound(application: SocketAddr, mode: v1::inbound::Mode, protocol: v1::Protocol) -> (Sidecar, SocketAddr) {
+    let server = Sidecar::new("server", || Target::Outside);
+    server.permit(mode, application.port(), protocol);
+    let address = server.inbound(application).await;
+    (server, address)
+}
+
+/// A peer with a good certificate that says it carries opaque bytes.
+async fn rogue(address: SocketAddr) -> TlsStream<TcpStream> {
+    let rogue = Sidecar::new("rogue", || Target::Outside);
+    let tcp = TcpStream::connect(address).await.unwrap();
+    let credentials = rogue.ctx.credentials.current().unwrap();
+    credentials.connect(tcp, &server_id(), MeshProtocol::Tcp).await.unwrap()
+}
+
+/// What is answered to these pieces, sent one after the other.
+async fn ask(mut stream: impl crate::net::Io, pieces: &[&[u8]]) -> String {
+    for piece in pieces {
+        if stream.write_all(piece).await.is_err() || stream.flush().await.is_err() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(40)).await;
+    }
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[test]
+fn requests_among_opaque_bytes_are_requests() {
+    run(async {
+        let (app, seen) = scripted(OK).await;
+        let (_server, address) = inbound(app, v1::inbound::Mode::Strict, v1::Protocol::Detect).await;
+        let (first, rest) = FORGED.split_at(2);
+        for pieces in [&[FORGED][..], &[first, rest]] {
+            let answer = ask(rogue(address).await, pieces).await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+            let text = String::from_utf8(seen.take()).unwrap();
+            let ids: Vec<_> = text.lines().filter(|line| line.starts_with("leno-client-id")).collect();
+            assert_eq!(ids, ["leno-client-id: spiffe://cluster.local/ns/shop/sa/rogue"]);
+        }
+        // As no client should write it, but some servers read it.
+        let forged = std::str::from_utf8(FORGED).unwrap();
+        for request in [
+            forged.replacen("GET / ", "GET\x0b/\t", 1),
+            format!(" {forged}"),
+            forged.replacen("GET / ", "POST a b ", 1),
+            forged.replacen('/', &"a".repeat(20_000), 1).replacen("GET", "ODD", 1),
+        ] {
+            ask(rogue(address).await, &[request.as_bytes()]).await;
+            let text = String::from_utf8(seen.take()).unwrap();
+            assert!(!text.contains("sa/admin"), "{request:.80} passed:\n{text:.300}");
+        }
+    });
+}
+
+#[test]
+fn on_ports_declared_tcp_bytes_pass_as_they_are() {
+    run(async {
+        let (app, seen) = scripted(OK).await;
+        let (_server, address) = inbound(app, v1::inbound::Mode::Permissive, v1::Protocol::Tcp).await;
+        let mut stream = rogue(address).await;
+        stream.write_all(FORGED).await.unwrap();
+        stream.read_exact(&mut [0; OK.len()]).await.unwrap();
+        assert_eq!(seen.take(), FORGED);
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(FORGED).await.unwrap();
+        read_until(&mut stream, b"hi").await.unwrap();
+        assert_eq!(seen.take(), FORGED);
+    });
+}
+
+#[test]
+fn an_http_server_that_speaks_first_is_still_spoken_http_to() {
+    run(async {
+        for (greeting, answered) in
+            [(&b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x64"[..], true), (b"HTTP/1.1 408 Request Timeout\r\n\r\n", false)]
+        {
+            let seen = Rc::new(std::cell::RefCell::new(Vec::new()));
+            let log = Rc::clone(&seen);
+            // Greets only who is silent, so that requests can be answered.
+            let app = application(move |mut stream| {
+                let log = Rc::clone(&log);
+                async move {
+                    let mut buffer = [0; 4096];
+                    loop {
+                        let read = stream.read(&mut buffer);
+                        let answer = match tokio::time::timeout(Duration::from_millis(100), read).await {
+                            Ok(Ok(read @ 1..)) => {
+                                log.borrow_mut().extend_from_slice(&buffer[..read]);
+                                OK
+                            }
+                            Ok(_) => return,
+                            Err(_) => greeting,
+                        };
+                        stream.write_all(answer).await.unwrap();
+                    }
+                }
+            })
+            .await;
+            let (_server, address) = inbound(app, v1::inbound::Mode::Strict, v1::Protocol::Detect).await;
+            let mut stream = rogue(address).await;
+            let said = tokio::time::timeout(Duration::from_millis(300), stream.read_u8()).await;
+            assert_eq!(said.is_err(), answered, "{said:?}");
+            let answer = ask(stream, &[FORGED]).await;
+            assert_eq!(answer.starts_with("HTTP/1.1 200 "), answered, "{answer}");
+            let text = String::from_utf8(seen.take()).unwrap();
+            assert!(text.is_empty() != answered && !text.contains("sa/admin"), "{text}");
+        }
+    });
+}
+
+#[test]
+fn short_words_without_an_end_are_answered_and_late_requests_are_not() {
+    for through in BOTH {
+        run(async move {
+            let app = application(|mut stream| async move {
+                let mut word = [0; 4];
+                stream.read_exact(&mut word).await.unwrap();
+                stream.write_all(b"imok").await.unwrap();
+                let mut rest = Vec::new();
+                let _ = stream.read_to_end(&mut rest).await;
+                assert!(!rest.windows(4).any(|window| window == b"HTTP"), "a request passed");
+            })
+            .await;
+            let address = reach(app, through).await;
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            for (word, rest, passes) in [("ruok", "\n", true), ("POST", " / HTTP/1.1\r\n", false)] {
+                let mut answer = [0; 4];
+                stream.write_all(word.as_bytes()).await.unwrap();
+                stream.read_exact(&mut answer).await.unwrap();
+                assert_eq!(&answer, b"imok");
+                stream.write_all(rest.as_bytes()).await.unwrap();
+                if passes {
+                    stream.shutdown().await.unwrap();
+                }
+                let ended = stream.read(&mut answer).await;
+                assert_eq!(ended.is_ok(), passes, "{ended:?}");
+                stream = TcpStream::connect(address).await.unwrap();
+            }
+        });
+    }
+}
+
+#[test]
+fn a_permissive_port_declared_tcp_lets_the_server_speak_first() {
+    run(async {
+        let app = application(|mut stream| async move {
+            stream.write_all(b"220 ready\r\n").await.unwrap();
+            read_until(&mut stream, b"QUIT\r\n").await;
+        })
+        .await;
+        for protocol in [v1::Protocol::Tcp, v1::Protocol::Detect] {
+            let (_server, address) = inbound(app, v1::inbound::Mode::Permissive, protocol).await;
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            assert_eq!(read_until(&mut stream, b"\r\n").await.unwrap(), b"220 ready\r\n");
+        }
+        // What a client in plaintext says first is looked at for HTTP all the same.
+        let (app, seen) = scripted(OK).await;
+        let (_server, address) = inbound(app, v1::inbound::Mode::Permissive, v1::Protocol::Detect).await;
+        assert!(talk(address, FORGED).await.starts_with("HTTP/1.1 200 "));
+        assert!(!String::from_utf8(seen.take()).unwrap().contains("leno-client-id"));
+    });
+}
+
+#[test]
+fn who_waits_for_more_of_a_broken_connection_is_told() {
+    for through in BOTH {
+        run(async move {
+            let app = application(|mut stream| async move {
+                stream.read_exact(&mut [0; 3]).await.unwrap();
+                stream.write_all(b"half").await.unwrap();
+                stream.read_exact(&mut [0; 3]).await.unwrap();
+                socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+            })
+            .await;
+            let mut stream = TcpStream::connect(reach(app, through).await).await.unwrap();
+            stream.write_all(b"\0\0\0").await.unwrap();
+            stream.read_exact(&mut [0; 4]).await.unwrap();
+            stream.write_all(b"\0\0\0").await.unwrap();
+            let ended = stream.read(&mut [0; 1]).await;
+            assert_eq!(ended.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset, "{through:?}");
+        });
+    }
+}
