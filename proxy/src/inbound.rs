@@ -95,7 +95,9 @@ impl From<Error> for Refusal {
 
 async fn connection(ctx: &Context, accepted: Accepted, address: SocketAddr) -> Result<(), Refusal> {
     let policy = ctx.policy.inbound();
-    let protocol = match policy.ports.binary_search_by_key(&address.port(), |(port, _)| *port) {
+    // Policy names the port that the mesh calls: the application's own, or in explicit mode the listener's.
+    let called = accepted.destination.port();
+    let protocol = match policy.ports.binary_search_by_key(&called, |(port, _)| *port) {
         Ok(index) => policy.ports.get(index).map_or(Protocol::Detect, |(_, protocol)| *protocol),
         Err(_) => Protocol::Detect,
     };

@@ -201,8 +201,8 @@ fn an_application_that_speaks_http1_only_is_spoken_to_so() {
     run(async {
         let (app, seen) = crate::testing::scripted(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi").await;
         let server = Sidecar::new("server", || crate::policy::Target::Outside);
-        server.permit(v1::inbound::Mode::Strict, app.port(), v1::Protocol::Http1);
         let inbound = server.inbound(app).await;
+        server.permit(v1::inbound::Mode::Strict, inbound.port(), v1::Protocol::Http1);
         let client_side = Sidecar::new("client", workload_source(vec![(inbound, Some(crate::testing::server_id()))]));
         let mut client = client(client_side.outbound().await).await;
         let request = Request::builder()

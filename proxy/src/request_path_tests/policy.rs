@@ -273,7 +273,7 @@ fn strict_ports_take_mesh_tls_only_and_permissive_ones_plaintext_without_its_cla
         assert_eq!(talk(address, GET).await, "");
         assert_eq!(seen.borrow().len(), 0);
 
-        server.permit(v1::inbound::Mode::Permissive, app.port(), v1::Protocol::Detect);
+        server.permit(v1::inbound::Mode::Permissive, address.port(), v1::Protocol::Detect);
         let forged =
             b"GET / HTTP/1.1\r\nHost: a\r\nleno-client-id: spiffe://x\r\nleno-attempt: 2\r\nConnection: close\r\n\r\n";
         assert!(talk(address, forged).await.starts_with("HTTP/1.1 200 "));

@@ -17,11 +17,11 @@ const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi";
 const FORGED: &[u8] =
     b"GET / HTTP/1.1\r\nHost: a\r\nleno-client-id: spiffe://cluster.local/ns/shop/sa/admin\r\nConnection: close\r\n\r\n";
 
-/// A server's sidecar whose policy for the application's port is `protocol`, and where it listens.
+/// A server's sidecar whose policy for the port it listens on is `protocol`, and where that is.
 async fn inbound(application: SocketAddr, mode: v1::inbound::Mode, protocol: v1::Protocol) -> (Sidecar, SocketAddr) {
     let server = Sidecar::new("server", || Target::Outside);
-    server.permit(mode, application.port(), protocol);
     let address = server.inbound(application).await;
+    server.permit(mode, address.port(), protocol);
     (server, address)
 }
 
