@@ -79,18 +79,18 @@ fn gather(bytes: &[u8]) -> Option<Cow<'_, [u8]>> {
 fn is_whole(message: &[u8]) -> bool {
     message.first_chunk().is_some_and(|&[_, high, middle, low]: &[u8; 4]| {
         let length = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
-        message.len() >= MESSAGE_HEADER + length
+        // What is too large to be waited for is not looked at either.
+        length > limits::PEEK_BYTES || message.len() >= MESSAGE_HEADER + length
     })
 }
 
 /// The fragment of the first record, as much as is there, and what follows the record.
 fn next_record(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let header_so_far = bytes.get(..RECORD_HEADER).unwrap_or(bytes);
-    // TLS 1.0 to 1.3 all send 3.x here; SSL 2 and 3.5 and beyond do not exist.
+    // TLS 1.0 to 1.3 all send 3.x here, and are to ignore the x (RFC 8446 5.1).
     let plausible = header_so_far.iter().enumerate().all(|(index, byte)| match index {
         0 => *byte == HANDSHAKE_RECORD,
         1 => *byte == 3,
-        2 => *byte <= 4,
         3 => usize::from(*byte) << 8 <= MAX_RECORD,
         _ => true,
     });

@@ -151,7 +151,11 @@ fn a_hello_in_several_records_is_one_hello() {
 
 #[test]
 fn a_hello_too_large_to_wait_for_is_still_tls() {
-    assert_eq!(classify(b"\x16\x03\x01\x40\x00\x01\x00\x50\x00"), Some(Spoken::Tls { server_name: None }));
+    let large = b"\x16\x03\x01\x40\x00\x01\x00\x50\x00";
+    assert_eq!(classify(large), Some(Spoken::Tls { server_name: None }));
+    // Whatever follows.
+    let split = b"\x16\x03\x01\x00\x04\x01\x00\x50\x00no record";
+    assert_eq!(classify_each_prefix(split), Some(Spoken::Tls { server_name: None }));
 }
 
 proptest! {
