@@ -223,7 +223,7 @@ impl Exchange {
             }
             match self.watch.overdue() {
                 Some(overdue) => {
-                    self.record.reason.get_or_insert(overdue.reason());
+                    self.record.reason.get_or_insert_with(|| overdue.reason());
                     Poll::Ready(Err(Error::RequestTimeout))
                 }
                 None => Poll::Pending,
@@ -241,7 +241,7 @@ impl Drop for Exchange {
             record.request_bytes += request.received();
         }
         if !self.complete {
-            record.reason.get_or_insert(overdue.map_or(CLIENT_LEFT, Overdue::reason));
+            record.reason.get_or_insert_with(|| overdue.map_or(CLIENT_LEFT, Overdue::reason));
             // An endpoint may still be reading it.
             if let Some(request) = &self.request {
                 request.abandon();

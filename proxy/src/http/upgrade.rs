@@ -31,7 +31,7 @@ async fn relay(client: OnUpgrade, server: OnUpgrade, mut exchange: Box<Exchange>
     match ended {
         Ok(()) => exchange.completed(),
         Err(error) if error.kind() == std::io::ErrorKind::TimedOut => {
-            exchange.record.reason.get_or_insert(Overdue::Idle.reason());
+            exchange.record.reason.get_or_insert_with(|| Overdue::Idle.reason());
         }
         // Either side may end a tunnel as it likes.
         Err(_) => exchange.completed(),
