@@ -48,8 +48,15 @@ impl Processes {
     /// Ends the test well: every program still running must end on SIGTERM within `limit`, and none may have panicked.
     pub async fn end(&self, limit: Duration) -> Result<()> {
         let all: Vec<_> = lock(&self.running).iter().rev().cloned().collect();
+        // All at once: each takes its time to drain.
+        let mut ending = Vec::new();
         for process in &all {
-            process.terminate(limit).await?;
+            if process.begin_end()? {
+                ending.push(process);
+            }
+        }
+        for process in ending {
+            process.ends(limit).await?;
         }
         for process in &all {
             let log = process.log()?;
@@ -138,11 +145,20 @@ impl Process {
 
     /// SIGTERM, then the end with status 0 (or by that very signal) within `limit`. Nothing if it was killed before.
     pub async fn terminate(&self, limit: Duration) -> Result<()> {
+        if self.begin_end()? { self.ends(limit).await } else { Ok(()) }
+    }
+
+    /// SIGTERM; false if it had ended before, well or killed.
+    fn begin_end(&self) -> Result<bool> {
         if let Some(status) = self.ended()? {
             ensure!(status.success() || status.signal().is_some(), "{} had ended with {status}", self.name);
-            return Ok(());
+            return Ok(false);
         }
         self.signal(Signal::TERM)?;
+        Ok(true)
+    }
+
+    async fn ends(&self, limit: Duration) -> Result<()> {
         let status = eventually(&format!("{} ends after SIGTERM", self.name), limit, async || {
             self.ended()?.ok_or_else(|| anyhow!("still running"))
         })
