@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, btree_map},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     iter::Peekable,
     sync::Arc,
 };
@@ -234,14 +235,12 @@ impl World {
         })
     }
 
-    /// Whether both have the same to keep, but for what does not count as a change.
-    pub fn keeps_as(&self, other: &Self) -> bool {
-        let same = |(a, b): (&Arc<Stored>, &Arc<Stored>)| {
-            Arc::ptr_eq(a, b) || (&a.key, a.generation, &a.place) == (&b.key, b.generation, &b.place)
-        };
-        self.generation == other.generation
-            && self.objects.len() == other.objects.len()
-            && self.objects.values().zip(other.objects.values()).all(same)
+    /// Another whenever there is something else to keep: another generation, or an object that moved to another place.
+    pub fn last_good_version(&self) -> u64 {
+        let mut hash = DefaultHasher::new();
+        self.generation.hash(&mut hash);
+        self.objects.values().for_each(|stored| stored.place.hash(&mut hash));
+        hash.finish()
     }
 
     /// Whether any of `topics` changed after mesh generation `since`.

@@ -76,8 +76,7 @@ pub async fn watch(
     settings: MeshSettings,
 ) -> anyhow::Result<(watch::Receiver<Arc<World>>, Prompt)> {
     fs::create_dir_all(&state).with_context(|| format!("cannot make the state folder {}", state.display()))?;
-    let (record, remembered) = Record::open(&state)?;
-    let world = World::restored(settings, remembered.generations, remembered.last_good);
+    let record = Record::open(&state)?;
     let events = Arc::new(Events::default());
     // Before the first look, so that no change falls between.
     let watching = Watching::start(&config, &events);
@@ -87,14 +86,15 @@ pub async fn watch(
         found.with_context(|| format!("cannot read the configuration folder {}", config.display()))
     };
     let mut changes = look(&files)?;
-    if changes.any_empty() {
-        // Somebody may just be writing it again.
-        tokio::time::sleep(GRACE_EMPTY).await;
+    for _ in 0..FIRST_LOOKS {
+        tokio::time::sleep(if changes.any_empty() { GRACE_EMPTY } else { GRACE }).await;
+        if !changes.drop_unsettled(&events.being_written(Instant::now())) {
+            break;
+        }
         changes = look(&files)?;
     }
     files.adopt(changes);
-    let (documents, unreadable) = files.documents();
-    let world = Arc::new(world.apply(documents, unreadable));
+    let world = Arc::new(first_world(&record, settings, &files));
     record.note_generations(&world);
     record.keep(world.clone());
     let saved = record.saved();
@@ -110,6 +110,16 @@ pub async fn watch(
     Ok((worlds, prompt))
 }
 
+/// What is bad already falls back to what an earlier run left.
+fn first_world(record: &Record, settings: MeshSettings, files: &Files) -> World {
+    let ((documents, unreadable), generations) = (files.documents(), record.generations());
+    let world = World::empty(settings.clone(), generations.clone()).apply(documents.clone(), unreadable.clone());
+    if world.errors().is_empty() {
+        return world;
+    }
+    World::restored(settings, generations, record.last_good()).apply(documents, unreadable)
+}
+
 /// Longest time without a look, events or not: some file systems send none (NFS), and a folder that was replaced as a whole
 /// sends no more.
 const LOOK_ANYWAY: Duration = Duration::from_secs(5);
@@ -121,6 +131,9 @@ const GRACE: Duration = Duration::from_millis(2);
 const GRACE_SHRUNK: Duration = Duration::from_millis(20);
 /// The same for a file that is empty of a sudden: what takes all objects out of the mesh had better be meant.
 const GRACE_EMPTY: Duration = Duration::from_millis(100);
+
+/// Looks at the start, as long as somebody is writing.
+const FIRST_LOOKS: usize = 10;
 
 struct Folder {
     config: PathBuf,

@@ -1,9 +1,9 @@
 //! What the state folder remembers, so that a restart changes nothing: generations, and the last good version of every object.
 //!
-//! Two files. `generations.json` is written before a world is published, so that a killed process gives no number twice; it is not
-//! forced to disk, which would delay every change. `last-good.json` holds the objects too. A thread of its own writes it, forces
-//! it to disk, and rests in between, so that a busy mesh costs no more than a share of its time; after a power failure it
-//! is the one to be trusted. Neither is ever a reason not to start.
+//! Two files. `generations.json` is written before a world is published, so that a killed process gives no number twice; to force it
+//! to disk would delay every change. A thread of its own does that after, writes `last-good.json`, which holds the objects too, and
+//! rests in between, so that a busy mesh costs no more than a share of its time. If a power failure damages the first, the second
+//! has a copy. Neither is ever a reason not to start.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -31,16 +31,8 @@ const RETRY: Duration = Duration::from_secs(10);
 /// What this version reads and writes.
 const FORMAT: u32 = 1;
 
-/// What an earlier run left.
-#[derive(Debug, Default)]
-pub(super) struct Remembered {
-    pub(super) generations: Generations,
-    pub(super) last_good: Vec<Document>,
-}
-
 /// See the module. What was given to it last is written when it is dropped.
 pub(super) struct Record {
-    generations: PathBuf,
     keeper: Arc<Keeper>,
 }
 
@@ -53,25 +45,65 @@ pub(super) struct Saved {
 
 impl Record {
     /// # Errors
-    /// If no thread can be started. What cannot be read is as if it were not there, and is said.
-    pub(super) fn open(state: &Path) -> anyhow::Result<(Self, Remembered)> {
-        let generations = state.join("generations.json");
+    /// If no thread can be started.
+    pub(super) fn open(state: &Path) -> anyhow::Result<Self> {
         let keeper = Arc::new(Keeper::new(state));
-        let remembered = remembered(read_generations(&generations), read_last_good(&keeper.file));
         let thread = Arc::clone(&keeper);
         std::thread::Builder::new()
             .name("leno-last-good".to_owned())
             .spawn(move || thread.run())
             .context("cannot start the thread that keeps last good versions")?;
-        Ok((Self { generations, keeper }, remembered))
+        Ok(Self { keeper })
+    }
+
+    /// As an earlier run left them.
+    pub(super) fn generations(&self) -> Generations {
+        let file = &self.keeper.generations;
+        match fs::read(file).and_then(|text| Ok(serde_json::from_slice(&text)?)) {
+            Ok(generations) => generations,
+            Err(error) => {
+                if error.kind() != ErrorKind::NotFound {
+                    tracing::error!(file = %file.display(), %error, "cannot read the generations: taking those of last-good.json");
+                }
+                self.kept().map(|kept| kept.generations).unwrap_or_default()
+            }
+        }
+    }
+
+    /// What was in force when an earlier run ended. Large, and needed only where a document is bad.
+    pub(super) fn last_good(&self) -> Vec<Document> {
+        let objects = self.kept().map(|kept| kept.objects).unwrap_or_default();
+        let document = |kept: KeptObject| Document {
+            file: kept.file.into(),
+            index: kept.document,
+            content: Arc::new(kept.content),
+        };
+        objects.into_iter().map(document).collect()
+    }
+
+    /// None: there is nothing that can be read, which is said.
+    fn kept(&self) -> Option<Kept> {
+        let file = &self.keeper.last_good;
+        match Kept::read(file) {
+            Ok(kept) => Some(kept),
+            Err(error) => {
+                if error.kind() != ErrorKind::NotFound {
+                    tracing::warn!(
+                        file = %file.display(), %error,
+                        "cannot read the last good versions of objects: those whose document is bad are absent until it is mended"
+                    );
+                }
+                None
+            }
+        }
     }
 
     /// Before `world` is published.
     pub(super) fn note_generations(&self, world: &World) {
-        let written = replace(&self.generations, |file| Ok(serde_json::to_writer(file, &world.generations())?), false);
-        if let Err(error) = written {
+        let file = &self.keeper.generations;
+        if let Err(error) = replace(file, |file| Ok(serde_json::to_writer(file, &world.generations())?), false) {
             tracing::error!(
-                file = %self.generations.display(), %error,
+                file = %file.display(), %error,
                 "cannot write the generations: they will be counted from an older one after a restart"
             );
         }
@@ -102,58 +134,26 @@ impl Saved {
     }
 }
 
-/// Of two records, the generations of the newer; a number that was given must not be given again.
-fn remembered(generations: Option<Generations>, kept: Option<Kept>) -> Remembered {
-    let (kept_generations, objects) = kept.map(|kept| (kept.generations, kept.objects)).unwrap_or_default();
-    let generations = generations.filter(|g| g.mesh >= kept_generations.mesh).unwrap_or(kept_generations);
-    let last_good = objects.into_iter().map(|object| Document {
-        file: object.file.into(),
-        index: object.document,
-        content: Arc::new(object.content),
-    });
-    Remembered { generations, last_good: last_good.collect() }
-}
-
-fn read_generations(file: &Path) -> Option<Generations> {
-    let read = fs::read(file).and_then(|text| Ok(serde_json::from_slice(&text)?));
-    read.map_err(|error: io::Error| {
-        if error.kind() != ErrorKind::NotFound {
-            tracing::error!(file = %file.display(), %error, "cannot read the generations: counting from those in last-good.json");
-        }
-    })
-    .ok()
-}
-
-fn read_last_good(file: &Path) -> Option<Kept> {
-    let read = || -> io::Result<Kept> {
-        let opened = File::open(file)?;
-        if opened.metadata()?.len() > MAX_SIZE {
-            return Err(io::Error::other(format!("larger than {MAX_SIZE} bytes")));
-        }
-        let kept: Kept = serde_json::from_reader(io::BufReader::new(opened))?;
-        match kept.format {
-            FORMAT => Ok(kept),
-            other => Err(io::Error::other(format!("of format {other}, which this version does not read"))),
-        }
-    };
-    read()
-        .map_err(|error| {
-            if error.kind() != ErrorKind::NotFound {
-                tracing::warn!(
-                    file = %file.display(), %error,
-                    "cannot read the last good versions of objects: those whose document is bad now are absent until it is mended"
-                );
-            }
-        })
-        .ok()
-}
-
 /// `last-good.json`
 #[derive(Deserialize)]
 struct Kept {
     format: u32,
     generations: Generations,
     objects: Vec<KeptObject>,
+}
+
+impl Kept {
+    fn read(file: &Path) -> io::Result<Self> {
+        let opened = File::open(file)?;
+        if opened.metadata()?.len() > MAX_SIZE {
+            return Err(io::Error::other(format!("larger than {MAX_SIZE} bytes")));
+        }
+        let kept: Self = serde_json::from_reader(io::BufReader::new(opened))?;
+        match kept.format {
+            FORMAT => Ok(kept),
+            other => Err(io::Error::other(format!("of format {other}, which this version does not read"))),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -192,7 +192,8 @@ impl Serialize for Objects<'_> {
 /// Writes `last-good.json`; the latest world wins.
 struct Keeper {
     folder: PathBuf,
-    file: PathBuf,
+    generations: PathBuf,
+    last_good: PathBuf,
     pending: Mutex<Pending>,
     noted: Condvar,
     /// How many of the worlds given have been dealt with.
@@ -213,7 +214,8 @@ impl Keeper {
     fn new(folder: &Path) -> Self {
         Self {
             folder: folder.to_owned(),
-            file: folder.join("last-good.json"),
+            generations: folder.join("generations.json"),
+            last_good: folder.join("last-good.json"),
             pending: Mutex::default(),
             noted: Condvar::new(),
             written: watch::Sender::new(0),
@@ -263,22 +265,23 @@ impl Keeper {
     }
 
     fn run(&self) {
-        let mut on_disk: Option<Arc<World>> = None;
+        let mut on_disk = None;
         let mut failing = false;
         let mut rested = Instant::now();
         while let Some((number, world)) = self.take(rested) {
             let began = Instant::now();
-            if on_disk.as_ref().is_none_or(|before| !before.keeps_as(&world)) {
+            let version = world.last_good_version();
+            if on_disk != Some(version) {
                 match self.write(&world) {
                     Ok(()) => {
-                        on_disk = Some(world);
+                        on_disk = Some(version);
                         failing = false;
                         rested = Instant::now() + began.elapsed() * REST;
                     }
                     Err(error) => {
                         if !failing {
                             tracing::error!(
-                                file = %self.file.display(), %error,
+                                file = %self.last_good.display(), %error,
                                 "cannot write the last good versions of objects: after a restart, those whose document is bad are absent"
                             );
                         }
@@ -294,14 +297,16 @@ impl Keeper {
     }
 
     fn write(&self, world: &World) -> io::Result<()> {
+        // First, so that on disk they are never older than their copy, nor than what is known by them.
+        File::open(&self.generations)?.sync_all()?;
         let content = Keeping { format: FORMAT, generations: world.generations(), objects: Objects(world) };
-        let written =
-            replace(&self.file, |file| Ok(serde_json::to_writer(Bounded { file, left: MAX_SIZE }, &content)?), true);
+        let to_json = |file: &mut dyn Write| Ok(serde_json::to_writer(Bounded { file, left: MAX_SIZE }, &content)?);
+        let written = replace(&self.last_good, to_json, true);
         if written.as_ref().is_err_and(|error| error.kind() == ErrorKind::FileTooLarge) {
             // Better nothing than what was true long ago.
-            let _ = fs::remove_file(&self.file);
+            let _ = fs::remove_file(&self.last_good);
         }
-        // The new name is on disk when the folder is.
+        // The new names are on disk when the folder is.
         written.and_then(|()| File::open(&self.folder)?.sync_all())
     }
 }
