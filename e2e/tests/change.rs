@@ -67,6 +67,12 @@ async fn a_broken_file_is_held_over_by_the_next_control_plane() -> Result<()> {
         ensure!(object.pointer("/errors/0/file") == Some(&"service-shop.yaml".into()), "{object}");
         Ok(())
     };
+    leno_e2e::wait::eventually("the last good version is kept", LIMIT, async || {
+        let kept = std::fs::read_to_string(mesh.state().join("last-good.json"))?;
+        ensure!(kept.contains("service-shop.yaml"), "{kept}");
+        Ok(())
+    })
+    .await?;
     mesh.apply("service-shop.yaml", "kind: [")?;
     held_over().await?;
     for late in ["late", "later"] {

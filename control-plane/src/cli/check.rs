@@ -138,9 +138,11 @@ fn running(state: &Path, findings: &mut Findings) -> anyhow::Result<()> {
 
     findings.title("Documents");
     let held_over = get::HeldOver::of(&objects.objects);
-    for error in &objects.errors {
-        let next = held_over.instead_of(error).unwrap_or_else(|| "mend it: there is no earlier version".to_owned());
-        findings.wrong(&get::error_line(error), &next);
+    for document in get::by_document(&objects.errors) {
+        let Some((last, others)) = document.split_last() else { continue };
+        others.iter().for_each(|error| findings.wrong(&get::error_line(error), ""));
+        let next = held_over.instead_of(last).unwrap_or_else(|| "mend it: there is no earlier version".to_owned());
+        findings.wrong(&get::error_line(last), &next);
     }
     if objects.errors.is_empty() {
         findings.well(&format!("all are in force ({} objects)", objects.objects.len()));

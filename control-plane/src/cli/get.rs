@@ -165,7 +165,7 @@ pub(super) fn errors_text(errors: &[DocumentError], objects: &[ObjectStatus], st
     }
     let held_over = HeldOver::of(objects);
     let mut text = format!("\n{}\n", style.bold("Not in force:"));
-    for document in errors.chunk_by(|a, b| (&a.file, a.document, &a.object) == (&b.file, b.document, &b.object)) {
+    for document in by_document(errors) {
         for error in document {
             text += &format!("  {}\n", style.red(&error_line(error)));
         }
@@ -174,6 +174,11 @@ pub(super) fn errors_text(errors: &[DocumentError], objects: &[ObjectStatus], st
         }
     }
     text
+}
+
+/// Errors of one document, or of one object in it, together.
+pub(super) fn by_document(errors: &[DocumentError]) -> impl Iterator<Item = &[DocumentError]> {
+    errors.chunk_by(|a, b| (&a.file, a.document, &a.object) == (&b.file, b.document, &b.object))
 }
 
 /// Objects that are named in one line.

@@ -24,7 +24,7 @@ use crate::model::{Document, Generations, World};
 
 /// Largest `last-good.json`, in bytes. A larger configuration is not remembered.
 const MAX_SIZE: u64 = 512 * 1024 * 1024;
-/// Rest after a write, as a multiple of the time it took.
+/// Rest after a write, as a multiple of the time it took to put it into words; and never less than all of it took, the disk included.
 const REST: u32 = 20;
 /// Rest after a write that failed.
 const RETRY: Duration = Duration::from_secs(10);
@@ -273,10 +273,10 @@ impl Keeper {
             let version = world.last_good_version();
             if on_disk != Some(version) {
                 match self.write(&world) {
-                    Ok(()) => {
+                    Ok(worded) => {
                         on_disk = Some(version);
                         failing = false;
-                        rested = Instant::now() + began.elapsed() * REST;
+                        rested = Instant::now() + began.elapsed().max(worded * REST);
                     }
                     Err(error) => {
                         if !failing {
@@ -296,7 +296,8 @@ impl Keeper {
         }
     }
 
-    fn write(&self, world: &World) -> io::Result<()> {
+    /// How long it took but for the disk.
+    fn write(&self, world: &World) -> io::Result<Duration> {
         // First, so that on disk they are never older than their copy, nor than what is known by them.
         File::open(&self.generations)?.sync_all()?;
         let content = Keeping { format: FORMAT, generations: world.generations(), objects: Objects(world) };
@@ -307,7 +308,7 @@ impl Keeper {
             let _ = fs::remove_file(&self.last_good);
         }
         // The new names are on disk when the folder is.
-        written.and_then(|()| File::open(&self.folder)?.sync_all())
+        written.and_then(|worded| File::open(&self.folder)?.sync_all().map(|()| worded))
     }
 }
 
@@ -319,18 +320,24 @@ impl Pending {
     }
 }
 
-/// Whole or not at all; only the owner may read it.
-fn replace(file: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>, force_to_disk: bool) -> io::Result<()> {
+/// Whole or not at all; only the owner may read it. How long the content took.
+fn replace(
+    file: &Path,
+    content: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    force_to_disk: bool,
+) -> io::Result<Duration> {
     let temporary = file.with_extension("json.new");
-    let write = || -> io::Result<()> {
+    let write = || -> io::Result<Duration> {
+        let began = Instant::now();
         let opened = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         let mut writer = BufWriter::new(opened);
         content(&mut writer)?;
         let opened = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
+        let took = began.elapsed();
         if force_to_disk {
             opened.sync_all()?;
         }
-        fs::rename(&temporary, file)
+        fs::rename(&temporary, file).map(|()| took)
     };
     write().inspect_err(|_| drop(fs::remove_file(&temporary)))
 }
