@@ -17,7 +17,7 @@ mod wait;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 /// Done, and it is so.
 const SUCCESS: u8 = 0;
@@ -61,7 +61,8 @@ struct State {
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
-    let done = match Cli::parse().command {
+    let matches = Cli::command().get_matches();
+    let done = match parsed(&matches).command {
         Command::ControlPlane(args) => control_plane::run(*args),
         Command::Get(args) => get::run(args),
         Command::Describe(args) => describe::run(args),
@@ -78,6 +79,15 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// What the matches say, which clap has checked already.
+fn parsed(matches: &ArgMatches) -> Cli {
+    let mut cli = Cli::from_arg_matches(matches).unwrap_or_else(|error| error.exit());
+    if let (Command::Check(args), Some(("check", matches))) = (&mut cli.command, matches.subcommand()) {
+        args.settle(matches);
+    }
+    cli
+}
+
 /// A runtime for one command's questions.
 fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
@@ -91,13 +101,26 @@ fn usage(wrong: &str) -> anyhow::Result<u8> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_the_command_line_says_is_checked_and_nothing_else() {
+        let checked = |line: &[&str]| {
+            let matches = Cli::command().try_get_matches_from([&["leno", "check"], line].concat()).unwrap();
+            match parsed(&matches).command {
+                Command::Check(args) => args.checked(),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(checked(&["--config", "a"]), (true, false));
+        assert_eq!(checked(&["--state", "a", "--mesh-networks", "10.0.0.0/8"]), (false, true));
+        assert_eq!(checked(&["--config", "a", "--state", "b"]), (true, true));
+        assert!(Cli::command().try_get_matches_from(["leno", "check", "--mesh-networks", "10.0.0.0/8"]).is_err());
     }
 
     #[test]

@@ -195,14 +195,20 @@ fn read_key(file: &Path) -> anyhow::Result<Option<KeyPair>> {
     Ok(Some(key))
 }
 
-/// The key in `file`, made if absent.
+/// The key in `file`, made if absent. Of several processes that make it at once, the first one's is everybody's.
 pub(super) fn load_or_make_key(file: &Path) -> anyhow::Result<KeyPair> {
     if let Some(key) = read_key(file)? {
         return Ok(key);
     }
     let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).context("cannot make a key")?;
-    write_atomically(file, key.serialize_pem().as_bytes(), OWNER_ONLY)?;
-    Ok(key)
+    let placed = place(file, key.serialize_pem().as_bytes(), OWNER_ONLY, |new, file| fs::hard_link(new, file));
+    match placed {
+        Ok(()) => Ok(key),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            read_key(file)?.with_context(|| format!("{} has gone as it was read", file.display()))
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot write {}", file.display())),
+    }
 }
 
 /// In PEM, one after the other.
@@ -221,21 +227,23 @@ pub(super) fn write_public(file: &Path, content: &str) -> anyhow::Result<()> {
 
 /// All of it or nothing, and on disk when this returns: a new file beside it, renamed over it.
 pub(crate) fn write_atomically(file: &Path, content: &[u8], mode: u32) -> anyhow::Result<()> {
-    let write = || -> io::Result<()> {
-        let (Some(folder), Some(name)) = (file.parent(), file.file_name()) else {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file's path"));
-        };
-        let temporary = folder.join(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
-        let _ = fs::remove_file(&temporary);
-        let mut new = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
-        // The mode given at creation is cut by the umask: say it again.
-        new.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))?;
-        let written = new.write_all(content).and_then(|()| new.sync_all()).and_then(|()| fs::rename(&temporary, file));
-        if written.is_err() {
-            let _ = fs::remove_file(&temporary);
-        }
-        written?;
-        File::open(folder)?.sync_all()
+    place(file, content, mode, |new, file| fs::rename(new, file))
+        .with_context(|| format!("cannot write {}", file.display()))
+}
+
+/// Writes a new file beside `file`, which `put` then puts in its place.
+fn place(file: &Path, content: &[u8], mode: u32, put: fn(&Path, &Path) -> io::Result<()>) -> io::Result<()> {
+    let (Some(folder), Some(name)) = (file.parent(), file.file_name()) else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file's path"));
     };
-    write().with_context(|| format!("cannot write {}", file.display()))
+    let temporary = folder.join(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
+    let _ = fs::remove_file(&temporary);
+    let mut new = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+    // The mode given at creation is cut by the umask: say it again.
+    new.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))?;
+    let placed = new.write_all(content).and_then(|()| new.sync_all()).and_then(|()| put(&temporary, file));
+    // After a rename there is none.
+    let _ = fs::remove_file(&temporary);
+    placed?;
+    File::open(folder)?.sync_all()
 }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use clap::{ArgGroup, ArgMatches, parser::ValueSource};
 use ipnet::IpNet;
 use leno_proto::v1::{CheckAuthorityRequest, ListObjectsRequest, ListProxiesRequest};
 
@@ -30,7 +31,7 @@ use crate::{
     after_help = "Examples:\n  leno check --config ./config\n  leno check --state /var/lib/leno\n\n✓ well  ‼ look at \
                         it  × wrong\n\nExit codes: 0 nothing is wrong; 1 something is; 2 the command line is wrong."
 )]
-#[group(required = true, multiple = true)]
+#[command(group = ArgGroup::new("checked").args(["config", "state"]).required(true).multiple(true))]
 pub(super) struct Args {
     /// Folder of documents to check
     #[arg(long, value_name = "DIR", env = "LENO_CONFIG")]
@@ -39,8 +40,27 @@ pub(super) struct Args {
     #[arg(long, value_name = "DIR", env = "LENO_STATE")]
     state: Option<PathBuf>,
     /// As for the control plane, for --config
-    #[arg(long, value_name = "CIDR,...", value_delimiter = ',', env = "LENO_MESH_NETWORKS", requires = "config")]
+    #[arg(long, value_name = "CIDR,...", value_delimiter = ',', env = "LENO_MESH_NETWORKS")]
     mesh_networks: Vec<IpNet>,
+}
+
+impl Args {
+    /// Where the command line says what to check, the environment does not add to it: a check of documents before they
+    /// are live must not fail for the running mesh's sake.
+    pub(super) fn settle(&mut self, matches: &ArgMatches) {
+        let said = |option| matches.value_source(option) == Some(ValueSource::CommandLine);
+        match (said("config"), said("state")) {
+            (true, false) => self.state = None,
+            (false, true) => self.config = None,
+            _ => {}
+        }
+    }
+
+    /// Whether documents, and whether the running mesh.
+    #[cfg(test)]
+    pub(super) fn checked(&self) -> (bool, bool) {
+        (self.config.is_some(), self.state.is_some())
+    }
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {

@@ -28,6 +28,7 @@ use crate::authority::issue;
                         shown; 2 the command line is wrong. Whether all is well: leno check.")]
 pub(super) struct Args {
     /// Kind (httproute, grpcroute, tlsroute, tcproute, service, endpointslice, pod, namespace), or proxies [default: all]
+    #[arg(value_name = "KIND[/NAME]")]
     kind: Option<String>,
     /// Name of one object or proxy
     name: Option<String>,
@@ -53,17 +54,15 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     if args.kind.as_deref().is_some_and(kinds::is_proxy) {
         return proxies(&args, style);
     }
-    let kind = match &args.kind {
-        Some(kind) => match kinds::parse(kind) {
-            Ok(kind) => kind,
-            Err(wrong) => return super::usage(&wrong),
-        },
-        None => "",
+    let (kind, namespace, name) = match asked_for(&args) {
+        Ok(asked_for) => asked_for,
+        Err(wrong) => return super::usage(&wrong),
     };
+    let missing_is_wrong = name.is_some();
     let request = ListObjectsRequest {
         kind: kind.to_owned(),
-        namespace: args.namespace.clone().unwrap_or_default(),
-        name: args.name.clone().unwrap_or_default(),
+        namespace: namespace.unwrap_or_default().to_owned(),
+        name: name.unwrap_or_default().to_owned(),
     };
     let answer = block_on(async {
         let answer = connect::connect(&args.state.folder).await?.list_objects(request).await;
@@ -76,11 +75,24 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
             out!("{}", errors_text(&answer.errors, &answer.objects, style));
         }
     }
-    let missing = args.name.is_some() && answer.objects.is_empty();
+    let missing = missing_is_wrong && answer.objects.is_empty();
     if missing {
         eprintln!("leno: there is no such object");
     }
     Ok(if missing { super::FAILURE } else { super::SUCCESS })
+}
+
+/// Kind (empty: all), namespace and name, from "KIND", "KIND NAME", "KIND/NAME" or "KIND/NAMESPACE/NAME".
+fn asked_for(args: &Args) -> Result<(&'static str, Option<&str>, Option<&str>), String> {
+    let (namespace, name) = (args.namespace.as_deref(), args.name.as_deref());
+    match args.kind.as_deref() {
+        None | Some("all") => Ok(("", namespace, name)),
+        Some(object) if object.contains('/') && name.is_none() => {
+            let (kind, of, name) = kinds::parse_object(object)?;
+            Ok((kind, of.or(namespace), Some(name)))
+        }
+        Some(kind) => Ok((kinds::parse(kind)?, namespace, name)),
+    }
 }
 
 fn objects_table(objects: &[ObjectStatus], errors: &[DocumentError], wide: bool) -> Table {

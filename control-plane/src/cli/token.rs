@@ -5,6 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use anyhow::bail;
 use leno_proto::v1::IssueTokenRequest;
 
 use super::{State, block_on, connect, duration};
@@ -25,18 +26,36 @@ pub(super) struct Args {
     #[arg(short = 's', long, env = "LENO_SERVICE_ACCOUNT")]
     service_account: String,
     /// How long the token can be used
-    #[arg(long, env = "LENO_LIFETIME", default_value = "1h", value_parser = duration::parse)]
+    #[arg(long, env = "LENO_LIFETIME", default_value = "1h", value_parser = lifetime)]
     lifetime: Duration,
     /// Trust domain, if the state folder is new
     #[arg(long, env = "LENO_TRUST_DOMAIN")]
     trust_domain: Option<String>,
 }
 
+fn lifetime(text: &str) -> Result<Duration, String> {
+    let lifetime = duration::parse(text)?;
+    if lifetime < Duration::from_secs(1) { Err("a token lives at least 1s".to_owned()) } else { Ok(lifetime) }
+}
+
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
+    let folder = &args.state.folder;
+    if !folder.exists() {
+        // Perhaps the name is mistyped: the token would be one that no control plane takes.
+        if !folder.parent().is_some_and(|parent| parent.as_os_str().is_empty() || parent.exists()) {
+            bail!("there is no state folder {}, nor the folder it would be in", folder.display());
+        }
+        files::make_private_folder(folder)?;
+        eprintln!(
+            "leno: {0} is a new state folder: only a control plane with --state {0} takes this token",
+            folder.display()
+        );
+    }
+    files::settle_trust_domain(folder, args.trust_domain.as_deref())?;
     let online = block_on(ask(&args))?;
     let token = match online {
         Some(token) => token,
-        None => make(&args.state.folder, &args)?,
+        None => make(folder, &args)?,
     };
     outln!("{token}");
     Ok(super::SUCCESS)
@@ -48,14 +67,13 @@ async fn ask(args: &Args) -> anyhow::Result<Option<String>> {
     let request = IssueTokenRequest {
         namespace: args.namespace.clone(),
         service_account: args.service_account.clone(),
-        lifetime_s: args.lifetime.as_secs().max(1),
+        lifetime_s: args.lifetime.as_secs(),
     };
     let response = client.issue_token(request).await.map_err(connect::said)?;
     Ok(Some(response.into_inner().token))
 }
 
 fn make(state: &Path, args: &Args) -> anyhow::Result<String> {
-    files::make_private_folder(state)?;
     let trust_domain = files::settle_trust_domain(state, args.trust_domain.as_deref())?;
     let key = TokenKey::load_or_make(state, &trust_domain)?;
     let (token, _) = key.issue(&args.namespace, &args.service_account, args.lifetime, SystemTime::now())?;

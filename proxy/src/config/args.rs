@@ -8,7 +8,7 @@ use super::{Config, InboundListener, LogFormat, OutboundListener, Transparent, e
 
 /// Runs the proxy beside one workload.
 ///
-/// Every option can be given as a flag, as an environment variable, or in the file that --config names (YAML, with the
+/// Every option can be given as a flag, as an environment variable, or in the file that --config-file names (YAML, with the
 /// flags' names as keys); a flag goes before the environment, and the environment before the file. An environment
 /// variable that is empty counts as not set.
 #[derive(Debug, Parser)]
@@ -22,8 +22,8 @@ pub struct RunArgs {
 struct Options {
     /// Configuration file (YAML): the names of these flags as keys, lists for those that repeat. An unknown key is an
     /// error.
-    #[arg(long, value_name = "FILE", env = "LENO_CONFIG", hide_env_values = true)]
-    config: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", env = "LENO_CONFIG_FILE", hide_env_values = true)]
+    config_file: Option<PathBuf>,
 
     /// The control plane. Required.
     #[arg(long, value_name = "HOST:PORT", env = "LENO_CONTROL_PLANE", hide_env_values = true, value_parser = values::host_port)]
@@ -119,7 +119,7 @@ pub fn parse(arguments: Vec<OsString>) -> Result<Config, clap::Error> {
     let command = environment::without_empty(RunArgs::command());
     let given =
         command.clone().try_get_matches_from(&arguments).map_err(|error| from_environment(error, &arguments))?;
-    let options = match given.get_one::<PathBuf>("config") {
+    let options = match given.get_one::<PathBuf>("config_file") {
         None => Options::from_arg_matches(&given)?,
         Some(path) => {
             let with_file = [arguments, file_arguments(path, &given)?].concat();
@@ -137,7 +137,7 @@ fn file_arguments(path: &PathBuf, given: &ArgMatches) -> Result<Vec<OsString>, c
     let text = fs::read_to_string(path).map_err(|error| named(format!("cannot be read: {error}")))?;
     let command = RunArgs::command();
     let known: Vec<_> =
-        command.get_arguments().filter(|arg| arg.get_id() != "config").filter_map(|arg| arg.get_long()).collect();
+        command.get_arguments().filter(|arg| arg.get_id() != "config_file").filter_map(|arg| arg.get_long()).collect();
     let is_given = |name: &str| {
         let id = name.replace('-', "_");
         matches!(given.value_source(&id), Some(ValueSource::CommandLine | ValueSource::EnvVariable))
@@ -150,7 +150,7 @@ fn resolve(options: Options) -> Result<Config, clap::Error> {
     let missing = |flag: &str, what: &str| {
         let variable = flag.to_ascii_uppercase().replace('-', "_");
         usage(format!(
-            "--{flag} is missing: {what} (or the environment variable LENO_{variable}, or `{flag}` in the file that --config names)"
+            "--{flag} is missing: {what} (or the environment variable LENO_{variable}, or `{flag}` in the file that --config-file names)"
         ))
     };
     let control_plane =
@@ -254,7 +254,7 @@ mod tests {
     fn file(text: &str) -> (tempfile::NamedTempFile, String) {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(text.as_bytes()).unwrap();
-        let flag = format!("--config={}", file.path().display());
+        let flag = format!("--config-file={}", file.path().display());
         (file, flag)
     }
 
@@ -303,14 +303,14 @@ mod tests {
             ("drain_timeout: 5s\n", "drain_timeout"),
             ("workers: [1, 2]\n", "workers"),
             ("outbound: {a: b}\n", "outbound"),
-            ("config: /a\n", "config"),
+            ("config-file: /a\n", "config-file"),
             ("- a\n", "key: value"),
         ] {
             let (_file, flag) = file(text);
             let error = run(&[&flag]).unwrap_err();
             assert!(error.contains("configuration file") && error.contains(key), "{text}: {error}");
         }
-        let error = run(&["--config=/nonexistent"]).unwrap_err();
+        let error = run(&["--config-file=/nonexistent"]).unwrap_err();
         assert!(error.contains("/nonexistent: cannot be read"), "{error}");
         let error = parse(vec!["--control-plane=a:1".into()]).unwrap_err().render().to_string();
         assert!(error.contains("--trust-bundle is missing") && error.contains("LENO_TRUST_BUNDLE"), "{error}");
