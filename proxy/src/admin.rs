@@ -2,24 +2,28 @@
 //! counts, what it holds, who it is; and a few things it can be told.
 //!
 //! It has no access control but its address. A browser on the same machine is no operator: requests that come
-//! from a web page are refused.
+//! from a web page are refused. Nor do idle connections keep probes out: when there are too many, the one that has said
+//! nothing for longest goes.
 
 use std::{
-    net::SocketAddr,
+    cell::Cell,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, header, uri::Authority};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Notify, Semaphore},
+    sync::Notify,
+    task::JoinHandle,
     time,
 };
 
@@ -30,15 +34,15 @@ use crate::{
     tls::CredentialStore,
 };
 
-/// Connections served at once; more wait.
+/// Connections open at once; for one more, another is closed.
 const CONNECTIONS: usize = 64;
 /// Bytes of a request body.
 const BODY_BYTES: usize = 4096;
 /// Bytes of a request head.
 const HEAD_BYTES: usize = 16 * 1024;
-/// A request head, and a whole connection's life.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// See [`HEADER_TIMEOUT`].
+/// From the moment a request is waited for to the end of its head.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
+/// A whole connection's life.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 /// Wait after a failure to accept.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
@@ -78,18 +82,36 @@ pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 
 /// Serves until the process ends.
 pub(crate) async fn serve(listener: TcpListener, status: Arc<Status>) {
-    let connections = Arc::new(Semaphore::new(CONNECTIONS));
+    serve_with(listener, async move |request| answer(request, &status).await).await;
+}
+
+/// A connection that is served.
+struct Open {
+    waiting: Waiting,
+    task: JoinHandle<()>,
+}
+
+/// Since when a connection waits for its client's request; None: it is answering one.
+type Waiting = Rc<Cell<Option<Instant>>>;
+
+async fn serve_with(listener: TcpListener, answer: impl AsyncFn(Request<Incoming>) -> Answer + 'static) {
+    let answer = Rc::new(answer);
+    let mut open: Vec<Open> = Vec::new();
     loop {
-        // Never closed.
-        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let status = Arc::clone(&status);
-                tokio::task::spawn_local(async move {
+                open.retain(|open| !open.task.is_finished());
+                if open.len() >= CONNECTIONS {
+                    let longest = longest_waiting(open.iter().map(|open| open.waiting.get()));
+                    open.remove(longest).task.abort();
+                }
+                let waiting = Waiting::new(Cell::new(Some(Instant::now())));
+                let (answer, its_waiting) = (Rc::clone(&answer), Rc::clone(&waiting));
+                let task = tokio::task::spawn_local(async move {
                     // The client sees what went wrong; nobody else needs to.
-                    let _ = time::timeout(CONNECTION_TIMEOUT, connection(stream, &status)).await;
-                    drop(permit);
+                    let _ = time::timeout(CONNECTION_TIMEOUT, connection(stream, &*answer, &its_waiting)).await;
                 });
+                open.push(Open { waiting, task });
             }
             Err(error) => {
                 tracing::warn!("the admin server cannot accept: {error}");
@@ -99,8 +121,23 @@ pub(crate) async fn serve(listener: TcpListener, status: Arc<Status>) {
     }
 }
 
-async fn connection(stream: TcpStream, status: &Status) -> hyper::Result<()> {
-    let service = service_fn(async |request| Ok::<_, std::convert::Infallible>(answer(request, status).await));
+/// Which connection is given up for another: the one that has waited longest for a request, or else the oldest.
+fn longest_waiting(waiting: impl Iterator<Item = Option<Instant>>) -> usize {
+    let waiting = waiting.enumerate().filter_map(|(index, since)| Some((since?, index)));
+    waiting.min().map_or(0, |(_, index)| index)
+}
+
+async fn connection(
+    stream: TcpStream,
+    answer: &impl AsyncFn(Request<Incoming>) -> Answer,
+    waiting: &Waiting,
+) -> hyper::Result<()> {
+    let service = service_fn(async |request| {
+        waiting.set(None);
+        let answer = answer(request).await;
+        waiting.set(Some(Instant::now()));
+        Ok::<_, std::convert::Infallible>(answer)
+    });
     http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
@@ -115,6 +152,9 @@ async fn answer(request: Request<Incoming>, status: &Status) -> Answer {
     let (head, body) = request.into_parts();
     if is_from_a_web_page(&head.headers) {
         return text(StatusCode::FORBIDDEN, "refused: the request comes from a web page\n");
+    }
+    if !names_us(&head.uri, &head.headers) {
+        return text(StatusCode::FORBIDDEN, "refused: call the admin server by its IP address, or as localhost\n");
     }
     let path = head.uri.path();
     let method = if head.method == Method::HEAD { &Method::GET } else { &head.method };
@@ -142,6 +182,20 @@ async fn answer(request: Request<Incoming>, status: &Status) -> Answer {
 fn is_from_a_web_page(headers: &HeaderMap) -> bool {
     let site = headers.get("sec-fetch-site").map(|site| site.as_bytes());
     headers.contains_key(header::ORIGIN) || site.is_some_and(|site| site != b"none" && site != b"same-origin")
+}
+
+/// Whether the request is for an IP address or localhost, if it says whom it is for. A web page may have its own name
+/// point here (DNS rebinding) and is then of the same origin to its browser, which says nothing more; but that name is
+/// no address.
+fn names_us(uri: &Uri, headers: &HeaderMap) -> bool {
+    let is_ours = |authority: &Authority| {
+        let host = authority.host();
+        let ipv6 = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        host.eq_ignore_ascii_case("localhost") || ipv6.unwrap_or(host).parse::<IpAddr>().is_ok()
+    };
+    let mut hosts = headers.get_all(header::HOST).iter();
+    uri.authority().is_none_or(is_ours)
+        && hosts.all(|host| Authority::try_from(host.as_bytes()).is_ok_and(|host| is_ours(&host)))
 }
 
 /// What the proxy lacks before it can serve.
@@ -252,5 +306,52 @@ mod tests {
         assert!(is_from_a_web_page(&headers(&[("origin", "https://example.com")])));
         assert!(is_from_a_web_page(&headers(&[("origin", "null")])));
         assert!(is_from_a_web_page(&headers(&[("sec-fetch-site", "cross-site")])));
+    }
+
+    #[test]
+    fn names_that_anybody_may_own_are_refused() {
+        let accepts = |uri: &'static str, host: &'static str| {
+            let headers = HeaderMap::from_iter([(header::HOST, http::HeaderValue::from_static(host))]);
+            names_us(&Uri::from_static(uri), &headers)
+        };
+        for host in ["127.0.0.1", "127.0.0.1:4191", "[::1]:4191", "10.1.2.3:4191", "localhost", "LocalHost:4191"] {
+            assert!(accepts("/config", host), "{host}");
+            assert!(!accepts("http://evil.example/config", host), "{host}");
+        }
+        for host in ["evil.example", "evil.example:4191", "127.0.0.1.evil.example", "localhost.evil.example", "a b", ""]
+        {
+            assert!(!accepts("/config", host), "{host}");
+        }
+        assert!(names_us(&Uri::from_static("/live"), &HeaderMap::new()), "HTTP/1.0 names nobody");
+    }
+
+    #[test]
+    fn who_waits_longest_goes_first() {
+        let now = Instant::now();
+        let ago = |seconds| Some(now - Duration::from_secs(seconds));
+        assert_eq!(longest_waiting([None, ago(1), ago(3), ago(2)].into_iter()), 2);
+        assert_eq!(longest_waiting([None, None].into_iter()), 0);
+    }
+
+    #[test]
+    fn idle_connections_keep_nobody_out() {
+        crate::testing::run(async {
+            let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+            let address = listener.local_addr().unwrap();
+            tokio::task::spawn_local(serve_with(listener, async |_| text(StatusCode::OK, "live\n")));
+            let mut idle = Vec::new();
+            for _ in 0..CONNECTIONS {
+                idle.push(TcpStream::connect(address).await.unwrap());
+            }
+            let request = b"GET /live HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n";
+            let answer = crate::testing::talk(address, request).await;
+            assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("live\n"), "{answer}");
+            let still_open = |stream: &TcpStream| {
+                stream.try_read(&mut [0; 1]).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+            };
+            assert!(still_open(&idle[1]), "one is closed for one");
+            idle[0].readable().await.unwrap();
+            assert!(!still_open(&idle[0]));
+        });
     }
 }

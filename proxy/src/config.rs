@@ -2,11 +2,13 @@
 //! limit of the proxy by name.
 //!
 //! [`args`] defines the flags, which `leno-proxy run --help` shows; [`file`] merges a configuration file
-//! into them; [`environment`] leaves out empty variables; [`values`] parses what they hold.
+//! into them; [`environment`] leaves out empty variables; [`values`] parses what they hold; [`listeners`] keeps
+//! addresses apart.
 
 pub mod args;
 pub mod environment;
 mod file;
+mod listeners;
 pub mod values;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};

@@ -181,7 +181,8 @@ pub(crate) fn classify_server(first: &[u8]) -> ServerSpeaks {
 #[derive(Debug)]
 pub enum FirstBytes<S = TcpStream> {
     Spoken(Spoken, Prefixed<S>),
-    /// Nothing (decisive) came within the wait: the server may be the one to speak. Bytes read so far are kept.
+    /// Nothing (decisive) came within the wait: the server may be the one to speak. Bytes read so far are kept; they are
+    /// not the beginning of TLS.
     Silent(Prefixed<S>),
     /// The client closed without a byte.
     Closed,
@@ -191,10 +192,13 @@ pub enum FirstBytes<S = TcpStream> {
 /// [`decide`]). A client that closes after bytes that do not tell is Opaque. `already`: bytes read before, of an
 /// earlier [`FirstBytes::Silent`].
 ///
+/// Bytes that begin as TLS does are waited on until HEADER_TIMEOUT whatever `wait` is: a ClientHello that comes in pieces
+/// must never be taken, by a timer, for a client that lets the server speak, in clear.
+///
 /// # Errors
-/// Those of reading.
+/// Those of reading, and `TimedOut` for a ClientHello that does not become whole.
 pub async fn first_bytes<S: Io>(already: Bytes, mut stream: S, wait: Option<Duration>) -> io::Result<FirstBytes<S>> {
-    let deadline = Instant::now() + wait.unwrap_or(limits::HEADER_TIMEOUT);
+    let begun = Instant::now();
     let mut first = BytesMut::from(already);
     let mut ended = false;
     loop {
@@ -203,8 +207,11 @@ pub async fn first_bytes<S: Io>(already: Bytes, mut stream: S, wait: Option<Dura
             Some(spoken) => return Ok(FirstBytes::Spoken(spoken, Prefixed::new(first.freeze(), stream))),
             None => {}
         }
-        match timeout_at(deadline, read_more(&mut stream, &mut first)).await {
+        let hello = is_tls(&first);
+        let wait = wait.filter(|_| !hello).unwrap_or(limits::HEADER_TIMEOUT);
+        match timeout_at(begun + wait, read_more(&mut stream, &mut first)).await {
             Ok(read) => ended = read? == 0,
+            Err(_) if hello => return Err(io::ErrorKind::TimedOut.into()),
             Err(_) => return Ok(FirstBytes::Silent(Prefixed::new(first.freeze(), stream))),
         }
     }

@@ -1,7 +1,8 @@
 //! SIGTERM to exit: readiness fails, connections are told to finish, and waited for up to a limit.
 //!
 //! [`DrainOwner`] belongs to the process; it gives each worker a [`Drain`], which the worker's
-//! connections clone. The clones are what is waited for; a worker's own handle is not.
+//! connections clone as soon as they are accepted, once each. The clones are what is waited for; a worker's own handle
+//! and watchers are not.
 
 use std::{
     sync::{
@@ -12,6 +13,8 @@ use std::{
 };
 
 use tokio::sync::Notify;
+
+use crate::config::limits;
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -98,13 +101,28 @@ impl Drain {
     }
 
     /// Returns once draining has begun (at once if it has). Cancel-safe.
-    pub async fn begun(&mut self) {
+    pub async fn begun(&self) {
         let begin = self.shared.begin.notified();
         tokio::pin!(begin);
         // Registered before the flag is looked at, so that no beginning is missed.
         begin.as_mut().enable();
         if !self.has_begun() {
             begin.await;
+        }
+    }
+
+    /// Waits for somebody to speak; None if nobody did within DRAIN_LINGER of the drain's begin, or, when it has begun
+    /// already, of now: what is on its way still arrives, and who says nothing holds up no drain. Cancel-safe if
+    /// `spoken` is.
+    pub async fn patiently<T>(&self, spoken: impl Future<Output = T>) -> Option<T> {
+        let lingered = async {
+            self.begun().await;
+            tokio::time::sleep(limits::DRAIN_LINGER).await;
+        };
+        tokio::select! {
+            biased;
+            spoken = spoken => Some(spoken),
+            () = lingered => None,
         }
     }
 
@@ -122,7 +140,7 @@ mod tests {
     async fn connections_are_told_and_waited_for() {
         let owner = DrainOwner::default();
         let worker = owner.handle();
-        let mut connection = worker.clone();
+        let connection = worker.clone();
         assert_eq!(owner.open(), 1);
         let told = tokio::spawn(async move { connection.begun().await });
         tokio::task::yield_now().await;
@@ -131,6 +149,16 @@ mod tests {
         assert_eq!(owner.wait(Duration::from_secs(30)).await, 0);
         assert!(worker.has_begun());
         worker.clone().begun().await;
+    }
+
+    #[tokio::test]
+    async fn who_says_nothing_is_not_waited_for() {
+        let owner = DrainOwner::default();
+        let drain = owner.handle();
+        assert_eq!(drain.patiently(async { "a request" }).await, Some("a request"));
+        owner.begin();
+        assert_eq!(drain.patiently(async { "a late one" }).await, Some("a late one"));
+        assert_eq!(drain.patiently(std::future::pending::<()>()).await, None);
     }
 
     #[tokio::test]

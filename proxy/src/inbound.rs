@@ -6,7 +6,7 @@
 
 mod request;
 
-use std::{net::SocketAddr, rc::Rc};
+use std::{io, net::SocketAddr, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use http::HeaderValue;
@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::{
     config::limits,
     detect::{self, FirstBytes, Spoken},
+    drain::Drain,
     error::Error,
     http::serve,
     net::{Accepted, Backlog, Io, Prefixed, listener},
@@ -57,17 +58,22 @@ pub async fn run(ctx: Context, listener: TcpListener, application: Option<Socket
     loop {
         let accepted = listener::accept(&listener, application.is_none()).await;
         let application = application.unwrap_or(accepted.destination);
-        tokio::task::spawn_local(serve(Rc::clone(&ctx), accepted, application));
+        tokio::task::spawn_local(serve(Rc::clone(&ctx), accepted, application, ctx.drain.clone()));
     }
 }
 
-/// Serves one connection to the workload to its end.
-pub async fn serve(ctx: Context, accepted: Accepted, application: SocketAddr) {
+/// Serves one connection to the workload to its end; a drain waits for it from the moment it was accepted.
+pub async fn serve(ctx: Context, accepted: Accepted, application: SocketAddr, _waited_for: Drain) {
     let address = accepted.peer;
     if let Err(refusal) = connection(&ctx, accepted, application).await {
         ctx.telemetry.refused(Direction::Inbound, refusal.reason, address, &refusal.detail);
     }
 }
+
+/// What a client hears that is not in the mesh, of a port that is for the mesh alone.
+const STRICT: &str = "only mesh TLS is accepted (strict)";
+/// The reason counted for it.
+const PLAINTEXT: &str = "plaintext";
 
 /// Why a connection was not let in.
 struct Refusal {
@@ -77,7 +83,7 @@ struct Refusal {
 
 impl Refusal {
     fn strict(reason: &'static str) -> Self {
-        Self { reason, detail: "only mesh TLS is accepted (strict)".to_owned() }
+        Self { reason, detail: STRICT.to_owned() }
     }
 }
 
@@ -104,19 +110,32 @@ async fn connection(ctx: &Context, accepted: Accepted, address: SocketAddr) -> R
     let peer = accepted.peer;
     // A strict port waits for the client: the mesh's clients always speak first.
     let wait = (!policy.strict).then_some(limits::PEEK_WAIT);
-    match detect::first_bytes(Bytes::new(), accepted.stream, wait).await {
+    match first_bytes(ctx, Bytes::new(), accepted.stream, wait).await {
         Ok(FirstBytes::Spoken(Spoken::MeshTls, stream)) => meshed(ctx, stream, peer, address, protocol).await,
         Ok(FirstBytes::Spoken(spoken, stream)) => {
             if policy.strict {
-                let reason = if matches!(spoken, Spoken::Tls { .. }) { "unmeshed-tls" } else { "plaintext" };
+                let reason = if matches!(spoken, Spoken::Tls { .. }) { "unmeshed-tls" } else { PLAINTEXT };
                 return Err(Refusal::strict(reason));
             }
             unmeshed(ctx, spoken, stream, peer, address, protocol).await
         }
-        Ok(FirstBytes::Silent(_)) if policy.strict => Err(Refusal::strict("plaintext")),
+        Ok(FirstBytes::Silent(_)) if policy.strict => Err(Refusal::strict(PLAINTEXT)),
         Ok(FirstBytes::Silent(stream)) => silent(ctx, stream, peer, address, protocol).await,
+        // Of a ClientHello, the one thing that is waited for so.
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(TlsError::Timeout.into()),
         Ok(FirstBytes::Closed) | Err(_) => Ok(()),
     }
+}
+
+/// See [`detect::first_bytes`]; when draining, a client that says nothing is as good as gone.
+async fn first_bytes(
+    ctx: &Context,
+    already: Bytes,
+    stream: TcpStream,
+    wait: Option<Duration>,
+) -> io::Result<FirstBytes> {
+    let spoken = ctx.drain.patiently(detect::first_bytes(already, stream, wait)).await;
+    spoken.unwrap_or(Ok(FirstBytes::Closed))
 }
 
 /// Mesh TLS: the certificate says who it is, ALPN what it speaks.
@@ -145,7 +164,8 @@ async fn meshed(
         (MeshProtocol::Tcp, Protocol::Detect) => {
             let pick = ctx.upstreams.plain(address);
             let server = pick.tcp().await?;
-            let first = tcp::race(Prefixed::new(Bytes::new(), stream), server).await;
+            let race = tcp::race(Prefixed::new(Bytes::new(), stream), server);
+            let first = ctx.drain.patiently(race).await.unwrap_or(tcp::First::Closed);
             carry(ctx, first, client, application).await;
         }
         (MeshProtocol::Tcp, Protocol::Tls | Protocol::Tcp) => return opaque(ctx, stream, &client, &application).await,
@@ -188,7 +208,7 @@ async fn silent(
     }
     if !matches!(protocol, Protocol::Detect | Protocol::Tcp) {
         let (already, stream) = stream.into_parts();
-        return match detect::first_bytes(already, stream, None).await {
+        return match first_bytes(ctx, already, stream, None).await {
             Ok(FirstBytes::Spoken(Spoken::MeshTls, stream)) => meshed(ctx, stream, peer, address, protocol).await,
             Ok(FirstBytes::Spoken(spoken, stream)) => unmeshed(ctx, spoken, stream, peer, address, protocol).await,
             Ok(FirstBytes::Silent(_) | FirstBytes::Closed) | Err(_) => Ok(()),
@@ -196,7 +216,7 @@ async fn silent(
     }
     let pick = ctx.upstreams.plain(address);
     let server = pick.tcp().await?;
-    match tcp::race(stream, server).await {
+    match ctx.drain.patiently(tcp::race(stream, server)).await.unwrap_or(tcp::First::Closed) {
         tcp::First::Client(Spoken::MeshTls, stream, _) => meshed(ctx, stream, peer, address, protocol).await,
         first => {
             carry(ctx, first, Client::new(peer, None), application(ctx, address, protocol)).await;
@@ -244,12 +264,16 @@ async fn http(ctx: &Context, stream: impl Io + Backlog, client: Client, applicat
     let client = Rc::new(client);
     let handle = |received| request::serve(Rc::clone(ctx), Rc::clone(&client), Rc::clone(&application), received);
     let ended = if version_2 {
-        serve::http2(stream, ctx.drain.clone(), ctx.stream_idle, handle).await
+        serve::http2(stream, ctx.drain.watcher(), ctx.stream_idle, handle).await
     } else {
-        serve::http1(stream, ctx.drain.clone(), ctx.stream_idle, handle).await
+        serve::http1(stream, ctx.drain.watcher(), ctx.stream_idle, handle).await
     };
-    if let Err(error) = ended {
-        tracing::debug!(peer = %address, %error, "client connection ended");
+    match ended {
+        Ok(()) => {}
+        Err(error) if serve::is_malformed(&error) => {
+            ctx.telemetry.refused(Direction::Inbound, serve::MALFORMED, address, &error);
+        }
+        Err(error) => tracing::debug!(peer = %address, %error, "client connection ended"),
     }
 }
 

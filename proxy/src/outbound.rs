@@ -2,7 +2,7 @@
 
 mod request;
 
-use std::{collections::VecDeque, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{collections::VecDeque, io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::net::{TcpListener, TcpStream};
@@ -10,6 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::{
     config::limits,
     detect::{self, FirstBytes, Spoken},
+    drain::Drain,
     error::Error,
     http::serve,
     net::{Accepted, Backlog, Io, Prefixed, listener},
@@ -50,12 +51,12 @@ pub async fn run(ctx: Context, listener: TcpListener, key: Option<DestinationKey
     loop {
         let accepted = listener::accept(&listener, key.is_none()).await;
         let key = key.clone().unwrap_or(DestinationKey::Address(accepted.destination));
-        tokio::task::spawn_local(serve(Rc::clone(&ctx), accepted, key));
+        tokio::task::spawn_local(serve(Rc::clone(&ctx), accepted, key, ctx.drain.clone()));
     }
 }
 
-/// Serves one connection of the workload to its end.
-pub async fn serve(ctx: Context, accepted: Accepted, key: DestinationKey) {
+/// Serves one connection of the workload to its end; a drain waits for it from the moment it was accepted.
+pub async fn serve(ctx: Context, accepted: Accepted, key: DestinationKey, _waited_for: Drain) {
     let peer = accepted.peer;
     match connection(&ctx, accepted, &key).await {
         Ok(()) => {}
@@ -96,24 +97,28 @@ async fn destination(ctx: &Context, key: &DestinationKey) -> Result<Arc<Destinat
 // ---- HTTP -------------------------------------------------------------------------------------
 
 /// Serves HTTP to the client; each request asks policy anew.
-async fn http(ctx: &Context, stream: impl Io + Backlog, key: &DestinationKey, version_2: bool) {
+async fn http(ctx: &Context, peer: SocketAddr, stream: impl Io + Backlog, key: &DestinationKey, version_2: bool) {
     let handle = |received| request::serve(Rc::clone(ctx), key.clone(), received);
     let ended = if version_2 {
-        serve::http2(stream, ctx.drain.clone(), ctx.stream_idle, handle).await
+        serve::http2(stream, ctx.drain.watcher(), ctx.stream_idle, handle).await
     } else {
-        serve::http1(stream, ctx.drain.clone(), ctx.stream_idle, handle).await
+        serve::http1(stream, ctx.drain.watcher(), ctx.stream_idle, handle).await
     };
-    if let Err(error) = ended {
-        tracing::debug!(%key, %error, "client connection ended");
+    match ended {
+        Ok(()) => {}
+        Err(error) if serve::is_malformed(&error) => {
+            ctx.telemetry.refused(Direction::Outbound, serve::MALFORMED, peer, &format_args!("to {key}: {error}"));
+        }
+        Err(error) => tracing::debug!(%key, %error, "client connection ended"),
     }
 }
 
 /// A port whose protocol is declared HTTP: whatever else comes is answered with 400.
 async fn declared_http(ctx: &Context, accepted: Accepted, key: &DestinationKey) -> Result<(), Error> {
     let peer = accepted.peer;
-    match detect::first_bytes(Bytes::new(), accepted.stream, None).await {
-        Ok(FirstBytes::Spoken(Spoken::Http2, stream)) => http(ctx, stream, key, true).await,
-        Ok(FirstBytes::Spoken(_, stream) | FirstBytes::Silent(stream)) => http(ctx, stream, key, false).await,
+    match first_bytes(ctx, accepted.stream, None).await {
+        Ok(FirstBytes::Spoken(Spoken::Http2, stream)) => http(ctx, peer, stream, key, true).await,
+        Ok(FirstBytes::Spoken(_, stream) | FirstBytes::Silent(stream)) => http(ctx, peer, stream, key, false).await,
         Ok(FirstBytes::Closed) => {}
         Err(error) => tracing::debug!(%peer, %error, "client left before it spoke"),
     }
@@ -122,9 +127,10 @@ async fn declared_http(ctx: &Context, accepted: Accepted, key: &DestinationKey) 
 
 /// The destination cannot be had: a client that speaks HTTP is told so by request, others are closed.
 async fn undiscovered(ctx: &Context, accepted: Accepted, key: &DestinationKey, error: Error) -> Result<(), Error> {
-    match detect::first_bytes(Bytes::new(), accepted.stream, Some(limits::PEEK_WAIT)).await {
-        Ok(FirstBytes::Spoken(Spoken::Http1, stream)) => http(ctx, stream, key, false).await,
-        Ok(FirstBytes::Spoken(Spoken::Http2, stream)) => http(ctx, stream, key, true).await,
+    let peer = accepted.peer;
+    match first_bytes(ctx, accepted.stream, Some(limits::PEEK_WAIT)).await {
+        Ok(FirstBytes::Spoken(Spoken::Http1, stream)) => http(ctx, peer, stream, key, false).await,
+        Ok(FirstBytes::Spoken(Spoken::Http2, stream)) => http(ctx, peer, stream, key, true).await,
         _ => return Err(error),
     }
     Ok(())
@@ -132,12 +138,18 @@ async fn undiscovered(ctx: &Context, accepted: Accepted, key: &DestinationKey, e
 
 // ---- what is spoken, found out ------------------------------------------------------------------
 
+/// See [`detect::first_bytes`]; when draining, a client that says nothing is as good as gone.
+async fn first_bytes(ctx: &Context, stream: TcpStream, wait: Option<Duration>) -> io::Result<FirstBytes> {
+    let spoken = ctx.drain.patiently(detect::first_bytes(Bytes::new(), stream, wait)).await;
+    spoken.unwrap_or(Ok(FirstBytes::Closed))
+}
+
 /// A port whose protocol is not declared.
 async fn detected(ctx: &Context, accepted: Accepted, destination: &Destination) -> Result<(), Error> {
     let peer = accepted.peer;
     let server_first = ctx.servers_first.borrow().contains(&destination.key);
     let wait = if server_first { Duration::ZERO } else { limits::PEEK_WAIT };
-    match detect::first_bytes(Bytes::new(), accepted.stream, Some(wait)).await {
+    match first_bytes(ctx, accepted.stream, Some(wait)).await {
         Ok(FirstBytes::Spoken(spoken, stream)) => carry(ctx, peer, spoken, stream, destination, None).await,
         Ok(FirstBytes::Silent(stream)) => silent(ctx, peer, stream, destination).await,
         Ok(FirstBytes::Closed) => Ok(()),
@@ -161,7 +173,7 @@ async fn silent(
         Ok(connected) => connected,
         Err(error) => return Err(carried().failed(error)),
     };
-    match tcp::race(client, server).await {
+    match ctx.drain.patiently(tcp::race(client, server)).await.unwrap_or(tcp::First::Closed) {
         tcp::First::Server(client, server) => {
             ctx.servers_first.borrow_mut().insert(&destination.key);
             carried().reached(&pick).relay(client, server).await;
@@ -213,7 +225,7 @@ async fn carry(
     let server_name = match spoken {
         Spoken::Http1 | Spoken::Http2 if routes_http(destination) => {
             drop(opened);
-            http(ctx, stream, &destination.key, spoken == Spoken::Http2).await;
+            http(ctx, peer, stream, &destination.key, spoken == Spoken::Http2).await;
             return Ok(());
         }
         Spoken::Tls { server_name } => server_name,
@@ -231,7 +243,7 @@ async fn carry(
 
 /// A port that is declared to be the application's own TLS: routed by SNI, never decrypted.
 async fn declared_tls(ctx: &Context, accepted: Accepted, destination: &Destination) -> Result<(), Error> {
-    let (server_name, stream) = match detect::first_bytes(Bytes::new(), accepted.stream, None).await {
+    let (server_name, stream) = match first_bytes(ctx, accepted.stream, None).await {
         Ok(FirstBytes::Spoken(Spoken::Tls { server_name }, stream)) => (server_name, stream),
         Ok(FirstBytes::Spoken(..) | FirstBytes::Silent(_)) => return Err(Error::Refused("not-tls")),
         Ok(FirstBytes::Closed) | Err(_) => return Ok(()),

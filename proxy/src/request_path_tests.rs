@@ -1,5 +1,6 @@
 //! HTTP over real sockets, through one sidecar and through two with mutual TLS between them.
 
+mod connections;
 mod http2;
 mod policy;
 mod stalled;

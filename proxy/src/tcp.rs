@@ -7,7 +7,6 @@ use bytes::BytesMut;
 use crate::{
     config::limits,
     detect::{self, ServerSpeaks, Spoken},
-    drain::Drain,
     error::Error,
     net::{
         Io, Prefixed,
@@ -56,7 +55,8 @@ pub(crate) enum First<S> {
     Closed,
 }
 
-/// Waits for the first bytes from either side, which nobody's silence delays; the client's are looked at as usual.
+/// Waits for the first bytes from either side, which nobody's silence delays; the client's are looked at as usual. Once
+/// they begin as TLS does, what the server says waits: a hello in pieces must not get in clear what it was to encrypt.
 pub(crate) async fn race<S: Io>(client: Prefixed<S>, mut server: Box<dyn Io>) -> First<S> {
     let (already, mut client) = client.into_parts();
     let mut first = BytesMut::from(already);
@@ -64,14 +64,17 @@ pub(crate) async fn race<S: Io>(client: Prefixed<S>, mut server: Box<dyn Io>) ->
     let mut server_waits = false;
     let mut deadline = Instant::now() + limits::TCP_IDLE;
     let mut undecided = false;
+    let mut hello = false;
     loop {
-        if !undecided && !first.is_empty() && !detect::is_tls(&first) {
-            (undecided, deadline) = (true, Instant::now() + limits::UNDECIDED_WAIT);
+        if !undecided && !hello && !first.is_empty() {
+            hello = detect::is_tls(&first);
+            undecided = !hello;
+            deadline = Instant::now() + if hello { limits::HEADER_TIMEOUT } else { limits::UNDECIDED_WAIT };
         }
         let mut said = BytesMut::new();
         tokio::select! {
             biased;
-            read = detect::read_more(&mut server, &mut said), if !server_waits => {
+            read = detect::read_more(&mut server, &mut said), if !server_waits && !hello => {
                 if read.is_err() {
                     client.reset();
                     return First::Closed;
@@ -101,8 +104,7 @@ pub(crate) async fn race<S: Io>(client: Prefixed<S>, mut server: Box<dyn Io>) ->
     }
 }
 
-/// A connection that is carried as opaque bytes: counted from here on, waited for when draining, and told of in the
-/// access log when it ends.
+/// A connection that is carried as opaque bytes: counted from here on, and told of in the access log when it ends.
 pub(crate) struct Carried<'a> {
     ctx: &'a Context,
     metrics: &'a ConnectionMetrics,
@@ -111,7 +113,6 @@ pub(crate) struct Carried<'a> {
     moved: Moved,
     started: Instant,
     reason: Option<&'static str>,
-    _waited_for: Drain,
 }
 
 impl<'a> Carried<'a> {
@@ -129,7 +130,6 @@ impl<'a> Carried<'a> {
             moved: Moved::default(),
             started: Instant::now(),
             reason: Some("aborted"),
-            _waited_for: ctx.drain.clone(),
         }
     }
 

@@ -54,7 +54,7 @@ pub(super) async fn start(shared: &Shared) -> anyhow::Result<Workers> {
     let sides = sides(&shared.config);
     for (address, _) in &sides {
         // SO_REUSEPORT would let us share a port with another proxy without a word: asked without it, the
-        // kernel says when somebody listens already.
+        // kernel says when somebody listens already. Our own listeners were told apart with the configuration.
         StdListener::bind(address).with_context(|| format!("listening on {address}"))?;
     }
     let (stop, stopped) = watch::channel(false);

@@ -4,7 +4,9 @@ use std::{ffi::OsString, fs, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, parser::ValueSource};
 
-use super::{Config, InboundListener, LogFormat, OutboundListener, Transparent, environment, file, limits, values};
+use super::{
+    Config, InboundListener, LogFormat, OutboundListener, Transparent, environment, file, limits, listeners, values,
+};
 
 /// Runs the proxy beside one workload.
 ///
@@ -170,7 +172,7 @@ fn resolve(options: Options) -> Result<Config, clap::Error> {
         inbound_port: options.inbound_port,
         mark,
     });
-    Ok(Config {
+    let config = Config {
         control_plane,
         trust_bundle,
         token_file: options.token_file,
@@ -187,7 +189,13 @@ fn resolve(options: Options) -> Result<Config, clap::Error> {
         dns_server: options.dns_server,
         log: options.log,
         log_format: options.log_format,
-    })
+    };
+    match listeners::conflict(&config) {
+        None => Ok(config),
+        Some((one, other)) => Err(usage(format!(
+            "{one} and {other} listen on the same address: a connection would be either's; give one of them another port or address"
+        ))),
+    }
 }
 
 /// OpenTelemetry's own variables, which operators and injectors set.
@@ -292,6 +300,25 @@ mod tests {
         assert_eq!(config.inbound.len(), 1);
         assert_eq!(config.transparent.unwrap().mark, Some(0x1e40));
         assert_eq!(config.trace_sample, 1.0);
+    }
+
+    #[test]
+    fn no_two_listeners_take_the_same_connections() {
+        for (flags, one, other) in [
+            (&["--outbound=127.0.0.1:1=a.b:80", "--outbound=127.0.0.1:1=c.d:80"][..], "1=a.b:80", "1=c.d:80"),
+            (
+                &["--inbound=0.0.0.0:2=127.0.0.1:4", "--outbound=127.0.0.1:2=a.b:80"],
+                "--inbound 0.0.0.0:2=",
+                "--outbound",
+            ),
+            (&["--transparent", "--outbound-port=3", "--inbound-port=3"], "--inbound-port 3", "--outbound-port 3"),
+            (&["--transparent", "--outbound=[::1]:4140=a.b:80"], "--outbound [::1]:4140=", "--outbound-port 4140"),
+            (&["--inbound=127.0.0.1:4191=127.0.0.1:4"], "--admin 127.0.0.1:4191", "--inbound"),
+        ] {
+            let error = run(flags).unwrap_err();
+            assert!(error.contains(one) && error.contains(other), "{flags:?}: {error}");
+        }
+        run(&["--transparent", "--outbound=127.0.0.1:1=a.b:80", "--outbound=127.0.0.2:1=a.b:80"]).unwrap();
     }
 
     #[test]

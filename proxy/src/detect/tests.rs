@@ -199,6 +199,24 @@ async fn a_silent_client_is_waited_for_only_so_long_and_loses_no_byte() {
 }
 
 #[tokio::test]
+async fn no_timer_takes_a_hello_in_pieces_for_silence() {
+    let bytes = hello(None, &[b"leno1/h2"]);
+    for cut in [1, 5, 100] {
+        let (half, rest) = bytes.split_at(cut);
+        let (mut client, server) = tokio::io::duplex(bytes.len());
+        client.write_all(half).await.unwrap();
+        let rest = async {
+            // Long past the wait.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            client.write_all(rest).await.unwrap();
+        };
+        let (first, ()) = tokio::join!(first_bytes(Bytes::new(), server, Some(Duration::ZERO)), rest);
+        let FirstBytes::Spoken(Spoken::MeshTls, stream) = first.unwrap() else { panic!("cut at {cut}") };
+        assert_eq!(stream.prefix().len(), bytes.len());
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_closes() {
     let (client, server) = pair().await;
     drop(client);

@@ -30,8 +30,9 @@ pub(crate) fn failure(error: &Error, grpc: bool, version: Version) -> Response<B
         headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
     }
     // After a bad request, what follows on the connection cannot be trusted to begin where we think; and what cannot be
-    // discovered now may be found otherwise by the client's next connection, also that it is outside the mesh.
-    if matches!(error, Error::BadRequest(_) | Error::Discovery(_)) && version != Version::HTTP_2 {
+    // discovered now may be found otherwise by the client's next connection, also that it is outside the mesh. Who is
+    // refused must come through the mesh, on a connection of its own.
+    if matches!(error, Error::BadRequest(_) | Error::Discovery(_) | Error::Refused(_)) && version != Version::HTTP_2 {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
@@ -77,7 +78,7 @@ mod tests {
         assert_eq!(response.headers()[LENO_REASON], "no-endpoint");
         assert_eq!(response.headers()[RETRY_AFTER], "1");
         assert!(!response.headers().contains_key(CONNECTION));
-        for last in [Error::BadRequest("no Host"), Error::Discovery("shop.shop:80".into())] {
+        for last in [Error::BadRequest("no Host"), Error::Discovery("shop.shop:80".into()), Error::Refused("strict")] {
             assert_eq!(failure(&last, false, Version::HTTP_11).headers()[CONNECTION], "close");
             assert!(!failure(&last, false, Version::HTTP_2).headers().contains_key(CONNECTION));
         }

@@ -75,14 +75,26 @@ impl Received {
     }
 }
 
+/// The reason counted for [`is_malformed`].
+pub(crate) const MALFORMED: &str = "malformed";
+
+/// Whether the client sent what is no HTTP, or a head beyond the limits: hyper answers it (400, 431) and ends the
+/// connection, and no request is recorded.
+pub(crate) fn is_malformed(error: &hyper::Error) -> bool {
+    let of_http2 = || std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
+    // "Library": it was our side that found fault.
+    error.is_parse() || of_http2().is_some_and(h2::Error::is_library)
+}
+
 /// Serves HTTP/1.0 and HTTP/1.1 on `stream` until the client leaves, or draining has begun and the last
-/// response is complete, or an exchange is overdue. `idle`: the longest time without a byte moved in an exchange.
+/// response is complete, or an exchange is overdue. `drain`: a watcher; the connection is counted since it was accepted.
+/// `idle`: the longest time without a byte moved in an exchange.
 ///
 /// # Errors
 /// What ended the connection, if it was not a clean close.
 pub(crate) async fn http1<S, F>(
     stream: S,
-    mut drain: Drain,
+    drain: Drain,
     idle: Duration,
     handle: impl Fn(Received) -> F,
 ) -> hyper::Result<()>
@@ -93,14 +105,13 @@ where
     let phase = Arc::new(ClientPhase::default());
     let watch = Watch::new(idle, Some(Arc::clone(&phase)));
     let stream = ClientStream::new(stream, Arc::clone(&phase));
-    let closing = drain.clone();
     let service = service_fn(|request| {
         let ambiguous = phase.begin();
         let answer = handle(Received { request, watch: Rc::clone(&watch), ambiguous });
-        let closing = &closing;
+        let drain = &drain;
         async move {
             let mut response = answer.await;
-            if closing.has_begun() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            if drain.has_begun() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response)
@@ -151,7 +162,7 @@ fn ended_as(ended: Result<hyper::Result<()>, Overdue>) -> hyper::Result<()> {
 /// What ended the connection, if it was not a clean close.
 pub(crate) async fn http2<S, F>(
     stream: S,
-    mut drain: Drain,
+    drain: Drain,
     idle: Duration,
     handle: impl Fn(Received) -> F,
 ) -> hyper::Result<()>

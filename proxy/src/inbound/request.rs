@@ -5,7 +5,7 @@ use std::rc::Rc;
 use http::{HeaderValue, Response, request::Parts};
 use hyper::body::Incoming;
 
-use super::{Application, Client};
+use super::{Application, Client, PLAINTEXT, STRICT};
 use crate::{
     error::Error,
     http::{
@@ -46,6 +46,12 @@ async fn answer(
     body: Incoming,
 ) -> Result<Answer, Error> {
     let upgrade = exchange.receive(&mut head)?;
+    let ctx = exchange.ctx();
+    // The connection may be older than the policy. What became opaque bytes cannot be looked at again, and goes on.
+    if client.identity.is_none() && ctx.policy.inbound().strict {
+        ctx.telemetry.refused(Direction::Inbound, PLAINTEXT, client.address, &STRICT);
+        return Err(Error::Refused(STRICT));
+    }
     identify(client, exchange, &mut head);
     exchange.join_trace(&mut head.headers);
     exchange.limit(headers::grpc_timeout(&head.headers));

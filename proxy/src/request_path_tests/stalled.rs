@@ -1,6 +1,17 @@
 //! Clients that stop reading, or read slowly: exchanges end in time, and only those that do not move.
 
-use std::{cell::Cell, convert::Infallible, future::Future, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    convert::Infallible,
+    future::Future,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use http::{Request, Response, StatusCode};
 use http_body::Frame;
@@ -31,7 +42,7 @@ const CHUNK: usize = 64 * 1024;
 const MUCH: usize = 64 * 1024 * 1024;
 
 /// Runs a test whose requests are counted.
-fn counted<F: Future<Output = ()>>(test: impl FnOnce(Arc<Registry>) -> F) {
+pub(super) fn counted<F: Future<Output = ()>>(test: impl FnOnce(Arc<Registry>) -> F) {
     let registry = Arc::new(Registry::default());
     let recorder = Recorder(Arc::clone(&registry));
     let _installed = metrics::set_default_local_recorder(&recorder);
@@ -50,7 +61,11 @@ fn recorded(registry: &Registry, reason: &str) -> usize {
 fn routed(app: SocketAddr, timeout: Option<Duration>) -> Sidecar {
     let sidecar = Sidecar::new("client", || Target::Outside);
     let timeout = timeout.map(|timeout| prost_types::Duration::try_from(timeout).unwrap());
-    let action = v1::HttpAction { request_timeout: timeout, ..Default::default() };
+    // A rule of its own: handles of the same labels are shared, also by tests that run beside this one.
+    static RULES: AtomicU32 = AtomicU32::new(0);
+    let rule = format!("stalled-{}", RULES.fetch_add(1, Relaxed));
+    let origin = Some(v1::RuleOrigin { route: None, rule });
+    let action = v1::HttpAction { origin, request_timeout: timeout, ..Default::default() };
     sidecar.route(v1::Protocol::Http, action, &[app]);
     sidecar
 }

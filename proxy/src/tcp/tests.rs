@@ -1,5 +1,6 @@
 use std::{net::SocketAddr, rc::Rc, time::Duration};
 
+use bytes::Bytes;
 use leno_proto::v1;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -8,8 +9,11 @@ use tokio::{
 use tokio_rustls::client::TlsStream;
 
 use crate::{
+    config::limits,
+    detect::Spoken,
+    net::Prefixed,
     policy::Target,
-    testing::{BOTH, Sidecar, application, reach, read_until, run, scripted, server_id, talk},
+    testing::{BOTH, Sidecar, Through, application, reach, read_until, run, scripted, server_id, talk},
     tls::MeshProtocol,
 };
 
@@ -180,6 +184,41 @@ fn a_permissive_port_declared_tcp_lets_the_server_speak_first() {
         let (_server, address) = inbound(app, v1::inbound::Mode::Permissive, v1::Protocol::Detect).await;
         assert!(talk(address, FORGED).await.starts_with("HTTP/1.1 200 "));
         assert!(!String::from_utf8(seen.take()).unwrap().contains("leno-client-id"));
+    });
+}
+
+#[test]
+fn a_hello_in_pieces_gets_no_greeting_in_clear() {
+    // The beginning of a ClientHello, and what is enough of it to tell.
+    let (half, rest) = (b"\x16\x03\x01\x40\x00", b"\x01\x00\x50\x00");
+    run(async {
+        let (mut client, near) = tokio::io::duplex(100);
+        let (mut application, far) = tokio::io::duplex(100);
+        application.write_all(b"220 ready\r\n").await.unwrap();
+        let race = super::race(Prefixed::new(Bytes::from_static(half), near), Box::new(far));
+        let speaks = async {
+            tokio::task::yield_now().await;
+            client.write_all(rest).await.unwrap();
+        };
+        let (first, ()) = tokio::join!(race, speaks);
+        assert!(matches!(first, super::First::Client(Spoken::Tls { .. }, ..)));
+    });
+    run(async {
+        let app = application(|mut stream| async move {
+            stream.write_all(b"220 ready\r\n").await.unwrap();
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        })
+        .await;
+        let (_server, to_server) = inbound(app, v1::inbound::Mode::Permissive, v1::Protocol::Detect).await;
+        for address in [to_server, reach(app, Through::Outbound).await] {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(half).await.unwrap();
+            let early = tokio::time::timeout(limits::PEEK_WAIT * 5, stream.read_u8()).await;
+            assert!(early.is_err(), "{early:?}");
+            stream.write_all(rest).await.unwrap();
+            // It is the application's own TLS: what it answers is the application's own affair.
+            read_until(&mut stream, b"\r\n").await.unwrap();
+        }
     });
 }
 
