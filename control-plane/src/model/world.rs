@@ -84,7 +84,7 @@ impl World {
                     Some((generation, hash)) if **hash == *parsed.hash => *generation,
                     // A later form was in force, and was not kept in time.
                     Some((generation, _)) => generation + 1,
-                    None => 1,
+                    None => first_generation(parsed.key.kind, world.generation),
                 };
                 world.restored.insert(parsed.key.clone(), store(&parsed, &place, generation));
             }
@@ -151,7 +151,7 @@ impl World {
                     let generation = match gone.remove(&parsed.key.to_string()) {
                         Some((generation, hash)) if *hash == *parsed.hash => generation,
                         Some((generation, _)) => generation + 1,
-                        None => 1,
+                        None => first_generation(parsed.key.kind, self.generation),
                     };
                     store(parsed, place, generation)
                 }
@@ -361,9 +361,18 @@ fn remember_removed(gone: &mut BTreeMap<String, (u64, String)>, key: &ObjectKey,
     }
 }
 
-/// Pods and EndpointSlices come and go by the thousand, under names that do not come back.
+/// Pods and EndpointSlices come and go by the thousand, mostly under names that do not come back.
 fn is_remembered(name: &str) -> bool {
     !name.starts_with(Kind::Pod.as_str()) && !name.starts_with(Kind::EndpointSlice.as_str())
+}
+
+/// The generation of an object of which none is on record, when the mesh's was `mesh`. An object's generation grows with the
+/// mesh's, and never faster: one that was forgotten when it was removed goes on above whatever it had by starting from there.
+fn first_generation(kind: Kind, mesh: u64) -> u64 {
+    match kind {
+        Kind::Pod | Kind::EndpointSlice => mesh + 1,
+        _ => 1,
+    }
 }
 
 #[cfg(test)]
