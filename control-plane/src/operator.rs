@@ -148,7 +148,7 @@ impl Answers {
             laggards: progress.laggards,
             absent: false,
             held_over: info.held_over,
-            errors: errors_of(world, &object, info.held_over.then_some(info.source.as_str())),
+            errors: errors_of(world, &object, info.held_over.then(|| file_of(&info.source))),
             settled,
             object: Some(object),
         }
@@ -165,7 +165,7 @@ impl Answers {
             programmed: progress.programmed,
             laggards: progress.laggards,
             absent: true,
-            errors: errors_of(world, object, None),
+            errors: errors_of(world, object, Some(None)),
             settled,
             ..ObjectStatus::default()
         }
@@ -288,13 +288,19 @@ fn object_key(object: &ObjectRef) -> Option<ObjectKey> {
     Some(ObjectKey { kind, namespace: object.namespace.as_str().into(), name: object.name.as_str().into() })
 }
 
-/// What is wrong with the object's own document, or with the file that it was last read from, if it is held over (`source`).
-fn errors_of(world: &World, object: &ObjectRef, source: Option<&str>) -> Vec<v1::DocumentError> {
-    let file = source.and_then(|source| source.rsplit_once('#')).map(|(file, _)| file);
-    let of_it = |error: &&DocumentError| match &error.object {
-        Some(key) => object_ref(key) == *object,
-        // Whose document it is cannot be told: it may be this one's.
-        None => file == Some(&*error.file),
+/// "shop.yaml" of "shop.yaml#2"
+fn file_of(source: &str) -> Option<&str> {
+    source.rsplit_once('#').map(|(file, _)| file)
+}
+
+/// What is wrong with the object's own document, and with documents of which it cannot be told whose they are: none if the
+/// object is well, those of its file if it is held over (`Some(Some(file))`), all if it is absent (`Some(None)`).
+fn errors_of(world: &World, object: &ObjectRef, unnamed: Option<Option<&str>>) -> Vec<v1::DocumentError> {
+    let of_it = |error: &&DocumentError| match (&error.object, unnamed) {
+        (Some(key), _) => object_ref(key) == *object,
+        (None, Some(Some(file))) => file == &*error.file,
+        (None, Some(None)) => true,
+        (None, None) => false,
     };
     world.errors().iter().filter(of_it).map(document_error).collect()
 }

@@ -78,7 +78,11 @@ async fn watch(args: &Args, object: ObjectRef) -> anyhow::Result<u8> {
                     return Ok(super::SUCCESS);
                 }
                 Verdict::Never => {
-                    eprintln!("leno: {title} has a bad document, so it will not come into force:");
+                    if status.errors.iter().all(|error| error.object.is_empty()) && status.absent {
+                        eprintln!("leno: {title} does not exist; it may be in what cannot be read:");
+                    } else {
+                        eprintln!("leno: {title} has a bad document, so it will not come into force:");
+                    }
                     for error in &status.errors {
                         eprintln!("  {}", get::error_line(error));
                     }
@@ -110,7 +114,10 @@ enum Verdict {
 fn judge(args: &Args, status: &ObjectStatus) -> Verdict {
     let behind = !status.settled || !status.laggards.is_empty() || status.programmed < status.subscribed;
     match args.state_wanted {
-        Wanted::Removed if status.absent && !behind && status.errors.is_empty() => Verdict::Holds("is gone".to_owned()),
+        // What another document's trouble is, a removed object need not wait for.
+        Wanted::Removed if status.absent && !behind && status.errors.iter().all(|e| e.object.is_empty()) => {
+            Verdict::Holds("is gone".to_owned())
+        }
         Wanted::Removed => Verdict::NotYet,
         Wanted::Programmed if !status.errors.is_empty() => Verdict::Never,
         Wanted::Programmed => {
