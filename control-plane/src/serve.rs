@@ -1,12 +1,13 @@
 //! The control plane at work: certificates and `Discovery.Subscribe` over TLS, and operators over a Unix socket.
 //!
 //! One connection: [`listener`] (TCP, TLS, who is it; until that is known, one of the [`strangers`]) → [`discovery`] (one task per stream) → [`session`] (pure: what this
-//! proxy holds, what it must be sent) over [`compiled`] resources; [`tracker`] knows who serves what.
+//! proxy holds, what it must be sent) over [`compiled`] resources; [`tracker`] knows who serves what, and the [`roster`] remembers who was there.
 
 pub mod compiled;
 pub mod discovery;
 pub mod listener;
 pub mod metrics;
+mod roster;
 pub mod session;
 mod strangers;
 pub mod tracker;
@@ -69,6 +70,8 @@ pub mod limits {
     pub const GOODBYE_GRACE: Duration = Duration::from_secs(2);
     /// Writing down what is in force, at the end.
     pub const SAVE_TIMEOUT: Duration = Duration::from_secs(5);
+    /// How long the proxy that has a name may take to show that it is there, when another process comes with that name.
+    pub const PROOF: Duration = Duration::from_secs(3);
     /// What a proxy may subscribe to.
     pub const SUBSCRIPTIONS: usize = 10_000;
     /// The key of a resource, in bytes (a host name's 253, and a port).
@@ -156,6 +159,7 @@ impl ControlPlane {
         let operator = operator::bind(&state)?;
         let metrics = Arc::new(Metrics::default());
         let tracker = Arc::new(Tracker::default());
+        tracker.expect(roster::read(&state), Instant::now());
         let compiler = Arc::new(Compiler::default());
         let credentials = Arc::new(ServerCredentials::new(&authority, now)?);
         Ok(Self {
@@ -248,6 +252,7 @@ impl ControlPlane {
             tasks.spawn(metrics::serve(listener, view, stopping.clone()));
         }
         tasks.spawn(follow(self.world.clone(), Arc::clone(&self.tracker), stopping.clone()));
+        tasks.spawn(roster::keep(self.state.clone(), Arc::clone(&self.tracker), stopping.clone()));
         tasks.spawn(upkeep(Arc::clone(&self.authority), self.credentials, stopping));
 
         let ended = tokio::select! {

@@ -1,14 +1,15 @@
 //! `Discovery.Subscribe`: one task per proxy, which owns its [`Session`].
 
 use std::{
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use leno_proto::v1::{
-    Delta, Goodbye, Open, Resource, SubscribeRequest, SubscribeResponse, discovery_server::Discovery,
-    subscribe_request, subscribe_response,
+    Delta, Goodbye, Resource, SubscribeRequest, SubscribeResponse, discovery_server::Discovery, subscribe_request,
+    subscribe_response,
 };
 use prost::Message as _;
 use rustls::crypto::aws_lc_rs;
@@ -25,9 +26,10 @@ use super::{
     listener::{Peer, PeerCertificate},
     metrics::Metrics,
     session::{Session, Violation},
-    tracker::{Opened, Report, StreamId, Tracker},
+    tracker::{Claim, Holder, Opened, Orders, Report, StreamId, Tracker},
 };
 use crate::{authority::issue, compile::Subscriber, model::World};
+use leno_proto::spiffe::SpiffeId;
 
 /// A proxy that opens a stream and then says nothing is not waited for.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -54,27 +56,20 @@ impl Distributor {
     ) -> Self {
         Self { bundle, world, compiler, tracker, metrics, stopping }
     }
+}
 
-    /// That the workload's Pod runs as the service account of the certificate. Returns whether there is such a Pod.
-    fn authorize(&self, certificate: &PeerCertificate, workload: &str) -> Result<bool, Status> {
-        let identity = &certificate.identity;
-        let namespace = identity.namespace();
-        if workload.is_empty() || workload.len() > limits::WORKLOAD_BYTES {
-            return Err(Status::invalid_argument(format!(
-                "a workload's name has 1 to {} bytes: set --workload to the Pod's name",
-                limits::WORKLOAD_BYTES
-            )));
-        }
-        match self.world.borrow().service_account(namespace, workload) {
-            // Not (or not yet) a Pod that is known: it may call others, and is nobody's endpoint.
-            None => Ok(false),
-            Some(account) if &*account == identity.service_account() => Ok(true),
-            Some(account) => Err(Status::permission_denied(format!(
-                "Pod {namespace}/{workload} runs as service account {account}, but the certificate is for {identity}: \
-                 start the proxy with a token for {account} (leno token --namespace {namespace} --service-account \
-                 {account}), or correct --workload or the Pod's serviceAccountName"
-            ))),
-        }
+/// That the workload's Pod runs as the service account of the certificate. Returns whether there is such a Pod.
+fn authorize(world: &World, identity: &SpiffeId, workload: &str) -> Result<bool, Status> {
+    let namespace = identity.namespace();
+    match world.service_account(namespace, workload) {
+        // Not (or not yet) a Pod that is known: it may call others, and is nobody's endpoint.
+        None => Ok(false),
+        Some(account) if &*account == identity.service_account() => Ok(true),
+        Some(account) => Err(Status::permission_denied(format!(
+            "Pod {namespace}/{workload} runs as service account {account}, but the certificate is for {identity}: \
+             start the proxy with a token for {account} (leno token --namespace {namespace} --service-account \
+             {account}), or correct --workload or the Pod's serviceAccountName"
+        ))),
     }
 }
 
@@ -101,12 +96,7 @@ impl Discovery for Distributor {
         // At most one delta is outstanding, and one goodbye follows it: sending never waits for a slow proxy.
         let (responses, receiver) = mpsc::channel(4);
         let distributor = self.clone();
-        tokio::spawn(async move {
-            let mut requests = request.into_inner();
-            if let Err(status) = distributor.stream(peer.address, certificate, &mut requests, &responses).await {
-                let _ = responses.send(Err(status)).await;
-            }
-        });
+        tokio::spawn(distributor.serve(peer.address, certificate, request.into_inner(), responses));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 }
@@ -114,65 +104,166 @@ impl Discovery for Distributor {
 type Responses = mpsc::Sender<Result<SubscribeResponse, Status>>;
 
 impl Distributor {
-    /// One stream, from `Open` to its end.
-    async fn stream(
+    /// One stream, from `Open` to its end; and after that, what its proxy may be serving still.
+    async fn serve(
         self,
-        address: std::net::SocketAddr,
+        address: SocketAddr,
+        certificate: PeerCertificate,
+        mut requests: Streaming<SubscribeRequest>,
+        responses: Responses,
+    ) {
+        let (mut stream, orders) = match self.admit(address, certificate, &mut requests).await {
+            Ok(admitted) => admitted,
+            Err(Refusal { status, duplicate }) => {
+                let _ = responses.send(Err(status)).await;
+                drop((requests, responses));
+                if let Some((stream, orders)) = duplicate {
+                    stream.watch_lost(orders).await;
+                }
+                return;
+            }
+        };
+        let proxy = stream.proxy();
+        let ended = stream.run(&mut requests, &responses, orders.clone()).await;
+        let farewell = matches!(ended, Ok(End::Farewell));
+        stream.distributor.tracker.closed(stream.id, farewell, Instant::now());
+        match ended {
+            Ok(End::Farewell) => return tracing::info!(proxy, "proxy left"),
+            Ok(End::Goodbye(reason)) => tracing::info!(proxy, reason, "stream ended"),
+            Err(status) => {
+                tracing::info!(proxy, code = ?status.code(), reason = status.message(), "proxy disconnected");
+                let _ = responses.send(Err(status)).await;
+            }
+        }
+        drop((requests, responses));
+        stream.watch_lost(orders).await;
+    }
+
+    /// Takes `Open`, and decides whether this proxy is served.
+    async fn admit(
+        self,
+        address: SocketAddr,
         certificate: PeerCertificate,
         requests: &mut Streaming<SubscribeRequest>,
-        responses: &Responses,
-    ) -> Result<(), Status> {
+    ) -> Result<(ProxyStream, Orders), Refusal> {
         let open = match timeout(OPEN_TIMEOUT, requests.message()).await {
             Ok(Ok(Some(SubscribeRequest { request: Some(subscribe_request::Request::Open(open)) }))) => open,
-            Ok(Ok(_)) => return Err(Status::invalid_argument("the first request must be Open")),
-            Ok(Err(status)) => return Err(status),
-            Err(_) => return Err(Status::deadline_exceeded("no Open came")),
+            Ok(Ok(_)) => return Err(Status::invalid_argument("the first request must be Open").into()),
+            Ok(Err(status)) => return Err(status.into()),
+            Err(_) => return Err(Status::deadline_exceeded("no Open came").into()),
         };
-        let refuse = |status: &Status| {
-            tracing::warn!(
-                %address,
-                identity = %certificate.identity,
-                workload = open.workload,
-                reason = status.message(),
-                "refused a proxy"
-            );
+        let PeerCertificate { identity, not_after } = certificate;
+        let refused = |status: &Status| {
+            let (workload, reason) = (bounded(&open.workload), status.message());
+            tracing::warn!(%address, %identity, workload, reason, "refused a proxy");
         };
-        let has_pod = self.authorize(&certificate, &open.workload).inspect_err(refuse)?;
-        let (workload, version, held) = (open.workload.clone(), bounded(&open.version), open.held.len());
-        let session = Session::open(Open { held: open.held, ..open }).map_err(violation)?;
-        let (id, superseded) = self.tracker.opened(Opened {
-            identity: certificate.identity.clone(),
-            workload: workload.clone(),
-            version: version.clone(),
+        if open.workload.is_empty() || open.workload.len() > limits::WORKLOAD_BYTES {
+            let status = Status::invalid_argument(format!(
+                "a workload's name has 1 to {} bytes: set --workload to the Pod's name",
+                limits::WORKLOAD_BYTES
+            ));
+            refused(&status);
+            return Err(status.into());
+        }
+        let has_pod = authorize(&self.world.borrow(), &identity, &open.workload).inspect_err(refused)?;
+        let opened = Opened {
+            identity: identity.clone(),
+            workload: open.workload.clone(),
+            instance: open.instance,
+            address,
+            version: bounded(&open.version),
             has_pod,
-            certificate_not_after: certificate.not_after,
-        });
-        let proxy = format!("{}/{workload}", certificate.identity.namespace());
-        tracing::info!(proxy, %address, version, held, "proxy connected");
-        let bundle_compiled = compiled_bundle(&self.bundle.borrow());
-        let mut stream = ProxyStream {
-            namespace: certificate.identity.namespace().into(),
-            subscriber: Subscriber { identity: certificate.identity.clone(), workload },
-            bundle_compiled,
+            certificate_not_after: not_after,
+        };
+        let (workload, held) = (open.workload.clone(), open.held.len());
+        let session = Session::open(open).map_err(violation)?;
+        let stream = |id| ProxyStream {
+            namespace: identity.namespace().into(),
+            subscriber: Subscriber { identity: identity.clone(), workload },
+            bundle_compiled: compiled_bundle(&self.bundle.borrow()),
             session,
             id,
             refresh: true,
+            heard: 0,
+            prove: false,
             unreported: Report::default(),
             due_since: None,
             sent_for: None,
-            distributor: self,
+            distributor: self.clone(),
         };
-        let ended = stream.run(requests, responses, superseded).await;
-        let farewell = matches!(ended, Ok(End::Farewell));
-        stream.distributor.tracker.closed(id, farewell, Instant::now());
-        match &ended {
-            Ok(End::Farewell) => tracing::info!(proxy, "proxy left"),
-            Ok(End::Goodbye(reason)) => tracing::info!(proxy, reason, "stream ended"),
-            Err(status) => {
-                tracing::info!(proxy, code = ?status.code(), reason = status.message(), "proxy disconnected")
+        match self.claim(&opened).await {
+            Ok((id, orders)) => {
+                let stream = stream(id);
+                tracing::info!(proxy = stream.proxy(), %address, version = opened.version, held, "proxy connected");
+                Ok((stream, orders))
+            }
+            Err(holder) => {
+                let status = duplicate(&opened, &holder);
+                let (id, orders, news) = self.tracker.refused(opened, Instant::now());
+                let stream = stream(id);
+                if news {
+                    tracing::warn!(proxy = stream.proxy(), %address, %identity, held_by = %holder.address,
+                        "refused a proxy: another of the same name is connected");
+                }
+                Err(Refusal { status, duplicate: Some((stream, orders)) })
             }
         }
-        ended.map(|_| ())
+    }
+
+    /// A stream under the workload's name, unless another process holds it and answers.
+    async fn claim(&self, opened: &Opened) -> Result<(StreamId, Orders), Holder> {
+        let mut dead = None;
+        loop {
+            let holder = match self.tracker.claim(opened, dead) {
+                Claim::Granted(id, orders) => return Ok((id, orders)),
+                Claim::Contested(holder) => holder,
+            };
+            let mut revision = self.tracker.revision();
+            let answered = async {
+                loop {
+                    revision.mark_unchanged();
+                    match self.tracker.answered(&holder) {
+                        Some(false) if revision.changed().await.is_ok() => {}
+                        answered => return answered,
+                    }
+                }
+            };
+            match timeout(limits::PROOF, answered).await {
+                Ok(Some(true)) => return Err(holder),
+                Ok(_) => {}
+                Err(_) => dead = Some(holder.stream),
+            }
+        }
+    }
+}
+
+/// Why a stream was not opened.
+struct Refusal {
+    status: Status,
+    /// The proxy may be serving by what it was sent before another got its name.
+    duplicate: Option<(ProxyStream, Orders)>,
+}
+
+impl From<Status> for Refusal {
+    fn from(status: Status) -> Self {
+        Self { status, duplicate: None }
+    }
+}
+
+fn duplicate(opened: &Opened, holder: &Holder) -> Status {
+    let Opened { identity, workload, .. } = opened;
+    let name = format!("{}/{workload}", identity.namespace());
+    let address = holder.address.ip();
+    if holder.identity == *identity {
+        Status::already_exists(format!(
+            "another proxy, at {address}, is connected as {name}: start each with a --workload of its own"
+        ))
+    } else {
+        Status::permission_denied(format!(
+            "a proxy of another identity ({}), at {address}, is connected as {name}: start this one with a --workload \
+             of its own",
+            holder.identity
+        ))
     }
 }
 
@@ -191,8 +282,12 @@ struct ProxyStream {
     session: Session,
     id: StreamId,
     bundle_compiled: Arc<Compiled>,
+    /// Requests that came.
+    heard: u64,
     /// Something was subscribed to, or changed, since the last refresh.
     refresh: bool,
+    /// The proxy is to show that it is there.
+    prove: bool,
     unreported: Report,
     /// When the first change, or subscription, came that no delta was sent for yet.
     due_since: Option<Instant>,
@@ -205,7 +300,7 @@ impl ProxyStream {
         &mut self,
         requests: &mut Streaming<SubscribeRequest>,
         responses: &Responses,
-        mut superseded: watch::Receiver<bool>,
+        mut orders: Orders,
     ) -> Result<End, Status> {
         let mut world = self.distributor.world.clone();
         let mut bundle = self.distributor.bundle.clone();
@@ -214,10 +309,12 @@ impl ProxyStream {
         loop {
             // Marked as seen, so that only what comes after this is a change.
             let now = Arc::clone(&world.borrow_and_update());
+            self.authorize(&now)?;
             self.step(&now, responses).await?;
             let goodbye = tokio::select! {
                 request = requests.message() => match request? {
                     Some(SubscribeRequest { request: Some(request) }) => {
+                        self.heard += 1;
                         self.take(request)?;
                         continue;
                     }
@@ -235,10 +332,10 @@ impl ProxyStream {
                     self.due();
                     continue;
                 }
-                _ = superseded.wait_for(|s| *s) => {
-                    return Err(Status::aborted(
-                        "another stream was opened for this workload: a workload's name must be unique in its namespace",
-                    ));
+                asked = orders.changed() => {
+                    asked.map_err(|_| Status::aborted("another stream was opened for this workload"))?;
+                    self.prove = true;
+                    continue;
                 }
                 () = sleep_until(end_at) => "the stream has lived long enough: reconnect",
                 _ = stopping.wait_for(|s| *s) => "the control plane is stopping",
@@ -253,19 +350,42 @@ impl ProxyStream {
         self.due_since.get_or_insert_with(Instant::now);
     }
 
+    /// The Pod may run as another service account by now, and what is another's is no longer to be had.
+    fn authorize(&self, world: &World) -> Result<(), Status> {
+        if self.session.seen() == world.generation() {
+            return Ok(());
+        }
+        let Subscriber { identity, workload } = &self.subscriber;
+        authorize(world, identity, workload).map(|_| ()).inspect_err(
+            |status| tracing::warn!(proxy = self.proxy(), %identity, reason = status.message(), "a proxy is no longer served"),
+        )
+    }
+
     /// Compiles what changed, sends what is due, reports what happened.
     async fn step(&mut self, world: &World, responses: &Responses) -> Result<(), Status> {
+        self.compare(world);
+        let prove = std::mem::take(&mut self.prove);
+        let delta = self.session.poll();
+        match delta.or_else(|| prove.then(|| self.session.probe()).flatten()) {
+            Some(delta) => self.send(delta, responses).await?,
+            None if !self.session.has_outstanding() => self.due_since = None,
+            None => {}
+        }
+        self.report();
+        Ok(())
+    }
+
+    fn compare(&mut self, world: &World) {
         if std::mem::take(&mut self.refresh) || self.session.seen() != world.generation() {
             let compiler = &self.distributor.compiler;
             let view = compiler.view(world, &self.bundle_compiled, &self.subscriber, &self.namespace);
             self.session.refresh(&view);
         }
-        match self.session.poll() {
-            Some(delta) => self.send(delta, responses).await?,
-            None if !self.session.has_outstanding() => self.due_since = None,
-            None => {}
-        }
+    }
+
+    fn report(&mut self) {
         let report = Report {
+            heard: self.heard,
             answered: self.session.answered(),
             seen: self.session.seen(),
             subscriptions: self.session.subscriptions(),
@@ -273,7 +393,30 @@ impl ProxyStream {
             ..std::mem::take(&mut self.unreported)
         };
         self.distributor.tracker.report(self.id, report);
-        Ok(())
+    }
+
+    /// The stream is gone, but the proxy may be serving by what it holds: that is compared with each change, until the proxy
+    /// is back or forgotten.
+    async fn watch_lost(mut self, mut orders: Orders) {
+        let mut world = self.distributor.world.clone();
+        let mut stopping = self.distributor.stopping.clone();
+        self.session.lost();
+        loop {
+            let now = Arc::clone(&world.borrow_and_update());
+            self.compare(&now);
+            self.report();
+            tokio::select! {
+                changed = world.changed() => if changed.is_err() { return },
+                // Nobody is there who could be asked.
+                asked = orders.changed() => if asked.is_err() { return },
+                _ = stopping.wait_for(|s| *s) => return,
+            }
+        }
+    }
+
+    /// "namespace/workload"
+    fn proxy(&self) -> String {
+        format!("{}/{}", self.namespace, self.subscriber.workload)
     }
 
     async fn send(&mut self, delta: Delta, responses: &Responses) -> Result<(), Status> {
@@ -306,7 +449,7 @@ impl ProxyStream {
             subscribe_request::Request::Verdict(verdict) => {
                 for rejection in &verdict.rejected {
                     tracing::warn!(
-                        proxy = format!("{}/{}", self.namespace, self.subscriber.workload),
+                        proxy = self.proxy(),
                         resource = rejection.name.as_ref().map(|n| format!("{:?} {}", n.kind(), bounded(&n.key))),
                         field = bounded(&rejection.field),
                         reason = bounded(&rejection.reason),

@@ -89,6 +89,8 @@ struct Entry {
     send_whole: bool,
     /// It was said, of the wanted absence, that there is no such thing.
     told_absent: bool,
+    /// Was sent, and the stream ended before an answer came: may be in force.
+    in_doubt: Option<Arc<Compiled>>,
 }
 
 #[derive(Debug)]
@@ -172,8 +174,15 @@ impl Session {
             return Err(Violation::TooManySubscriptions);
         }
         self.next_entry += 1;
-        let entry =
-            Entry { id: self.next_entry, wanted: None, in_force, refused: None, send_whole: false, told_absent: false };
+        let entry = Entry {
+            id: self.next_entry,
+            wanted: None,
+            in_force,
+            refused: None,
+            send_whole: false,
+            told_absent: false,
+            in_doubt: None,
+        };
         self.due.insert((name.kind, name.key.clone()));
         self.touched.insert(name.clone());
         self.entries.insert(name, entry);
@@ -284,6 +293,28 @@ impl Session {
         Some(delta)
     }
 
+    /// A delta without content, to be answered like any other: whether the proxy is there. None: an answer is due anyhow.
+    pub fn probe(&mut self) -> Option<Delta> {
+        if self.outstanding.is_some() {
+            return None;
+        }
+        let delta = Delta { nonce: self.next_nonce, generation: self.answered, ..Delta::default() };
+        self.outstanding = Some(Outstanding { nonce: self.next_nonce, sent: Vec::new() });
+        self.next_nonce += 1;
+        Some(delta)
+    }
+
+    /// The stream is gone, and the proxy perhaps not: from now on this is what it may be serving. [`Self::refresh`] it with
+    /// each change, to know what concerns it; nothing more is sent.
+    pub fn lost(&mut self) {
+        for (name, id, sent) in self.outstanding.take().into_iter().flat_map(|outstanding| outstanding.sent) {
+            if let Some(entry) = self.entries.get_mut(&name).filter(|entry| entry.id == id) {
+                entry.in_doubt = Some(sent);
+                self.touched.insert(name);
+            }
+        }
+    }
+
     /// The names whose standing changed since this was last called; None: unsubscribed.
     pub fn take_changes(&mut self) -> Vec<(ResourceName, Option<Standing>)> {
         let touched = std::mem::take(&mut self.touched);
@@ -324,7 +355,7 @@ impl Entry {
 
     /// The same version compiled from newer generations is as good as sent.
     fn adopt(&mut self) {
-        let Some(wanted) = &self.wanted else { return };
+        let Some(wanted) = self.wanted.as_ref().filter(|_| self.in_doubt.is_none()) else { return };
         if let Some(version) = wanted.version() {
             if self.version_in_force() == Some(version) {
                 self.in_force = InForce::Sent(Arc::clone(wanted));
@@ -364,12 +395,23 @@ impl Entry {
 
     fn standing(&self, capabilities: &HashSet<String>) -> Option<Standing> {
         let wanted = self.wanted.as_ref()?;
-        let in_force = match &self.in_force {
+        let mut in_force = match &self.in_force {
             InForce::Nothing => None,
             InForce::Held(_) => Some(Vec::new()),
             InForce::Sent(compiled) => compiled.resource.as_ref().map(|r| r.origins.clone()),
         };
-        let lag = if self.version_in_force() == wanted.version() {
+        if let Some(sent) = &self.in_doubt {
+            // Whatever it was made from may be in force, and in no generation that can be counted on.
+            let known = in_force.get_or_insert_default();
+            for origin in sent.resource.iter().flat_map(|r| &r.origins) {
+                if !known.iter().any(|o| o.object == origin.object) {
+                    known.push(ObjectGeneration { object: origin.object.clone(), generation: 0 });
+                }
+            }
+        }
+        let lag = if self.in_doubt.is_some() {
+            Some(Lag::Pending)
+        } else if self.version_in_force() == wanted.version() {
             None
         } else if let Some(refused) = &self.refused {
             let Refused { version, field, reason } = refused.clone();

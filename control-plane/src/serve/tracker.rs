@@ -1,16 +1,18 @@
 //! Who serves what: per proxy, the resources it has and what they were compiled from; per object, the proxies that
-//! subscribed to something made from it, and those that lag.
+//! subscribed to something made from it, and those that lag. Who is gone without a farewell may be serving still, and counts.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::SocketAddr,
     time::{Instant, SystemTime},
 };
 
 use leno_proto::{
     spiffe::SpiffeId,
-    v1::{Laggard, ObjectRef, ProxyStatus, Rejection, ResourceName},
+    v1::{Laggard, ObjectRef, ProxyStatus, Rejection, ResourceKind, ResourceName},
 };
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::{
@@ -18,6 +20,8 @@ use super::{
     session::{Lag, Standing},
 };
 use crate::authority::issue;
+
+mod names;
 
 /// One stream. A proxy that reconnects has a new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -29,15 +33,61 @@ pub struct Opened {
     pub identity: SpiffeId,
     /// Pod name, within the identity's namespace.
     pub workload: String,
+    /// Differs between processes. 0: not said.
+    pub instance: u64,
+    pub address: SocketAddr,
     pub version: String,
     /// The configuration had its Pod when it connected: once that is gone, so is the proxy.
     pub has_pod: bool,
     pub certificate_not_after: SystemTime,
 }
 
+impl Opened {
+    fn name(&self) -> String {
+        format!("{}/{}", self.identity.namespace(), self.workload)
+    }
+
+    /// As far as can be told.
+    fn is_same_process(&self, other: &Self) -> bool {
+        let instances = (self.instance, other.instance);
+        self.identity == other.identity && (instances.0 == instances.1 || instances.0 == 0 || instances.1 == 0)
+    }
+}
+
+/// Counts how often a stream was asked to show that its proxy is there. Closed: its name went to another, or is forgotten.
+pub type Orders = watch::Receiver<u64>;
+
+/// What comes of the wish to open a stream.
+pub enum Claim {
+    Granted(StreamId, Orders),
+    /// Another process has a stream under this name, and was asked whether it is still there.
+    Contested(Holder),
+}
+
+/// Who has the name that another wants.
+#[derive(Debug, Clone)]
+pub struct Holder {
+    pub stream: StreamId,
+    pub identity: SpiffeId,
+    pub address: SocketAddr,
+    /// What it had said before it was asked.
+    heard: u64,
+}
+
+/// A proxy's name, as it is remembered over a restart of the control plane.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Name {
+    pub namespace: String,
+    pub workload: String,
+    /// See [`Opened::has_pod`].
+    pub has_pod: bool,
+}
+
 /// What a stream reports after each step.
 #[derive(Debug, Default)]
 pub struct Report {
+    /// How many requests came from the proxy.
+    pub heard: u64,
     /// The generation that the proxy answered for.
     pub answered: u64,
     /// The generation that its subscriptions were compiled against.
@@ -63,6 +113,8 @@ pub struct Tracker {
     state: Mutex<State>,
     /// Counts changes, for those who wait.
     revision: watch::Sender<u64>,
+    /// Counts changes of [`Self::names`].
+    roster: watch::Sender<u64>,
 }
 
 #[derive(Default)]
@@ -71,6 +123,10 @@ struct State {
     streams: HashMap<StreamId, Record>,
     /// "namespace/workload" → its newest stream.
     by_name: HashMap<String, StreamId>,
+    /// Name and instance of those who were refused because of another of the same name.
+    duplicates: HashMap<(String, u64), StreamId>,
+    /// Connected to an earlier control plane on this state folder, and not back yet, since that time.
+    missing: BTreeMap<String, (Name, Instant)>,
     /// Object → streams that have, or should have, something made from it, and how many such things.
     by_object: HashMap<ObjectRef, HashMap<StreamId, u32>>,
 }
@@ -80,7 +136,11 @@ struct Record {
     opened: Opened,
     /// Set when it vanished without a word.
     vanished: Option<Instant>,
-    superseded: watch::Sender<bool>,
+    /// Another of the same name is served instead.
+    duplicate: bool,
+    /// See [`Orders`].
+    orders: watch::Sender<u64>,
+    heard: u64,
     answered: u64,
     seen: u64,
     subscriptions: usize,
@@ -90,48 +150,17 @@ struct Record {
 }
 
 impl Tracker {
-    /// A new stream. An earlier one of the same workload is superseded: the receiver that it was given turns true.
-    pub fn opened(&self, opened: Opened) -> (StreamId, watch::Receiver<bool>) {
-        let name = format!("{}/{}", opened.identity.namespace(), opened.workload);
-        let superseded = watch::Sender::new(false);
-        let receiver = superseded.subscribe();
-        let mut state = self.state.lock();
-        state.next += 1;
-        let id = StreamId(state.next);
-        if let Some(earlier) = state.by_name.insert(name.clone(), id)
-            && let Some(record) = state.remove(earlier)
-        {
-            record.superseded.send_replace(true);
-        }
-        state.streams.insert(
-            id,
-            Record {
-                name,
-                opened,
-                vanished: None,
-                superseded,
-                answered: 0,
-                seen: 0,
-                subscriptions: 0,
-                standings: HashMap::new(),
-                resources_sent: 0,
-                bytes_sent: 0,
-            },
-        );
-        drop(state);
-        self.bump();
-        (id, receiver)
-    }
-
     /// What a stream did. Ignored if it was superseded.
     pub fn report(&self, id: StreamId, report: Report) {
         let mut state = self.state.lock();
         let State { streams, by_object, .. } = &mut *state;
         let Some(record) = streams.get_mut(&id) else { return };
         let moved = record.answered != report.answered
+            || record.heard != report.heard
             || record.seen != report.seen
             || record.subscriptions != report.subscriptions
             || !report.changes.is_empty();
+        record.heard = report.heard;
         record.answered = report.answered;
         record.seen = report.seen;
         record.subscriptions = report.subscriptions;
@@ -160,6 +189,7 @@ impl Tracker {
         let mut state = self.state.lock();
         if farewell {
             state.forget(id);
+            self.roster.send_modify(|n| *n += 1);
         } else if let Some(record) = state.streams.get_mut(&id) {
             record.vanished = Some(now);
             state.bound_vanished();
@@ -183,8 +213,15 @@ impl Tracker {
         for id in &old {
             state.forget(*id);
         }
+        let missing = state.missing.len();
+        state.missing.retain(|_, (name, since)| {
+            now.saturating_duration_since(*since) < limits::DISCONNECTED_KEPT
+                && (!name.has_pod || pod_exists(&name.namespace, &name.workload))
+        });
+        let forgot = !old.is_empty() || state.missing.len() != missing;
         drop(state);
-        if !old.is_empty() {
+        if forgot {
+            self.roster.send_modify(|n| *n += 1);
             self.bump();
         }
     }
@@ -193,8 +230,13 @@ impl Tracker {
     pub fn progress(&self, object: &ObjectRef, generation: Option<u64>) -> Progress {
         let state = self.state.lock();
         let mut progress = Progress::default();
-        for id in state.by_object.get(object).into_iter().flat_map(HashMap::keys) {
-            let Some(record) = state.streams.get(id) else { continue };
+        let concerned = state.by_object.get(object).into_iter().flat_map(HashMap::keys);
+        let concerned: Box<dyn Iterator<Item = &Record>> = match generation {
+            Some(_) => Box::new(concerned.filter_map(|id| state.streams.get(id))),
+            // What is held from an earlier stream may be made from it.
+            None => Box::new(state.streams.values()),
+        };
+        for record in concerned {
             match record.judge(object, generation) {
                 Judgement::Unconcerned => {}
                 Judgement::Programmed => {
@@ -207,14 +249,18 @@ impl Tracker {
                 }
             }
         }
-        progress.laggards.sort_by(|a, b| a.proxy.cmp(&b.proxy));
+        for name in state.missing.keys() {
+            progress.subscribed += 1;
+            progress.laggards.push(names::missing(name));
+        }
+        progress.laggards.sort_by(|a, b| (&a.proxy, &a.reason).cmp(&(&b.proxy, &b.reason)));
         progress
     }
 
-    /// Whether every connected proxy's subscriptions have been compiled against `generation` or a later one: only then
-    /// is it known who subscribes to what is new in it.
+    /// Whether every proxy's subscriptions, of those that vanished too, have been compiled against `generation` or a later
+    /// one: only then is it known who subscribes to what is new in it.
     pub fn settled(&self, generation: u64) -> bool {
-        self.state.lock().streams.values().all(|r| r.vanished.is_some() || r.seen >= generation)
+        self.state.lock().streams.values().all(|r| r.seen >= generation)
     }
 
     /// Changes whenever [`Self::progress`] or [`Self::proxies`] may.
@@ -226,7 +272,9 @@ impl Tracker {
     pub fn proxies(&self) -> Vec<ProxyStatus> {
         let state = self.state.lock();
         let mut proxies: Vec<_> = state.streams.values().map(Record::status).collect();
-        proxies.sort_by(|a, b| a.name.cmp(&b.name));
+        let missing = |name: &String| ProxyStatus { name: name.clone(), ..ProxyStatus::default() };
+        proxies.extend(state.missing.keys().map(missing));
+        proxies.sort_by(|a, b| (&a.name, b.connected).cmp(&(&b.name, a.connected)));
         proxies
     }
 
@@ -242,10 +290,13 @@ impl Tracker {
 
 impl State {
     fn forget(&mut self, id: StreamId) {
-        if let Some(record) = self.remove(id)
-            && self.by_name.get(&record.name) == Some(&id)
-        {
+        let Some(record) = self.remove(id) else { return };
+        if self.by_name.get(&record.name) == Some(&id) {
             self.by_name.remove(&record.name);
+        }
+        let duplicate = (record.name, record.opened.instance);
+        if self.duplicates.get(&duplicate) == Some(&id) {
+            self.duplicates.remove(&duplicate);
         }
     }
 
@@ -283,17 +334,18 @@ impl Record {
         let mut concerned = false;
         let mut oldest = u64::MAX;
         let mut lag: Option<&Standing> = None;
-        for standing in self.standings.values() {
+        for (name, standing) in &self.standings {
+            let unknown = generation.is_none() && standing.is_unknown(name);
             let in_force = standing.in_force_generation(object);
             let wanted = standing.wanted_generation(object);
             let behind = match generation {
                 // It is gone: whatever is still made from it is behind.
-                None => in_force.is_some(),
+                None => in_force.is_some() || unknown,
                 Some(generation) if wanted.is_some() => in_force.is_none_or(|g| g < generation),
                 // No longer made from it, or not known yet to be.
                 Some(_) => in_force.is_some() && standing.lag.is_some(),
             };
-            if in_force.is_none() && wanted.is_none() {
+            if in_force.is_none() && wanted.is_none() && !unknown {
                 continue;
             }
             concerned = true;
@@ -312,6 +364,7 @@ impl Record {
 
     fn laggard(&self, standing: &Standing, generation: u64) -> Laggard {
         let (reason, message) = match &standing.lag {
+            _ if self.duplicate => ("duplicate-name", names::duplicate(&self.opened)),
             _ if self.vanished.is_some() => {
                 ("disconnected", "the proxy is not connected; what it serves is not known".to_owned())
             }
@@ -361,6 +414,13 @@ impl Standing {
 
     fn in_force_generation(&self, object: &ObjectRef) -> Option<u64> {
         generation_of(self.in_force.as_deref().unwrap_or_default(), object)
+    }
+
+    /// What is in force is from an earlier stream, and of a version that is not known here: it may be made from anything.
+    fn is_unknown(&self, name: &ResourceName) -> bool {
+        let of_objects =
+            matches!(name.kind(), ResourceKind::Inbound | ResourceKind::Destination | ResourceKind::Endpoints);
+        of_objects && self.lag.is_some() && self.in_force.as_ref().is_some_and(Vec::is_empty)
     }
 
     /// Every object that it is, or should be, made from, once.

@@ -60,8 +60,16 @@ pub async fn run(
 ) {
     let pinned = config.outbound.iter().map(|listener| listener.destination.as_str().into());
     let session = Session::new(pinned, Instant::now());
-    let mut client =
-        Client { config, store, credentials, asks, session, waiting: HashMap::new(), metrics: Metrics::new() };
+    let mut client = Client {
+        config,
+        store,
+        credentials,
+        asks,
+        session,
+        instance: instance(),
+        waiting: HashMap::new(),
+        metrics: Metrics::new(),
+    };
     let mut shutdown = pin!(shutdown);
     let mut failures = 0;
     let mut reminded: Option<Instant> = None;
@@ -115,6 +123,11 @@ pub async fn run(
     }
 }
 
+/// Tells this process from another that bears the same workload's name. Not 0.
+fn instance() -> u64 {
+    RandomState::new().hash_one(std::process::id()) | 1
+}
+
 /// A number in 0.0..1.0 that differs between processes and calls; only spreads load.
 fn chance() -> f64 {
     (RandomState::new().hash_one(0u8) >> 11) as f64 / (1u64 << 53) as f64
@@ -129,6 +142,7 @@ struct Client {
     credentials: Arc<CredentialStore>,
     asks: mpsc::Receiver<Ask>,
     session: Session,
+    instance: u64,
     /// Workers that wait for a destination.
     waiting: HashMap<DestinationKey, Vec<Reply>>,
     metrics: Metrics,
@@ -222,7 +236,7 @@ impl Client {
                 .await
                 .map_err(|error| Failure::Broken(innermost(&error).to_string()))?;
             let (requests, receiver) = mpsc::channel(16);
-            let open = Request::Open(self.session.open(&self.store.snapshot(), &self.config.workload));
+            let open = Request::Open(self.session.open(&self.store.snapshot(), &self.config.workload, self.instance));
             let _ = requests.try_send(SubscribeRequest { request: Some(open) });
             let mut client = DiscoveryClient::new(channel).max_decoding_message_size(MESSAGE_BYTES);
             let responses = client.subscribe(ReceiverStream::new(receiver)).await?.into_inner();

@@ -89,7 +89,7 @@ impl Session {
     }
 
     /// The first message of a stream: everything wanted, with the versions held.
-    pub fn open(&mut self, snapshot: &Snapshot, workload: &str) -> Open {
+    pub fn open(&mut self, snapshot: &Snapshot, workload: &str, instance: u64) -> Open {
         self.told = self.wanted.clone();
         let held = |name: &ResourceName| {
             let version = snapshot.provenance.get(name).map(|held| held.version.clone()).unwrap_or_default();
@@ -99,6 +99,7 @@ impl Session {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             capabilities: Vec::new(),
             workload: workload.to_owned(),
+            instance,
             held: self.wanted.iter().map(held).collect(),
         }
     }

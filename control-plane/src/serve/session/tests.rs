@@ -424,3 +424,40 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_was_sent_and_not_answered_is_in_doubt_once_the_stream_is_lost() {
+    let mut fake = Fake::default();
+    let name = destination("a");
+    fake.set(&name, 1);
+    let mut session = Session::open(Open {
+        held: vec![HeldResource { name: Some(name.clone()), version: String::new() }],
+        ..Open::default()
+    })
+    .unwrap();
+    session.refresh(&fake);
+    let delta = session.poll().unwrap();
+    session.verdict(Verdict { nonce: delta.nonce, rejected: Vec::new() }).unwrap();
+    fake.set(&name, 2);
+    session.refresh(&fake);
+    session.poll().unwrap();
+    session.lost();
+    session.take_changes();
+    // What it may have got is taken back: the first version is not surely in force.
+    fake.set(&name, 1);
+    session.refresh(&fake);
+    let changes = session.take_changes();
+    let standing = changes.iter().find(|(n, _)| *n == name).and_then(|(_, s)| s.as_ref()).unwrap();
+    assert_eq!(standing.lag, Some(Lag::Pending));
+    assert_eq!(standing.in_force.as_ref().unwrap()[0].generation, 1);
+}
+
+#[test]
+fn a_probe_is_answered_like_a_delta() {
+    let mut session = Session::open(Open::default()).unwrap();
+    let probe = session.probe().unwrap();
+    assert!(probe.changed.is_empty() && probe.removed.is_empty());
+    assert_eq!(session.probe(), None, "an answer is due already");
+    session.verdict(Verdict { nonce: probe.nonce, rejected: Vec::new() }).unwrap();
+    assert!(session.probe().unwrap().nonce > probe.nonce);
+}

@@ -13,10 +13,35 @@ fn opened(workload: &str) -> Opened {
     Opened {
         identity: SpiffeId::new("cluster.local", "shop", "web").unwrap(),
         workload: workload.into(),
+        instance: 0,
+        address: "10.0.0.9:4000".parse().unwrap(),
         version: "0.1.0".into(),
         has_pod: true,
         certificate_not_after: SystemTime::UNIX_EPOCH,
     }
+}
+
+fn open(tracker: &Tracker, opened: Opened) -> (StreamId, Orders) {
+    match tracker.claim(&opened, None) {
+        Claim::Granted(id, orders) => (id, orders),
+        Claim::Contested(holder) => panic!("contested by {holder:?}"),
+    }
+}
+
+/// A process of its own.
+fn process(workload: &str, instance: u64) -> Opened {
+    Opened { instance, ..opened(workload) }
+}
+
+fn contest(tracker: &Tracker, opened: &Opened) -> Holder {
+    match tracker.claim(opened, None) {
+        Claim::Granted(..) => panic!("granted"),
+        Claim::Contested(holder) => holder,
+    }
+}
+
+fn laggards(tracker: &Tracker, generation: Option<u64>) -> Vec<(String, String)> {
+    tracker.progress(&route(), generation).laggards.into_iter().map(|l| (l.proxy, l.reason)).collect()
 }
 
 fn origins(generation: u64) -> Vec<ObjectGeneration> {
@@ -40,10 +65,10 @@ fn report(seen: u64, standing: Option<Standing>) -> Report {
 #[test]
 fn proxies_that_lag_are_named_with_the_reason() {
     let tracker = Tracker::default();
-    let (a, _keep_a) = tracker.opened(opened("a"));
-    let (b, _keep_b) = tracker.opened(opened("b"));
-    let (c, _keep_c) = tracker.opened(opened("c"));
-    let (_, _keep_d) = tracker.opened(opened("unconcerned"));
+    let (a, _keep_a) = open(&tracker, opened("a"));
+    let (b, _keep_b) = open(&tracker, opened("b"));
+    let (c, _keep_c) = open(&tracker, opened("c"));
+    let (_, _keep_d) = open(&tracker, opened("unconcerned"));
     tracker.report(a, report(2, Some(standing(Some(2), Some(2), None))));
     tracker.report(b, report(2, Some(standing(Some(2), Some(1), Some(Lag::Pending)))));
     let rejected = Lag::Rejected { version: "v".into(), field: "http.rules[0]".into(), reason: "bad regex".into() };
@@ -61,7 +86,7 @@ fn proxies_that_lag_are_named_with_the_reason() {
 #[test]
 fn a_removed_object_lags_where_it_is_still_in_force() {
     let tracker = Tracker::default();
-    let (a, _keep) = tracker.opened(opened("a"));
+    let (a, _keep) = open(&tracker, opened("a"));
     tracker.report(a, report(3, Some(standing(None, Some(2), Some(Lag::Pending)))));
     let progress = tracker.progress(&route(), None);
     assert_eq!((progress.subscribed, progress.programmed, progress.laggards.len()), (1, 0, 1));
@@ -75,8 +100,8 @@ fn a_removed_object_lags_where_it_is_still_in_force() {
 fn a_proxy_that_vanishes_is_named_for_a_while_and_one_that_leaves_is_not() {
     let tracker = Tracker::default();
     let now = Instant::now();
-    let (a, _keep_a) = tracker.opened(opened("a"));
-    let (b, _keep_b) = tracker.opened(opened("b"));
+    let (a, _keep_a) = open(&tracker, opened("a"));
+    let (b, _keep_b) = open(&tracker, opened("b"));
     for id in [a, b] {
         tracker.report(id, report(1, Some(standing(Some(1), Some(1), None))));
     }
@@ -86,7 +111,9 @@ fn a_proxy_that_vanishes_is_named_for_a_while_and_one_that_leaves_is_not() {
     assert_eq!(tracker.progress(&route(), Some(1)).programmed, 1, "what it had then is in force");
     let behind = tracker.progress(&route(), Some(2));
     assert_eq!(behind.laggards[0].reason, "disconnected");
-    assert!(tracker.settled(9), "nothing more is to be heard of it");
+    assert!(!tracker.settled(2), "it has not been compared yet");
+    tracker.report(a, report(2, Some(standing(Some(2), Some(1), Some(Lag::Pending)))));
+    assert!(tracker.settled(2));
 
     tracker.forget_vanished(now + limits::DISCONNECTED_KEPT - Duration::from_secs(1), |_, _| true);
     assert_eq!(tracker.proxies().len(), 1);
@@ -94,7 +121,7 @@ fn a_proxy_that_vanishes_is_named_for_a_while_and_one_that_leaves_is_not() {
     assert_eq!(tracker.proxies().len(), 0);
     assert!(tracker.state.lock().by_name.is_empty());
 
-    let (c, _keep_c) = tracker.opened(opened("c"));
+    let (c, _keep_c) = open(&tracker, opened("c"));
     tracker.forget_vanished(now, |_, _| false);
     assert_eq!(tracker.proxies().len(), 1, "it is connected, Pod or not");
     tracker.closed(c, false, now);
@@ -105,10 +132,10 @@ fn a_proxy_that_vanishes_is_named_for_a_while_and_one_that_leaves_is_not() {
 #[test]
 fn a_second_stream_supersedes_the_first() {
     let tracker = Tracker::default();
-    let (first, superseded) = tracker.opened(opened("a"));
+    let (first, superseded) = open(&tracker, opened("a"));
     tracker.report(first, report(1, Some(standing(Some(1), Some(1), None))));
-    let (second, _keep) = tracker.opened(opened("a"));
-    assert!(*superseded.borrow());
+    let (second, _keep) = open(&tracker, opened("a"));
+    assert!(superseded.has_changed().is_err());
     assert_eq!(tracker.progress(&route(), Some(1)), Progress::default());
     // Late words of the first change nothing.
     tracker.report(first, report(1, Some(standing(Some(1), Some(1), None))));
@@ -116,4 +143,90 @@ fn a_second_stream_supersedes_the_first() {
     assert_eq!(tracker.proxies().len(), 1);
     tracker.report(second, report(1, Some(standing(Some(1), Some(1), None))));
     assert_eq!(tracker.progress(&route(), Some(1)).programmed, 1);
+}
+
+#[test]
+fn a_second_process_of_the_same_name_is_a_laggard_and_does_not_throw_out_the_first() {
+    let tracker = Tracker::default();
+    let now = Instant::now();
+    let (first, mut orders) = open(&tracker, process("a", 1));
+    tracker.report(first, report(2, Some(standing(Some(2), Some(2), None))));
+    let holder = contest(&tracker, &process("a", 2));
+    assert_eq!((holder.stream, tracker.answered(&holder)), (first, Some(false)));
+    assert!(orders.has_changed().unwrap(), "it is asked to show that it is there");
+    orders.mark_unchanged();
+    tracker.report(first, Report { heard: 1, ..report(2, Some(standing(Some(2), Some(2), None))) });
+    assert_eq!(tracker.answered(&holder), Some(true));
+
+    let (refused, _keep, news) = tracker.refused(process("a", 2), now);
+    assert!(news && !tracker.settled(2));
+    tracker.report(refused, report(2, Some(standing(Some(2), None, Some(Lag::Pending)))));
+    assert_eq!(laggards(&tracker, Some(2)), [("shop/a".into(), "duplicate-name".into())]);
+    assert_eq!(tracker.progress(&route(), Some(2)).programmed, 1);
+    // It tries again and again, and is one.
+    let (again, _keep, news) = tracker.refused(process("a", 2), now);
+    assert!(!news);
+    tracker.report(again, report(2, Some(standing(Some(2), None, Some(Lag::Pending)))));
+    assert_eq!(tracker.proxies().len(), 2);
+
+    // The first loses its stream, and the second is faster: they have changed places.
+    tracker.closed(first, false, now);
+    let (second, _keep) = open(&tracker, process("a", 2));
+    tracker.report(second, report(2, Some(standing(Some(2), Some(2), None))));
+    tracker.report(first, report(3, Some(standing(Some(3), Some(2), Some(Lag::Pending)))));
+    assert_eq!(laggards(&tracker, Some(3)).iter().filter(|(_, reason)| reason == "duplicate-name").count(), 1);
+    tracker.forget_vanished(now + limits::DISCONNECTED_KEPT, |_, _| true);
+    assert_eq!(tracker.proxies().len(), 1);
+    assert!(tracker.state.lock().duplicates.is_empty());
+}
+
+#[test]
+fn a_restarted_process_gets_its_name_back() {
+    let tracker = Tracker::default();
+    let (first, orders) = open(&tracker, process("a", 1));
+    tracker.report(first, report(1, Some(standing(Some(1), Some(1), None))));
+    // The end of the old stream was seen: it is gone without a trace.
+    tracker.closed(first, false, Instant::now());
+    let (second, _keep) = open(&tracker, process("a", 2));
+    assert!(orders.has_changed().is_err());
+    assert_eq!((tracker.proxies().len(), laggards(&tracker, Some(2))), (1, Vec::new()));
+    // It was not, and nobody answers there.
+    let holder = contest(&tracker, &process("a", 3));
+    assert!(matches!(tracker.claim(&process("a", 3), Some(holder.stream)), Claim::Granted(..)));
+    assert_eq!((tracker.answered(&holder), holder.stream), (None, second));
+    // Its own next stream needs no proof.
+    open(&tracker, process("a", 3));
+    // Another identity's does, whatever it says of itself.
+    let identity = SpiffeId::new("cluster.local", "shop", "other").unwrap();
+    contest(&tracker, &Opened { identity, ..process("a", 3) });
+    assert_eq!(tracker.proxies().len(), 1);
+}
+
+#[test]
+fn those_that_an_earlier_control_plane_knew_are_missed_until_they_are_back() {
+    let tracker = Tracker::default();
+    let now = Instant::now();
+    let name = |workload: &str, has_pod| Name { namespace: "shop".into(), workload: workload.into(), has_pod };
+    tracker.expect([name("a", true), name("b", true), name("c", false)], now);
+    let missed = |name: &str| (name.to_owned(), "disconnected".to_owned());
+    assert_eq!(laggards(&tracker, Some(1)), [missed("shop/a"), missed("shop/b"), missed("shop/c")]);
+    assert_eq!(laggards(&tracker, None).len(), 3);
+    assert_eq!((tracker.proxies().len(), tracker.connected()), (3, 0));
+    open(&tracker, opened("a"));
+    assert_eq!(tracker.names().len(), 3, "until all are back, the next control plane misses them too");
+    tracker.forget_vanished(now, |_, pod| pod != "b");
+    assert_eq!(laggards(&tracker, Some(1)), [missed("shop/c")]);
+    tracker.forget_vanished(now + limits::DISCONNECTED_KEPT, |_, _| true);
+    assert_eq!(tracker.progress(&route(), Some(1)), Progress::default());
+}
+
+#[test]
+fn what_is_held_in_an_unknown_version_may_be_made_from_what_is_gone() {
+    let tracker = Tracker::default();
+    let (a, _keep) = open(&tracker, opened("a"));
+    let held = Standing { in_force: Some(Vec::new()), ..standing(None, None, Some(Lag::Pending)) };
+    tracker.report(a, report(1, Some(held)));
+    assert_eq!(laggards(&tracker, None), [("shop/a".into(), "pending".into())]);
+    tracker.report(a, report(1, Some(standing(None, None, None))));
+    assert_eq!(tracker.progress(&route(), None), Progress::default());
 }

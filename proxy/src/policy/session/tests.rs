@@ -45,7 +45,7 @@ fn opens_with_what_is_wanted_and_held() {
     let now = Instant::now();
     let (store, _asks) = Store::new();
     let mut session = Session::new([key("shop.default:80")], now);
-    let open = session.open(&store.snapshot(), "cart-1");
+    let open = session.open(&store.snapshot(), "cart-1", 1);
     assert_eq!((open.workload.as_str(), open.version.is_empty()), ("cart-1", false));
     assert_eq!(open.held.len(), 4);
     assert!(open.held.iter().all(|held| held.version.is_empty()));
@@ -57,7 +57,7 @@ fn opens_with_what_is_wanted_and_held() {
     assert_eq!(session.follow(&store.snapshot(), &[], &[]), []);
     assert_eq!(subscribed(&mut session), (vec!["shop/10:80".to_owned()], vec![]));
 
-    let open = session.open(&store.snapshot(), "cart-1");
+    let open = session.open(&store.snapshot(), "cart-1", 1);
     let versions: HashMap<_, _> = open.held.into_iter().map(|held| (held.name.unwrap().key, held.version)).collect();
     assert_eq!(versions[CART], "d1");
     assert_eq!(versions["shop/10:80"], "", "subscribed, and nothing came yet");
@@ -68,7 +68,7 @@ fn what_does_not_exist_is_asked_for_anew() {
     let now = Instant::now();
     let (store, _asks) = Store::new();
     let mut session = Session::new([], now);
-    session.open(&store.snapshot(), "cart-1");
+    session.open(&store.snapshot(), "cart-1", 1);
     session.ask(&key(CART), now).unwrap();
     session.interest();
     let gone = session.follow(&store.snapshot(), &[name(ResourceKind::Destination, CART)], &[]);
@@ -83,7 +83,7 @@ fn what_cannot_be_used_stays_subscribed_and_fails_at_once() {
     let now = Instant::now();
     let (store, _asks) = Store::new();
     let mut session = Session::new([], now);
-    session.open(&store.snapshot(), "cart-1");
+    session.open(&store.snapshot(), "cart-1", 1);
     session.ask(&key(CART), now).unwrap();
     session.interest();
     let rejection = Rejection { name: Some(name(ResourceKind::Destination, CART)), ..Rejection::default() };
@@ -106,7 +106,7 @@ fn idle_destinations_go_with_their_endpoints_and_pinned_ones_stay() {
         session.ask(&key(text), start).unwrap();
     }
     session.ask(&key("unanswered.shop:80"), start).unwrap();
-    session.open(&store.snapshot(), "cart-1");
+    session.open(&store.snapshot(), "cart-1", 1);
     holding(&session, &store, &["pinned.shop:80", "a.shop:80", "b.shop:80"]);
     session.follow(&store.snapshot(), &[], &[]);
     session.interest();
