@@ -29,7 +29,7 @@ impl Instance {
 
     /// Both again, where they were.
     pub async fn restart(&mut self, mesh: &Mesh) -> Result<()> {
-        self.server = Server::listen(&self.server.name().to_owned(), self.server.address()).await?;
+        self.server = Server::listen(self.server.name(), self.server.address()).await?;
         self.sidecar.restart(mesh).await
     }
 }
