@@ -1,7 +1,9 @@
-//! The control protocol, `leno.v1`: generated code, and the two words both sides must spell the
-//! same way: a workload's identity and the protocols spoken between proxies.
+//! The control protocol, `leno.v1`: generated code, and what both sides must spell the same way: a
+//! workload's identity, the protocols spoken between proxies, and which headers and patterns policy may use.
 
 pub mod alpn;
+pub mod headers;
+pub mod pattern;
 pub mod spiffe;
 
 /// Generated from `leno/v1/*.proto`; the comments there are the documentation.

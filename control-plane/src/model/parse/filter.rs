@@ -163,7 +163,7 @@ fn header_modifier(at: &str, raw: &RawHeaderModifier) -> Result<HeaderModifier, 
         let mut wrong = Wrong::default();
         let mut headers: Vec<Header> = Vec::with_capacity(raw.len());
         for (index, header) in raw.iter().enumerate() {
-            let name = wrong.note(value::header_name(&format!("{at}.{field}[{index}].name"), &header.name));
+            let name = wrong.note(value::changed_header_name(&format!("{at}.{field}[{index}].name"), &header.name));
             wrong.note(value::header_value(&format!("{at}.{field}[{index}].value"), &header.value));
             // Of several entries for one name only the first counts (HTTPHeaderFilter).
             if !headers.iter().any(|(known, _)| **known == *name) {
@@ -175,7 +175,9 @@ fn header_modifier(at: &str, raw: &RawHeaderModifier) -> Result<HeaderModifier, 
     let remove = || -> Result<Vec<Arc<str>>, Wrong> {
         value::at_most(&format!("{at}.remove"), raw.remove.len(), MAX_HEADERS)?;
         let names = raw.remove.iter().enumerate();
-        Wrong::each(names.map(|(index, name)| Ok(value::header_name(&format!("{at}.remove[{index}]"), name)?.into())))
+        Wrong::each(
+            names.map(|(index, name)| Ok(value::changed_header_name(&format!("{at}.remove[{index}]"), name)?.into())),
+        )
     };
     let mut wrong = Wrong::default();
     let set = wrong.note(headers("set", &raw.set));

@@ -378,8 +378,10 @@ fn grpc_path(at: &str, raw: &RawGrpcMethod) -> Result<(Option<PathMatch>, PathRa
                 }
                 (Some(service), None) => ranked(PathMatch::Prefix(format!("/{service}").into()), PathRank::Exact),
                 (_, method) => {
-                    let method = regex::escape(&method.unwrap_or_default());
-                    ranked(PathMatch::Regex(format!("/{any}/{method}").into()), PathRank::Exact)
+                    let path = format!("/{any}/{}", regex::escape(&method.unwrap_or_default()));
+                    // A name has no limit, its expression has.
+                    value::regex(&format!("{at}.method"), &path)?;
+                    ranked(PathMatch::Regex(path.into()), PathRank::Exact)
                 }
             }
         }

@@ -339,3 +339,82 @@ fn services_and_slices_take_their_defaults() {
     assert_eq!(ports, [(80, Number(80), Protocol::Detect), (81, Name("web".into()), Protocol::Http2)]);
     assert!(parsed.unknown.is_empty(), "{:?}", parsed.unknown);
 }
+
+// ---- what a proxy refuses never reaches it -------------------------------------------------------
+// Its own door is proxy/src/policy/apply; `what_the_control_plane_sends_is_taken` there has the same values.
+
+#[test]
+fn headers_of_the_proxys_own_are_not_for_filters() {
+    use leno_proto::headers::{PREFIXES, RESERVED};
+    let names = RESERVED.into_iter().map(str::to_owned).chain(PREFIXES.map(|prefix| format!("{prefix}x")));
+    for name in names.flat_map(|name| [name.to_ascii_uppercase(), name]) {
+        for (kind, field) in
+            [("RequestHeaderModifier", "requestHeaderModifier"), ("ResponseHeaderModifier", "responseHeaderModifier")]
+        {
+            for (list, entry) in [
+                ("set", json!({"name": name, "value": "x"})),
+                ("add", json!({"name": name, "value": "x"})),
+                ("remove", json!(name)),
+            ] {
+                let filter = json!({"type": kind, field: {list: [entry]}});
+                let in_backend = json!({"backendRefs": [{"name": "a", "port": 80, "filters": [filter.clone()]}]});
+                for route in [
+                    http_route(json!({"filters": [filter.clone()]})),
+                    grpc_route(json!({"filters": [filter]})),
+                    http_route(in_backend),
+                ] {
+                    let error = bad(route);
+                    assert!(error.contains(&format!("{field}.{list}[0]")), "{error}");
+                    assert!(error.contains("is the proxy's own: no header modifier changes it"), "{error}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn values_that_no_proxy_takes_are_refused() {
+    for rule in [
+        json!({"filters": [{"type": "RequestRedirect", "requestRedirect": {"hostname": "a:80"}}]}),
+        json!({"filters": [{"type": "RequestRedirect", "requestRedirect": {"hostname": "a@b"}}]}),
+        json!({"filters": [{"type": "RequestRedirect", "requestRedirect": {"scheme": "h ttp"}}]}),
+        json!({"filters": [{"type": "RequestRedirect", "requestRedirect": {"port": 0}}]}),
+        json!({"filters": [{"type": "URLRewrite", "urlRewrite": {"path": {"type": "ReplaceFullPath", "replaceFullPath": "/a?b"}}}]}),
+        json!({"filters": [{"type": "URLRewrite", "urlRewrite": {"path": {"type": "ReplacePrefixMatch", "replacePrefixMatch": "a"}}}]}),
+        json!({"filters": [{"type": "ResponseHeaderModifier", "responseHeaderModifier": {"add": [{"name": "a", "value": "\u{7f}"}]}}]}),
+        json!({"matches": [{"headers": [{"name": "", "value": "x"}]}]}),
+        json!({"matches": [{"queryParams": [{"name": "a", "type": "RegularExpression", "value": "(a{1000}){1000}"}]}]}),
+    ] {
+        bad(http_route(rule));
+    }
+    bad(grpc_route(json!({"matches": [{"method": {"method": "m".repeat(200_000)}}]})));
+    for address in ["0.0.0.0", "::", "::ffff:0.0.0.0"] {
+        let slice = json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "s"},
+            "endpoints": [{"addresses": [address]}],
+        });
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "status": {"podIP": address}});
+        for document in [slice, pod] {
+            assert!(bad(document).ends_with("is nobody's address"), "{address}");
+        }
+    }
+}
+
+#[test]
+fn odd_values_that_every_proxy_takes_are_taken() {
+    for (name, value) in
+        [("x-a", ""), ("X-B", "é"), ("!#$%&'*+-.^_`|~0", " a\tb "), ("authorization", "x"), ("expect", "100-continue")]
+    {
+        let modifier = json!({"set": [{"name": name, "value": value}], "remove": [name]});
+        good(http_route(json!({"filters": [{"type": "RequestHeaderModifier", "requestHeaderModifier": modifier}]})));
+    }
+    for path in ["/", "", "/a;b=c,d/%C3%A9", "/!$&'()*+,;=:@-._~"] {
+        for (kind, field) in [("ReplaceFullPath", "replaceFullPath"), ("ReplacePrefixMatch", "replacePrefixMatch")] {
+            let rewrite = json!({"hostname": "1.a-b", "path": {"type": kind, field: path}});
+            good(http_route(json!({"filters": [{"type": "URLRewrite", "urlRewrite": rewrite}]})));
+        }
+    }
+    for regex in [r"/users/\w{36}", r"\p{Greek}+", "", "é|."] {
+        good(http_route(json!({"matches": [{"path": {"type": "RegularExpression", "value": regex}}]})));
+    }
+}

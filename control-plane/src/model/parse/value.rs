@@ -2,10 +2,10 @@
 
 use std::{net::IpAddr, time::Duration};
 
+use leno_proto::{headers, pattern};
+
 use super::{FieldError, refuse};
 
-/// Longest regular expression program, in bytes: what a proxy is willing to hold for one match.
-const MAX_REGEX_SIZE: usize = 256 * 1024;
 /// As Gateway API limits header names, and paths.
 const MAX_HEADER_NAME: usize = 256;
 const MAX_HEADER_VALUE: usize = 4096;
@@ -49,9 +49,11 @@ pub(super) fn port(field: &str, number: i64) -> Result<u16, FieldError> {
     }
 }
 
+/// Of somebody: the unspecified address (`0.0.0.0`) cannot be called.
 pub(super) fn address(field: &str, text: &str) -> Result<IpAddr, FieldError> {
-    match text.parse::<IpAddr>() {
-        Ok(ip) => Ok(ip.to_canonical()),
+    match text.parse::<IpAddr>().map(|ip| ip.to_canonical()) {
+        Ok(ip) if ip.is_unspecified() => refuse(field, format!("{text:?} is nobody's address")),
+        Ok(ip) => Ok(ip),
         Err(_) => refuse(field, format!("{text:?} is not an IP address")),
     }
 }
@@ -90,6 +92,16 @@ pub(super) fn header_name(field: &str, name: &str) -> Result<String, FieldError>
         return refuse(field, format!("{name:?} is not a header name"));
     }
     Ok(name.to_ascii_lowercase())
+}
+
+/// A header that policy may change.
+pub(super) fn changed_header_name(field: &str, name: &str) -> Result<String, FieldError> {
+    let name = header_name(field, name)?;
+    if headers::is_reserved(&name) {
+        let hint = if name == "host" { " (URLRewrite's hostname does)" } else { "" };
+        return refuse(field, format!("{name} is the proxy's own: no header modifier changes it{hint}"));
+    }
+    Ok(name)
 }
 
 /// RFC 9110: a field value; nothing that could end the line.
@@ -135,17 +147,12 @@ pub(super) fn path_characters(field: &str, path: &str) -> Result<(), FieldError>
     if path.len() > MAX_PATH { refuse(field, format!("longer than {MAX_PATH} characters")) } else { Ok(()) }
 }
 
-/// RE2 syntax, with bounded size.
+/// RE2 syntax, with bounded size: what the proxy takes.
 pub(super) fn regex(field: &str, pattern: &str) -> Result<(), FieldError> {
-    // Alone first: a pattern must not reach out of the group that anchors it.
-    for anchored in [pattern.to_owned(), format!("^(?:{pattern})$")] {
-        if let Err(error) = regex::RegexBuilder::new(&anchored).size_limit(MAX_REGEX_SIZE).build() {
-            let error = error.to_string();
-            let last = error.lines().next_back().unwrap_or_default().trim_start_matches("error: ");
-            return refuse(field, format!("{pattern:?} is not a regular expression that can be used: {last}"));
-        }
-    }
-    Ok(())
+    let Err(error) = pattern::whole(pattern) else { return Ok(()) };
+    let error = error.to_string();
+    let last = error.lines().next_back().unwrap_or_default().trim_start_matches("error: ");
+    refuse(field, format!("{pattern:?} is not a regular expression that can be used: {last}"))
 }
 
 pub(super) fn at_most(field: &str, count: usize, most: usize) -> Result<(), FieldError> {
@@ -180,7 +187,9 @@ mod tests {
 
     #[test]
     fn regexes_compile_and_stay_inside_their_anchors() {
-        assert!(regex("f", "/v[0-9]+/.*").is_ok());
+        for pattern in ["/v[0-9]+/.*", r"/users/\w{36}", r"/[^/]{1,64}/\d+"] {
+            assert!(regex("f", pattern).is_ok(), "{pattern}");
+        }
         for pattern in ["(", "a)|(b", "(?P<x", "\\p{Foo}", "((a{100}){100}){100}"] {
             assert!(regex("f", pattern).is_err(), "{pattern}");
         }

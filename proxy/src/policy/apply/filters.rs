@@ -1,22 +1,10 @@
 //! Filters: header changes, redirects, rewrites. What would let policy break the framing of messages is refused.
 
-use http::{HeaderName, HeaderValue, StatusCode, header, uri};
-use leno_proto::v1;
+use http::{HeaderName, HeaderValue, StatusCode, uri};
+use leno_proto::{headers, v1};
 
 use super::Invalid;
 use crate::http::filter::{Filters, HeaderChanges, PathChange, Redirect, Rewrite};
-
-/// Framing and connection management are the proxy's own (RFC 9110, 7.6.1); the host is for `Rewrite` to change.
-const RESERVED: [HeaderName; 8] = [
-    header::CONNECTION,
-    header::CONTENT_LENGTH,
-    header::HOST,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    HeaderName::from_static("keep-alive"),
-];
 
 pub(super) fn parse(filters: Vec<v1::HttpFilter>) -> Result<Filters, Invalid> {
     let mut parsed = Filters::default();
@@ -56,11 +44,11 @@ fn parse_filter(filter: v1::HttpFilter, into: &mut Filters) -> Result<(), Invali
 }
 
 fn parse_headers(changes: v1::HeaderModifier, into: &mut HeaderChanges) -> Result<(), Invalid> {
-    for (list, headers, parsed) in [("set", changes.set, &mut into.set), ("add", changes.add, &mut into.add)] {
-        for (index, changed) in headers.into_iter().enumerate() {
+    for (list, changes, parsed) in [("set", changes.set, &mut into.set), ("add", changes.add, &mut into.add)] {
+        for (index, changed) in changes.into_iter().enumerate() {
             let at = |invalid: Invalid| invalid.within(format!("{list}[{index}]"));
             let name = parse_name(&changed.name).map_err(|reason| at(Invalid::new("name", reason)))?;
-            let value = HeaderValue::from_str(&changed.value);
+            let value = HeaderValue::from_bytes(changed.value.as_bytes());
             let value = value.map_err(|_| at(Invalid::new("value", "holds characters that no header may hold")))?;
             parsed.push((name, value));
         }
@@ -74,7 +62,7 @@ fn parse_headers(changes: v1::HeaderModifier, into: &mut HeaderChanges) -> Resul
 
 fn parse_name(text: &str) -> Result<HeaderName, String> {
     let name = HeaderName::from_bytes(text.as_bytes()).map_err(|_| format!("{text:?} is not a header name"))?;
-    if RESERVED.contains(&name) || name.as_str() == "proxy-connection" {
+    if headers::is_reserved(name.as_str()) {
         return Err(format!("{name} is the proxy's to set"));
     }
     Ok(name)

@@ -3,13 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use http::{HeaderName, Method, StatusCode};
-use leno_proto::v1;
+use leno_proto::{pattern, v1};
 
 use super::{Backends, Invalid, destination::parse_origin, filters};
 use crate::{
     policy::{
         HttpAction, HttpRoutes, WeightedBackends,
-        http_match::{self, HeaderMatch, HttpMatch, PathMatch, QueryMatch, ValueMatch},
+        http_match::{HeaderMatch, HttpMatch, PathMatch, QueryMatch, ValueMatch},
         http_route::{HttpBackend, HttpRule, Retry},
     },
     telemetry::RouteMetrics,
@@ -95,7 +95,7 @@ fn parse_value(wanted: v1::NamedMatch) -> Result<ValueMatch, Invalid> {
 }
 
 fn parse_regex(text: &str) -> Result<regex::bytes::Regex, Invalid> {
-    http_match::whole(text).map_err(|error| Invalid::new("regex", error))
+    pattern::whole(text).map_err(|error| Invalid::new("regex", error))
 }
 
 fn unknown_kind() -> Invalid {

@@ -12,6 +12,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::policy::Target;
 
+mod agreement;
+
 const CART: &str = "10.0.0.1:80";
 const BACKEND: &str = "shop/cart:80";
 
