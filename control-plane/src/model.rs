@@ -17,7 +17,7 @@ mod routes;
 mod topics;
 mod world;
 
-pub(crate) use index::{InboundPort, namespace, pod, route, service, slice, target_number};
+pub(crate) use index::{EndpointUse, InboundPort, missing_pod, namespace, pod, route, service, slice, target_number};
 pub use object::*;
 pub(crate) use routes::{backend_service, resolve};
 pub use world::World;

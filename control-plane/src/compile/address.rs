@@ -1,18 +1,22 @@
 //! What a client addresses: an IP address and port, or a name and port, resolved to an object.
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
 use super::{Sources, service_key};
-use crate::model::{self, Kind, ObjectKey, World};
+use crate::model::{self, Endpoint, EndpointSlice, EndpointUse, Kind, ObjectKey, World};
 
 /// What an address stands for.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Addressed {
     Service(ObjectKey, u16),
-    Workload(ObjectKey, u16),
+    /// A Pod at one of its addresses.
+    Workload(ObjectKey, IpAddr, u16),
+    /// The endpoint of a Service that has this hostname, and is no Pod's.
+    Hostname(ObjectKey, String, u16),
     /// Nobody the mesh knows: passed through.
     Outside,
     /// Belongs to the mesh, and nobody is there.
@@ -24,7 +28,9 @@ const NAME_ENDINGS: [&str; 2] = [".svc.cluster.local", ".svc"];
 
 /// Resolves a destination key for clients in `namespace`.
 pub(super) fn resolve(sources: &mut Sources<'_>, namespace: &str, key: &str) -> Addressed {
-    if let Ok(address) = key.parse::<SocketAddr>() {
+    if let Ok(address) = key.parse::<SocketAddr>()
+        && address.port() > 0
+    {
         return by_ip(sources, address.ip().to_canonical(), address.port());
     }
     let Some((host, port)) = key.rsplit_once(':') else { return Addressed::Outside };
@@ -42,31 +48,43 @@ fn by_ip(sources: &mut Sources<'_>, ip: IpAddr, port: u16) -> Addressed {
         let known = model::service(&world.objects, service).is_some_and(|service| service.port(port).is_some());
         return if known { Addressed::Service(service.clone(), port) } else { Addressed::Nobody };
     }
-    if let Some(pod) = pod_at(sources, ip, port) {
-        sources.workload(&pod);
-        return Addressed::Workload(pod, port);
+    let uses = world.index.endpoint_ips.get(&ip).map(Vec::as_slice).unwrap_or_default();
+    for pod in uses.iter().filter_map(|used| used.pod.as_ref()) {
+        sources.topics.insert(model::Topic::Workload(format!("{}/{}", pod.namespace, pod.name).into()));
     }
-    let known = world.index.pod_ips.contains_key(&ip) || world.index.endpoint_ips.contains_key(&ip);
+    // Of a Pod that does not exist: who is there is not known, and plaintext is not for whoever it is.
+    let nobody = |used: &&EndpointUse| used.pod.as_ref().is_some_and(|pod| model::pod(&world.objects, pod).is_none());
+    if uses.iter().filter(nobody).any(|used| has_port(world, used, port)) {
+        return Addressed::Nobody;
+    }
+    if let Some(pod) = pod_at(world, uses, ip, port) {
+        sources.workload(&pod);
+        return Addressed::Workload(pod, ip, port);
+    }
+    let of_pods = world.index.pod_ips.contains_key(&ip);
+    if !of_pods && !uses.is_empty() && uses.iter().all(|used| nobody(&used)) {
+        return Addressed::Nobody;
+    }
+    let known = of_pods || !uses.is_empty();
     let ours = world.settings.mesh_networks.iter().any(|network| network.contains(&ip));
     if ours && !known { Addressed::Nobody } else { Addressed::Outside }
 }
 
-/// The Pod at an address; where several share it, the one whose endpoint has that port.
-fn pod_at(sources: &mut Sources<'_>, ip: IpAddr, port: u16) -> Option<ObjectKey> {
-    let world = sources.world;
-    if let Some(only) = world.index.only_pod_at(ip) {
-        return Some(only.clone());
+/// The Pod at an address, its own or that of an endpoint that names it; where several share it, the one whose endpoint
+/// has that port.
+fn pod_at(world: &World, uses: &[EndpointUse], ip: IpAddr, port: u16) -> Option<ObjectKey> {
+    let named = |used: &'_ EndpointUse| used.pod.clone().filter(|pod| model::pod(&world.objects, pod).is_some());
+    let mut pods: BTreeSet<ObjectKey> = world.index.pod_ips.get(&ip).into_iter().flatten().cloned().collect();
+    pods.extend(uses.iter().filter_map(named));
+    if pods.len() < 2 {
+        return pods.pop_first();
     }
-    let uses = world.index.endpoint_ips.get(&ip)?;
-    for used in uses {
-        sources.service(&used.service);
-        let Some(pod) = used.pod.as_ref().filter(|pod| model::pod(&world.objects, pod).is_some()) else { continue };
-        let ports = model::slice(&world.objects, &used.slice).and_then(|slice| slice.ports.as_ref());
-        if ports.is_some_and(|ports| ports.iter().any(|slice_port| slice_port.number == port)) {
-            return Some(pod.clone());
-        }
-    }
-    None
+    uses.iter().filter(|used| has_port(world, used, port)).find_map(named)
+}
+
+fn has_port(world: &World, used: &EndpointUse, port: u16) -> bool {
+    let ports = model::slice(&world.objects, &used.slice).and_then(|slice| slice.ports.as_ref());
+    ports.is_some_and(|ports| ports.iter().any(|slice_port| slice_port.number == port))
 }
 
 /// "service.namespace", with or without cluster DNS's endings; "service" in the client's own namespace; and
@@ -79,6 +97,8 @@ fn by_name(sources: &mut Sources<'_>, namespace: &str, host: &str, port: u16) ->
     let key = match labels.as_slice() {
         [name] => service_key(namespace, name),
         [name, namespace] | [_, name, namespace] => service_key(namespace, name),
+        // Cluster DNS may have an answer, which is no reason to go there in plaintext.
+        _ if cluster_name => return Addressed::Nobody,
         _ => return Addressed::Outside,
     };
     sources.service(&key);
@@ -90,13 +110,7 @@ fn by_name(sources: &mut Sources<'_>, namespace: &str, host: &str, port: u16) ->
         return if ours { Addressed::Nobody } else { Addressed::Outside };
     };
     if let [hostname, _, _] = labels.as_slice() {
-        return match pod_by_hostname(sources, &key, hostname) {
-            Some(pod) => {
-                sources.workload(&pod);
-                Addressed::Workload(pod, port)
-            }
-            None => Addressed::Outside,
-        };
+        return by_hostname(sources, &key, hostname, port);
     }
     let external = matches!(service.kind, model::ServiceKind::ExternalName(_)) && service.ports.is_empty();
     if service.port(port).is_some() || external { Addressed::Service(key, port) } else { Addressed::Nobody }
@@ -109,15 +123,37 @@ fn has_services(world: &World, own: &str, namespace: &Arc<str>) -> bool {
     own == &**namespace || next.is_some_and(|key| key.kind == Kind::Service && key.namespace == *namespace)
 }
 
-fn pod_by_hostname(sources: &Sources<'_>, service: &ObjectKey, hostname: &str) -> Option<ObjectKey> {
+/// One endpoint of a Service, asked for by its hostname. A port of the Service is that which its EndpointSlice says; any
+/// other is the endpoint's own.
+fn by_hostname(sources: &mut Sources<'_>, key: &ObjectKey, hostname: &str, port: u16) -> Addressed {
     let world = sources.world;
-    let slices = world.index.slices.get(service)?;
-    slices.iter().find_map(|key| {
+    let Some((slice_key, slice, endpoint)) = named_endpoint(world, key, hostname) else { return Addressed::Nobody };
+    let Some(ip) = endpoint.addresses.first() else { return Addressed::Nobody };
+    let service = model::service(&world.objects, key);
+    let declared = service.and_then(|service| Some((service, service.port(port)?)));
+    let target = declared.and_then(|(service, port)| model::target_number(service, port, slice)).unwrap_or(port);
+    match world.index.pod_of(&world.objects, &slice_key.namespace, endpoint, *ip) {
+        Some(pod) => {
+            sources.workload(&pod);
+            Addressed::Workload(pod, *ip, target)
+        }
+        None => Addressed::Hostname(key.clone(), hostname.to_owned(), target),
+    }
+}
+
+/// The endpoint of a Service with that hostname, and its slice; not that of a Pod that does not exist.
+pub(super) fn named_endpoint<'a>(
+    world: &'a World,
+    service: &ObjectKey,
+    hostname: &str,
+) -> Option<(&'a ObjectKey, &'a EndpointSlice, &'a Endpoint)> {
+    world.index.slices.get(service)?.iter().find_map(|key| {
         let slice = model::slice(&world.objects, key)?;
-        let named = |name: &Option<Arc<str>>| name.as_deref() == Some(hostname);
-        let endpoint = slice.endpoints.iter().find(|endpoint| named(&endpoint.hostname))?;
-        let name = endpoint.pod.clone()?;
-        let pod = ObjectKey { kind: Kind::Pod, namespace: key.namespace.clone(), name };
-        model::pod(&world.objects, &pod).map(|_| pod)
+        let endpoint = slice.endpoints.iter().find(|endpoint| {
+            endpoint.hostname.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(hostname))
+                && !endpoint.addresses.is_empty()
+                && model::missing_pod(&world.objects, &key.namespace, endpoint).is_none()
+        })?;
+        Some((key, slice, endpoint))
     })
 }

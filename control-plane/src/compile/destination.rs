@@ -1,5 +1,7 @@
 //! DESTINATION: what clients of one namespace get for an address.
 
+use std::net::IpAddr;
+
 use leno_proto::v1::{
     BackendRef, Destination, Outside, Protocol, RuleOrigin, ServiceTarget, TcpRoute, TlsRoutes, TlsRule,
     WeightedBackend, destination::Target, weighted_backend,
@@ -15,16 +17,26 @@ use crate::model::{self, Backend, Kind, ObjectKey, Rules};
 pub(super) fn destination(sources: &mut Sources<'_>, namespace: &str, key: &str) -> Option<Destination> {
     let target = match address::resolve(sources, namespace, key) {
         Addressed::Service(service, port) => Target::Service(service_target(sources, namespace, &service, port)),
-        Addressed::Workload(pod, port) => Target::Workload(workload_backend(&pod, port)),
+        Addressed::Workload(pod, ip, port) => {
+            let usual = sources.world.index.addresses_of(&sources.world.objects, &pod).next() == Some(ip);
+            Target::Workload(workload_backend(&pod, (!usual).then_some(ip), port))
+        }
+        Addressed::Hostname(service, hostname, port) => Target::Workload(hostname_backend(&service, &hostname, port)),
         Addressed::Outside => Target::Outside(Outside {}),
         Addressed::Nobody => return None,
     };
     Some(Destination { target: Some(target) })
 }
 
-/// Key of the ENDPOINTS of one workload's port.
-pub(super) fn workload_backend(pod: &ObjectKey, port: u16) -> BackendRef {
-    BackendRef { key: format!("{}/pod/{}:{port}", pod.namespace, pod.name) }
+/// Key of the ENDPOINTS of one workload's port, at an address other than its first.
+fn workload_backend(pod: &ObjectKey, ip: Option<IpAddr>, port: u16) -> BackendRef {
+    let at = ip.map(|ip| format!("/{ip}")).unwrap_or_default();
+    BackendRef { key: format!("{}/pod/{}{at}:{port}", pod.namespace, pod.name) }
+}
+
+/// Key of the ENDPOINTS of one endpoint that no Pod is behind.
+fn hostname_backend(service: &ObjectKey, hostname: &str, port: u16) -> BackendRef {
+    BackendRef { key: format!("{}/host/{}/{hostname}:{port}", service.namespace, service.name) }
 }
 
 fn service_backend(service: &ObjectKey, port: u16) -> BackendRef {

@@ -10,33 +10,42 @@ use leno_proto::{
     v1::{Endpoint, Endpoints, HostName, Protocol, endpoint::State},
 };
 
-use super::{Sources, service_key};
+use super::{Sources, address, service_key};
 use crate::model::{self, EndpointState, Kind, ObjectKey, Pod, ServiceKind};
 
-/// `key`: "namespace/service:port", or "namespace/pod/name:port" for one workload.
+/// `key`: "namespace/service:port"; "namespace/pod/name:port" for one workload, "namespace/pod/name/address:port" at that
+/// address of it; "namespace/host/service/hostname:port" for one endpoint that is no workload.
 pub(super) fn endpoints(sources: &mut Sources<'_>, key: &str) -> Option<Endpoints> {
     let (path, port) = key.rsplit_once(':')?;
     let port: u16 = port.parse().ok()?;
     match path.split('/').collect::<Vec<_>>().as_slice() {
         [namespace, name] => of_service(sources, &service_key(namespace, name), port),
-        [namespace, "pod", name] => of_workload(
-            sources,
-            &ObjectKey { kind: Kind::Pod, namespace: (*namespace).into(), name: (*name).into() },
-            port,
-        ),
+        [namespace, "pod", name] => of_workload(sources, &pod_key(namespace, name), None, port),
+        [namespace, "pod", name, ip] => {
+            let ip: IpAddr = ip.parse().ok()?;
+            of_workload(sources, &pod_key(namespace, name), Some(ip), port)
+        }
+        [namespace, "host", service, hostname] => {
+            of_hostname(sources, &service_key(namespace, service), hostname, port)
+        }
         _ => None,
     }
 }
 
-fn of_workload(sources: &mut Sources<'_>, key: &ObjectKey, port: u16) -> Option<Endpoints> {
+fn pod_key(namespace: &str, name: &str) -> ObjectKey {
+    ObjectKey { kind: Kind::Pod, namespace: namespace.into(), name: name.into() }
+}
+
+/// At `ip` if that is one of its addresses, else at its first: others are the same workload again.
+fn of_workload(sources: &mut Sources<'_>, key: &ObjectKey, ip: Option<IpAddr>, port: u16) -> Option<Endpoints> {
     sources.workload(key);
-    let pod = model::pod(&sources.world.objects, key)?;
-    // One address: others are the same workload again.
-    let ip = pod.ips.first()?;
-    let protocol = sources.world.index.inbound.get(key).and_then(|ports| ports.get(&port));
+    let world = sources.world;
+    let pod = model::pod(&world.objects, key)?;
+    let ip = world.index.addresses_of(&world.objects, key).find(|known| ip.is_none_or(|ip| ip == *known))?;
+    let protocol = world.index.inbound.get(key).and_then(|ports| ports.get(&port));
     let endpoint = Endpoint {
-        address: SocketAddr::new(*ip, port).to_string(),
-        identity: identity(sources, key, pod),
+        address: SocketAddr::new(ip, port).to_string(),
+        identity: identity(sources, key, pod)?,
         zone: String::new(),
         weight: 1,
         state: State::Ready.into(),
@@ -46,13 +55,27 @@ fn of_workload(sources: &mut Sources<'_>, key: &ObjectKey, port: u16) -> Option<
     Some(Endpoints { protocol: protocol.into(), endpoints: vec![endpoint], host_name: None })
 }
 
-fn identity(sources: &Sources<'_>, key: &ObjectKey, pod: &Pod) -> String {
+fn of_hostname(sources: &mut Sources<'_>, key: &ObjectKey, hostname: &str, port: u16) -> Option<Endpoints> {
+    sources.service(key);
+    let world = sources.world;
+    let service = model::service(&world.objects, key)?;
+    let (slice_key, slice, endpoint) = address::named_endpoint(world, key, hostname)?;
+    let ip = endpoint.addresses.first()?;
+    // Asked for by name, it is ready enough for who asks.
+    let endpoint = model::Endpoint { state: EndpointState::Ready, ..endpoint.clone() };
+    let found = endpoint_at(sources, slice_key, &endpoint, *ip, port)?;
+    let declared = service.ports.iter().find(|known| model::target_number(service, known, slice) == Some(port));
+    let protocol = declared.map_or(Protocol::Detect, |port| port.protocol);
+    Some(Endpoints { protocol: protocol.into(), endpoints: vec![found], host_name: None })
+}
+
+/// Empty: reached in plaintext. None: it is meshed, and no identity can be made of its names.
+fn identity(sources: &Sources<'_>, key: &ObjectKey, pod: &Pod) -> Option<String> {
     if !pod.meshed {
-        return String::new();
+        return Some(String::new());
     }
     let trust_domain = &sources.world.settings.trust_domain;
-    SpiffeId::new(trust_domain, &key.namespace, &pod.service_account)
-        .map_or_else(|_| String::new(), |id| id.to_string())
+    SpiffeId::new(trust_domain, &key.namespace, &pod.service_account).ok().map(|id| id.to_string())
 }
 
 fn of_service(sources: &mut Sources<'_>, key: &ObjectKey, number: u16) -> Option<Endpoints> {
@@ -106,18 +129,22 @@ fn endpoint_at(
         EndpointState::NotReady => return None,
     };
     let world = sources.world;
+    // Without its Pod nobody knows who it is: left out, not trusted with plaintext.
+    if model::missing_pod(&world.objects, &slice.namespace, endpoint).is_some() {
+        return None;
+    }
     let pod = world.index.pod_of(&world.objects, &slice.namespace, endpoint, ip);
     let pod = pod.and_then(|key| model::pod(&world.objects, &key).map(|pod| (key, pod)));
     Some(Endpoint {
         address: SocketAddr::new(ip, port).to_string(),
-        identity: pod.as_ref().map(|(key, pod)| identity(sources, key, pod)).unwrap_or_default(),
+        identity: match &pod {
+            Some((key, pod)) => identity(sources, key, pod)?,
+            None => String::new(),
+        },
         zone: endpoint.zone.to_string(),
         weight: 1,
         state: state.into(),
-        workload: pod
-            .map(|(key, _)| key.name.to_string())
-            .or_else(|| endpoint.pod.as_ref().map(ToString::to_string))
-            .unwrap_or_default(),
+        workload: pod.map(|(key, _)| key.name.to_string()).unwrap_or_default(),
     })
 }
 

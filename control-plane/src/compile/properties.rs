@@ -2,7 +2,7 @@
 
 use leno_proto::{
     spiffe::SpiffeId,
-    v1::{Resource, ResourceKind, ResourceName},
+    v1::{Destination, Resource, ResourceKind, ResourceName, destination::Target, resource::Body},
 };
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -106,7 +106,7 @@ fn document() -> impl Strategy<Value = Value> {
                 .prop_map(|(ip, pod, ready)| {
                     json!({
                         "addressType": "IPv4", "ports": [{"name": "p0", "port": 8080}],
-                        "endpoints": [{"addresses": [ip], "conditions": {"ready": ready, "serving": true, "terminating": !ready},
+                        "endpoints": [{"addresses": [ip], "hostname": "h", "conditions": {"ready": ready, "serving": true, "terminating": !ready},
                             "targetRef": pod.map(|pod| json!({"kind": "Pod", "name": pod}))}],
                     })
                 })
@@ -163,6 +163,9 @@ fn every_name() -> Vec<ResourceName> {
             add(ResourceKind::Destination, format!("{name}.{namespace}:{port}"));
             add(ResourceKind::Endpoints, format!("{namespace}/{name}:{port}"));
             add(ResourceKind::Endpoints, format!("{namespace}/pod/{name}:{port}"));
+            add(ResourceKind::Endpoints, format!("{namespace}/pod/{name}/10.0.1.1:{port}"));
+            add(ResourceKind::Endpoints, format!("{namespace}/host/{name}/h:{port}"));
+            add(ResourceKind::Destination, format!("h.{name}.{namespace}:{port}"));
         }
     }
     names
@@ -279,6 +282,46 @@ proptest! {
                 }
                 let (at_once, _) = compile(&fresh, &client, &name);
                 prop_assert_eq!(is.map(|r| r.version), at_once.map(|r| r.version));
+            }
+        }
+    }
+
+    /// Of configurations in which no Pod is outside the mesh: plaintext goes only to endpoints that name no Pod, and no
+    /// name of a Service is left to DNS.
+    #[test]
+    fn plaintext_is_what_an_author_asked_for(contents in configuration()) {
+        let world = empty().apply(documents(&contents), Vec::new());
+        let slices = contents.iter().filter(|document| document["kind"] == "EndpointSlice");
+        let unmeshed: Vec<_> = slices
+            .map(|slice| &slice["endpoints"][0])
+            .filter(|endpoint| endpoint["targetRef"].is_null())
+            .map(|endpoint| endpoint["addresses"][0].as_str().unwrap().parse::<std::net::IpAddr>().unwrap())
+            .collect();
+        let service = |namespace: &str, name: &str| {
+            contents.iter().any(|document| {
+                let metadata = &document["metadata"];
+                document["kind"] == "Service" && metadata["namespace"] == namespace && metadata["name"] == name
+            })
+        };
+        for resource in everything(&world).into_iter().flatten() {
+            match resource.body.unwrap() {
+                Body::Endpoints(endpoints) => {
+                    for endpoint in endpoints.endpoints.iter().filter(|endpoint| endpoint.identity.is_empty()) {
+                        let address: std::net::SocketAddr = endpoint.address.parse().unwrap();
+                        prop_assert!(unmeshed.contains(&address.ip()), "{endpoint:?}");
+                    }
+                }
+                Body::Destination(Destination { target: Some(Target::Outside(_)) }) => {
+                    let key = resource.name.unwrap().key;
+                    let (host, _) = key.rsplit_once(':').unwrap();
+                    let labels: Vec<&str> = host.split('.').collect();
+                    let known = match labels.as_slice() {
+                        ["h", name, namespace] | [name, namespace] => service(namespace, name),
+                        _ => false,
+                    };
+                    prop_assert!(!known, "{key}");
+                }
+                _ => {}
             }
         }
     }

@@ -1,6 +1,6 @@
 use leno_proto::v1::{
-    Destination, Endpoints, HttpRoutes, Inbound, Protocol, Resource, ResourceKind, ResourceName, ServiceTarget,
-    destination::Target, inbound::Mode, resource::Body, weighted_backend,
+    Destination, Endpoint, Endpoints, HttpRoutes, Inbound, Protocol, Resource, ResourceKind, ResourceName,
+    ServiceTarget, destination::Target, inbound::Mode, resource::Body, weighted_backend,
 };
 
 use super::*;
@@ -8,6 +8,8 @@ use crate::{
     model::{Generations, MeshSettings},
     sources::yaml,
 };
+
+mod addressed;
 
 pub(crate) fn world(yaml: &str) -> World {
     world_with(MeshSettings::strict("cluster.local"), yaml)
@@ -406,7 +408,7 @@ fn addresses_of_pods_are_workloads_and_strangers_are_outside() {
         other => panic!("{key}: {other:?}"),
     };
     assert_eq!(workload("10.1.0.1:8080"), "web/pod/shop-a:8080");
-    assert_eq!(workload("[fd01::1]:1234"), "web/pod/shop-a:1234");
+    assert_eq!(workload("[fd01::1]:1234"), "web/pod/shop-a/fd01::1:1234");
     assert_eq!(workload("[::ffff:10.1.0.1]:8080"), "web/pod/shop-a:8080");
     let own = endpoints(&world, "web/pod/shop-a:8080");
     assert_eq!(own.endpoints[0].address, "10.1.0.1:8080");

@@ -171,6 +171,16 @@ impl Index {
         }
     }
 
+    /// Addresses of a Pod: its own, then those of endpoints that name it.
+    pub(crate) fn addresses_of<'a>(&'a self, objects: &'a Objects, key: &'a ObjectKey) -> impl Iterator<Item = IpAddr> {
+        let own = pod(objects, key).into_iter().flat_map(|pod| &pod.ips);
+        let services = self.services_of_pod.get(key).into_iter().flatten();
+        let slices = services.filter_map(move |service| self.slices.get(service)).flatten();
+        let endpoints = slices.filter_map(move |slice| self::slice(objects, slice)).flat_map(|slice| &slice.endpoints);
+        let named = endpoints.filter(move |endpoint| endpoint.pod.as_ref() == Some(&key.name));
+        own.chain(named.flat_map(|endpoint| &endpoint.addresses)).copied()
+    }
+
     pub(crate) fn only_pod_at(&self, ip: IpAddr) -> Option<&ObjectKey> {
         match self.pod_ips.get(&ip).map(Vec::as_slice) {
             Some([only]) => Some(only),
@@ -201,6 +211,12 @@ pub(crate) fn service_of_slice(key: &ObjectKey, slice: &EndpointSlice) -> Option
 pub(crate) fn target_ref(namespace: &Arc<str>, endpoint: &Endpoint) -> Option<ObjectKey> {
     let name = endpoint.pod.clone()?;
     Some(ObjectKey { kind: Kind::Pod, namespace: namespace.clone(), name })
+}
+
+/// The Pod that an endpoint names, and that does not exist. Nobody is sent to such an endpoint: taken for one without a Pod
+/// it would be reached in plaintext.
+pub(crate) fn missing_pod(objects: &Objects, namespace: &Arc<str>, endpoint: &Endpoint) -> Option<ObjectKey> {
+    target_ref(namespace, endpoint).filter(|key| pod(objects, key).is_none())
 }
 
 /// The endpoints' own port, in this slice, for a port of the Service. Slices name ports as the Service does; one written by

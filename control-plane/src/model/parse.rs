@@ -196,7 +196,8 @@ const ROUTE_VERSIONS: [&str; 4] = ["v1", "v1beta1", "v1alpha3", "v1alpha2"];
 
 fn kind_of(identity: &Identity) -> Result<Option<Kind>, FieldError> {
     let (group, version) = identity.api_version.split_once('/').unwrap_or(("", &identity.api_version));
-    let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.as_str() == identity.kind) else {
+    let named = |kind: &Kind| kind.as_str().eq_ignore_ascii_case(&identity.kind);
+    let Some(kind) = Kind::ALL.into_iter().find(named) else {
         return Ok(None);
     };
     let (its_group, versions): (&str, &[&str]) = match kind {
@@ -209,6 +210,10 @@ fn kind_of(identity: &Identity) -> Result<Option<Kind>, FieldError> {
     if group != its_group {
         // Somebody else's kind of the same name (Knative has a Service).
         return Ok(None);
+    }
+    if kind.as_str() != identity.kind {
+        // Passed over like a kind that is not read, it would be missing without a word.
+        return refuse("kind", format!("{:?} is not a kind: did you mean {}?", identity.kind, kind.as_str()));
     }
     if !versions.contains(&version) {
         let known = versions.join(", ");

@@ -8,7 +8,8 @@ use std::{
 };
 
 use super::{
-    Condition, Document, DocumentError, Generations, Kind, MeshSettings, Object, ObjectInfo, ObjectKey, Topic,
+    Condition, Document, DocumentError, EndpointSlice, Generations, Kind, MeshSettings, Object, ObjectInfo, ObjectKey,
+    Topic,
     index::{self, Index, Objects},
     intake::{Claim, Intake, Place, Read, source},
     object::Stored,
@@ -295,6 +296,9 @@ impl World {
                 parent: None,
             });
         }
+        if let Object::EndpointSlice(slice) = stored.object.as_ref() {
+            conditions.extend(self.missing_pods(&stored.key, slice));
+        }
         if !stored.unknown.is_empty() {
             conditions.push(Condition {
                 kind: "leno.dev/PartiallySupported",
@@ -305,6 +309,19 @@ impl World {
             });
         }
         conditions
+    }
+
+    /// Said of an EndpointSlice whose endpoints name Pods that do not exist.
+    fn missing_pods(&self, key: &ObjectKey, slice: &EndpointSlice) -> Option<Condition> {
+        let missing = |endpoint| index::missing_pod(&self.objects, &key.namespace, endpoint);
+        let missing: BTreeSet<ObjectKey> = slice.endpoints.iter().filter_map(missing).collect();
+        let first = missing.first()?;
+        let message = match missing.len() {
+            1 => format!("{first} does not exist: its endpoint is left out"),
+            count => format!("{first} and {} more do not exist: their endpoints are left out", count - 1),
+        };
+        let reason = "PodNotFound".to_owned();
+        Some(Condition { kind: "ResolvedRefs", status: false, reason, message, parent: None })
     }
 
     /// The service account of a Pod, to check that a workload is who its certificate says.

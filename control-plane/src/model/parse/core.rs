@@ -346,14 +346,32 @@ fn slice_endpoint(index: usize, raw: &RawEndpoint) -> Result<Endpoint, Wrong> {
     let addresses = raw.addresses.iter().enumerate();
     let addresses =
         addresses.map(|(place, text)| Ok(value::address(&format!("endpoints[{index}].addresses[{place}]"), text)?));
-    let pod = raw.target_ref.as_ref().filter(|target| target.kind == "Pod" && !target.name.is_empty());
-    Ok(Endpoint {
-        addresses: Wrong::each(addresses)?,
+    let mut wrong = Wrong::default();
+    let addresses = wrong.note(Wrong::each(addresses));
+    let pod = raw.target_ref.as_ref().map(|target| target_pod(&format!("endpoints[{index}].targetRef"), target));
+    let pod = wrong.note(pod.transpose()).flatten();
+    wrong.or(Endpoint {
+        addresses,
         state: raw.conditions.state(),
         zone: raw.zone.as_str().into(),
         hostname: raw.hostname.as_deref().map(Into::into),
-        pod: pod.map(|target| target.name.as_str().into()),
+        pod,
     })
+}
+
+/// Who names no Pod is reached in plaintext: a slip of the pen must not say that.
+fn target_pod(at: &str, raw: &RawTargetRef) -> Result<Option<Arc<str>>, FieldError> {
+    match raw.kind.as_str() {
+        "Pod" => {
+            value::object_name(&format!("{at}.name"), &raw.name)?;
+            Ok(Some(raw.name.as_str().into()))
+        }
+        "" => refuse(format!("{at}.kind"), "required: Pod, for what is in the mesh"),
+        kind if kind.eq_ignore_ascii_case("Pod") => {
+            refuse(format!("{at}.kind"), format!("{kind:?} is not a kind: did you mean Pod?"))
+        }
+        _ => Ok(None),
+    }
 }
 
 fn slice_ports(raw: &[RawSlicePort]) -> Result<Vec<SlicePort>, Wrong> {

@@ -117,6 +117,9 @@ fn parent_ref(namespace: &str, index: usize, raw: &RawParentRef) -> Result<Paren
     if let Some(namespace) = &raw.namespace {
         wrong.note(value::label(&at("namespace"), namespace));
     }
+    if kind != "Service" && kind.eq_ignore_ascii_case("Service") && matches!(group, "" | "core") {
+        wrong.add(at("kind"), format!("{kind:?} is not a kind: did you mean Service?"));
+    }
     let port = raw.port.map(|port| wrong.note(value::port(&at("port"), port)));
     wrong.or(ParentRef {
         is_service: kind == "Service" && matches!(group, "" | "core"),

@@ -418,3 +418,40 @@ fn odd_values_that_every_proxy_takes_are_taken() {
         good(http_route(json!({"matches": [{"path": {"type": "RegularExpression", "value": regex}}]})));
     }
 }
+
+#[test]
+fn a_kind_in_other_letters_is_a_slip_and_not_another_kind() {
+    for (version, kind, meant) in [
+        ("v1", "pod", "Pod"),
+        ("v1", "service", "Service"),
+        ("v1", "NameSpace", "Namespace"),
+        ("discovery.k8s.io/v1", "Endpointslice", "EndpointSlice"),
+        ("gateway.networking.k8s.io/v1", "HttpRoute", "HTTPRoute"),
+    ] {
+        let document = json!({"apiVersion": version, "kind": kind, "metadata": {"name": "a"}, "spec": {}});
+        assert_eq!(bad(document), format!("kind: {kind:?} is not a kind: did you mean {meant}?"));
+    }
+    // Somebody else's.
+    let other = json!({"apiVersion": "example.org/v1", "kind": "pod", "metadata": {"name": "a"}});
+    assert!(matches!(items(other).as_slice(), [Item::Ignored(_)]));
+
+    let slice = |target: Value| {
+        json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "s"},
+            "endpoints": [{"addresses": ["10.0.0.1"], "targetRef": target}],
+        })
+    };
+    let at = "endpoints[0].targetRef";
+    assert_eq!(
+        bad(slice(json!({"kind": "pod", "name": "a"}))),
+        format!("{at}.kind: \"pod\" is not a kind: did you mean Pod?")
+    );
+    assert_eq!(bad(slice(json!({"name": "a"}))), format!("{at}.kind: required: Pod, for what is in the mesh"));
+    assert!(bad(slice(json!({"kind": "Pod"}))).starts_with(&format!("{at}.name: ")));
+    good(slice(json!({"kind": "Node", "name": "n"})));
+    good(slice(Value::Null));
+
+    let mut route = http_route(json!({}));
+    route["spec"]["parentRefs"][0]["kind"] = json!("service");
+    assert_eq!(bad(route), "spec.parentRefs[0].kind: \"service\" is not a kind: did you mean Service?");
+}
