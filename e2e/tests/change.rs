@@ -95,6 +95,34 @@ async fn a_broken_file_is_held_over_by_the_next_control_plane() -> Result<()> {
     scenario.mesh.end().await
 }
 
+/// A second sidecar bears the first one's name: the first keeps its stream, and who waits is told of the second.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_proxies_of_one_name() -> Result<()> {
+    let mut scenario = Scenario::start(&["shop"]).await?;
+    let mesh = &scenario.mesh;
+    let second = mesh.workload("client").outbound(&destination("shop")).launch().await?;
+    second.process()?.logged("is connected as default/client", LIMIT).await?;
+
+    mesh.apply("routes.yaml", &documents::http_route("shop", "shop", &[("shop", 1)]))?;
+    let waited = mesh.leno(&["wait", "httproute/shop", "-n", documents::NAMESPACE, "--timeout", "2s"]).await;
+    let said = format!("{:?}", waited.err().context("it is said to be in force, and is not at the second")?);
+    ensure!(said.contains("default/client duplicate-name"), "{said}");
+    leno_e2e::wait::eventually("the first has it", LIMIT, async || {
+        let route = mesh.object("httproute/shop").await?.context("the route")?;
+        ensure!(route.get("programmed") == Some(&1.into()) && route.get("subscribed") == Some(&2.into()), "{route}");
+        Ok(())
+    })
+    .await?;
+    ensure!(scenario.answered_by(http::Request::get("/")).await? == "shop-1");
+
+    // A restart under the same name is not hindered.
+    second.terminate(LIMIT).await?;
+    scenario.client.process()?.kill()?;
+    scenario.client.restart(&scenario.mesh).await?;
+    ensure!(scenario.answered_by(http::Request::get("/")).await? == "shop-1");
+    scenario.mesh.end().await
+}
+
 /// What happened to instances, and when.
 #[derive(Debug, Default)]
 struct Changes {

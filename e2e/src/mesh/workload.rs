@@ -317,7 +317,7 @@ impl Workload {
             command.args(["-sS", "--fail-with-body", "--max-time", "20", &format!("http://{}{path}", self.admin)]);
             return run(command, LIMIT).await;
         }
-        let answer = client::get(self.admin, "admin", path).await?;
+        let answer = client::get(self.admin, "localhost", path).await?;
         ensure!(answer.status.is_success(), "{path}: {} {:?}", answer.status, answer.body);
         Ok(String::from_utf8_lossy(&answer.body).into_owned())
     }
