@@ -16,6 +16,7 @@ use std::{
 };
 
 pub use handles::{ConnectionMetrics, RouteMetrics};
+pub(crate) use handles::{register_counter, register_gauge};
 
 use leno_proto::spiffe::SpiffeId;
 use metrics::Label;
@@ -121,7 +122,7 @@ pub fn install(registry: &Arc<recorder::Registry>) -> anyhow::Result<()> {
 
 /// Counts panics. Made early, since a panic may come from anywhere.
 pub(crate) fn panic_counter() -> metrics::Counter {
-    handles::register_counter("leno_panics_total", &[], &[])
+    register_counter("leno_panics_total", &[], &[])
 }
 
 /// What all workers share. The default keeps neither access log nor spans.
@@ -136,7 +137,7 @@ pub struct Telemetry {
 
 impl Telemetry {
     pub fn new(access_log: Option<access_log::AccessLog>, tracer: Option<trace::Tracer>) -> Self {
-        let build = handles::register_gauge("leno_build_info", &[Label::new("version", env!("CARGO_PKG_VERSION"))]);
+        let build = register_gauge("leno_build_info", &[Label::new("version", env!("CARGO_PKG_VERSION"))]);
         build.set(1.0);
         Self { access_log, tracer, refusals: Mutex::default(), _build: Some(build) }
     }

@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     rc::Rc,
     sync::{Arc, OnceLock},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use leno_proto::{spiffe::SpiffeId, v1};
@@ -20,9 +20,9 @@ use crate::{
     drain::DrainOwner,
     inbound, outbound,
     policy::{Destination, DestinationKey, Protocol, Store, Target, apply::apply},
-    telemetry::Telemetry,
+    telemetry::{self, Telemetry, exposition, recorder::Registry},
     tls::{CredentialStore, testing::Authority},
-    upstream::{Backend, Endpoint, EndpointSet, Upstreams, dns::Resolver},
+    upstream::{Backend, Endpoint, EndpointSet, Upstreams, dns::Resolver, outlier::Health},
     worker::{Context, Worker},
 };
 
@@ -46,6 +46,27 @@ pub(crate) fn server_id() -> SpiffeId {
     SpiffeId::new("cluster.local", "shop", "server").unwrap()
 }
 
+/// Of all sidecars in all tests; installed before the first of them makes a handle.
+fn registry() -> &'static Arc<Registry> {
+    static REGISTRY: OnceLock<Arc<Registry>> = OnceLock::new();
+    REGISTRY.get_or_init(|| {
+        let registry = Arc::new(Registry::default());
+        telemetry::install(&registry).unwrap();
+        registry
+    })
+}
+
+/// What `/metrics` would show, of all sidecars together.
+pub(crate) fn metrics_page() -> String {
+    exposition::render(registry())
+}
+
+/// How many of a backend's endpoints are ejected.
+pub(crate) fn ejected(backend: &Backend) -> usize {
+    let (set, now) = (backend.endpoints.load(), Instant::now());
+    set.endpoints.iter().filter(|endpoint| endpoint.outlier.health(now) != Health::InService).count()
+}
+
 /// A sidecar's worker: what it calls is `target`, whatever the key.
 pub(crate) struct Sidecar {
     pub(crate) ctx: Context,
@@ -54,6 +75,7 @@ pub(crate) struct Sidecar {
 
 impl Sidecar {
     pub(crate) fn new(service_account: &str, target: impl Fn() -> Target + 'static) -> Self {
+        registry();
         let (policy, mut asks) = Store::new();
         tokio::task::spawn_local(async move {
             while let Some(ask) = asks.recv().await {

@@ -25,6 +25,7 @@ use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
 
 pub use backend::{Backend, Endpoint, EndpointSet, HostName};
 pub use dial::DialError;
+use outlier::Role;
 
 use crate::{
     config::limits,
@@ -45,6 +46,8 @@ pub enum Outcome {
     Success,
     /// 5xx, reset, timeout: counts against the endpoint and is never taken for fast.
     Failure,
+    /// Time ran out that the client had set: does not count against the endpoint, but it was not faster.
+    GivenUp,
     /// The client left, or the fault is not the endpoint's: says nothing.
     Neutral,
 }
@@ -58,8 +61,8 @@ pub struct Pick {
     started: Instant,
     /// What the endpoint speaks.
     protocol: Protocol,
-    /// This try decides whether an ejected endpoint comes back.
-    probe: Cell<bool>,
+    /// What this try decides if the endpoint is ejected.
+    role: Cell<Role>,
     reported: Cell<bool>,
     /// The stream's place on a shared HTTP/2 connection, held as long as the pick.
     stream: pool::StreamSlot,
@@ -80,16 +83,16 @@ impl Upstreams {
         }
         let now = Instant::now();
         let (balancer, protocol) = self.state.balancer(backend);
-        let Some((local, probe)) = balancer.choose(tried, now, || self.state.random.next()) else {
+        let Some((local, role)) = balancer.choose(tried, now, || self.state.random.next()) else {
             return Err(Error::NoEndpoint(backend.key.to_string()));
         };
-        Ok(Pick::new(local, Some(balancer), now, protocol, probe))
+        Ok(Pick::new(local, Some(balancer), now, protocol, role))
     }
 
     /// The endpoint at `addr`, in plaintext, for what is not balanced: the local application behind the inbound
     /// side, and addresses outside the mesh. Connections are pooled like any other's.
     pub fn plain(&self, addr: SocketAddr) -> Pick {
-        Pick::new(self.state.plain(addr), None, Instant::now(), Protocol::Detect, false)
+        Pick::new(self.state.plain(addr), None, Instant::now(), Protocol::Detect, Role::Ordinary)
     }
 
     /// The backend for a name outside the mesh, "host:port" (explicit mode); its endpoints come from DNS. None: not
@@ -112,7 +115,7 @@ impl Pick {
         balancer: Option<Rc<worker::Balancer>>,
         started: Instant,
         protocol: Protocol,
-        probe: bool,
+        role: Role,
     ) -> Self {
         local.begin();
         Self {
@@ -121,7 +124,7 @@ impl Pick {
             balancer,
             started,
             protocol,
-            probe: Cell::new(probe),
+            role: Cell::new(role),
             reported: Cell::new(false),
             stream: pool::StreamSlot::default(),
         }
@@ -133,15 +136,20 @@ impl Pick {
         if self.reported.replace(true) {
             return;
         }
+        let latency = now.saturating_duration_since(self.started);
         let success = match outcome {
             Outcome::Success => true,
             Outcome::Failure => false,
+            Outcome::GivenUp => {
+                self.local.given_up(latency, now);
+                return self.abandon_probe(now);
+            }
             Outcome::Neutral => return self.abandon_probe(now),
         };
-        let probe = self.probe.replace(false);
-        self.local.observe(success, probe, now.saturating_duration_since(self.started), now);
+        let role = self.role.replace(Role::Ordinary);
+        self.local.observe(success, role, latency, now);
         let may_eject = || self.balancer.as_ref().is_some_and(|balancer| balancer.may_eject_one_more(now));
-        if self.endpoint.outlier.record(success, probe, now, may_eject) {
+        if self.endpoint.outlier.record(success, role, now, may_eject) {
             self.local.pool.close_idle();
             self.local.pool.stats.ejections.increment(1);
             tracing::warn!(endpoint = %self.endpoint.address, workload = %self.endpoint.workload,
@@ -176,7 +184,7 @@ impl Pick {
 
     /// A probe that says nothing: another request may try.
     fn abandon_probe(&self, now: Instant) {
-        if self.probe.replace(false) {
+        if self.role.replace(Role::Ordinary) == Role::Probe {
             self.endpoint.outlier.abandon_probe(now);
         }
     }
@@ -184,7 +192,7 @@ impl Pick {
 
 impl Drop for Pick {
     fn drop(&mut self) {
-        if self.probe.get() {
+        if self.role.get() == Role::Probe {
             self.abandon_probe(Instant::now());
         }
         self.local.end();

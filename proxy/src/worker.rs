@@ -19,6 +19,10 @@ use crate::{
     policy, telemetry, tls, upstream,
 };
 
+/// The service in metrics of a request that failed before its own was known. No service is named so: theirs are
+/// "namespace/name".
+const UNKNOWN_SERVICE: &str = "unknown";
+
 /// What the tasks of one worker share.
 pub struct Worker {
     /// Process configuration and limits.
@@ -41,6 +45,8 @@ pub struct Worker {
     pub(crate) servers_first: RefCell<ServersFirst>,
     /// The local application's ports, as backends.
     pub(crate) applications: RefCell<HashMap<SocketAddr, Rc<Application>>>,
+    /// Metric handles for outbound requests that failed before it was known whom they are for.
+    pub(crate) undecided: telemetry::RouteMetrics,
     /// Metric handles for requests that reached no backend, by service.
     pub(crate) unrouted: RefCell<HashMap<Arc<str>, telemetry::RouteMetrics>>,
 }
@@ -68,6 +74,7 @@ impl Worker {
             random: Random::default(),
             servers_first: RefCell::default(),
             applications: RefCell::default(),
+            undecided: telemetry::RouteMetrics::outbound(UNKNOWN_SERVICE, "", "", ""),
             unrouted: RefCell::default(),
         })
     }

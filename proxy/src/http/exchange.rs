@@ -55,6 +55,8 @@ pub(crate) struct Exchange {
     pub(crate) started: Instant,
     /// The whole exchange must end by then.
     pub(crate) deadline: Option<Instant>,
+    /// It is the route that set the deadline, not the client.
+    limited_by_route: bool,
     pub(crate) request: Option<Rc<RequestBody>>,
     /// Counts as in flight at its endpoint until the exchange ends.
     pub(crate) pick: Option<Pick>,
@@ -98,6 +100,7 @@ impl Exchange {
             metrics: None,
             started: Instant::now(),
             deadline: None,
+            limited_by_route: false,
             request: None,
             pick: None,
             watch,
@@ -144,6 +147,23 @@ impl Exchange {
             (held, new) => held.or(new),
         };
         self.watch.limit(self.deadline);
+    }
+
+    /// As [`Self::limit`], by what the route allows.
+    pub(crate) fn limit_by_route(&mut self, timeout: Option<Duration>) {
+        self.limit(timeout);
+        let deadline = timeout.and_then(|timeout| self.started.checked_add(timeout));
+        self.limited_by_route = deadline.is_some() && self.deadline == deadline;
+    }
+
+    /// Whether it is the client that is waited for: it has not sent all of its request.
+    pub(super) fn awaits_client(&self) -> bool {
+        self.request.as_ref().is_some_and(|request| request.awaited())
+    }
+
+    /// Whether time is up because the client wanted to wait no longer.
+    pub(super) fn given_up_by_client(&self) -> bool {
+        !self.limited_by_route && self.watch.overdue() != Some(Overdue::Idle)
     }
 
     /// The response that goes to the client, with the exchange in its body or in the upgraded connection.

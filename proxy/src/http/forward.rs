@@ -111,7 +111,7 @@ pub(crate) async fn forward(exchange: &mut Exchange, plan: Plan<'_>, outgoing: O
         let Failed { failure, error, response, unsent: given_back } =
             match try_once(exchange, &plan, &template, &pick, &mut tries, unsent.take()).await {
                 Ok(response) => {
-                    pick.report(outcome(&response), Instant::now());
+                    pick.report(outcome(&response, &pick, exchange), Instant::now());
                     return accept(exchange, pick, &template, response);
                 }
                 Err(failed) => failed,
@@ -122,7 +122,11 @@ pub(crate) async fn forward(exchange: &mut Exchange, plan: Plan<'_>, outgoing: O
             return Err(Error::BadRequest("the request's body broke off"));
         }
         let now = Instant::now();
-        pick.report(Outcome::Failure, now);
+        let verdict = match &response {
+            Some(response) => outcome(response, &pick, exchange),
+            None => blame(&error, exchange),
+        };
+        pick.report(verdict, now);
         let replayable = given_back.is_some() || template.body.as_ref().is_none_or(|body| body.replayable());
         let again = match plan.to {
             To::Backend(backend) if replayable => retry::next_try(failure, tries, plan.retry, ctx.random.next())
@@ -197,12 +201,17 @@ async fn try_once(
             }
             None => Ok(response),
         },
-        Ok(Err(error)) => Err(Failed {
-            failure: if error.not_processed { Failure::NotProcessed } else { Failure::Reset },
-            error: Error::Reset { endpoint: pick.endpoint.address.to_string(), reason: error.reason },
-            response: None,
-            unsent: error.request,
-        }),
+        Ok(Err(error)) => {
+            if error.own {
+                pick.report(Outcome::Neutral, Instant::now());
+            }
+            Err(Failed {
+                failure: if error.not_processed { Failure::NotProcessed } else { Failure::Reset },
+                error: Error::Reset { endpoint: pick.endpoint.address.to_string(), reason: error.reason },
+                response: None,
+                unsent: error.request,
+            })
+        }
         Err(error) => {
             let failure = if matches!(error, Error::TryTimeout) { Failure::TryTimeout } else { Failure::Final };
             Err(Failed { failure, error, response: None, unsent: None })
@@ -220,22 +229,42 @@ impl Failed {
 /// the route's policy names the status.
 fn refused(response: &Response<Incoming>, pick: &Pick, policy: Option<&Retry>) -> Option<Failure> {
     let status = response.status().as_u16();
-    if pick.endpoint.identity.is_some() {
-        match response.headers().get(headers::LENO_REASON).map(HeaderValue::as_bytes) {
-            Some(b"connect" | b"overload") => return Some(Failure::NotProcessed),
-            Some(b"reset") => return Some(Failure::Reset),
-            _ => {}
-        }
+    match peers_reason(response, pick) {
+        Some(b"connect" | b"overload") => return Some(Failure::NotProcessed),
+        Some(b"reset") => return Some(Failure::Reset),
+        _ => {}
     }
     policy?.statuses.binary_search(&status).ok()?;
     let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
     Some(Failure::Status(status, retry_after.map(Duration::from_secs)))
 }
 
+/// Why the mesh peer's proxy answered itself.
+fn peers_reason<'a>(response: &'a Response<Incoming>, pick: &Pick) -> Option<&'a [u8]> {
+    let reason = response.headers().get(headers::LENO_REASON).map(HeaderValue::as_bytes);
+    reason.filter(|_| pick.endpoint.identity.is_some())
+}
+
 /// What an answer says about its endpoint: HTTP's server errors, and gRPC's UNAVAILABLE.
-fn outcome(response: &Response<Incoming>) -> Outcome {
+fn outcome(response: &Response<Incoming>, pick: &Pick, exchange: &Exchange) -> Outcome {
     let failed = response.status().is_server_error() || grpc_status(response.headers()) == Some(14);
-    if failed { Outcome::Failure } else { Outcome::Success }
+    match peers_reason(response, pick) {
+        _ if !failed => Outcome::Success,
+        // The peer was told the deadline, and noticed first.
+        Some(b"request-timeout") => blame(&Error::RequestTimeout, exchange),
+        _ => Outcome::Failure,
+    }
+}
+
+/// What a try without an answer says about its endpoint: nothing, if the request was not fit to be sent, or the client is
+/// still sending it, or wanted to wait no longer. Clients must not be able to have healthy endpoints ejected.
+fn blame(error: &Error, exchange: &Exchange) -> Outcome {
+    match error {
+        Error::BadRequest(_) | Error::InvalidBackend(_) | Error::Overload(_) => Outcome::Neutral,
+        Error::RequestTimeout | Error::TryTimeout if exchange.awaits_client() => Outcome::Neutral,
+        Error::RequestTimeout if exchange.given_up_by_client() => Outcome::GivenUp,
+        _ => Outcome::Failure,
+    }
 }
 
 /// The response is passed on: no further try.

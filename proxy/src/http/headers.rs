@@ -4,15 +4,15 @@
 //! Between [`receive`] and [`for_http1`] / [`for_http2`] the authority of a request is its Host field,
 //! whichever version it came with.
 
-use std::{borrow::Cow, fmt::Display, time::Duration};
+use std::{borrow::Cow, fmt::Display, net::Ipv6Addr, time::Duration};
 
 use bytes::Bytes;
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Uri, Version,
     header::{
-        AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
-        TRANSFER_ENCODING, UPGRADE,
+        AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
+        TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
     },
     request::Parts,
     uri::{Authority, PathAndQuery, Scheme},
@@ -93,14 +93,12 @@ fn settle_authority(head: &mut Parts) -> Result<(), Error> {
     {
         return Err(Error::BadRequest("an invalid Host"));
     }
-    if head.version != Version::HTTP_2 && head.method != Method::CONNECT {
-        // RFC 9112 3.2: the authority form is CONNECT's, the asterisk form is that of OPTIONS.
-        if head.uri.scheme().is_none() && head.uri.authority().is_some() {
-            return Err(Error::BadRequest("an invalid request target"));
-        }
-        if head.uri.path() == "*" && head.method != Method::OPTIONS {
-            return Err(Error::BadRequest("an invalid request target"));
-        }
+    // RFC 9112 3.2, RFC 9113 8.3.1: the authority form is CONNECT's, the asterisk form is that of OPTIONS.
+    let authority_form =
+        head.version != Version::HTTP_2 && head.uri.scheme().is_none() && head.uri.authority().is_some();
+    if (authority_form && head.method != Method::CONNECT) || (head.uri.path() == "*" && head.method != Method::OPTIONS)
+    {
+        return Err(Error::BadRequest("an invalid request target"));
     }
     let Some(authority) = head.uri.authority() else {
         if host.is_none() && head.version != Version::HTTP_10 {
@@ -123,14 +121,33 @@ fn settle_authority(head: &mut Parts) -> Result<(), Error> {
     }
 }
 
-/// `uri-host [ ":" port ]` by its characters: what could not be anything else in a URI or a header.
+/// `uri-host [ ":" port ]` (RFC 9110 7.2), without escapes: each such is an [`Authority`] too, so that a request is good
+/// for HTTP/1 and HTTP/2, or for neither.
 fn is_authority(bytes: &[u8]) -> bool {
-    !bytes.is_empty()
-        && bytes.iter().all(|byte| {
-            byte.is_ascii_alphanumeric()
-                || matches!(byte, b'.' | b'-' | b'_' | b'~' | b':' | b'[' | b']' | b'%')
-                || matches!(byte, b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=')
-        })
+    let port = match bytes.strip_prefix(b"[") {
+        Some(literal) => {
+            let mut parts = literal.splitn(2, |byte| *byte == b']');
+            let address = parts.next().and_then(|address| std::str::from_utf8(address).ok());
+            if !address.is_some_and(|address| address.parse::<Ipv6Addr>().is_ok()) {
+                return false;
+            }
+            parts.next()
+        }
+        None => {
+            let end = bytes.iter().position(|byte| !is_name(*byte)).unwrap_or(bytes.len());
+            bytes.split_at_checked(end).and_then(|(name, rest)| (!name.is_empty()).then_some(rest))
+        }
+    };
+    match port {
+        Some([b':', digits @ ..]) => digits.iter().all(u8::is_ascii_digit),
+        Some(rest) => rest.is_empty(),
+        None => false,
+    }
+}
+
+/// RFC 3986 3.2.2: `unreserved` and `sub-delims`.
+fn is_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte)
 }
 
 /// The protocol that an HTTP/1.1 client wants to change to. h2c is not offered on: it would carry requests past us
@@ -218,10 +235,13 @@ pub(crate) fn clean_trailers(frame: Frame<Bytes>) -> Frame<Bytes> {
     }
 }
 
-/// Whether the request is gRPC.
+/// Whether the request is gRPC, by its content type: `application/grpc`, with or without a `+` suffix or parameters. Not
+/// gRPC-Web, which is another protocol.
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(http::header::CONTENT_TYPE).is_some_and(|value| {
-        value.as_bytes().get(..16).is_some_and(|start| start.eq_ignore_ascii_case(b"application/grpc"))
+    const TYPE: &[u8] = b"application/grpc";
+    let value = headers.get(CONTENT_TYPE).and_then(|value| value.as_bytes().split_at_checked(TYPE.len()));
+    value.is_some_and(|(start, rest)| {
+        start.eq_ignore_ascii_case(TYPE) && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
     })
 }
 
@@ -341,6 +361,7 @@ pub(crate) fn set_timeout(headers: &mut HeaderMap, left: Duration, grpc: bool) {
 #[cfg(test)]
 mod tests {
     use http::Request;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -371,9 +392,67 @@ mod tests {
             (v1, "/", &[("host", "a b")]),
             (v2, "http://b/", &[("host", "a")]),
             (v2, "http://u@b/", &[]),
+            (v1, "/", &[("host", "a:b:c")]),
+            (v1, "/", &[("host", "a:http")]),
+            (v1, "*", &[("host", "a")]),
         ] {
             assert!(host(version, target, headers).is_err(), "{version:?} {target} {headers:?}");
         }
+    }
+
+    #[test]
+    fn the_asterisk_is_for_options_alone() {
+        for version in [Version::HTTP_11, Version::HTTP_2] {
+            let taken = |method: Method| {
+                let mut head = head(version, "*", &[("host", "a")]);
+                head.method = method;
+                receive(&mut head, false).is_ok()
+            };
+            assert!(taken(Method::OPTIONS));
+            for method in [Method::GET, Method::POST, Method::CONNECT] {
+                assert!(!taken(method.clone()), "{method} * in {version:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn hosts_and_ports() {
+        for good in ["a", "a.b-c_d~e:80", "a:", "10.0.0.1:8080", "[::1]", "[fd00::1]:80", "[::ffff:1.2.3.4]:", "*.a"] {
+            assert!(is_authority(good.as_bytes()), "{good}");
+        }
+        for bad in [
+            "", ":80", "a:b", "a:b:c", "a:80:80", "a%20b", "a@b", "a/", "::1", "[::1", "[]", "[a]", "[::1]a",
+            "[::1%1]", "é",
+        ] {
+            assert!(!is_authority(bad.as_bytes()), "{bad}");
+        }
+    }
+
+    proptest! {
+        /// What is taken from an HTTP/1 client can be told to an HTTP/2 server.
+        #[test]
+        fn a_host_is_an_authority(host in "(\\[[0-9a-f:.]{0,45}\\]|[-a-z0-9._~!$&'()*+,;=%@\\[\\]]{0,8})(:[0-9a]{0,6}){0,2}") {
+            if is_authority(host.as_bytes()) {
+                prop_assert!(Authority::try_from(host.as_str()).is_ok(), "{}", host);
+            }
+        }
+    }
+
+    #[test]
+    fn grpc_is_told_by_its_content_type() {
+        for (content_type, expected) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("Application/gRPC; charset=x", true),
+            ("application/grpc-web", false),
+            ("application/grpc-web+proto", false),
+            ("application/json", false),
+            ("app", false),
+        ] {
+            let head = head(Version::HTTP_2, "http://a/", &[("content-type", content_type)]);
+            assert_eq!(is_grpc(&head.headers), expected, "{content_type}");
+        }
+        assert!(!is_grpc(&HeaderMap::new()));
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub(crate) struct RequestBody {
     exact: Option<u64>,
     /// Bytes received from the client.
     received: Cell<u64>,
+    /// The client has not sent what was last asked for.
+    awaited: Cell<bool>,
     /// The client broke its own request: no endpoint is to blame, and nothing can be tried again.
     failed: Cell<bool>,
     /// The try whose reader is current; readers of earlier ones get nothing more.
@@ -67,6 +69,7 @@ impl RequestBody {
             kept: RefCell::new(Kept { complete: keep, ..Kept::default() }),
             exact,
             received: Cell::new(0),
+            awaited: Cell::new(false),
             failed: Cell::new(false),
             attempt: Cell::new(0),
         })
@@ -122,6 +125,7 @@ impl RequestBody {
             return Poll::Ready(Some(Err(error.into())));
         };
         let polled = Pin::new(incoming).poll_frame(cx);
+        self.awaited.set(polled.is_pending());
         if polled.is_pending() {
             let mut waiting = self.waiting.borrow_mut();
             if !waiting.as_ref().is_some_and(|held| held.will_wake(cx.waker())) {
@@ -133,6 +137,11 @@ impl RequestBody {
 
     pub(crate) fn received(&self) -> u64 {
         self.received.get()
+    }
+
+    /// Whether it is the client that is waited for.
+    pub(crate) fn awaited(&self) -> bool {
+        self.awaited.get()
     }
 
     pub(crate) fn failed(&self) -> bool {

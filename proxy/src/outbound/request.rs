@@ -25,6 +25,7 @@ use crate::{
 /// Answers one request of the workload.
 pub(super) async fn serve(ctx: Context, key: DestinationKey, received: Received) -> Response<Body> {
     let (mut head, body, mut exchange) = received.begin(&ctx, Direction::Outbound, None);
+    exchange.metrics = Some(ctx.undecided.clone());
     let client = exchange.client_upgrade(&mut head);
     let grpc = headers::is_grpc(&head.headers);
     let answer = answer(&ctx, &key, &mut exchange, head, body).await;
@@ -74,7 +75,7 @@ async fn routed<'a>(
     let action: &HttpAction = matched.action;
     let prefix_len = matched.prefix_len;
     exchange.record.route = Some(action.origin.clone());
-    exchange.limit(action.request_timeout);
+    exchange.limit_by_route(action.request_timeout);
     let backend = match &action.filters.redirect {
         None => action.backends.pick(ctx.random.next()),
         Some(_) => None,

@@ -1,8 +1,10 @@
 //! What a rule asks of a request: path, headers, query, method, gRPC. Compiled once, read without allocating
 //! (a regular expression over an escaped query value, or over a header sent several times, does allocate).
 
-use http::{HeaderMap, HeaderName, Method, header, request::Parts};
+use http::{HeaderName, Method, header, request::Parts};
 use regex::bytes::Regex;
+
+use crate::http::headers::is_grpc;
 
 /// All parts must hold.
 #[derive(Debug, Default)]
@@ -133,20 +135,6 @@ impl ValueMatch {
     }
 }
 
-/// Whether the content type is gRPC's (not gRPC-Web's, which is another protocol).
-pub fn is_grpc(headers: &HeaderMap) -> bool {
-    const TYPE: &[u8] = b"application/grpc";
-    let Some(value) = headers.get(header::CONTENT_TYPE).map(|value| value.as_bytes()) else {
-        return false;
-    };
-    match value.split_at_checked(TYPE.len()) {
-        Some((head, rest)) => {
-            head.eq_ignore_ascii_case(TYPE) && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
-        }
-        None => false,
-    }
-}
-
 /// The bytes of a query name or value: `%xx` and `+` decoded, as forms encode them. What is not a valid
 /// escape stands for itself.
 fn decode(raw: &[u8]) -> impl Iterator<Item = u8> + '_ {
@@ -239,20 +227,5 @@ mod tests {
         assert!(!wanted("A", "1").holds(query));
         let regex = QueryMatch { name: "d".into(), value: ValueMatch::Regex(whole("p q").unwrap()) };
         assert!(regex.holds(query));
-    }
-
-    #[test]
-    fn grpc_by_content_type() {
-        for (content_type, expected) in [
-            ("application/grpc", true),
-            ("application/grpc+proto", true),
-            ("Application/gRPC; charset=x", true),
-            ("application/grpc-web", false),
-            ("application/json", false),
-            ("app", false),
-        ] {
-            assert_eq!(is_grpc(&request("POST", "/", &[("content-type", content_type)]).headers), expected);
-        }
-        assert!(!is_grpc(&HeaderMap::new()));
     }
 }

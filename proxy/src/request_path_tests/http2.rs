@@ -1,6 +1,6 @@
 //! HTTP/2 and gRPC through the sidecars.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, sync::Arc};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
@@ -14,7 +14,8 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
     http::serve::LocalExecutor,
-    testing::{BOTH, Sidecar, Through, application, reach, run, workload_source},
+    policy::{Protocol, Target},
+    testing::{BOTH, Sidecar, Through, application, ejected, reach, run, workload, workload_source},
 };
 
 pub(super) type Bytewise = BoxBody<Bytes, Infallible>;
@@ -197,10 +198,35 @@ fn extended_connect_becomes_a_tunnel() {
 }
 
 #[test]
+fn a_client_that_asks_for_what_cannot_be_sent_has_nobody_ejected() {
+    run(async {
+        let (app, seen) = crate::testing::scripted(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi").await;
+        let Target::Workload(backend) = workload(&[(app, None), (app, None)], Protocol::Http1) else { unreachable!() };
+        let held = Arc::clone(&backend);
+        let sidecar = Sidecar::new("client", move || Target::Workload(Arc::clone(&held)));
+        let mut client = client(sidecar.outbound().await).await;
+        // The server's settings must have come before the extension may be used.
+        client.ready().await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        for _ in 0..20 {
+            let mut request =
+                Request::builder().method(Method::CONNECT).uri("http://shop:80/chat").body(full(b"")).unwrap();
+            request.extensions_mut().insert(hyper::ext::Protocol::from_static("websocket"));
+            let response = client.send_request(request).await.unwrap();
+            assert_eq!(response.status(), StatusCode::BAD_REQUEST);
+        }
+        let target = http::Uri::builder().scheme("http").authority("shop:80").path_and_query("*").build();
+        let request = Request::builder().uri(target.unwrap()).body(full(b"")).unwrap();
+        assert_eq!(client.send_request(request).await.unwrap().status(), StatusCode::BAD_REQUEST, "GET *");
+        assert_eq!((seen.borrow().len(), ejected(&backend)), (0, 0));
+    });
+}
+
+#[test]
 fn an_application_that_speaks_http1_only_is_spoken_to_so() {
     run(async {
         let (app, seen) = crate::testing::scripted(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi").await;
-        let server = Sidecar::new("server", || crate::policy::Target::Outside);
+        let server = Sidecar::new("server", || Target::Outside);
         let inbound = server.inbound(app).await;
         server.permit(v1::inbound::Mode::Strict, inbound.port(), v1::Protocol::Http1);
         let client_side = Sidecar::new("client", workload_source(vec![(inbound, Some(crate::testing::server_id()))]));

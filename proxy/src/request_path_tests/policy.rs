@@ -11,7 +11,9 @@ use tokio::{
 use super::OK;
 use crate::{
     policy::Target,
-    testing::{Sidecar, application, read_until, run, scripted, server_id, talk, workload_source},
+    testing::{
+        Sidecar, application, ejected, metrics_page, read_until, run, scripted, server_id, talk, workload_source,
+    },
 };
 
 fn routed(endpoints: &[SocketAddr], action: v1::HttpAction) -> Sidecar {
@@ -91,6 +93,18 @@ fn what_cannot_be_discovered_is_the_last_on_its_connection() {
         stream.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("leno-reason: discovery\r\n"), "{answer}");
         assert!(answer.contains("connection: close\r\n"), "{answer}");
+
+        let bad = b"GET / HTTP/1.1\r\nHost: a:b\r\nConnection: close\r\n\r\n";
+        let (app, _) = scripted(OK).await;
+        assert!(talk(routed(&[app], Default::default()).outbound().await, bad).await.starts_with("HTTP/1.1 400 "));
+        let page = metrics_page();
+        for reason in ["discovery", "bad-request"] {
+            let series = format!(
+                "leno_requests_total{{backend=\"\",class=\"failed\",direction=\"outbound\",reason=\"{reason}\",route=\"\",\
+                 rule=\"\",service=\"unknown\"}} "
+            );
+            assert!(page.contains(&series), "{series} in\n{page}");
+        }
     });
 }
 
@@ -177,6 +191,43 @@ fn time_is_limited_for_the_request_and_for_each_try() {
         let action = v1::HttpAction { backend_request_timeout: limit, ..Default::default() };
         let answer = talk(routed(&[silent], action).outbound().await, GET).await;
         assert!(answer.starts_with("HTTP/1.1 504 ") && answer.contains("leno-reason: try-timeout"), "{answer}");
+    });
+}
+
+#[test]
+fn time_that_clients_set_or_waste_ejects_nobody() {
+    const HASTY: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\ngrpc-timeout: 5m\r\n\r\n";
+    const STALLED: &[u8] = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhel";
+    run(async {
+        let silent = application(|mut stream| async move {
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        })
+        .await;
+        let other = application(|mut stream| async move {
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        })
+        .await;
+        let millis = |millis: i32| Some(prost_types::Duration { seconds: 0, nanos: millis * 1_000_000 });
+        let whole = |limit| v1::HttpAction { request_timeout: limit, ..Default::default() };
+        let each = |limit| v1::HttpAction { backend_request_timeout: limit, ..Default::default() };
+        for (action, request, expected) in [
+            (whole(None), HASTY, 0),
+            (whole(millis(900)), HASTY, 0),
+            (whole(millis(50)), STALLED, 0),
+            (each(millis(50)), STALLED, 0),
+            (whole(millis(50)), GET, 1),
+            (each(millis(50)), GET, 1),
+        ] {
+            let sidecar = routed(&[silent, other], action.clone());
+            let address = sidecar.outbound().await;
+            for _ in 0..12 {
+                let mut stream = TcpStream::connect(address).await.unwrap();
+                stream.write_all(request).await.unwrap();
+                read_until(&mut stream, b"-timeout\r\n").await.unwrap();
+            }
+            let backend = sidecar.ctx.policy.snapshot().backends["shop/shop:80"].clone();
+            assert_eq!(ejected(&backend), expected, "{action:?} {}", String::from_utf8_lossy(request));
+        }
     });
 }
 

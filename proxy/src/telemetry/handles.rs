@@ -294,11 +294,11 @@ fn key(name: &'static str, labels: &[Label], more: &[(&'static str, &'static str
     Key::from_parts(name, labels.iter().cloned().chain(more).collect::<Vec<_>>())
 }
 
-pub(super) fn register_counter(name: &'static str, labels: &[Label], more: &[(&'static str, &'static str)]) -> Counter {
+pub(crate) fn register_counter(name: &'static str, labels: &[Label], more: &[(&'static str, &'static str)]) -> Counter {
     metrics::with_recorder(|recorder| recorder.register_counter(&key(name, labels, more), &METADATA))
 }
 
-pub(super) fn register_gauge(name: &'static str, labels: &[Label]) -> Gauge {
+pub(crate) fn register_gauge(name: &'static str, labels: &[Label]) -> Gauge {
     metrics::with_recorder(|recorder| recorder.register_gauge(&key(name, labels, &[]), &METADATA))
 }
 

@@ -55,7 +55,7 @@ pub async fn run(config: Arc<Config>, store: Arc<CredentialStore>) {
                     renewal_in = ?wait, "certificate issued"
                 );
                 (failures, reminded) = (0, None);
-                sleep(wait).await;
+                sleep_until_renewal(wait).await;
             }
             Err(error) => {
                 failures += 1;
@@ -68,6 +68,15 @@ pub async fn run(config: Arc<Config>, store: Arc<CredentialStore>) {
                 sleep(wait).await;
             }
         }
+    }
+}
+
+/// Sleeps for `wait`, or less if the wall clock gets there sooner (suspend, clock set forward): it is what certificates
+/// expire by.
+async fn sleep_until_renewal(wait: Duration) {
+    let renewal = schedule::Renewal::after(wait, Instant::now().into_std(), SystemTime::now());
+    while let Some(slice) = renewal.sleep(Instant::now().into_std(), SystemTime::now()) {
+        sleep(slice).await;
     }
 }
 

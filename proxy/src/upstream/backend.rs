@@ -37,8 +37,8 @@ pub struct HostName {
     pub port: u16,
 }
 
-/// The endpoints of a backend at one version. Endpoints keep their `Arc` across versions as long as
-/// address and identity stay: ejection and draining live in it.
+/// The endpoints of a backend at one version. As long as address and identity stay, endpoints keep their ejection across
+/// versions; and their `Arc`, in which draining lives, as long as everything else stays, too.
 pub struct EndpointSet {
     /// Distinct for each set ever made in this process.
     pub serial: u64,
@@ -60,8 +60,8 @@ pub struct Endpoint {
     pub weight: u32,
     /// Gets nothing new. (Atomic: changes without a new `Arc`.)
     pub draining: AtomicBool,
-    /// Passive outlier ejection, for the whole proxy.
-    pub outlier: Gate,
+    /// Passive outlier ejection, for the whole proxy. Shared with what the endpoint was in earlier versions.
+    pub outlier: Arc<Gate>,
 }
 
 impl Backend {
@@ -127,7 +127,20 @@ impl Endpoint {
             zone: zone.into(),
             weight: weight.max(1),
             draining: AtomicBool::new(false),
-            outlier: Gate::default(),
+            outlier: Arc::default(),
+        })
+    }
+
+    /// The same address and identity under new attributes: ejection stays.
+    pub fn renewed(&self, workload: impl Into<Arc<str>>, zone: impl Into<Arc<str>>, weight: u32) -> Arc<Self> {
+        Arc::new(Self {
+            address: self.address,
+            identity: self.identity.clone(),
+            workload: workload.into(),
+            zone: zone.into(),
+            weight: weight.max(1),
+            draining: AtomicBool::new(self.is_draining()),
+            outlier: Arc::clone(&self.outlier),
         })
     }
 

@@ -56,6 +56,16 @@ impl Estimate {
         self.penalized_at = now;
     }
 
+    /// A try that had no answer when its client gave it up: no failure, but the endpoint is slower than that.
+    pub fn given_up(&mut self, waited: Duration, now: Instant) {
+        let seconds = waited.min(MOST_PENALTY).as_secs_f64();
+        if seconds > self.latency(now) {
+            self.seconds = seconds;
+            self.at = self.at.max(now);
+            self.measured = true;
+        }
+    }
+
     /// The endpoint proved to be well again.
     pub fn pardon(&mut self) {
         self.penalty = 0.0;

@@ -24,6 +24,18 @@ pub const PROBE_PATIENCE: Duration = Duration::from_secs(10);
 /// Ejections are longer by up to this share, at random, so that proxies do not probe in step.
 const JITTER: f64 = 0.25;
 
+/// What a try's result may decide over an endpoint that is ejected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Sent while the endpoint was in service: nothing.
+    Ordinary,
+    /// Sent to an ejected endpoint for want of a better one: its success brings the endpoint back, its failure is what was
+    /// to be expected.
+    LastResort,
+    /// Admitted by [`Outlier::admit_probe`]: whether the endpoint comes back, or is ejected for longer.
+    Probe,
+}
+
 /// The state of one endpoint.
 #[derive(Debug)]
 pub struct Outlier {
@@ -59,17 +71,17 @@ impl Outlier {
     pub fn record(
         &mut self,
         success: bool,
-        probe: bool,
+        role: Role,
         now: Instant,
         jitter: f64,
         may_eject: impl FnOnce() -> bool,
     ) -> bool {
-        match (&mut self.state, success) {
-            (State::Closed { failures, .. }, true) => {
+        match (&mut self.state, success, role) {
+            (State::Closed { failures, .. }, true, _) => {
                 *failures = 0;
                 false
             }
-            (State::Closed { failures, since }, false) => {
+            (State::Closed { failures, since }, false, _) => {
                 *failures = failures.saturating_add(1);
                 if *failures < CONSECUTIVE_FAILURES || !may_eject() {
                     return false;
@@ -81,15 +93,17 @@ impl Outlier {
                 true
             }
             // What was under way before the ejection tells nothing new.
-            (State::Ejected { .. } | State::Probing { .. }, _) if !probe => false,
-            (State::Ejected { .. } | State::Probing { .. }, true) => {
+            (State::Ejected { .. } | State::Probing { .. }, _, Role::Ordinary) => false,
+            (State::Ejected { .. } | State::Probing { .. }, true, Role::LastResort | Role::Probe) => {
                 self.state = State::Closed { failures: 0, since: Some(now) };
                 false
             }
-            (State::Ejected { .. } | State::Probing { .. }, false) => {
+            (State::Probing { .. }, false, Role::Probe) => {
                 self.eject(now, jitter);
                 true
             }
+            // Ejected it is already: by this failure no more than before. (A probe: one that was given up.)
+            (State::Ejected { .. }, false, _) | (State::Probing { .. }, false, Role::LastResort) => false,
         }
     }
 
@@ -162,14 +176,14 @@ impl Gate {
     }
 
     /// See [`Outlier::record`].
-    pub fn record(&self, success: bool, probe: bool, now: Instant, may_eject: impl FnOnce() -> bool) -> bool {
+    pub fn record(&self, success: bool, role: Role, now: Instant, may_eject: impl FnOnce() -> bool) -> bool {
         if success && !self.stained.load(Ordering::Relaxed) {
             return false;
         }
         // Bits that nobody can foresee to the nanosecond are jitter enough.
         let jitter = f64::from(now.saturating_duration_since(*EPOCH).subsec_nanos() % 1000) / 1000.0;
         let mut state = self.state.lock();
-        let ejected = state.record(success, probe, now, jitter, may_eject);
+        let ejected = state.record(success, role, now, jitter, may_eject);
         self.publish(&state);
         ejected
     }

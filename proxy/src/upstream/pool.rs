@@ -64,6 +64,8 @@ pub struct SendError {
     /// The connection had been used before: if it is HTTP/1, the peer may have closed it as idle while the request was
     /// on its way. Not provable; a matter for requests that may be repeated.
     pub reused: bool,
+    /// This proxy lacks what it needs to connect again; the endpoint is not to blame.
+    pub own: bool,
     pub reason: String,
     /// Given back if it was never written.
     pub request: Option<Request<Body>>,
@@ -188,7 +190,10 @@ impl HttpConnection {
             };
             match next {
                 Ok(connection) => (self, request) = (connection, unsent),
-                Err(dial) => return Err(SendError::unsent(unsent, reused, dial.to_string())),
+                Err(dial) => {
+                    let own = dial.is_own();
+                    return Err(SendError { own, ..SendError::unsent(unsent, reused, dial.to_string()) });
+                }
             }
         }
         Err(SendError::unsent(request, reused, "connections closed as soon as they were used".into()))
@@ -207,6 +212,7 @@ impl HttpConnection {
             SendError {
                 not_processed: request.is_some() || was_refused(error.error()),
                 reused,
+                own: false,
                 reason: describe(error.error()),
                 request,
             }
@@ -230,7 +236,7 @@ impl Drop for HttpConnection {
 
 impl SendError {
     fn unsent(request: Request<Body>, reused: bool, reason: String) -> Self {
-        Self { not_processed: true, reused, reason, request: Some(request) }
+        Self { not_processed: true, reused, own: false, reason, request: Some(request) }
     }
 }
 

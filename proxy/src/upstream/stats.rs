@@ -1,9 +1,11 @@
 //! What is counted per backend: handles made when a worker first uses it, never looked up per request. Workers share
-//! the series.
+//! the series, which are forgotten some time after the backend.
 
 use std::{cell::Cell, rc::Rc, sync::Once};
 
-use metrics::{Counter, Gauge};
+use metrics::{Counter, Gauge, Label};
+
+use crate::telemetry::{register_counter, register_gauge};
 
 /// One worker's handles for one backend.
 pub struct BackendStats {
@@ -29,16 +31,19 @@ pub struct EndpointCounts {
 impl BackendStats {
     pub fn new(backend: &str) -> Rc<Self> {
         describe();
-        let backend = backend.to_owned();
-        let endpoints = |state| metrics::gauge!("leno_endpoints", "backend" => backend.clone(), "state" => state);
+        let labels = [Label::new("backend", backend.to_owned())];
+        let endpoints = |state| {
+            let [backend] = labels.clone();
+            register_gauge("leno_endpoints", &[backend, Label::from_static_parts("state", state)])
+        };
         Rc::new(Self {
             ready: endpoints("ready"),
             draining: endpoints("draining"),
             ejected: endpoints("ejected"),
-            connections: metrics::counter!("leno_upstream_connections_total", "backend" => backend.clone()),
-            connection_failures: metrics::counter!("leno_upstream_connection_failures_total", "backend" => backend.clone()),
-            ejections: metrics::counter!("leno_ejections_total", "backend" => backend.clone()),
-            pooled: metrics::gauge!("leno_upstream_pooled_connections", "backend" => backend),
+            connections: register_counter("leno_upstream_connections_total", &labels, &[]),
+            connection_failures: register_counter("leno_upstream_connection_failures_total", &labels, &[]),
+            ejections: register_counter("leno_ejections_total", &labels, &[]),
+            pooled: register_gauge("leno_upstream_pooled_connections", &labels),
             own_pooled: Cell::new(0.0),
         })
     }
@@ -74,4 +79,49 @@ fn describe() {
         metrics::describe_counter!("leno_upstream_connection_failures_total", "Connections to endpoints that failed.");
         metrics::describe_counter!("leno_ejections_total", "Endpoints taken out after failures in a row.");
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Instant};
+
+    use super::*;
+    use crate::telemetry::{
+        exposition,
+        recorder::{RETAIN, Recorder, Registry},
+    };
+
+    #[test]
+    fn a_backend_that_is_gone_leaves_nothing() {
+        let registry = Arc::new(Registry::default());
+        let stats = metrics::with_local_recorder(&Recorder(registry.clone()), || {
+            // Two workers.
+            [BackendStats::new("shop/cart:80"), BackendStats::new("shop/cart:80")]
+        });
+        for stats in &stats {
+            stats.set_endpoints(EndpointCounts { ready: 3, ..EndpointCounts::default() });
+            stats.set_pooled(2);
+            stats.ejections.increment(1);
+        }
+        let start = Instant::now();
+        registry.sweep(start);
+        registry.sweep(start + RETAIN * 2);
+        let page = exposition::render(&registry);
+        for line in [
+            "leno_endpoints{backend=\"shop/cart:80\",state=\"ready\"} 3\n",
+            "leno_upstream_pooled_connections{backend=\"shop/cart:80\"} 4\n",
+            "leno_ejections_total{backend=\"shop/cart:80\"} 2\n",
+        ] {
+            assert!(page.contains(line), "{line} in\n{page}");
+        }
+
+        drop(stats);
+        registry.sweep(start + RETAIN * 2);
+        let page = exposition::render(&registry);
+        assert!(page.contains("leno_endpoints{backend=\"shop/cart:80\",state=\"ready\"} 0\n"), "{page}");
+        assert!(page.contains("leno_ejections_total{backend=\"shop/cart:80\"} 2\n"), "a last scrape sees it: {page}");
+        registry.sweep(start + RETAIN * 3);
+        let page = exposition::render(&registry);
+        assert!(!page.contains("shop/cart:80"), "{page}");
+    }
 }

@@ -13,6 +13,10 @@ use super::{testing::*, *};
 use crate::{
     net::Prefixed,
     policy::Protocol,
+    telemetry::{
+        exposition,
+        recorder::{RETAIN, Recorder, Registry},
+    },
     tls::{Credentials, testing::Authority},
 };
 
@@ -130,17 +134,81 @@ async fn an_endpoint_that_fails_is_ejected_and_comes_back_by_a_probe() {
 
         let endpoint = Arc::clone(&backend.endpoints.load().endpoints[0]);
         while endpoint.outlier.health(Instant::now()) == outlier::Health::InService {
-            endpoint.outlier.record(false, false, Instant::now(), || true);
+            endpoint.outlier.record(false, Role::Ordinary, Instant::now(), || true);
         }
         let (balancer, _) = upstreams.state.balancer(&backend);
         let later = Instant::now() + Duration::from_secs(10);
         let mut probes = 0;
         for _ in 0..50 {
-            let (local, probe) = balancer.choose(&[], later, || upstreams.state.random.next()).unwrap();
-            assert_eq!(probe, local.endpoint.address == dead);
-            probes += usize::from(probe);
+            let (local, role) = balancer.choose(&[], later, || upstreams.state.random.next()).unwrap();
+            assert_eq!(role == Role::Probe, local.endpoint.address == dead);
+            probes += usize::from(role == Role::Probe);
         }
         assert_eq!(probes, 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn requests_for_an_ejected_endpoint_are_no_ejections() {
+    on_worker(async {
+        let addresses: Vec<SocketAddr> = (1..=2).map(|n| SocketAddr::from(([10, 0, 0, n], 80))).collect();
+        let (upstreams, backend) = (upstreams(), backend(&addresses));
+        let endpoint = Arc::clone(&backend.endpoints.load().endpoints[0]);
+        for _ in 0..outlier::CONSECUTIVE_FAILURES {
+            endpoint.outlier.record(false, Role::Ordinary, Instant::now(), || true);
+        }
+        // The only one left.
+        backend.publish(EndpointSet::new(true, Protocol::Http, vec![Arc::clone(&endpoint)]));
+        for _ in 0..100 {
+            let pick = upstreams.pick(&backend, &[]).await.unwrap();
+            assert_eq!(pick.role.get(), Role::LastResort);
+            pick.report(Outcome::Failure, Instant::now());
+        }
+        let second = Instant::now() + outlier::BASE_EJECTION * 2;
+        assert_eq!(endpoint.outlier.health(second), outlier::Health::ProbeDue, "ejected once, not a hundred times");
+        upstreams.pick(&backend, &[]).await.unwrap().report(Outcome::Success, Instant::now());
+        assert_eq!(endpoint.outlier.health(Instant::now()), outlier::Health::InService);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_clients_give_up_ejects_nobody_but_shows_who_is_slow() {
+    on_worker(async {
+        let addresses: Vec<SocketAddr> = (1..=2).map(|n| SocketAddr::from(([10, 0, 0, n], 80))).collect();
+        let (upstreams, backend) = (upstreams(), backend(&addresses));
+        let mut at_slow = 0;
+        for _ in 0..200 {
+            let pick = upstreams.pick(&backend, &[]).await.unwrap();
+            if pick.endpoint.address == addresses[0] {
+                at_slow += 1;
+                pick.report(Outcome::GivenUp, pick.started + Duration::from_secs(1));
+            } else {
+                pick.report(Outcome::Success, pick.started + Duration::from_millis(1));
+            }
+        }
+        let slow = Arc::clone(&backend.endpoints.load().endpoints[0]);
+        assert_eq!(slow.outlier.health(Instant::now()), outlier::Health::InService);
+        assert!(at_slow < 40, "{at_slow} of 200");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_backend_that_is_gone_leaves_no_series() {
+    on_worker(async {
+        let registry = Arc::new(Registry::default());
+        let (upstreams, backend) = (upstreams(), backend(&[nobody().await]));
+        metrics::with_local_recorder(&Recorder(registry.clone()), || upstreams.state.balancer(&backend));
+        upstreams.pick(&backend, &[]).await.unwrap().report(Outcome::Failure, Instant::now());
+        drop(backend);
+        let now = Instant::now();
+        assert!(!upstreams.state.sweep(now), "nothing is left to sweep");
+        registry.sweep(now);
+        registry.sweep(now + RETAIN);
+        let page = exposition::render(&registry);
+        assert!(!page.contains("shop/cart:80"), "{page}");
     })
     .await;
 }

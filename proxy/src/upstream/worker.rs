@@ -15,7 +15,7 @@ use super::{
     balance::{self, Estimate, Standing},
     dial::Dialer,
     dns,
-    outlier::Health,
+    outlier::{Health, Role},
     pool::Pool,
     stats::{BackendStats, EndpointCounts},
 };
@@ -130,7 +130,7 @@ impl State {
     }
 
     /// True: something is left.
-    fn sweep(&self, now: Instant) -> bool {
+    pub(super) fn sweep(&self, now: Instant) -> bool {
         let mut balancers = self.balancers.borrow_mut();
         balancers.retain(|_, balancer| balancer.sweep(now));
         let mut plain = self.plain.borrow_mut();
@@ -194,13 +194,13 @@ impl Balancer {
         counts
     }
 
-    /// The endpoint for one try, and whether the try is a probe: its result decides over an ejected endpoint.
+    /// The endpoint for one try, and what the try's result may decide over it.
     pub fn choose(
         &self,
         tried: &[SocketAddr],
         now: Instant,
         random: impl Fn() -> u64,
-    ) -> Option<(Rc<LocalEndpoint>, bool)> {
+    ) -> Option<(Rc<LocalEndpoint>, Role)> {
         let all = self.endpoints.borrow();
         let probe = Cell::new(false);
         let standing = |index: usize| all.get(index).map_or(Standing::Draining, |local| local.standing(tried, now));
@@ -212,9 +212,12 @@ impl Balancer {
         };
         let index = balance::choose(all.len(), standing, cost, admit, random)?;
         let local = Rc::clone(all.get(index)?);
-        // Taken although ejected: its result counts as a probe's.
-        let probe = probe.get() || local.endpoint.outlier.health(now) != Health::InService;
-        Some((local, probe))
+        let role = match local.endpoint.outlier.health(now) {
+            _ if probe.get() => Role::Probe,
+            Health::InService => Role::Ordinary,
+            Health::Ejected | Health::ProbeDue => Role::LastResort,
+        };
+        Some((local, role))
     }
 
     #[cfg(test)]
@@ -281,17 +284,24 @@ impl LocalEndpoint {
         self.in_flight.get()
     }
 
-    /// One try's result; `probe`: it decided whether the endpoint comes back.
-    pub fn observe(&self, success: bool, probe: bool, latency: Duration, now: Instant) {
+    /// One try's result.
+    pub fn observe(&self, success: bool, role: Role, latency: Duration, now: Instant) {
         let mut estimate = self.estimate.get();
         if success {
             estimate.succeeded(latency, now);
         } else {
             estimate.failed(latency, now);
         }
-        if success && probe {
+        if success && role != Role::Ordinary {
             estimate.pardon();
         }
+        self.estimate.set(estimate);
+    }
+
+    /// One try that its client gave up. See [`Estimate::given_up`].
+    pub fn given_up(&self, waited: Duration, now: Instant) {
+        let mut estimate = self.estimate.get();
+        estimate.given_up(waited, now);
         self.estimate.set(estimate);
     }
 

@@ -129,7 +129,8 @@ fn held_endpoints(backend: &Backend) -> HashMap<SocketAddr, Arc<Endpoint>> {
     set.endpoints.iter().map(|endpoint| (endpoint.address, endpoint.clone())).collect()
 }
 
-/// The endpoint, the one that is held if nothing but its state differs, and whether it is draining.
+/// The endpoint and whether it is draining. It is the one that is held if nothing but its state differs, and inherits
+/// from it if address and identity are the same.
 fn parse_endpoint(
     endpoint: v1::Endpoint,
     held: &HashMap<SocketAddr, Arc<Endpoint>>,
@@ -146,14 +147,12 @@ fn parse_endpoint(
             return Err(Invalid::new("state", format!("{} is not a state that is known", endpoint.state)));
         }
     };
-    let same = held.get(&address).filter(|held| {
-        held.identity == identity
-            && held.weight == endpoint.weight.max(1)
-            && *held.zone == *endpoint.zone
-            && *held.workload == *endpoint.workload
-    });
-    let endpoint = match same {
-        Some(held) => held.clone(),
+    let is_unchanged = |held: &Endpoint| {
+        held.weight == endpoint.weight.max(1) && *held.zone == *endpoint.zone && *held.workload == *endpoint.workload
+    };
+    let endpoint = match held.get(&address).filter(|held| held.identity == identity) {
+        Some(held) if is_unchanged(held) => held.clone(),
+        Some(held) => held.renewed(endpoint.workload, endpoint.zone, endpoint.weight),
         None => Endpoint::new(address, identity, endpoint.workload, endpoint.zone, endpoint.weight),
     };
     Ok((endpoint, draining))

@@ -224,11 +224,26 @@ fn endpoints_are_carried_over_and_changed_by_deltas() {
     assert_eq!(rejected[0].field, "endpoints_delta.base_version");
     assert_eq!(addresses(&store), ["10.1.0.1:8080", "10.1.0.3:8080"]);
 
+    // What it is known for stays with it when its attributes change.
+    for change in [
+        Endpoint { weight: 7, ..endpoint("10.1.0.1:8080") },
+        Endpoint { zone: "b".into(), ..endpoint("10.1.0.1:8080") },
+        Endpoint { workload: "cart-2".into(), ..endpoint("10.1.0.1:8080") },
+    ] {
+        let delta = EndpointsDelta { base_version: "e2".into(), upserted: vec![change], removed: vec![] };
+        assert_eq!(take(&store, vec![cart_endpoints("e2", Body::EndpointsDelta(delta))], vec![]), []);
+        let changed = store.snapshot().backends[BACKEND].endpoints.load_full();
+        assert!(!Arc::ptr_eq(&after.endpoints[0], &changed.endpoints[0]));
+        assert!(Arc::ptr_eq(&after.endpoints[0].outlier, &changed.endpoints[0].outlier), "ejection is carried over");
+        assert!(!changed.endpoints[0].is_draining());
+    }
+
     let other = Endpoint { identity: String::new(), ..endpoint("10.1.0.1:8080") };
     let whole = Endpoints { endpoints: vec![other], ..Endpoints::default() };
     take(&store, vec![cart_endpoints("e4", Body::Endpoints(whole))], vec![]);
     let last = store.snapshot().backends[BACKEND].endpoints.load_full();
     assert!(!Arc::ptr_eq(&after.endpoints[0], &last.endpoints[0]), "another identity is another endpoint");
+    assert!(!Arc::ptr_eq(&after.endpoints[0].outlier, &last.endpoints[0].outlier));
     assert!(!last.endpoints[0].is_draining());
 
     take(&store, vec![], vec![name(ResourceKind::Endpoints, BACKEND)]);

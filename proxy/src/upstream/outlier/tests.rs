@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn fail(outlier: &mut Outlier, times: u32, now: Instant) -> bool {
-    (0..times).any(|_| outlier.record(false, false, now, 0.0, || true))
+    (0..times).any(|_| outlier.record(false, Role::Ordinary, now, 0.0, || true))
 }
 
 fn eject(outlier: &mut Outlier, now: Instant) -> Instant {
@@ -16,7 +16,7 @@ fn only_failures_in_a_row_eject() {
     let now = Instant::now();
     let mut outlier = Outlier::default();
     assert!(!fail(&mut outlier, CONSECUTIVE_FAILURES - 1, now));
-    outlier.record(true, false, now, 0.0, || true);
+    outlier.record(true, Role::Ordinary, now, 0.0, || true);
     assert!(!fail(&mut outlier, CONSECUTIVE_FAILURES - 1, now));
     assert!(fail(&mut outlier, 1, now));
 }
@@ -31,7 +31,7 @@ fn one_probe_at_a_time_decides() {
     assert!(outlier.admit_probe(due));
     assert!(!outlier.admit_probe(due), "one is under way");
     assert!(outlier.admit_probe(due + PROBE_PATIENCE), "it was lost");
-    assert!(!outlier.record(true, true, due + PROBE_PATIENCE, 0.0, || true));
+    assert!(!outlier.record(true, Role::Probe, due + PROBE_PATIENCE, 0.0, || true));
     assert_eq!(outlier.probe_at(), None);
 }
 
@@ -42,7 +42,7 @@ fn a_failed_probe_ejects_for_longer() {
     let mut due = eject(&mut outlier, now);
     for times in 2..100 {
         assert!(outlier.admit_probe(due));
-        assert!(outlier.record(false, true, due, 0.0, || false), "a failed probe ejects whatever the others do");
+        assert!(outlier.record(false, Role::Probe, due, 0.0, || false), "a failed probe ejects whatever the others do");
         let next = outlier.probe_at().unwrap();
         assert_eq!(next - due, (BASE_EJECTION * times).min(MAX_EJECTION));
         due = next;
@@ -54,9 +54,39 @@ fn results_from_before_the_ejection_do_not_count() {
     let now = Instant::now();
     let mut outlier = Outlier::default();
     let due = eject(&mut outlier, now);
-    assert!(!outlier.record(true, false, now, 0.0, || true));
-    assert!(!outlier.record(false, false, now, 0.0, || true));
+    assert!(!outlier.record(true, Role::Ordinary, now, 0.0, || true));
+    assert!(!outlier.record(false, Role::Ordinary, now, 0.0, || true));
     assert_eq!(outlier.probe_at(), Some(due));
+}
+
+#[test]
+fn requests_sent_there_for_want_of_others_bring_it_back_but_do_not_eject_again() {
+    let now = Instant::now();
+    let mut outlier = Outlier::default();
+    let due = eject(&mut outlier, now);
+    for _ in 0..100 {
+        assert!(!outlier.record(false, Role::LastResort, now, 0.0, || true));
+    }
+    assert_eq!(outlier.probe_at(), Some(due), "no longer than it was");
+    assert!(outlier.admit_probe(due));
+    assert!(!outlier.record(false, Role::LastResort, due, 0.0, || true), "the probe decides");
+    assert!(outlier.record(false, Role::Probe, due, 0.0, || true));
+    assert_eq!(outlier.probe_at(), Some(due + BASE_EJECTION * 2), "the second, not the hundredth");
+    assert!(!outlier.record(true, Role::LastResort, due, 0.0, || true));
+    assert_eq!(outlier.probe_at(), None);
+}
+
+#[test]
+fn a_probe_that_was_given_up_does_not_eject_again() {
+    let mut outlier = Outlier::default();
+    let due = eject(&mut outlier, Instant::now());
+    assert!(outlier.admit_probe(due));
+    let late = due + PROBE_PATIENCE;
+    assert!(outlier.admit_probe(late));
+    assert!(outlier.record(false, Role::Probe, late, 0.0, || true));
+    let next = outlier.probe_at();
+    assert!(!outlier.record(false, Role::Probe, late, 0.0, || true), "the first one's result, late");
+    assert_eq!(outlier.probe_at(), next);
 }
 
 #[test]
@@ -66,12 +96,12 @@ fn time_in_service_forgives() {
     for _ in 0..3 {
         now = eject(&mut outlier, now);
         assert!(outlier.admit_probe(now));
-        outlier.record(true, true, now, 0.0, || true);
+        outlier.record(true, Role::Probe, now, 0.0, || true);
     }
     let again = eject(&mut outlier, now);
     assert_eq!(again - now, BASE_EJECTION * 4);
     assert!(outlier.admit_probe(again));
-    outlier.record(true, true, again, 0.0, || true);
+    outlier.record(true, Role::Probe, again, 0.0, || true);
     let much_later = again + FORGIVE_AFTER * 10;
     assert_eq!(eject(&mut outlier, much_later) - much_later, BASE_EJECTION);
 }
@@ -90,10 +120,10 @@ fn ejection_may_be_forbidden() {
     let mut outlier = Outlier::default();
     let now = Instant::now();
     for _ in 0..50 {
-        assert!(!outlier.record(false, false, now, 0.0, || false));
+        assert!(!outlier.record(false, Role::Ordinary, now, 0.0, || false));
     }
     assert_eq!(outlier.probe_at(), None);
-    assert!(outlier.record(false, false, now, 0.0, || true), "the count is kept");
+    assert!(outlier.record(false, Role::Ordinary, now, 0.0, || true), "the count is kept");
 }
 
 #[test]
@@ -102,7 +132,7 @@ fn the_gate_says_what_the_state_says() {
     let now = Instant::now() + Duration::from_secs(1);
     for _ in 0..CONSECUTIVE_FAILURES {
         assert_eq!(gate.health(now), Health::InService);
-        gate.record(false, false, now, || true);
+        gate.record(false, Role::Ordinary, now, || true);
     }
     assert_eq!(gate.health(now), Health::Ejected);
     assert!(!gate.admit_probe(now));
@@ -110,7 +140,7 @@ fn the_gate_says_what_the_state_says() {
     assert_eq!(gate.health(due), Health::ProbeDue);
     assert!(gate.admit_probe(due));
     assert_eq!(gate.health(due), Health::Ejected, "while the probe is under way");
-    gate.record(true, true, due, || true);
+    gate.record(true, Role::Probe, due, || true);
     assert_eq!(gate.health(due), Health::InService);
 }
 
@@ -124,8 +154,12 @@ proptest! {
         let mut outlier = Outlier::default();
         for (success, probe, wait, jitter) in events {
             now += Duration::from_millis(wait);
-            let probe = probe && outlier.admit_probe(now);
-            outlier.record(success, probe, now, jitter, || true);
+            let role = match outlier.probe_at() {
+                Some(_) if probe && outlier.admit_probe(now) => Role::Probe,
+                Some(_) => Role::LastResort,
+                None => Role::Ordinary,
+            };
+            outlier.record(success, role, now, jitter, || true);
             if let Some(at) = outlier.probe_at() {
                 prop_assert!(at.saturating_duration_since(now) <= MAX_EJECTION.mul_f64(1.0 + JITTER));
             }
