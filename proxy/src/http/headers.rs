@@ -127,11 +127,8 @@ fn is_authority(bytes: &[u8]) -> bool {
     let port = match bytes.strip_prefix(b"[") {
         Some(literal) => {
             let mut parts = literal.splitn(2, |byte| *byte == b']');
-            let address = parts.next().and_then(|address| std::str::from_utf8(address).ok());
-            if !address.is_some_and(|address| address.parse::<Ipv6Addr>().is_ok()) {
-                return false;
-            }
-            parts.next()
+            let address = parts.next().and_then(|address| std::str::from_utf8(address).ok()?.parse::<Ipv6Addr>().ok());
+            parts.next().filter(|_| address.is_some())
         }
         None => {
             let end = bytes.iter().position(|byte| !is_name(*byte)).unwrap_or(bytes.len());
