@@ -14,11 +14,6 @@ pub fn leno_proxy() -> Result<PathBuf> {
     find("leno-proxy")
 }
 
-/// Whether the programs under test are not those of the tests' own build profile.
-pub fn are_elsewhere() -> bool {
-    std::env::var_os(ELSEWHERE).is_some()
-}
-
 const ELSEWHERE: &str = "LENO_E2E_BINARIES";
 
 /// Test executables are in `target/<profile>/deps`, binaries one folder up.
