@@ -1,11 +1,11 @@
 //! What is spoken on a connection, told by its first bytes, without stalling a server that speaks first.
 //!
 //! [`classify`] is pure and decides at the first byte that tells; [`first_bytes`] reads for it, from any stream: what
-//! comes inside mesh TLS as opaque bytes is looked at like what comes in plaintext. [`Watched`] goes on looking where
+//! comes inside mesh TLS as opaque bytes is looked at like what comes in plaintext. [`NotHttp`] goes on looking where
 //! bytes could not wait for the answer.
 
 pub mod client_hello;
-mod watched;
+mod not_http;
 
 #[cfg(test)]
 mod tests;
@@ -27,7 +27,7 @@ use tokio::{
 };
 
 use self::client_hello::{ClientHello, Parsed};
-pub(crate) use self::watched::Watched;
+pub(crate) use self::not_http::NotHttp;
 use crate::{
     config::limits,
     net::{Io, Prefixed},

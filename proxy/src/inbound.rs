@@ -6,7 +6,7 @@
 
 mod request;
 
-use std::{io, net::SocketAddr, rc::Rc, time::Duration};
+use std::{io, net::SocketAddr, rc::Rc};
 
 use bytes::Bytes;
 use http::HeaderValue;
@@ -110,7 +110,7 @@ async fn connection(ctx: &Context, accepted: Accepted, address: SocketAddr) -> R
     let peer = accepted.peer;
     // A strict port waits for the client: the mesh's clients always speak first.
     let wait = (!policy.strict).then_some(limits::PEEK_WAIT);
-    match first_bytes(ctx, Bytes::new(), accepted.stream, wait).await {
+    match ctx.first_bytes(Bytes::new(), accepted.stream, wait).await {
         Ok(FirstBytes::Spoken(Spoken::MeshTls, stream)) => meshed(ctx, stream, peer, address, protocol).await,
         Ok(FirstBytes::Spoken(spoken, stream)) => {
             if policy.strict {
@@ -125,17 +125,6 @@ async fn connection(ctx: &Context, accepted: Accepted, address: SocketAddr) -> R
         Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(TlsError::Timeout.into()),
         Ok(FirstBytes::Closed) | Err(_) => Ok(()),
     }
-}
-
-/// See [`detect::first_bytes`]; when draining, a client that says nothing is as good as gone.
-async fn first_bytes(
-    ctx: &Context,
-    already: Bytes,
-    stream: TcpStream,
-    wait: Option<Duration>,
-) -> io::Result<FirstBytes> {
-    let spoken = ctx.drain.patiently(detect::first_bytes(already, stream, wait)).await;
-    spoken.unwrap_or(Ok(FirstBytes::Closed))
 }
 
 /// Mesh TLS: the certificate says who it is, ALPN what it speaks.
@@ -208,7 +197,7 @@ async fn silent(
     }
     if !matches!(protocol, Protocol::Detect | Protocol::Tcp) {
         let (already, stream) = stream.into_parts();
-        return match first_bytes(ctx, already, stream, None).await {
+        return match ctx.first_bytes(already, stream, None).await {
             Ok(FirstBytes::Spoken(Spoken::MeshTls, stream)) => meshed(ctx, stream, peer, address, protocol).await,
             Ok(FirstBytes::Spoken(spoken, stream)) => unmeshed(ctx, spoken, stream, peer, address, protocol).await,
             Ok(FirstBytes::Silent(_) | FirstBytes::Closed) | Err(_) => Ok(()),
@@ -234,7 +223,7 @@ async fn carry<S: Io + Backlog>(ctx: &Context, first: tcp::First<S>, client: Cli
             http(ctx, stream, client, application, spoken == Spoken::Http2).await;
         }
         tcp::First::Undecided(stream, server) if undeclared => {
-            carried(ctx, &client, &application).relay(detect::Watched::new(stream), server).await;
+            carried(ctx, &client, &application).relay(detect::NotHttp::new(stream), server).await;
         }
         tcp::First::Client(_, stream, server)
         | tcp::First::Server(stream, server)

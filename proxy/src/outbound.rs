@@ -2,7 +2,7 @@
 
 mod request;
 
-use std::{collections::VecDeque, io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{collections::VecDeque, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::net::{TcpListener, TcpStream};
@@ -116,7 +116,7 @@ async fn http(ctx: &Context, peer: SocketAddr, stream: impl Io + Backlog, key: &
 /// A port whose protocol is declared HTTP: whatever else comes is answered with 400.
 async fn declared_http(ctx: &Context, accepted: Accepted, key: &DestinationKey) -> Result<(), Error> {
     let peer = accepted.peer;
-    match first_bytes(ctx, accepted.stream, None).await {
+    match ctx.first_bytes(Bytes::new(), accepted.stream, None).await {
         Ok(FirstBytes::Spoken(Spoken::Http2, stream)) => http(ctx, peer, stream, key, true).await,
         Ok(FirstBytes::Spoken(_, stream) | FirstBytes::Silent(stream)) => http(ctx, peer, stream, key, false).await,
         Ok(FirstBytes::Closed) => {}
@@ -128,7 +128,7 @@ async fn declared_http(ctx: &Context, accepted: Accepted, key: &DestinationKey) 
 /// The destination cannot be had: a client that speaks HTTP is told so by request, others are closed.
 async fn undiscovered(ctx: &Context, accepted: Accepted, key: &DestinationKey, error: Error) -> Result<(), Error> {
     let peer = accepted.peer;
-    match first_bytes(ctx, accepted.stream, Some(limits::PEEK_WAIT)).await {
+    match ctx.first_bytes(Bytes::new(), accepted.stream, Some(limits::PEEK_WAIT)).await {
         Ok(FirstBytes::Spoken(Spoken::Http1, stream)) => http(ctx, peer, stream, key, false).await,
         Ok(FirstBytes::Spoken(Spoken::Http2, stream)) => http(ctx, peer, stream, key, true).await,
         _ => return Err(error),
@@ -138,18 +138,12 @@ async fn undiscovered(ctx: &Context, accepted: Accepted, key: &DestinationKey, e
 
 // ---- what is spoken, found out ------------------------------------------------------------------
 
-/// See [`detect::first_bytes`]; when draining, a client that says nothing is as good as gone.
-async fn first_bytes(ctx: &Context, stream: TcpStream, wait: Option<Duration>) -> io::Result<FirstBytes> {
-    let spoken = ctx.drain.patiently(detect::first_bytes(Bytes::new(), stream, wait)).await;
-    spoken.unwrap_or(Ok(FirstBytes::Closed))
-}
-
 /// A port whose protocol is not declared.
 async fn detected(ctx: &Context, accepted: Accepted, destination: &Destination) -> Result<(), Error> {
     let peer = accepted.peer;
     let server_first = ctx.servers_first.borrow().contains(&destination.key);
     let wait = if server_first { Duration::ZERO } else { limits::PEEK_WAIT };
-    match first_bytes(ctx, accepted.stream, Some(wait)).await {
+    match ctx.first_bytes(Bytes::new(), accepted.stream, Some(wait)).await {
         Ok(FirstBytes::Spoken(spoken, stream)) => carry(ctx, peer, spoken, stream, destination, None).await,
         Ok(FirstBytes::Silent(stream)) => silent(ctx, peer, stream, destination).await,
         Ok(FirstBytes::Closed) => Ok(()),
@@ -187,7 +181,7 @@ async fn silent(
         tcp::First::Undecided(stream, server) => {
             let carried = carried().reached(&pick);
             if routes_http(destination) {
-                carried.relay(detect::Watched::new(stream), server).await;
+                carried.relay(detect::NotHttp::new(stream), server).await;
             } else {
                 carried.relay(stream, server).await;
             }
@@ -243,7 +237,7 @@ async fn carry(
 
 /// A port that is declared to be the application's own TLS: routed by SNI, never decrypted.
 async fn declared_tls(ctx: &Context, accepted: Accepted, destination: &Destination) -> Result<(), Error> {
-    let (server_name, stream) = match first_bytes(ctx, accepted.stream, None).await {
+    let (server_name, stream) = match ctx.first_bytes(Bytes::new(), accepted.stream, None).await {
         Ok(FirstBytes::Spoken(Spoken::Tls { server_name }, stream)) => (server_name, stream),
         Ok(FirstBytes::Spoken(..) | FirstBytes::Silent(_)) => return Err(Error::Refused("not-tls")),
         Ok(FirstBytes::Closed) | Err(_) => return Ok(()),

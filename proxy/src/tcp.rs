@@ -49,7 +49,7 @@ pub(crate) enum First<S> {
     Server(Prefixed<S>, Box<dyn Io>),
     Client(Spoken, Prefixed<S>, Box<dyn Io>),
     /// The client sent bytes that do not tell what they are, and waits. They may still be the beginning of HTTP:
-    /// see [`detect::Watched`].
+    /// see [`detect::NotHttp`].
     Undecided(Prefixed<S>, Box<dyn Io>),
     /// Nothing is to be carried: the client left, or an HTTP server was tired of waiting for it, or we were.
     Closed,
@@ -178,7 +178,7 @@ impl<'a> Carried<'a> {
 fn reason(error: &std::io::Error) -> &'static str {
     match error.kind() {
         std::io::ErrorKind::TimedOut => "idle",
-        // Of `detect::Watched`.
+        // Of `detect::NotHttp`.
         std::io::ErrorKind::InvalidData => "late-http",
         _ => "reset",
     }

@@ -5,14 +5,19 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     hash::{BuildHasher, RandomState},
+    io,
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
     time::Duration,
 };
 
+use bytes::Bytes;
+use tokio::net::TcpStream;
+
 use crate::{
     config::{Config, limits},
+    detect::{self, FirstBytes},
     drain::Drain,
     inbound::Application,
     outbound::ServersFirst,
@@ -55,6 +60,17 @@ pub struct Worker {
 pub type Context = Rc<Worker>;
 
 impl Worker {
+    /// See [`detect::first_bytes`]; when draining, a client that says nothing is as good as gone.
+    pub(crate) async fn first_bytes(
+        &self,
+        already: Bytes,
+        stream: TcpStream,
+        wait: Option<Duration>,
+    ) -> io::Result<FirstBytes> {
+        let spoken = self.drain.patiently(detect::first_bytes(already, stream, wait)).await;
+        spoken.unwrap_or(Ok(FirstBytes::Closed))
+    }
+
     pub fn new(
         config: Arc<Config>,
         policy: Arc<policy::Store>,

@@ -51,7 +51,8 @@ pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status"
 pub(crate) struct Exchange {
     ctx: Context,
     pub(crate) record: RequestRecord,
-    pub(crate) metrics: Option<RouteMetrics>,
+    /// Those of the route, once it is known.
+    pub(crate) metrics: RouteMetrics,
     pub(crate) started: Instant,
     /// The whole exchange must end by then.
     pub(crate) deadline: Option<Instant>,
@@ -72,6 +73,7 @@ impl Exchange {
         direction: Direction,
         request: &Parts,
         peer: Option<SpiffeId>,
+        metrics: &RouteMetrics,
         watch: Rc<Watch>,
         ambiguous: bool,
     ) -> Box<Self> {
@@ -97,7 +99,7 @@ impl Exchange {
                 attempts: 0,
                 trace: None,
             },
-            metrics: None,
+            metrics: metrics.clone(),
             started: Instant::now(),
             deadline: None,
             limited_by_route: false,
@@ -268,9 +270,7 @@ impl Drop for Exchange {
             }
         }
         record.duration = self.started.elapsed();
-        if let Some(metrics) = &self.metrics {
-            metrics.record(record);
-        }
+        self.metrics.record(record);
         self.ctx.telemetry.request_ended(record);
     }
 }

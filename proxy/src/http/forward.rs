@@ -145,9 +145,7 @@ pub(crate) async fn forward(exchange: &mut Exchange, plan: Plan<'_>, outgoing: O
             };
         };
         tracing::debug!(endpoint = %pick.endpoint.address, %error, ?failure, "trying again");
-        if let Some(metrics) = &exchange.metrics {
-            metrics.retried();
-        }
+        exchange.metrics.retried();
         tries.by_policy += u32::from(matches!(failure, Failure::Status(..) | Failure::TryTimeout));
         tried.push(pick.endpoint.address);
         unsent = given_back;

@@ -17,7 +17,7 @@ use crate::{
     config::limits,
     drain::Drain,
     net::{Backlog, Io},
-    telemetry::Direction,
+    telemetry::{Direction, RouteMetrics},
 };
 
 /// Spawns on the worker's own thread.
@@ -68,9 +68,10 @@ impl Received {
         ctx: &crate::worker::Context,
         direction: Direction,
         peer: Option<SpiffeId>,
+        metrics: &RouteMetrics,
     ) -> (Parts, Incoming, Box<Exchange>) {
         let (head, body) = self.request.into_parts();
-        let exchange = Exchange::begin(ctx, direction, &head, peer, self.watch, self.ambiguous);
+        let exchange = Exchange::begin(ctx, direction, &head, peer, metrics, self.watch, self.ambiguous);
         (head, body, exchange)
     }
 }

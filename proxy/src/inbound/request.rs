@@ -30,8 +30,8 @@ pub(super) async fn serve(
     application: Rc<Application>,
     received: Received,
 ) -> Response<Body> {
-    let (mut head, body, mut exchange) = received.begin(&ctx, Direction::Inbound, client.identity.clone());
-    exchange.metrics = Some(application.requests.clone());
+    let (mut head, body, mut exchange) =
+        received.begin(&ctx, Direction::Inbound, client.identity.clone(), &application.requests);
     let upgraded = exchange.client_upgrade(&mut head);
     let grpc = headers::is_grpc(&head.headers);
     let answer = answer(&client, &application, &mut exchange, head, body).await;

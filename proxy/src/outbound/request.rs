@@ -24,8 +24,7 @@ use crate::{
 
 /// Answers one request of the workload.
 pub(super) async fn serve(ctx: Context, key: DestinationKey, received: Received) -> Response<Body> {
-    let (mut head, body, mut exchange) = received.begin(&ctx, Direction::Outbound, None);
-    exchange.metrics = Some(ctx.undecided.clone());
+    let (mut head, body, mut exchange) = received.begin(&ctx, Direction::Outbound, None, &ctx.undecided);
     let client = exchange.client_upgrade(&mut head);
     let grpc = headers::is_grpc(&head.headers);
     let answer = answer(&ctx, &key, &mut exchange, head, body).await;
@@ -49,7 +48,7 @@ async fn answer(
     match &destination.target {
         Target::Service(service) => routed(ctx, exchange, service, head, outgoing).await,
         Target::Workload(backend) => {
-            exchange.metrics = Some(unrouted(ctx, &backend.key));
+            exchange.metrics = unrouted(ctx, &backend.key);
             exchange.record.backend = Some(Arc::clone(&backend.key));
             let plan = Plan { to: To::Backend(backend), http2: None, try_timeout: None, retry: None };
             forward::forward(exchange, plan, outgoing(head)).await
@@ -69,7 +68,7 @@ async fn routed<'a>(
 ) -> Result<Answer, Error> {
     let matched = service.http.as_ref().and_then(|routes| routes.decide(&head));
     let Some(matched) = matched else {
-        exchange.metrics = Some(unrouted(ctx, &service.service));
+        exchange.metrics = unrouted(ctx, &service.service);
         return Err(Error::NoRule);
     };
     let action: &HttpAction = matched.action;
@@ -80,7 +79,7 @@ async fn routed<'a>(
         None => action.backends.pick(ctx.random.next()),
         Some(_) => None,
     };
-    exchange.metrics = Some(backend.map_or_else(|| unrouted(ctx, &service.service), |backend| backend.metrics.clone()));
+    exchange.metrics = backend.map_or_else(|| unrouted(ctx, &service.service), |backend| backend.metrics.clone());
     supported(&action.filters)?;
     if let Some(redirect) = &action.filters.redirect {
         let mut response = Response::default();

@@ -24,6 +24,11 @@ fn id(service_account: &str) -> SpiffeId {
     SpiffeId::new("cluster.local", "shop", service_account).unwrap()
 }
 
+/// Of endpoints that nobody connects to.
+fn addresses(count: u8) -> Vec<SocketAddr> {
+    (1..=count).map(|n| SocketAddr::from(([10, 0, 0, n], 80))).collect()
+}
+
 #[tokio::test]
 async fn a_pick_waits_for_the_first_endpoints() {
     on_worker(async {
@@ -55,7 +60,7 @@ async fn a_pick_does_not_wait_for_ever() {
 #[tokio::test]
 async fn picks_spread_and_avoid_what_was_tried() {
     on_worker(async {
-        let addresses: Vec<SocketAddr> = (1..=3).map(|n| SocketAddr::from(([10, 0, 0, n], 80))).collect();
+        let addresses = addresses(3);
         let (upstreams, backend) = (upstreams(), backend(&addresses));
         let mut counts: HashMap<SocketAddr, usize> = HashMap::new();
         for _ in 0..3000 {
@@ -75,7 +80,7 @@ async fn picks_spread_and_avoid_what_was_tried() {
 #[tokio::test]
 async fn requests_in_flight_repel_others() {
     on_worker(async {
-        let addresses: Vec<SocketAddr> = (1..=4).map(|n| SocketAddr::from(([10, 0, 0, n], 80))).collect();
+        let addresses = addresses(4);
         let (upstreams, backend) = (upstreams(), backend(&addresses));
         let mut held = Vec::new();
         for _ in 0..40 {
@@ -92,7 +97,7 @@ async fn requests_in_flight_repel_others() {
 #[tokio::test]
 async fn draining_endpoints_get_nothing_new() {
     on_worker(async {
-        let addresses: Vec<SocketAddr> = (1..=3).map(|n| SocketAddr::from(([10, 0, 0, n], 80))).collect();
+        let addresses = addresses(3);
         let (upstreams, backend) = (upstreams(), backend(&addresses));
         let drain = |index: usize| {
             let set = backend.endpoints.load_full();
@@ -152,7 +157,7 @@ async fn an_endpoint_that_fails_is_ejected_and_comes_back_by_a_probe() {
 #[tokio::test]
 async fn requests_for_an_ejected_endpoint_are_no_ejections() {
     on_worker(async {
-        let addresses: Vec<SocketAddr> = (1..=2).map(|n| SocketAddr::from(([10, 0, 0, n], 80))).collect();
+        let addresses = addresses(2);
         let (upstreams, backend) = (upstreams(), backend(&addresses));
         let endpoint = Arc::clone(&backend.endpoints.load().endpoints[0]);
         for _ in 0..outlier::CONSECUTIVE_FAILURES {
@@ -176,7 +181,7 @@ async fn requests_for_an_ejected_endpoint_are_no_ejections() {
 #[tokio::test]
 async fn what_clients_give_up_ejects_nobody_but_shows_who_is_slow() {
     on_worker(async {
-        let addresses: Vec<SocketAddr> = (1..=2).map(|n| SocketAddr::from(([10, 0, 0, n], 80))).collect();
+        let addresses = addresses(2);
         let (upstreams, backend) = (upstreams(), backend(&addresses));
         let mut at_slow = 0;
         for _ in 0..200 {
@@ -216,7 +221,7 @@ async fn a_backend_that_is_gone_leaves_no_series() {
 #[tokio::test]
 async fn at_most_half_are_ejected() {
     on_worker(async {
-        let addresses: Vec<SocketAddr> = (1..=5).map(|n| SocketAddr::from(([10, 0, 0, n], 80))).collect();
+        let addresses = addresses(5);
         let (upstreams, backend) = (upstreams(), backend(&addresses));
         for _ in 0..2000 {
             upstreams.pick(&backend, &[]).await.unwrap().report(Outcome::Failure, Instant::now());

@@ -19,6 +19,20 @@ async fn tcp_pair() -> (TcpStream, TcpStream) {
     (near.unwrap(), far.unwrap().0)
 }
 
+/// Both ends of a connection over mesh TLS.
+async fn mesh_pair() -> (impl Io, impl Io) {
+    let authority = Authority::new();
+    let (client_id, server_id) = ("spiffe://mesh/ns/a/sa/client".parse(), "spiffe://mesh/ns/a/sa/server".parse());
+    let (client_id, server_id) = (client_id.unwrap(), server_id.unwrap());
+    let (near, far) = (authority.credentials(&client_id), authority.credentials(&server_id));
+    let (to_peer, from_peer) = tcp_pair().await;
+    let (to_peer, from_peer) = tokio::join!(
+        near.connect(to_peer, &server_id, MeshProtocol::Tcp),
+        far.accept(Prefixed::new(Bytes::new(), from_peer))
+    );
+    (to_peer.unwrap(), from_peer.unwrap().0)
+}
+
 /// Runs a relay between two TCP connections beside `test`, which gets their outer ends.
 async fn relayed<F: Future<Output = ()>>(test: impl FnOnce(TcpStream, TcpStream) -> F) -> (io::Result<()>, Moved) {
     let ((client, near), (far, server)) = (tcp_pair().await, tcp_pair().await);
@@ -79,16 +93,8 @@ async fn bulk_arrives_whole_both_ways_through_slow_readers() {
 
 #[tokio::test]
 async fn through_mesh_tls_nothing_stays_behind_and_half_close_holds() {
-    let authority = Authority::new();
-    let (client_id, server_id) = ("spiffe://mesh/ns/a/sa/client".parse(), "spiffe://mesh/ns/a/sa/server".parse());
-    let (client_id, server_id) = (client_id.unwrap(), server_id.unwrap());
-    let (near, far) = (authority.credentials(&client_id), authority.credentials(&server_id));
-    let ((mut client, from_client), (to_peer, from_peer)) = (tcp_pair().await, tcp_pair().await);
-    let (to_peer, from_peer) = tokio::join!(
-        near.connect(to_peer, &server_id, MeshProtocol::Tcp),
-        far.accept(Prefixed::new(Bytes::new(), from_peer))
-    );
-    let (to_peer, mut server) = (to_peer.unwrap(), from_peer.unwrap().0);
+    let (mut client, from_client) = tcp_pair().await;
+    let (to_peer, mut server) = mesh_pair().await;
     let moved = Moved::default();
     let sent: Vec<u8> = (0..1_000_000u32).map(|i| (i % 253) as u8).collect();
     let test = async {
@@ -178,16 +184,8 @@ async fn a_relay_that_is_dropped_resets_both() {
 
 #[tokio::test]
 async fn tls_without_its_end_is_no_end() {
-    let authority = Authority::new();
-    let (client_id, server_id) = ("spiffe://mesh/ns/a/sa/client".parse(), "spiffe://mesh/ns/a/sa/server".parse());
-    let (client_id, server_id) = (client_id.unwrap(), server_id.unwrap());
-    let (near, far) = (authority.credentials(&client_id), authority.credentials(&server_id));
-    let ((mut client, from_client), (to_peer, from_peer)) = (tcp_pair().await, tcp_pair().await);
-    let (to_peer, from_peer) = tokio::join!(
-        near.connect(to_peer, &server_id, MeshProtocol::Tcp),
-        far.accept(Prefixed::new(Bytes::new(), from_peer))
-    );
-    let (to_peer, mut server) = (to_peer.unwrap(), from_peer.unwrap().0);
+    let (mut client, from_client) = tcp_pair().await;
+    let (to_peer, mut server) = mesh_pair().await;
     let moved = Moved::default();
     let test = async {
         server.write_all(b"half").await.unwrap();

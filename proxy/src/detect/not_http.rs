@@ -14,25 +14,25 @@ use crate::net::Io;
 /// A client whose first bytes may be the beginning of HTTP or of something else, and which waits for an answer to
 /// them. What it sends is passed on as it comes, until it is known what it is; reading fails if it is HTTP, before
 /// the bytes that tell were passed on: nobody gets an HTTP request past the proxy by sending it slowly.
-pub(crate) struct Watched<T> {
+pub(crate) struct NotHttp<T> {
     inner: T,
     /// Read so far; None: it is known to be no HTTP.
     seen: Option<Vec<u8>>,
 }
 
-impl<T> Watched<T> {
+impl<T> NotHttp<T> {
     pub(crate) fn new(inner: T) -> Self {
         Self { inner, seen: Some(Vec::new()) }
     }
 }
 
-impl<T: Io> Io for Watched<T> {
+impl<T: Io> Io for NotHttp<T> {
     fn reset(&self) {
         self.inner.reset();
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for NotHttp<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
@@ -54,7 +54,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for NotHttp<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().inner).poll_write(cx, buf)
     }
@@ -77,12 +77,12 @@ mod tests {
     /// What is read of a client that sends these pieces one after the other.
     async fn reads(pieces: &[&str]) -> (String, io::Result<()>) {
         let (mut client, near) = duplex(100);
-        let mut watched = Watched::new(near);
+        let mut client_side = NotHttp::new(near);
         let mut got = String::new();
         for piece in pieces {
             client.write_all(piece.as_bytes()).await.unwrap();
             let mut read = [0; 100];
-            match watched.read(&mut read).await {
+            match client_side.read(&mut read).await {
                 Ok(count) => got.push_str(std::str::from_utf8(&read[..count]).unwrap()),
                 Err(error) => return (got, Err(error)),
             }
