@@ -7,6 +7,7 @@ pub mod exchange;
 pub mod filter;
 pub(crate) mod forward;
 mod framing;
+pub mod head;
 pub mod headers;
 mod request_body;
 pub mod respond;
