@@ -1,6 +1,7 @@
-//! HTTP as the proxy sees it: a request head and body in, a response head and body out. hyper reads and writes
-//! the wire; everything between is written against [`Body`] and `http`'s heads.
+//! HTTP as the proxy sees it: a request head and body in, a response head and body out. Connections are read and written
+//! by hyper; everything between is written against [`head`] and [`Body`].
 
+pub(crate) mod adapt;
 pub mod body;
 mod client_stream;
 pub mod exchange;
@@ -9,7 +10,7 @@ pub(crate) mod forward;
 mod framing;
 pub mod head;
 pub mod headers;
-mod request_body;
+pub(crate) mod request_body;
 pub mod respond;
 pub mod retry;
 pub mod serve;
@@ -18,3 +19,11 @@ pub mod upgrade;
 mod watch;
 
 pub use body::Body;
+
+use head::ResponseHead;
+
+/// An answer on its way to the client.
+pub(crate) struct Response {
+    pub(crate) head: ResponseHead,
+    pub(crate) body: Body,
+}

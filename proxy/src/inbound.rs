@@ -9,7 +9,6 @@ mod request;
 use std::{io, net::SocketAddr, rc::Rc};
 
 use bytes::Bytes;
-use http::HeaderValue;
 use leno_proto::spiffe::SpiffeId;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -41,14 +40,11 @@ pub(crate) struct Client {
     pub(crate) address: SocketAddr,
     /// None: not through the mesh.
     pub(crate) identity: Option<SpiffeId>,
-    /// The same, as requests carry it.
-    pub(crate) identity_header: Option<HeaderValue>,
 }
 
 impl Client {
     fn new(address: SocketAddr, identity: Option<SpiffeId>) -> Self {
-        let identity_header = identity.as_ref().and_then(|id| HeaderValue::from_str(id.as_str()).ok());
-        Self { address, identity, identity_header }
+        Self { address, identity }
     }
 }
 

@@ -46,7 +46,7 @@ impl Direction {
 pub struct RequestRecord {
     pub direction: Direction,
     pub method: http::Method,
-    /// Path without the query.
+    /// Path without the query. Only if [`Telemetry::tells_of_requests`], as is the authority.
     pub path: String,
     pub authority: Option<String>,
     pub version: http::Version,
@@ -144,7 +144,7 @@ impl Telemetry {
 
     /// A request ended: access log line and span (metrics are recorded by the caller's RouteMetrics).
     pub fn request_ended(&self, record: &RequestRecord) {
-        if self.access_log.is_none() && self.tracer.is_none() {
+        if !self.tells_of_requests() {
             return;
         }
         let now = SystemTime::now();
@@ -154,6 +154,11 @@ impl Telemetry {
         if let Some(tracer) = &self.tracer {
             tracer.ended(record, now);
         }
+    }
+
+    /// Whether anybody reads what [`Self::request_ended`] is told.
+    pub fn tells_of_requests(&self) -> bool {
+        self.access_log.is_some() || self.tracer.is_some()
     }
 
     /// Whether anybody reads what [`Self::connection_ended`] is told.

@@ -1,18 +1,23 @@
 //! The one body type of the proxy: bytes on their way through, and the request they belong to.
 
-use std::{
-    pin::Pin,
-    task::{Context, Poll},
-};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body::Body as _;
 use hyper::body::Incoming;
 
-use super::{exchange::Exchange, headers::clean_trailers, request_body};
+use super::{adapt, exchange::Exchange, head::Fields, headers::clean_trailers, request_body};
 
 /// Why a body ended early. Kept as it came, so that an HTTP/2 reset keeps its code on the way through.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A part of a body.
+#[derive(Debug)]
+pub enum Frame {
+    Data(Bytes),
+    /// The last, if there are any.
+    Trailers(Box<Fields>),
+}
 
 /// A body on its way through: nothing, bytes we made, or a stream from a peer.
 ///
@@ -29,7 +34,7 @@ enum Source {
     #[default]
     Empty,
     Full(Bytes),
-    Stream(Incoming),
+    Hyper(Incoming),
     Request(request_body::Reader),
 }
 
@@ -43,12 +48,12 @@ impl Body {
         if bytes.is_empty() { Self::empty() } else { Self { source: Source::Full(bytes), exchange: None } }
     }
 
-    /// A peer's stream, as it comes.
-    pub fn stream(incoming: Incoming) -> Self {
+    /// A peer's stream, as hyper reads it.
+    pub fn hyper(incoming: Incoming) -> Self {
         if incoming.is_end_stream() {
             return Self::empty();
         }
-        Self { source: Source::Stream(incoming), exchange: None }
+        Self { source: Source::Hyper(incoming), exchange: None }
     }
 
     /// A client's request body, which may be read again by another try.
@@ -62,27 +67,8 @@ impl Body {
         self
     }
 
-    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match &mut self.source {
-            Source::Empty => Poll::Ready(None),
-            Source::Full(bytes) => {
-                let bytes = std::mem::take(bytes);
-                self.source = Source::Empty;
-                Poll::Ready(Some(Ok(Frame::data(bytes))))
-            }
-            Source::Stream(incoming) => Pin::new(incoming)
-                .poll_frame(cx)
-                .map(|polled| polled.map(|read| read.map(clean_trailers).map_err(Into::into))),
-            Source::Request(reader) => reader.poll_frame(cx),
-        }
-    }
-}
-
-impl HttpBody for Body {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    /// The next part; None at the end. Trailers hold nothing that belongs in a head.
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         let polled = self.poll_source(cx);
         let Some(exchange) = &mut self.exchange else {
             return polled;
@@ -106,21 +92,40 @@ impl HttpBody for Body {
         }
     }
 
-    fn is_end_stream(&self) -> bool {
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        let mut polled = match &mut self.source {
+            Source::Empty => Poll::Ready(None),
+            Source::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                self.source = Source::Empty;
+                Poll::Ready(Some(Ok(Frame::Data(bytes))))
+            }
+            Source::Hyper(incoming) => adapt::poll_frame(incoming, cx),
+            Source::Request(reader) => return reader.poll_frame(cx),
+        };
+        if let Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) = &mut polled {
+            clean_trailers(trailers);
+        }
+        polled
+    }
+
+    /// Whether nothing will come any more. False is not certain.
+    pub fn is_end(&self) -> bool {
         match &self.source {
             Source::Empty => true,
             Source::Full(_) => false,
-            Source::Stream(incoming) => incoming.is_end_stream(),
-            Source::Request(reader) => reader.is_end_stream(),
+            Source::Hyper(incoming) => incoming.is_end_stream(),
+            Source::Request(reader) => reader.is_end(),
         }
     }
 
-    fn size_hint(&self) -> SizeHint {
+    /// Bytes that are to come, if that is known.
+    pub fn exact_length(&self) -> Option<u64> {
         match &self.source {
-            Source::Empty => SizeHint::with_exact(0),
-            Source::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Source::Stream(incoming) => incoming.size_hint(),
-            Source::Request(reader) => reader.size_hint(),
+            Source::Empty => Some(0),
+            Source::Full(bytes) => Some(bytes.len() as u64),
+            Source::Hyper(incoming) => incoming.size_hint().exact(),
+            Source::Request(reader) => reader.exact_length(),
         }
     }
 }
@@ -128,7 +133,7 @@ impl HttpBody for Body {
 impl Drop for Body {
     fn drop(&mut self) {
         if self.exchange.is_some()
-            && self.is_end_stream()
+            && self.is_end()
             && let Some(exchange) = &mut self.exchange
         {
             exchange.completed();
@@ -138,6 +143,6 @@ impl Drop for Body {
 
 impl std::fmt::Debug for Body {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Body").field("size", &self.size_hint()).finish_non_exhaustive()
+        f.debug_struct("Body").field("length", &self.exact_length()).finish_non_exhaustive()
     }
 }

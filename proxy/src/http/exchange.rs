@@ -13,19 +13,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-use http::{
-    HeaderMap, HeaderValue, Response,
-    header::{HOST, HeaderName},
-    request::Parts,
-};
-use http_body::Frame;
 use hyper::upgrade::OnUpgrade;
 use leno_proto::spiffe::SpiffeId;
 
 use super::{
-    Body,
+    Response,
+    body::Frame,
     forward::Answer,
+    head::{Fields, Name, RequestHead, ResponseHead},
     headers,
     request_body::RequestBody,
     respond,
@@ -45,8 +40,6 @@ pub(crate) const CLIENT_LEFT: &str = "client-left";
 /// The reason recorded when the server broke off in the middle of its answer.
 pub(crate) const BROKEN: &str = "reset";
 
-pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-
 /// See the module.
 pub(crate) struct Exchange {
     ctx: Context,
@@ -62,8 +55,8 @@ pub(crate) struct Exchange {
     /// Counts as in flight at its endpoint until the exchange ends.
     pub(crate) pick: Option<Pick>,
     watch: Rc<Watch>,
-    /// HTTP/1: the head stated its body's length in two ways.
-    ambiguous: bool,
+    /// Two readers could understand the head differently: how.
+    refused: Option<&'static str>,
     complete: bool,
 }
 
@@ -71,20 +64,21 @@ impl Exchange {
     pub(crate) fn begin(
         ctx: &Context,
         direction: Direction,
-        request: &Parts,
+        request: &RequestHead,
         peer: Option<SpiffeId>,
         metrics: &RouteMetrics,
         watch: Rc<Watch>,
-        ambiguous: bool,
+        refused: Option<&'static str>,
     ) -> Box<Self> {
         watch.begin();
+        let told = ctx.telemetry.tells_of_requests();
         Box::new(Self {
             ctx: Rc::clone(ctx),
             record: RequestRecord {
                 direction,
                 method: request.method.clone(),
-                path: request.uri.path().to_owned(),
-                authority: None,
+                path: if told { request.path().to_owned() } else { String::new() },
+                authority: request.authority().filter(|_| told).map(str::to_owned),
                 version: request.version,
                 status: None,
                 grpc_status: None,
@@ -106,7 +100,7 @@ impl Exchange {
             request: None,
             pick: None,
             watch,
-            ambiguous,
+            refused,
             complete: false,
         })
     }
@@ -119,25 +113,21 @@ impl Exchange {
         &self.watch
     }
 
-    /// The client's side of an upgrade, should one be granted.
-    pub(crate) fn client_upgrade(&self, head: &mut Parts) -> Option<OnUpgrade> {
-        head.extensions.remove()
-    }
-
-    /// See [`headers::receive`]; notes whom the client addressed.
-    pub(crate) fn receive(&mut self, head: &mut Parts) -> Result<Option<HeaderValue>, Error> {
-        let upgrade = headers::receive(head, self.ambiguous)?;
-        self.record.authority = head.headers.get(HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
-        Ok(upgrade)
+    /// See [`headers::receive`].
+    pub(crate) fn receive(&mut self, head: &mut RequestHead) -> Result<Option<Box<[u8]>>, Error> {
+        match self.refused {
+            Some(reason) => Err(Error::BadRequest(reason)),
+            None => headers::receive(head),
+        }
     }
 
     /// Joins the request's trace, or begins one, if spans are exported.
-    pub(crate) fn join_trace(&mut self, headers: &mut HeaderMap) {
+    pub(crate) fn join_trace(&mut self, fields: &mut Fields) {
         let config = &self.ctx.config;
         self.record.trace = if config.otlp_endpoint.is_some() {
-            Some(TraceContext::join(headers, &self.ctx.random, config.trace_sample))
+            Some(TraceContext::join(fields, &self.ctx.random, config.trace_sample))
         } else {
-            TraceContext::read(headers, &self.ctx.random)
+            TraceContext::read(fields, &self.ctx.random)
         };
     }
 
@@ -174,13 +164,13 @@ impl Exchange {
         answer: Result<Answer, Error>,
         client: Option<OnUpgrade>,
         grpc: bool,
-    ) -> Response<Body> {
+    ) -> Response {
         let own = answer.is_err();
         let answer = answer.unwrap_or_else(|error| {
-            tracing::debug!(%error, path = self.record.path, "answered by the proxy");
+            tracing::debug!(%error, "answered by the proxy");
             self.record.reason = self.record.reason.or_else(|| Some(error.reason()));
             let response = respond::failure(&error, grpc, self.record.version);
-            self.answered(response.status(), response.headers());
+            self.answered(&response.head);
             Answer { response, upgraded: None }
         });
         match (answer.upgraded, client) {
@@ -191,22 +181,22 @@ impl Exchange {
             }
             _ => {
                 self.watch.answered(own);
-                answer.response.map(|body| body.carrying(self))
+                let Response { head, body } = answer.response;
+                Response { head, body: body.carrying(self) }
             }
         }
     }
 
     /// The answer's head is known.
-    pub(crate) fn answered(&mut self, status: http::StatusCode, headers: &HeaderMap) {
-        self.record.status = Some(status);
-        self.record.grpc_status = grpc_status(headers);
+    pub(crate) fn answered(&mut self, head: &ResponseHead) {
+        self.record.status = Some(head.status);
+        self.record.grpc_status = grpc_status(&head.fields);
     }
 
-    pub(crate) fn saw_frame(&mut self, frame: &Frame<Bytes>) {
-        if let Some(data) = frame.data_ref() {
-            self.record.response_bytes += data.len() as u64;
-        } else if let Some(trailers) = frame.trailers_ref() {
-            self.record.grpc_status = grpc_status(trailers);
+    pub(crate) fn saw_frame(&mut self, frame: &Frame) {
+        match frame {
+            Frame::Data(data) => self.record.response_bytes += data.len() as u64,
+            Frame::Trailers(trailers) => self.record.grpc_status = grpc_status(trailers),
         }
     }
 
@@ -276,6 +266,6 @@ impl Drop for Exchange {
 }
 
 /// The gRPC status in trailers, or in the head of a trailers-only answer.
-pub(crate) fn grpc_status(headers: &HeaderMap) -> Option<u16> {
-    headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()
+pub(crate) fn grpc_status(fields: &Fields) -> Option<u16> {
+    fields.text(Name::GrpcStatus)?.parse().ok()
 }

@@ -1,12 +1,8 @@
 //! Header modifiers, redirects and rewrites, in runtime form: names and values parsed when policy was compiled.
 
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Uri,
-    header::HOST,
-    request::Parts,
-    uri::{PathAndQuery, Scheme},
-};
+use http::{HeaderName, HeaderValue, uri::Scheme};
 
+use super::head::{Fields, RequestHead};
 use crate::error::Error;
 
 /// What a rule (or a backend of it) changes. Applied in this order: request headers, rewrite, response headers.
@@ -38,7 +34,7 @@ pub struct Redirect {
 
 #[derive(Debug, Clone)]
 pub struct Rewrite {
-    pub hostname: Option<HeaderValue>,
+    pub hostname: Option<String>,
     pub path: Option<PathChange>,
 }
 
@@ -50,15 +46,15 @@ pub enum PathChange {
 
 impl HeaderChanges {
     /// Set, then add, then remove.
-    pub(crate) fn apply(&self, headers: &mut HeaderMap) {
+    pub(crate) fn apply(&self, fields: &mut Fields) {
         for (name, value) in &self.set {
-            headers.insert(name, value.clone());
+            fields.set_named(name.as_str().as_bytes(), value.as_bytes());
         }
         for (name, value) in &self.add {
-            headers.append(name, value.clone());
+            fields.push(name.as_str().as_bytes(), value.as_bytes());
         }
         for name in &self.remove {
-            headers.remove(name);
+            fields.remove_named(name.as_str().as_bytes());
         }
     }
 }
@@ -68,15 +64,16 @@ impl Rewrite {
     ///
     /// # Errors
     /// If the new path is no path.
-    pub(crate) fn apply(&self, head: &mut Parts, prefix_len: usize) -> Result<(), Error> {
+    pub(crate) fn apply(&self, head: &mut RequestHead, prefix_len: usize) -> Result<(), Error> {
         if let Some(host) = &self.hostname {
-            head.headers.insert(HOST, host.clone());
+            head.set_authority(host);
         }
         if let Some(change) = &self.path {
-            let target = change.path_and_query(&head.uri, prefix_len);
-            let mut parts = std::mem::take(&mut head.uri).into_parts();
-            parts.path_and_query = Some(target.try_into().map_err(|_| unusable("path"))?);
-            head.uri = Uri::from_parts(parts).map_err(|_| unusable("path"))?;
+            let target = change.path_and_query(head, prefix_len);
+            if !is_target(&target) {
+                return Err(unusable("path"));
+            }
+            head.set_target(&target);
         }
         Ok(())
     }
@@ -87,8 +84,8 @@ impl Redirect {
     ///
     /// # Errors
     /// If what comes out is no URI.
-    pub(crate) fn location(&self, head: &Parts, port: u16, prefix_len: usize) -> Result<HeaderValue, Error> {
-        let called = head.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    pub(crate) fn location(&self, head: &RequestHead, port: u16, prefix_len: usize) -> Result<HeaderValue, Error> {
+        let called = head.authority().unwrap_or_default();
         let host = self.hostname.as_deref().unwrap_or_else(|| without_port(called));
         let scheme = self.scheme.as_ref().map_or("http", Scheme::as_str);
         let well_known = if scheme == "https" { 443 } else { 80 };
@@ -102,8 +99,8 @@ impl Redirect {
             location.push_str(&format!(":{port}"));
         }
         match &self.path {
-            Some(change) => location.push_str(&change.path_and_query(&head.uri, prefix_len)),
-            None => location.push_str(head.uri.path_and_query().map_or("/", PathAndQuery::as_str)),
+            Some(change) => location.push_str(&change.path_and_query(head, prefix_len)),
+            None => location.push_str(head.target()),
         }
         HeaderValue::try_from(location).map_err(|_| unusable("redirect"))
     }
@@ -111,13 +108,13 @@ impl Redirect {
 
 impl PathChange {
     /// The new path with the request's query.
-    fn path_and_query(&self, uri: &Uri, prefix_len: usize) -> String {
+    fn path_and_query(&self, head: &RequestHead, prefix_len: usize) -> String {
         let mut target = match self {
             Self::ReplaceFull(path) if path.is_empty() => "/".to_owned(),
             Self::ReplaceFull(path) => path.clone(),
-            Self::ReplacePrefix(with) => replace_prefix(uri.path(), prefix_len, with),
+            Self::ReplacePrefix(with) => replace_prefix(head.path(), prefix_len, with),
         };
-        if let Some(query) = uri.query() {
+        if let Some(query) = head.query() {
             target.push('?');
             target.push_str(query);
         }
@@ -131,6 +128,11 @@ fn replace_prefix(path: &str, prefix_len: usize, with: &str) -> String {
     let rest = path.get(prefix.len()..).unwrap_or_default();
     let target = format!("{}{rest}", with.trim_end_matches('/'));
     if target.is_empty() { "/".to_owned() } else { target }
+}
+
+/// Origin form (RFC 9112 3.2.1), as far as a rewrite could spoil it.
+fn is_target(target: &str) -> bool {
+    target.starts_with('/') && target.bytes().all(|byte| byte > b' ' && byte != 0x7f && byte != b'#')
 }
 
 /// The host of `host[:port]`; an IPv6 address keeps its brackets.
@@ -147,12 +149,14 @@ fn unusable(what: &str) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use http::{Request, StatusCode};
+    use http::{Method, StatusCode, Version};
 
     use super::*;
 
-    fn head(target: &str, host: &str) -> Parts {
-        Request::builder().uri(target).header(HOST, host).body(()).unwrap().into_parts().0
+    fn head(target: &str, host: &str) -> RequestHead {
+        let mut head = RequestHead::new(Version::HTTP_11, Method::GET, target);
+        head.set_authority(host);
+        head
     }
 
     #[test]
@@ -179,19 +183,13 @@ mod tests {
     #[test]
     fn rewrites_keep_the_query() {
         let mut request = head("/foo/bar?a=b", "old");
-        let rewrite = Rewrite {
-            hostname: Some(HeaderValue::from_static("new")),
-            path: Some(PathChange::ReplaceFull("/x".into())),
-        };
+        let rewrite = Rewrite { hostname: Some("new".into()), path: Some(PathChange::ReplaceFull("/x".into())) };
         rewrite.apply(&mut request, 4).unwrap();
-        assert_eq!(
-            (request.uri.to_string().as_str(), &request.headers[HOST]),
-            ("/x?a=b", &HeaderValue::from_static("new"))
-        );
+        assert_eq!((request.target(), request.authority()), ("/x?a=b", Some("new")));
 
-        let mut request = head("http://shop/foo/bar?a=b", "shop");
+        let mut request = head("/foo/bar?a=b", "shop");
         Rewrite { hostname: None, path: Some(PathChange::ReplacePrefix("/y".into())) }.apply(&mut request, 4).unwrap();
-        assert_eq!(request.uri.to_string(), "http://shop/y/bar?a=b");
+        assert_eq!((request.target(), request.authority()), ("/y/bar?a=b", Some("shop")));
 
         let broken = Rewrite { hostname: None, path: Some(PathChange::ReplaceFull("no path".into())) };
         assert!(broken.apply(&mut head("/", "a"), 0).is_err());
@@ -218,15 +216,13 @@ mod tests {
     #[test]
     fn headers_are_set_added_and_removed() {
         let pair = |name, value| (HeaderName::from_static(name), HeaderValue::from_static(value));
-        let mut headers = HeaderMap::from_iter([pair("x-a", "1"), pair("x-b", "1"), pair("x-c", "1")]);
+        let mut fields = Fields::from_iter([("x-a", "1"), ("x-b", "1"), ("x-c", "1")]);
         let changes = HeaderChanges {
             set: vec![pair("x-a", "2")],
             add: vec![pair("x-b", "2")],
             remove: vec![HeaderName::from_static("x-c")],
         };
-        changes.apply(&mut headers);
-        assert_eq!(headers.get_all("x-a").iter().collect::<Vec<_>>(), ["2"]);
-        assert_eq!(headers.get_all("x-b").iter().collect::<Vec<_>>(), ["1", "2"]);
-        assert!(!headers.contains_key("x-c"));
+        changes.apply(&mut fields);
+        assert_eq!(fields, Fields::from_iter([("x-b", "1"), ("x-a", "2"), ("x-b", "2")]));
     }
 }

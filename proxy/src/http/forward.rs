@@ -8,16 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header::RETRY_AFTER, request::Parts};
-use hyper::{
-    body::Incoming,
-    ext::Protocol as ConnectProtocol,
-    upgrade::{OnUpgrade, on as on_upgrade},
-};
+use http::{Method, StatusCode};
+use hyper::upgrade::OnUpgrade;
 
 use super::{
-    Body,
+    Body, Response,
     exchange::{CLIENT_LEFT, Exchange, grpc_status},
+    head::{Name, RequestHead, ResponseHead},
     headers,
     request_body::{ContinueGate, RequestBody},
     retry::{self, Failure, Tries},
@@ -26,7 +23,10 @@ use super::{
 use crate::{
     error::Error,
     policy::http_route::Retry,
-    upstream::{Backend, Outcome, Pick},
+    upstream::{
+        Backend, Outcome, Pick,
+        pool::{Extras, Reply},
+    },
     worker::Context,
 };
 
@@ -49,27 +49,26 @@ pub(crate) enum To<'a> {
 
 /// A request whose head is settled ([`headers::receive`]) and filtered.
 pub(crate) struct Outgoing<'a> {
-    pub(crate) head: Parts,
-    pub(crate) body: Incoming,
+    pub(crate) head: RequestHead,
+    pub(crate) body: Body,
     /// The protocol the client wants to change to (HTTP/1.1).
-    pub(crate) upgrade: Option<HeaderValue>,
+    pub(crate) upgrade: Option<Box<[u8]>>,
     /// The authority for clients that named none.
     pub(crate) host: &'a dyn Display,
 }
 
 /// A response on its way to the client.
 pub(crate) struct Answer {
-    pub(crate) response: Response<Body>,
+    pub(crate) response: Response,
     /// The server changed protocols: its side of the connection.
     pub(crate) upgraded: Option<OnUpgrade>,
 }
 
 /// What every try of a request is made from.
 struct Template<'a> {
-    head: Parts,
+    head: RequestHead,
     body: Option<Rc<RequestBody>>,
-    upgrade: Option<HeaderValue>,
-    connect_protocol: Option<ConnectProtocol>,
+    upgrade: Option<Box<[u8]>>,
     host: &'a dyn Display,
     expects_continue: bool,
     grpc: bool,
@@ -80,9 +79,7 @@ struct Failed {
     failure: Failure,
     error: Error,
     /// A response that may still be passed on if there is no further try.
-    response: Option<Response<Incoming>>,
-    /// Never written: can be sent as it is.
-    unsent: Option<Request<Body>>,
+    reply: Option<Reply>,
 }
 
 /// Sends the request and waits for the head of an answer that is to be passed on.
@@ -91,16 +88,15 @@ struct Failed {
 /// If no try got an answer.
 pub(crate) async fn forward(exchange: &mut Exchange, plan: Plan<'_>, outgoing: Outgoing<'_>) -> Result<Answer, Error> {
     let ctx = Rc::clone(exchange.ctx());
-    let template = Template::new(outgoing, exchange.watch());
+    let mut template = Template::new(outgoing, exchange.watch());
     exchange.request.clone_from(&template.body);
     let mut tries = Tries {
-        repeatable: retry::repeatable(&template.head.method, &template.head.headers),
+        repeatable: retry::repeatable(&template.head.method, &template.head.fields),
         sent: 0,
         unconnected: 0,
         by_policy: 0,
     };
     let mut tried = Vec::new();
-    let mut unsent = None;
     if let To::Backend(backend) = plan.to {
         backend.budget.deposit();
     }
@@ -108,26 +104,25 @@ pub(crate) async fn forward(exchange: &mut Exchange, plan: Plan<'_>, outgoing: O
         let picked = async { Ok(choose(&ctx, plan.to, &tried).await) };
         let pick = exchange.within(None, picked).await??;
         exchange.record.endpoint = Some(pick.endpoint.address);
-        let Failed { failure, error, response, unsent: given_back } =
-            match try_once(exchange, &plan, &template, &pick, &mut tries, unsent.take()).await {
-                Ok(response) => {
-                    pick.report(outcome(&response, &pick, exchange), Instant::now());
-                    return accept(exchange, pick, &template, response);
-                }
-                Err(failed) => failed,
-            };
+        let Failed { failure, error, reply } = match try_once(exchange, &plan, &mut template, &pick, &mut tries).await {
+            Ok(reply) => {
+                pick.report(outcome(&reply.head, &pick, exchange), Instant::now());
+                return accept(exchange, pick, &template, reply);
+            }
+            Err(failed) => failed,
+        };
         if template.body.as_ref().is_some_and(|body| body.failed()) {
             pick.report(Outcome::Neutral, Instant::now());
             exchange.record.reason = Some(CLIENT_LEFT);
             return Err(Error::BadRequest("the request's body broke off"));
         }
         let now = Instant::now();
-        let verdict = match &response {
-            Some(response) => outcome(response, &pick, exchange),
+        let verdict = match &reply {
+            Some(reply) => outcome(&reply.head, &pick, exchange),
             None => blame(&error, exchange),
         };
         pick.report(verdict, now);
-        let replayable = given_back.is_some() || template.body.as_ref().is_none_or(|body| body.replayable());
+        let replayable = template.body.as_ref().is_none_or(|body| body.replayable());
         let again = match plan.to {
             To::Backend(backend) if replayable => retry::next_try(failure, tries, plan.retry, ctx.random.next())
                 .filter(|wait| exchange.deadline.is_none_or(|deadline| now + *wait < deadline))
@@ -139,8 +134,8 @@ pub(crate) async fn forward(exchange: &mut Exchange, plan: Plan<'_>, outgoing: O
             _ => None,
         };
         let Some(wait) = again else {
-            return match response {
-                Some(response) => accept(exchange, pick, &template, response),
+            return match reply {
+                Some(reply) => accept(exchange, pick, &template, reply),
                 None => Err(error),
             };
         };
@@ -148,8 +143,7 @@ pub(crate) async fn forward(exchange: &mut Exchange, plan: Plan<'_>, outgoing: O
         exchange.metrics.retried();
         tries.by_policy += u32::from(matches!(failure, Failure::Status(..) | Failure::TryTimeout));
         tried.push(pick.endpoint.address);
-        unsent = given_back;
-        drop((pick, response));
+        drop((pick, reply));
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
@@ -167,85 +161,82 @@ async fn choose(ctx: &Context, to: To<'_>, tried: &[SocketAddr]) -> Result<Pick,
 async fn try_once(
     exchange: &mut Exchange,
     plan: &Plan<'_>,
-    template: &Template<'_>,
+    template: &mut Template<'_>,
     pick: &Pick,
     tries: &mut Tries,
-    unsent: Option<Request<Body>>,
-) -> Result<Response<Incoming>, Failed> {
-    let http2 = plan.http2.unwrap_or(template.head.version == Version::HTTP_2) && template.upgrade.is_none();
+) -> Result<Reply, Failed> {
+    let http2 = plan.http2.unwrap_or(template.head.is_http2()) && template.upgrade.is_none();
     let connection = match exchange.within(None, pick.http(http2)).await {
         Ok(connection) => connection,
         Err(error) => {
             tries.unconnected += 1;
             let failure = if matches!(error, Error::RequestTimeout) { Failure::Final } else { Failure::NotConnected };
-            return Err(Failed { failure, error, response: None, unsent });
+            return Err(Failed { failure, error, reply: None });
         }
     };
     tries.sent += 1;
     exchange.record.attempts = tries.sent;
-    let fits = |request: &Request<Body>| (request.version() == Version::HTTP_2) == connection.is_http2();
-    let request = match unsent.filter(fits) {
-        Some(request) => request,
-        None => template.request(connection.is_http2(), tries.sent, exchange).map_err(Failed::for_good)?,
-    };
+    let http2 = connection.is_http2();
+    let (body, extras) = template.prepare(http2, tries.sent, exchange).map_err(Failed::for_good)?;
     let deadline = plan.try_timeout.map(|timeout| Instant::now() + timeout);
-    let sent = async { Ok(connection.send(request).await) };
+    let sent = async { Ok(connection.send(&template.head, body, extras).await) };
     match exchange.within(deadline, sent).await {
-        Ok(Ok(response)) => match refused(&response, pick, plan.retry) {
+        Ok(Ok(reply)) => match refused(&reply.head, pick, plan.retry) {
             Some(failure) => {
-                let error =
-                    Error::Reset { endpoint: pick.endpoint.address.to_string(), reason: response.status().to_string() };
-                Err(Failed { failure, error, response: Some(response), unsent: None })
+                let reason = reply.head.status.to_string();
+                let error = Error::Reset { endpoint: pick.endpoint.address.to_string(), reason };
+                Err(Failed { failure, error, reply: Some(reply) })
             }
-            None => Ok(response),
+            None => Ok(reply),
         },
         Ok(Err(error)) => {
             if error.own {
                 pick.report(Outcome::Neutral, Instant::now());
             }
+            if error.unfit {
+                return Err(Failed::for_good(Error::BadRequest("an invalid target")));
+            }
             Err(Failed {
                 failure: if error.not_processed { Failure::NotProcessed } else { Failure::Reset },
                 error: Error::Reset { endpoint: pick.endpoint.address.to_string(), reason: error.reason },
-                response: None,
-                unsent: error.request,
+                reply: None,
             })
         }
         Err(error) => {
             let failure = if matches!(error, Error::TryTimeout) { Failure::TryTimeout } else { Failure::Final };
-            Err(Failed { failure, error, response: None, unsent: None })
+            Err(Failed { failure, error, reply: None })
         }
     }
 }
 
 impl Failed {
     fn for_good(error: Error) -> Self {
-        Self { failure: Failure::Final, error, response: None, unsent: None }
+        Self { failure: Failure::Final, error, reply: None }
     }
 }
 
 /// Whether an answer is one to try again: the mesh peer says why the application never saw the request, or
 /// the route's policy names the status.
-fn refused(response: &Response<Incoming>, pick: &Pick, policy: Option<&Retry>) -> Option<Failure> {
-    let status = response.status().as_u16();
+fn refused(response: &ResponseHead, pick: &Pick, policy: Option<&Retry>) -> Option<Failure> {
+    let status = response.status.as_u16();
     match peers_reason(response, pick) {
         Some(b"connect" | b"overload") => return Some(Failure::NotProcessed),
         Some(b"reset") => return Some(Failure::Reset),
         _ => {}
     }
     policy?.statuses.binary_search(&status).ok()?;
-    let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+    let retry_after = response.fields.text(Name::RetryAfter).and_then(|value| value.trim().parse().ok());
     Some(Failure::Status(status, retry_after.map(Duration::from_secs)))
 }
 
 /// Why the mesh peer's proxy answered itself.
-fn peers_reason<'a>(response: &'a Response<Incoming>, pick: &Pick) -> Option<&'a [u8]> {
-    let reason = response.headers().get(headers::LENO_REASON).map(HeaderValue::as_bytes);
-    reason.filter(|_| pick.endpoint.identity.is_some())
+fn peers_reason<'a>(response: &'a ResponseHead, pick: &Pick) -> Option<&'a [u8]> {
+    response.fields.get(Name::LenoReason).filter(|_| pick.endpoint.identity.is_some())
 }
 
 /// What an answer says about its endpoint: HTTP's server errors, and gRPC's UNAVAILABLE.
-fn outcome(response: &Response<Incoming>, pick: &Pick, exchange: &Exchange) -> Outcome {
-    let failed = response.status().is_server_error() || grpc_status(response.headers()) == Some(14);
+fn outcome(response: &ResponseHead, pick: &Pick, exchange: &Exchange) -> Outcome {
+    let failed = response.status.is_server_error() || grpc_status(&response.fields) == Some(14);
     match peers_reason(response, pick) {
         _ if !failed => Outcome::Success,
         // The peer was told the deadline, and noticed first.
@@ -266,40 +257,28 @@ fn blame(error: &Error, exchange: &Exchange) -> Outcome {
 }
 
 /// The response is passed on: no further try.
-fn accept(
-    exchange: &mut Exchange,
-    pick: Pick,
-    template: &Template<'_>,
-    response: Response<Incoming>,
-) -> Result<Answer, Error> {
+fn accept(exchange: &mut Exchange, pick: Pick, template: &Template<'_>, reply: Reply) -> Result<Answer, Error> {
     if let Some(body) = &template.body {
         body.settle();
     }
-    let status = response.status();
-    let tunnel = template.head.method == Method::CONNECT && status.is_success();
-    let switched = status == StatusCode::SWITCHING_PROTOCOLS;
+    let Reply { mut head, body, upgraded } = reply;
+    let switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
     if switched && template.upgrade.is_none() {
         return Err(broken(&pick, "switched protocols without being asked"));
     }
-    let mut response = response;
-    let upgraded = (tunnel || switched).then(|| on_upgrade(&mut response));
-    let (mut head, body) = response.into_parts();
-    let protocol = if switched { head.headers.get(http::header::UPGRADE).cloned() } else { None };
+    let protocol = if switched { head.fields.get(Name::Upgrade).map(Box::<[u8]>::from) } else { None };
     let meshed = pick.endpoint.identity.is_some();
-    headers::receive_response(&mut head.headers, meshed).map_err(|reason| broken(&pick, reason))?;
+    headers::receive_response(&mut head.fields, meshed).map_err(|reason| broken(&pick, reason))?;
     if let Some(protocol) = protocol {
-        headers::set_upgrade(&mut head.headers, protocol);
+        headers::set_upgrade(&mut head.fields, &protocol);
     }
-    // hyper writes the version that the client speaks.
-    head.version = if exchange.record.version == Version::HTTP_2 { Version::HTTP_2 } else { Version::HTTP_11 };
-    head.extensions.clear();
-    exchange.answered(head.status, &head.headers);
+    exchange.answered(&head);
     if meshed && exchange.record.peer.is_none() {
         exchange.record.peer.clone_from(&pick.endpoint.identity);
     }
     exchange.pick = Some(pick);
-    let body = if upgraded.is_some() { Body::empty() } else { Body::stream(body) };
-    Ok(Answer { response: Response::from_parts(head, body), upgraded })
+    let body = if upgraded.is_some() { Body::empty() } else { body };
+    Ok(Answer { response: Response { head, body }, upgraded })
 }
 
 fn broken(pick: &Pick, reason: &str) -> Error {
@@ -308,38 +287,33 @@ fn broken(pick: &Pick, reason: &str) -> Error {
 
 impl<'a> Template<'a> {
     fn new(outgoing: Outgoing<'a>, watch: &Rc<Watch>) -> Self {
-        let Outgoing { mut head, body, upgrade, host } = outgoing;
-        let connect_protocol = head.extensions.remove::<ConnectProtocol>();
-        head.extensions.clear();
+        let Outgoing { head, body, upgrade, host } = outgoing;
         let tunnel = head.method == Method::CONNECT;
-        let body = (!tunnel && !http_body::Body::is_end_stream(&body)).then(|| RequestBody::new(body, watch));
-        let expects_continue = body.is_some() && headers::expects_continue(&head.headers);
-        let grpc = headers::is_grpc(&head.headers);
-        Self { head, body, upgrade, connect_protocol, host, expects_continue, grpc }
+        let body = (!tunnel && !body.is_end()).then(|| RequestBody::new(body, watch));
+        let expects_continue = body.is_some() && headers::expects_continue(&head.fields);
+        let grpc = headers::is_grpc(&head.fields);
+        Self { head, body, upgrade, host, expects_continue, grpc }
     }
 
-    /// The request for one try.
-    fn request(&self, http2: bool, attempt: u32, exchange: &Exchange) -> Result<Request<Body>, Error> {
-        let mut head = self.head.clone();
+    /// Makes the head fit for one try; its body, and what else its connection is to know.
+    fn prepare(&mut self, http2: bool, attempt: u32, exchange: &Exchange) -> Result<(Body, Extras), Error> {
         if http2 {
-            headers::for_http2(&mut head, self.host)?;
-            if let Some(protocol) = &self.connect_protocol {
-                head.extensions.insert(protocol.clone());
-            }
+            headers::for_http2(&mut self.head, self.host);
         } else {
-            if self.connect_protocol.is_some() {
+            if self.head.protocol.is_some() {
                 return Err(Error::BadRequest("extended CONNECT to a server that speaks HTTP/1"));
             }
-            headers::for_http1(&mut head, self.host);
+            headers::for_http1(&mut self.head, self.host);
             if let Some(protocol) = &self.upgrade {
-                headers::set_upgrade(&mut head.headers, protocol.clone());
+                headers::set_upgrade(&mut self.head.fields, protocol);
             }
         }
         if attempt > 1 {
-            head.headers.insert(headers::LENO_ATTEMPT, attempt.into());
+            self.head.fields.set(Name::LenoAttempt, attempt.to_string().as_bytes());
         }
         if let Some(deadline) = exchange.deadline {
-            headers::set_timeout(&mut head.headers, deadline.saturating_duration_since(Instant::now()), self.grpc);
+            let left = deadline.saturating_duration_since(Instant::now());
+            headers::set_timeout(&mut self.head.fields, left, self.grpc);
         }
         let gate = (self.expects_continue && !http2).then(Arc::<ContinueGate>::default);
         let body = match &self.body {
@@ -350,14 +324,6 @@ impl<'a> Template<'a> {
                 Body::request(reader)
             }
         };
-        let mut request = Request::from_parts(head, body);
-        if let Some(gate) = gate {
-            hyper::ext::on_informational(&mut request, move |response| {
-                if response.status() == StatusCode::CONTINUE {
-                    gate.open();
-                }
-            });
-        }
-        Ok(request)
+        Ok((body, Extras { gate }))
     }
 }

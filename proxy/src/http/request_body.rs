@@ -17,19 +17,21 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::HeaderMap;
-use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
 use parking_lot::Mutex;
 use tokio::time::Sleep;
 
-use super::{body::BodyError, headers::clean_trailers, watch::Watch};
+use super::{
+    Body,
+    body::{BodyError, Frame},
+    head::Fields,
+    watch::Watch,
+};
 use crate::config::limits;
 
 /// What the tries of one request share.
 pub(crate) struct RequestBody {
     /// None: given up.
-    stream: RefCell<Option<Incoming>>,
+    stream: RefCell<Option<Body>>,
     /// The reader that waits for it.
     waiting: RefCell<Option<Waker>>,
     watch: Rc<Watch>,
@@ -51,15 +53,15 @@ pub(crate) struct RequestBody {
 struct Kept {
     frames: Vec<Bytes>,
     bytes: usize,
-    trailers: Option<HeaderMap>,
+    trailers: Option<Box<Fields>>,
     /// Everything received so far is here.
     complete: bool,
 }
 
 impl RequestBody {
     /// Takes over the client's stream.
-    pub(crate) fn new(stream: Incoming, watch: &Rc<Watch>) -> Rc<Self> {
-        let exact = stream.size_hint().exact();
+    pub(crate) fn new(stream: Body, watch: &Rc<Watch>) -> Rc<Self> {
+        let exact = stream.exact_length();
         // A body that is known to be too large is not kept at all.
         let keep = exact.is_none_or(|length| length <= limits::REPLAY_BYTES as u64);
         Rc::new(Self {
@@ -118,13 +120,13 @@ impl RequestBody {
     }
 
     /// The client's next frame.
-    fn poll_stream(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_stream(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         let mut stream = self.stream.borrow_mut();
-        let Some(incoming) = stream.as_mut() else {
+        let Some(body) = stream.as_mut() else {
             let error = h2::Error::from(h2::Reason::CANCEL);
             return Poll::Ready(Some(Err(error.into())));
         };
-        let polled = Pin::new(incoming).poll_frame(cx);
+        let polled = body.poll_frame(cx);
         self.awaited.set(polled.is_pending());
         if polled.is_pending() {
             let mut waiting = self.waiting.borrow_mut();
@@ -132,7 +134,7 @@ impl RequestBody {
                 *waiting = Some(cx.waker().clone());
             }
         }
-        polled.map(|frame| frame.map(|read| read.map_err(Into::into)))
+        polled
     }
 
     pub(crate) fn received(&self) -> u64 {
@@ -163,7 +165,7 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
-    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         if let Some(gate) = &self.gate {
             if gate.poll_open(cx).is_pending() {
                 // A server that never says so must not hold the request for ever (RFC 9110 10.1.1).
@@ -185,7 +187,6 @@ impl Reader {
         let polled = std::task::ready!(self.shared.poll_stream(cx));
         Poll::Ready(match polled {
             Some(Ok(frame)) => {
-                let frame = clean_trailers(frame);
                 self.keep(&frame);
                 Some(Ok(frame))
             }
@@ -202,13 +203,13 @@ impl Reader {
     }
 
     /// The next frame that an earlier try has already received.
-    fn kept_frame(&mut self) -> Option<Frame<Bytes>> {
+    fn kept_frame(&mut self) -> Option<Frame> {
         let mut kept = self.shared.kept.borrow_mut();
         if let Some(bytes) = kept.frames.get(self.next) {
             let bytes = bytes.clone();
             self.next += 1;
             self.delivered += bytes.len() as u64;
-            return Some(Frame::data(bytes));
+            return Some(Frame::Data(bytes));
         }
         if !kept.complete && !kept.frames.is_empty() {
             kept.frames = Vec::new();
@@ -216,50 +217,50 @@ impl Reader {
         }
         let trailers = kept.trailers.clone()?;
         self.done = true;
-        Some(Frame::trailers(trailers))
+        Some(Frame::Trailers(trailers))
     }
 
-    fn keep(&mut self, frame: &Frame<Bytes>) {
+    fn keep(&mut self, frame: &Frame) {
         let shared = &self.shared;
         let mut kept = shared.kept.borrow_mut();
-        if let Some(data) = frame.data_ref() {
-            self.delivered += data.len() as u64;
-            shared.received.set(shared.received.get() + data.len() as u64);
-            shared.watch.moved(data.len() as u64);
-            if !kept.complete {
-                return;
+        match frame {
+            Frame::Data(data) => {
+                self.delivered += data.len() as u64;
+                shared.received.set(shared.received.get() + data.len() as u64);
+                shared.watch.moved(data.len() as u64);
+                if !kept.complete {
+                    return;
+                }
+                kept.bytes += data.len();
+                if kept.bytes > limits::REPLAY_BYTES {
+                    *kept = Kept::default();
+                    self.next = 0;
+                } else {
+                    kept.frames.push(data.clone());
+                    self.next += 1;
+                }
             }
-            kept.bytes += data.len();
-            if kept.bytes > limits::REPLAY_BYTES {
-                *kept = Kept::default();
-                self.next = 0;
-            } else {
-                kept.frames.push(data.clone());
-                self.next += 1;
-            }
-        } else if let Some(trailers) = frame.trailers_ref() {
-            self.done = true;
-            if kept.complete {
-                kept.trailers = Some(trailers.clone());
+            Frame::Trailers(trailers) => {
+                self.done = true;
+                if kept.complete {
+                    kept.trailers = Some(trailers.clone());
+                }
             }
         }
     }
 
-    pub(crate) fn is_end_stream(&self) -> bool {
+    pub(crate) fn is_end(&self) -> bool {
         if self.done {
             return true;
         }
         let kept = self.shared.kept.borrow();
         self.next >= kept.frames.len()
             && kept.trailers.is_none()
-            && self.shared.stream.borrow().as_ref().is_some_and(|stream| stream.is_end_stream())
+            && self.shared.stream.borrow().as_ref().is_some_and(Body::is_end)
     }
 
-    pub(crate) fn size_hint(&self) -> SizeHint {
-        match self.shared.exact {
-            Some(exact) => SizeHint::with_exact(exact.saturating_sub(self.delivered)),
-            None => SizeHint::default(),
-        }
+    pub(crate) fn exact_length(&self) -> Option<u64> {
+        self.shared.exact.map(|exact| exact.saturating_sub(self.delivered))
     }
 }
 

@@ -6,8 +6,9 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, Method};
+use http::Method;
 
+use super::head::{Fields, Name};
 use crate::policy::http_route::Retry;
 
 /// Tries of one request that were sent, without a policy.
@@ -16,8 +17,6 @@ const TRIES: u32 = 3;
 const CONNECTS: u32 = 5;
 /// Longest wait between two tries; a server that asks (`Retry-After`) for more gets no second one.
 const MAX_WAIT: Duration = Duration::from_secs(10);
-
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// How a try failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,9 +49,9 @@ pub(crate) struct Tries {
 }
 
 /// Whether the request may be repeated by what it is.
-pub(crate) fn repeatable(method: &Method, headers: &HeaderMap) -> bool {
+pub(crate) fn repeatable(method: &Method, fields: &Fields) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
-        || headers.contains_key(IDEMPOTENCY_KEY)
+        || fields.has(Name::IdempotencyKey)
 }
 
 /// How long to wait before the next try; None: no next try. `jitter`: a uniformly random number. The caller asks the
@@ -148,10 +147,10 @@ mod tests {
 
     #[test]
     fn methods_that_may_be_repeated() {
-        let none = HeaderMap::new();
+        let none = Fields::new();
         assert!(repeatable(&Method::GET, &none) && repeatable(&Method::DELETE, &none));
         assert!(!repeatable(&Method::POST, &none) && !repeatable(&Method::PATCH, &none));
-        let keyed = HeaderMap::from_iter([(IDEMPOTENCY_KEY, http::HeaderValue::from_static("1"))]);
+        let keyed = Fields::from_iter([("idempotency-key", "1")]);
         assert!(repeatable(&Method::POST, &keyed));
     }
 }

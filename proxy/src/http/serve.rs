@@ -2,15 +2,16 @@
 
 use std::{cell::Cell, convert::Infallible, future::Future, pin::pin, rc::Rc, sync::Arc, time::Duration};
 
-use http::{HeaderValue, Request, Response, StatusCode, header::CONNECTION, request::Parts};
-use hyper::{body::Incoming, rt::Executor, server::conn, service::service_fn};
+use http::{Request, StatusCode};
+use hyper::{body::Incoming, rt::Executor, server::conn, service::service_fn, upgrade::OnUpgrade};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use leno_proto::spiffe::SpiffeId;
 
 use super::{
-    Body,
+    Body, Response, adapt,
     client_stream::{ClientPhase, ClientStream},
     exchange::Exchange,
+    head::{Name, RequestHead},
     watch::{Counted, Overdue, Watch, Watched},
 };
 use crate::{
@@ -55,24 +56,43 @@ where
 
 /// A request as it came in, and what its connection knows of it.
 pub(crate) struct Received {
-    request: Request<Incoming>,
+    head: RequestHead,
+    body: Body,
     watch: Rc<Watch>,
-    /// The head stated its body's length in two ways.
-    ambiguous: bool,
+    /// Two readers could understand the head differently: how.
+    refused: Option<&'static str>,
+    /// The client's side of an upgrade, should one be granted.
+    upgrade: Option<OnUpgrade>,
+}
+
+/// A request taken up.
+pub(crate) struct Begun {
+    pub(crate) head: RequestHead,
+    pub(crate) body: Body,
+    pub(crate) exchange: Box<Exchange>,
+    /// The client's side of an upgrade, should one be granted.
+    pub(crate) upgrade: Option<OnUpgrade>,
 }
 
 impl Received {
-    /// The request's parts, and the exchange that begins with it.
+    fn of_hyper(request: Request<Incoming>, watch: Rc<Watch>, ambiguous: bool) -> Self {
+        let (mut parts, body) = request.into_parts();
+        let (head, refused) = adapt::request_head(&parts);
+        let refused = if ambiguous { Some("both Content-Length and Transfer-Encoding") } else { refused };
+        Self { head, body: Body::hyper(body), watch, refused, upgrade: parts.extensions.remove() }
+    }
+
+    /// The exchange begins.
     pub(crate) fn begin(
         self,
         ctx: &crate::worker::Context,
         direction: Direction,
         peer: Option<SpiffeId>,
         metrics: &RouteMetrics,
-    ) -> (Parts, Incoming, Box<Exchange>) {
-        let (head, body) = self.request.into_parts();
-        let exchange = Exchange::begin(ctx, direction, &head, peer, metrics, self.watch, self.ambiguous);
-        (head, body, exchange)
+    ) -> Begun {
+        let Self { head, body, watch, refused, upgrade } = self;
+        let exchange = Exchange::begin(ctx, direction, &head, peer, metrics, watch, refused);
+        Begun { head, body, exchange, upgrade }
     }
 }
 
@@ -101,21 +121,22 @@ pub(crate) async fn http1<S, F>(
 ) -> hyper::Result<()>
 where
     S: Io + Backlog,
-    F: Future<Output = Response<Body>>,
+    F: Future<Output = Response>,
 {
     let phase = Arc::new(ClientPhase::default());
     let watch = Watch::new(idle, Some(Arc::clone(&phase)));
     let stream = ClientStream::new(stream, Arc::clone(&phase));
     let service = service_fn(|request| {
         let ambiguous = phase.begin();
-        let answer = handle(Received { request, watch: Rc::clone(&watch), ambiguous });
+        let version = request.version();
+        let answer = handle(Received::of_hyper(request, Rc::clone(&watch), ambiguous));
         let drain = &drain;
         async move {
             let mut response = answer.await;
-            if drain.has_begun() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            if drain.has_begun() && response.head.status != StatusCode::SWITCHING_PROTOCOLS {
+                response.head.fields.set(Name::Connection, b"close");
             }
-            Ok::<_, Infallible>(response)
+            Ok::<_, Infallible>(adapt::response(response, version))
         }
     });
     let connection = conn::http1::Builder::new()
@@ -169,15 +190,19 @@ pub(crate) async fn http2<S, F>(
 ) -> hyper::Result<()>
 where
     S: Io,
-    F: Future<Output = Response<Body>> + 'static,
+    F: Future<Output = Response> + 'static,
 {
     let executor = StreamExecutor::default();
     let next = Rc::clone(&executor.next);
     let service = service_fn(|request| {
         let watch = Watch::new(idle, None);
         next.set(Some(Rc::clone(&watch)));
-        let answer = handle(Received { request, watch: Rc::clone(&watch), ambiguous: false });
-        async move { Ok::<_, Infallible>(answer.await.map(|body| Counted::new(body, watch))) }
+        let version = request.version();
+        let answer = handle(Received::of_hyper(request, Rc::clone(&watch), false));
+        async move {
+            let response = adapt::response(answer.await, version);
+            Ok::<_, Infallible>(response.map(|body| Counted::new(body, watch)))
+        }
     });
     let connection = conn::http2::Builder::new(executor)
         .timer(TokioTimer::new())

@@ -3,12 +3,9 @@
 //! Made, and the hop's own span written into it, only where spans are exported: a proxy that reports nothing must not
 //! put itself between two spans, nor decide for the application what is sampled.
 
-use http::{HeaderMap, HeaderName, HeaderValue};
-
+use super::head::{Fields, Name, names};
 use crate::worker::Random;
 
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// `00-<32 hex>-<16 hex>-<2 hex>`
 const LEN: usize = 55;
 
@@ -24,12 +21,12 @@ pub struct TraceContext {
 }
 
 impl TraceContext {
-    /// The trace that the headers belong to, or a new one, sampled with probability `sample`; the headers then
+    /// The trace that the fields belong to, or a new one, sampled with probability `sample`; the fields then
     /// name this hop's span as the parent.
-    pub fn join(headers: &mut HeaderMap, random: &Random, sample: f64) -> Self {
-        let context = Self::read(headers, random).unwrap_or_else(|| {
+    pub fn join(fields: &mut Fields, random: &Random, sample: f64) -> Self {
+        let context = Self::read(fields, random).unwrap_or_else(|| {
             // A tracestate without its traceparent means nothing (Trace Context 3.3).
-            headers.remove(TRACESTATE);
+            fields.remove(names([Name::Tracestate]));
             Self {
                 trace_id: made([random.next(), random.next()]),
                 parent: None,
@@ -37,19 +34,13 @@ impl TraceContext {
                 sampled: ((random.next() >> 11) as f64) < sample * (1u64 << 53) as f64,
             }
         });
-        if let Ok(value) = HeaderValue::from_bytes(&context.traceparent()) {
-            headers.insert(TRACEPARENT, value);
-        }
+        fields.set(Name::Traceparent, &context.traceparent());
         context
     }
 
-    /// The trace that the headers belong to; they stay as they are.
-    pub fn read(headers: &HeaderMap, random: &Random) -> Option<Self> {
-        let mut values = headers.get_all(TRACEPARENT).iter();
-        let (trace_id, parent, flags) = parse(values.next()?.as_bytes())?;
-        if values.next().is_some() {
-            return None;
-        }
+    /// The trace that the fields belong to; they stay as they are.
+    pub fn read(fields: &Fields, random: &Random) -> Option<Self> {
+        let (trace_id, parent, flags) = parse(fields.only(Name::Traceparent)?)?;
         Some(Self { trace_id, parent: Some(parent), span: random.next().max(1).to_be_bytes(), sampled: flags & 1 == 1 })
     }
 
@@ -111,33 +102,30 @@ mod tests {
 
     const GIVEN: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-    fn headers(traceparent: &str) -> HeaderMap {
-        HeaderMap::from_iter([
-            (TRACEPARENT, HeaderValue::from_str(traceparent).unwrap()),
-            (TRACESTATE, HeaderValue::from_static("vendor=1")),
-        ])
+    fn fields(traceparent: &str) -> Fields {
+        Fields::from_iter([("traceparent", traceparent), ("tracestate", "vendor=1")])
     }
 
     #[test]
     fn a_well_formed_trace_is_kept_and_this_hop_is_the_next_parent() {
         let random = Random::seeded(1);
-        let mut headers = headers(GIVEN);
-        let context = TraceContext::join(&mut headers, &random, 0.0);
+        let mut fields = fields(GIVEN);
+        let context = TraceContext::join(&mut fields, &random, 0.0);
         assert_eq!(context.parent, Some([0x00, 0xf0, 0x67, 0xaa, 0x0b, 0xa9, 0x02, 0xb7]));
         assert!(context.sampled);
-        let sent = headers[TRACEPARENT].to_str().unwrap();
+        let sent = fields.text(Name::Traceparent).unwrap().to_owned();
         assert!(sent.starts_with("00-4bf92f3577b34da6a3ce929d0e0e4736-") && sent.ends_with("-01"), "{sent}");
         assert_ne!(sent, GIVEN);
-        assert_eq!(headers[TRACESTATE], "vendor=1");
-        let next = TraceContext::read(&headers, &random).unwrap();
+        assert_eq!(fields.text(Name::Tracestate), Some("vendor=1"));
+        let next = TraceContext::read(&fields, &random).unwrap();
         assert_eq!((next.trace_id, next.parent), (context.trace_id, Some(context.span)));
     }
 
     #[test]
     fn reading_changes_nothing() {
-        let headers = headers(GIVEN);
-        assert!(TraceContext::read(&headers, &Random::seeded(1)).is_some());
-        assert_eq!(headers[TRACEPARENT], GIVEN);
+        let fields = fields(GIVEN);
+        assert!(TraceContext::read(&fields, &Random::seeded(1)).is_some());
+        assert_eq!(fields.text(Name::Traceparent), Some(GIVEN));
     }
 
     #[test]
@@ -154,22 +142,22 @@ mod tests {
             "00-4bf92f3577b34da6a3ce929d0e0e473600f067aa0ba902b7-01--",
             "00-4bf92f3577b34da6a3ce929d0e0e473g-00f067aa0ba902b7-01",
         ] {
-            assert_eq!(TraceContext::read(&headers(malformed), &Random::seeded(1)), None, "{malformed}");
-            let mut headers = headers(malformed);
-            let context = TraceContext::join(&mut headers, &Random::seeded(1), 1.0);
+            assert_eq!(TraceContext::read(&fields(malformed), &Random::seeded(1)), None, "{malformed}");
+            let mut fields = fields(malformed);
+            let context = TraceContext::join(&mut fields, &Random::seeded(1), 1.0);
             assert!(context.parent.is_none() && context.sampled);
-            assert!(!headers.contains_key(TRACESTATE), "{malformed}");
-            assert!(TraceContext::read(&headers, &Random::seeded(2)).is_some());
+            assert!(!fields.has(Name::Tracestate), "{malformed}");
+            assert!(TraceContext::read(&fields, &Random::seeded(2)).is_some());
         }
         let later = "01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more";
-        assert!(TraceContext::read(&headers(later), &Random::seeded(1)).is_some());
+        assert!(TraceContext::read(&fields(later), &Random::seeded(1)).is_some());
     }
 
     #[test]
     fn new_traces_are_sampled_by_share() {
         let random = Random::seeded(7);
         let sampled =
-            |share| (0..1000).filter(|_| TraceContext::join(&mut HeaderMap::new(), &random, share).sampled).count();
+            |share| (0..1000).filter(|_| TraceContext::join(&mut Fields::new(), &random, share).sampled).count();
         assert_eq!((sampled(0.0), sampled(1.0)), (0, 1000));
         assert!((50..200).contains(&sampled(0.1)));
     }

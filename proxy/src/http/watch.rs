@@ -18,7 +18,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::time::Sleep;
 
-use super::{Body, body::BodyError, client_stream::ClientPhase};
+use super::{adapt::HyperBody, body::BodyError, client_stream::ClientPhase};
 use crate::error::Error;
 
 /// Why an exchange was ended.
@@ -221,12 +221,12 @@ fn poll_overdue(
 
 /// An HTTP/2 response body that counts what leaves for the client, which its flow control alone decides.
 pub(crate) struct Counted {
-    body: Body,
+    body: HyperBody,
     watch: Rc<Watch>,
 }
 
 impl Counted {
-    pub(crate) fn new(body: Body, watch: Rc<Watch>) -> Self {
+    pub(crate) fn new(body: HyperBody, watch: Rc<Watch>) -> Self {
         Self { body, watch }
     }
 }

@@ -2,18 +2,16 @@
 
 use std::rc::Rc;
 
-use http::{HeaderValue, Response, request::Parts};
-use hyper::body::Incoming;
-
 use super::{Application, Client, PLAINTEXT, STRICT};
 use crate::{
     error::Error,
     http::{
-        Body,
+        Body, Response,
         exchange::Exchange,
         forward::{self, Answer, Outgoing, Plan, To},
+        head::{Name, RequestHead, names},
         headers,
-        serve::Received,
+        serve::{Begun, Received},
     },
     policy::Protocol,
     telemetry::Direction,
@@ -29,21 +27,20 @@ pub(super) async fn serve(
     client: Rc<Client>,
     application: Rc<Application>,
     received: Received,
-) -> Response<Body> {
-    let (mut head, body, mut exchange) =
+) -> Response {
+    let Begun { head, body, mut exchange, upgrade } =
         received.begin(&ctx, Direction::Inbound, client.identity.clone(), &application.requests);
-    let upgraded = exchange.client_upgrade(&mut head);
-    let grpc = headers::is_grpc(&head.headers);
+    let grpc = headers::is_grpc(&head.fields);
     let answer = answer(&client, &application, &mut exchange, head, body).await;
-    exchange.respond(answer, upgraded, grpc)
+    exchange.respond(answer, upgrade, grpc)
 }
 
 async fn answer(
     client: &Client,
     application: &Application,
     exchange: &mut Exchange,
-    mut head: Parts,
-    body: Incoming,
+    mut head: RequestHead,
+    body: Body,
 ) -> Result<Answer, Error> {
     let upgrade = exchange.receive(&mut head)?;
     let ctx = exchange.ctx();
@@ -53,8 +50,8 @@ async fn answer(
         return Err(Error::Refused(STRICT));
     }
     identify(client, exchange, &mut head);
-    exchange.join_trace(&mut head.headers);
-    exchange.limit(headers::grpc_timeout(&head.headers));
+    exchange.join_trace(&mut head.fields);
+    exchange.limit(headers::grpc_timeout(&head.fields));
     let http2 = match application.protocol {
         Protocol::Http1 => Some(false),
         Protocol::Http2 => Some(true),
@@ -65,22 +62,18 @@ async fn answer(
 }
 
 /// Our own headers mean something only from the mesh, and the client's identity comes from its certificate alone.
-fn identify(client: &Client, exchange: &mut Exchange, head: &mut Parts) {
+fn identify(client: &Client, exchange: &mut Exchange, head: &mut RequestHead) {
     // Proxies of the mesh send no such header: this is a client that would be somebody else.
-    if let Some(claimed) = headers::claimed_identity(&head.headers) {
+    if let Some(claimed) = head.fields.get(Name::LenoClientId) {
+        let claimed = String::from_utf8_lossy(claimed);
         let detail = format_args!("it claims by header to be {claimed:?}, which is taken for nothing");
         exchange.ctx().telemetry.refused(Direction::Inbound, FORGED_IDENTITY, client.address, &detail);
     }
-    let Some(id) = &client.identity_header else {
-        headers::remove_ours(&mut head.headers);
+    let Some(id) = &client.identity else {
+        headers::remove_ours(&mut head.fields);
         return;
     };
-    exchange.limit(headers::leno_timeout(&head.headers));
-    let attempt = head.headers.remove(headers::LENO_ATTEMPT);
-    headers::remove_ours(&mut head.headers);
-    if let Some(attempt) = attempt {
-        head.headers.insert(headers::LENO_ATTEMPT, attempt);
-    }
-    let id: HeaderValue = id.clone();
-    head.headers.insert(headers::LENO_CLIENT_ID, id);
+    exchange.limit(headers::leno_timeout(&head.fields));
+    head.fields.remove(names([Name::LenoClientId, Name::LenoOther, Name::LenoReason, Name::LenoTimeoutMs]));
+    head.fields.push_known(Name::LenoClientId, id.as_str().as_bytes());
 }

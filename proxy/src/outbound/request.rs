@@ -2,19 +2,17 @@
 
 use std::sync::Arc;
 
-use http::{Response, request::Parts};
-use hyper::body::Incoming;
-
 use super::{destination, no_backend};
 use crate::{
     error::Error,
     http::{
-        Body,
+        Body, Response,
         exchange::Exchange,
         filter::Filters,
         forward::{self, Answer, Outgoing, Plan, To},
+        head::{Name, RequestHead, ResponseHead},
         headers,
-        serve::Received,
+        serve::{Begun, Received},
     },
     policy::{DestinationKey, HttpAction, ServicePort, Target},
     telemetry::{Direction, RouteMetrics},
@@ -23,26 +21,25 @@ use crate::{
 };
 
 /// Answers one request of the workload.
-pub(super) async fn serve(ctx: Context, key: DestinationKey, received: Received) -> Response<Body> {
-    let (mut head, body, mut exchange) = received.begin(&ctx, Direction::Outbound, None, &ctx.undecided);
-    let client = exchange.client_upgrade(&mut head);
-    let grpc = headers::is_grpc(&head.headers);
+pub(super) async fn serve(ctx: Context, key: DestinationKey, received: Received) -> Response {
+    let Begun { head, body, mut exchange, upgrade } = received.begin(&ctx, Direction::Outbound, None, &ctx.undecided);
+    let grpc = headers::is_grpc(&head.fields);
     let answer = answer(&ctx, &key, &mut exchange, head, body).await;
-    exchange.respond(answer, client, grpc)
+    exchange.respond(answer, upgrade, grpc)
 }
 
 async fn answer(
     ctx: &Context,
     key: &DestinationKey,
     exchange: &mut Exchange,
-    mut head: Parts,
-    body: Incoming,
+    mut head: RequestHead,
+    body: Body,
 ) -> Result<Answer, Error> {
     let upgrade = exchange.receive(&mut head)?;
     // An application names no identity and no deadline but by its certificate and its own headers.
-    headers::remove_ours(&mut head.headers);
-    exchange.join_trace(&mut head.headers);
-    exchange.limit(headers::grpc_timeout(&head.headers));
+    headers::remove_ours(&mut head.fields);
+    exchange.join_trace(&mut head.fields);
+    exchange.limit(headers::grpc_timeout(&head.fields));
     let destination = destination(ctx, key).await?;
     let outgoing = |head| Outgoing { head, body, upgrade, host: key };
     match &destination.target {
@@ -63,8 +60,8 @@ async fn routed<'a>(
     ctx: &Context,
     exchange: &mut Exchange,
     service: &ServicePort,
-    mut head: Parts,
-    outgoing: impl FnOnce(Parts) -> Outgoing<'a>,
+    mut head: RequestHead,
+    outgoing: impl FnOnce(RequestHead) -> Outgoing<'a>,
 ) -> Result<Answer, Error> {
     let matched = service.http.as_ref().and_then(|routes| routes.decide(&head));
     let Some(matched) = matched else {
@@ -82,20 +79,19 @@ async fn routed<'a>(
     exchange.metrics = backend.map_or_else(|| unrouted(ctx, &service.service), |backend| backend.metrics.clone());
     supported(&action.filters)?;
     if let Some(redirect) = &action.filters.redirect {
-        let mut response = Response::default();
-        *response.status_mut() = redirect.status;
+        let mut answer = ResponseHead::new(redirect.status);
         let location = redirect.location(&head, service.port, prefix_len)?;
-        response.headers_mut().insert(http::header::LOCATION, location);
-        action.filters.response.apply(response.headers_mut());
-        exchange.answered(response.status(), response.headers());
-        return Ok(Answer { response, upgraded: None });
+        answer.fields.push_known(Name::Location, location.as_bytes());
+        action.filters.response.apply(&mut answer.fields);
+        exchange.answered(&answer);
+        return Ok(Answer { response: Response { head: answer, body: Body::empty() }, upgraded: None });
     }
     let chosen = backend.ok_or_else(|| no_backend(&action.origin))?;
     supported(&chosen.filters)?;
     let to: &Arc<Backend> = chosen.backend.as_ref().map_err(|reason| Error::InvalidBackend(reason.clone()))?;
     exchange.record.backend = Some(Arc::clone(&to.key));
     for filters in [&action.filters, &chosen.filters] {
-        filters.request.apply(&mut head.headers);
+        filters.request.apply(&mut head.fields);
         if let Some(rewrite) = &filters.rewrite {
             rewrite.apply(&mut head, prefix_len)?;
         }
@@ -103,7 +99,7 @@ async fn routed<'a>(
     let plan = Plan { to: To::Backend(to), http2: None, try_timeout: action.try_timeout, retry: action.retry.as_ref() };
     let mut answer = forward::forward(exchange, plan, outgoing(head)).await?;
     for filters in [&chosen.filters, &action.filters] {
-        filters.response.apply(answer.response.headers_mut());
+        filters.response.apply(&mut answer.response.head.fields);
     }
     Ok(answer)
 }

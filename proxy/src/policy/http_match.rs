@@ -1,10 +1,10 @@
 //! What a rule asks of a request: path, headers, query, method, gRPC. Compiled once, read without allocating
 //! (a regular expression over an escaped query value, or over a header sent several times, does allocate).
 
-use http::{HeaderName, Method, header, request::Parts};
+use http::{HeaderName, Method, header};
 use regex::bytes::Regex;
 
-use crate::http::headers::is_grpc;
+use crate::http::{head::RequestHead, headers::is_grpc};
 
 /// All parts must hold.
 #[derive(Debug, Default)]
@@ -49,15 +49,15 @@ pub enum ValueMatch {
 
 impl HttpMatch {
     /// The length of the path's prefix that the match holds for (see [`super::Matched`]); None: it does not hold.
-    pub fn holds(&self, request: &Parts) -> Option<usize> {
+    pub fn holds(&self, request: &RequestHead) -> Option<usize> {
         if self.method.as_ref().is_some_and(|method| *method != request.method) {
             return None;
         }
-        let prefix_len = self.path.holds(request.uri.path())?;
-        let all = (!self.grpc || is_grpc(&request.headers))
+        let prefix_len = self.path.holds(request.path())?;
+        let all = (!self.grpc || is_grpc(&request.fields))
             && self.headers.iter().all(|wanted| wanted.holds(request))
             && (self.query.is_empty() || {
-                let query = request.uri.query().unwrap_or_default().as_bytes();
+                let query = request.query().unwrap_or_default().as_bytes();
                 self.query.iter().all(|wanted| wanted.holds(query))
             });
         all.then_some(prefix_len)
@@ -87,17 +87,17 @@ impl PathMatch {
 }
 
 impl HeaderMatch {
-    /// Several values count as one, joined by commas (RFC 9110, 5.3). In HTTP/2, `host` is the authority.
-    fn holds(&self, request: &Parts) -> bool {
-        let mut values = request.headers.get_all(&self.name).iter();
-        let Some(first) = values.next() else {
-            let authority = request.uri.authority().filter(|_| self.name == header::HOST);
-            return authority.is_some_and(|authority| self.value.holds(authority.as_str().as_bytes()));
-        };
-        if values.next().is_none() {
-            return self.value.holds(first.as_bytes());
+    /// Several values count as one, joined by commas (RFC 9110, 5.3). `host` is the authority.
+    fn holds(&self, request: &RequestHead) -> bool {
+        if self.name == header::HOST {
+            return request.authority().is_some_and(|authority| self.value.holds(authority.as_bytes()));
         }
-        let values: Vec<&[u8]> = request.headers.get_all(&self.name).iter().map(|value| value.as_bytes()).collect();
+        let mut values = request.fields.values(self.name.as_str().as_bytes());
+        let Some(first) = values.next() else { return false };
+        if values.next().is_none() {
+            return self.value.holds(first);
+        }
+        let values: Vec<&[u8]> = request.fields.values(self.name.as_str().as_bytes()).collect();
         self.value.holds(&values.join(&b','))
     }
 }
@@ -164,12 +164,13 @@ mod tests {
 
     use super::*;
 
-    fn request(method: &str, uri: &str, headers: &[(&str, &str)]) -> Parts {
-        let mut builder = http::Request::builder().method(method).uri(uri);
-        for (name, value) in headers {
-            builder = builder.header(*name, *value);
-        }
-        builder.body(()).unwrap().into_parts().0
+    fn request(method: &str, uri: &str, fields: &[(&str, &str)]) -> RequestHead {
+        let uri: http::Uri = uri.parse().unwrap();
+        let target = uri.path_and_query().map_or("", |target| target.as_str());
+        let mut head = RequestHead::new(http::Version::HTTP_11, method.parse().unwrap(), target);
+        head.set_authority(uri.authority().map_or("a", |authority| authority.as_str()));
+        head.fields = fields.iter().copied().collect();
+        head
     }
 
     #[test]

@@ -2,10 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::request::Parts;
-
 use super::{RuleOrigin, WeightedBackends, http_match::HttpMatch};
-use crate::{http::filter::Filters, telemetry::RouteMetrics, upstream::Backend};
+use crate::{
+    http::{filter::Filters, head::RequestHead},
+    telemetry::RouteMetrics,
+    upstream::Backend,
+};
 
 /// The rules of a service port.
 pub struct HttpRoutes {
@@ -65,7 +67,7 @@ impl HttpRoutes {
     }
 
     /// The first rule that holds for the request.
-    pub fn decide(&self, request: &Parts) -> Option<Matched<'_>> {
+    pub fn decide(&self, request: &RequestHead) -> Option<Matched<'_>> {
         self.rules.iter().find_map(|rule| {
             let prefix_len = rule.matches.holds(request)?;
             Some(Matched { action: &rule.action, prefix_len })

@@ -17,8 +17,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{Request, Response};
-use hyper::body::Incoming;
+use http::{Method, Response, StatusCode};
+use hyper::{
+    body::Incoming,
+    upgrade::{OnUpgrade, on as on_upgrade},
+};
 
 pub use self::http2::StreamSlot;
 use super::{
@@ -26,7 +29,16 @@ use super::{
     dial::{Dialed, Dialer},
     stats::BackendStats,
 };
-use crate::{config::limits, http::Body, tls::MeshProtocol};
+use crate::{
+    config::limits,
+    http::{
+        Body,
+        adapt::{self, HyperBody},
+        head::{RequestHead, ResponseHead},
+        request_body::ContinueGate,
+    },
+    tls::MeshProtocol,
+};
 
 /// Connections that a request which was never written is tried on before its sender is told.
 const RESENDS: usize = 3;
@@ -66,9 +78,27 @@ pub struct SendError {
     pub reused: bool,
     /// This proxy lacks what it needs to connect again; the endpoint is not to blame.
     pub own: bool,
+    /// The request is none that can be written: nothing was tried.
+    pub unfit: bool,
     pub reason: String,
-    /// Given back if it was never written.
-    pub request: Option<Request<Body>>,
+    /// Given back if nothing was ever written.
+    pub body: Option<Body>,
+}
+
+/// What a request's connection is to know beside head and body.
+#[derive(Clone, Default)]
+pub struct Extras {
+    /// Opened by the server's `100 Continue`.
+    pub(crate) gate: Option<Arc<ContinueGate>>,
+}
+
+/// The answer to a request.
+#[derive(Debug)]
+pub struct Reply {
+    pub head: ResponseHead,
+    pub body: Body,
+    /// The server changed protocols (101), or opened a tunnel (2xx to CONNECT): its side of the connection.
+    pub upgraded: Option<OnUpgrade>,
 }
 
 impl Pool {
@@ -161,12 +191,11 @@ impl Pool {
 }
 
 impl HttpConnection {
-    /// Sends the request; the response's body keeps the connection claimed. Upgrades (101, CONNECT 2xx): through
-    /// `hyper::upgrade::on(&mut response)` as hyper does. A request that a pooled connection took and never wrote is sent
-    /// on another one first: its sender only hears of it if that fails too.
+    /// Sends the request; the response's body keeps the connection claimed. A request that a pooled connection took and
+    /// never wrote is sent on another one first: its sender only hears of it if that fails too.
     ///
     /// Dropping this future, or the response's body before its end, closes an HTTP/1 connection and resets an HTTP/2 stream.
-    pub async fn send(mut self, mut request: Request<Body>) -> Result<Response<Incoming>, SendError> {
+    pub async fn send(mut self, head: &RequestHead, mut body: Body, extras: Extras) -> Result<Reply, SendError> {
         let pool = Rc::clone(&self.pool);
         let mut reused = self.reused;
         for _ in 0..RESENDS {
@@ -175,13 +204,13 @@ impl HttpConnection {
                 Some(Kind::Http2(_, slot)) => Some(slot.clone()),
                 _ => None,
             };
-            let error = match self.send_once(request).await {
-                Ok(response) => return Ok(response),
+            let mut error = match self.send_once(head, body, &extras).await {
+                Ok(reply) => return Ok(reply),
                 Err(error) => error,
             };
-            let Some(unsent) = error.request else { return Err(error) };
-            if !reused {
-                return Err(SendError { request: Some(unsent), ..error });
+            let Some(unsent) = error.body.take() else { return Err(error) };
+            if !reused || error.unfit {
+                return Err(SendError { body: Some(unsent), ..error });
             }
             tracing::debug!(endpoint = %pool.endpoint.address, reason = error.reason, "sending on another connection");
             let next = match &slot {
@@ -189,34 +218,50 @@ impl HttpConnection {
                 None => pool.new_http1().await,
             };
             match next {
-                Ok(connection) => (self, request) = (connection, unsent),
+                Ok(connection) => (self, body) = (connection, unsent),
                 Err(dial) => {
                     let own = dial.is_own();
                     return Err(SendError { own, ..SendError::unsent(unsent, reused, dial.to_string()) });
                 }
             }
         }
-        Err(SendError::unsent(request, reused, "connections closed as soon as they were used".into()))
+        Err(SendError::unsent(body, reused, "connections closed as soon as they were used".into()))
     }
 
-    async fn send_once(mut self, request: Request<Body>) -> Result<Response<Incoming>, SendError> {
+    async fn send_once(mut self, head: &RequestHead, body: Body, extras: &Extras) -> Result<Reply, SendError> {
         let reused = self.reused;
+        let request = if self.is_http2() { adapt::http2_request(head, body) } else { adapt::http1_request(head, body) };
+        let mut request = request
+            .map_err(|body| SendError { unfit: true, ..SendError::unsent(body, reused, "an invalid target".into()) })?;
+        if let Some(gate) = &extras.gate {
+            let gate = Arc::clone(gate);
+            hyper::ext::on_informational(&mut request, move |response| {
+                if response.status() == StatusCode::CONTINUE {
+                    gate.open();
+                }
+            });
+        }
         let result = match self.kind.take() {
             Some(Kind::Http1(connection)) => connection.send(request).await,
             Some(Kind::Http2(mut sender, _)) => sender.try_send_request(request).await,
             // Only `drop` leaves it empty, after which nobody can call this.
-            None => return Err(SendError::unsent(request, reused, "the connection was used already".into())),
+            None => {
+                let HyperBody(body) = request.into_body();
+                return Err(SendError::unsent(body, reused, "the connection was used already".into()));
+            }
         };
-        result.map_err(|mut error| {
-            let request = error.take_message();
+        let response = result.map_err(|mut error| {
+            let body = error.take_message().map(|request| request.into_body().0);
             SendError {
-                not_processed: request.is_some() || was_refused(error.error()),
+                not_processed: body.is_some() || was_refused(error.error()),
                 reused,
                 own: false,
+                unfit: false,
                 reason: describe(error.error()),
-                request,
+                body,
             }
-        })
+        })?;
+        Ok(reply(head, response))
     }
 
     /// Also serves the inbound side: a pool to the local application is a pool like any other.
@@ -235,9 +280,17 @@ impl Drop for HttpConnection {
 }
 
 impl SendError {
-    fn unsent(request: Request<Body>, reused: bool, reason: String) -> Self {
-        Self { not_processed: true, reused, own: false, reason, request: Some(request) }
+    fn unsent(body: Body, reused: bool, reason: String) -> Self {
+        Self { not_processed: true, reused, own: false, unfit: false, reason, body: Some(body) }
     }
+}
+
+fn reply(request: &RequestHead, mut response: Response<Incoming>) -> Reply {
+    let status = response.status();
+    let tunnel = request.method == Method::CONNECT && status.is_success();
+    let upgraded = (tunnel || status == StatusCode::SWITCHING_PROTOCOLS).then(|| on_upgrade(&mut response));
+    let (parts, body) = response.into_parts();
+    Reply { head: adapt::response_head(&parts), body: Body::hyper(body), upgraded }
 }
 
 /// RFC 9113, 8.7: a stream reset with REFUSED_STREAM, or above the last stream id of a GOAWAY, was not processed. h2

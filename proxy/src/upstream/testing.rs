@@ -9,9 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use http::{Method, Response, Version};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -19,8 +17,17 @@ use tokio::{
     task::LocalSet,
 };
 
+use super::pool::{Extras, HttpConnection, Reply, SendError};
 use super::{Backend, Endpoint, EndpointSet, Upstreams, dns::Resolver};
-use crate::{http::Body, policy::Protocol, tls::CredentialStore};
+use crate::{
+    http::{
+        Body,
+        body::{BodyError, Frame},
+        head::RequestHead,
+    },
+    policy::Protocol,
+    tls::CredentialStore,
+};
 
 /// Runs a test as a worker would, and fails it if it hangs.
 pub(super) async fn on_worker(test: impl Future<Output = ()>) {
@@ -43,12 +50,28 @@ pub(super) fn set(addresses: &[SocketAddr]) -> EndpointSet {
     EndpointSet::new(true, Protocol::Http, addresses.iter().copied().map(Endpoint::plain).collect())
 }
 
-pub(super) fn get() -> Request<Body> {
-    Request::builder().uri("http://cart/").header("host", "cart").body(Body::default()).unwrap()
+/// Sends a GET.
+pub(super) async fn get(connection: HttpConnection) -> Result<Reply, SendError> {
+    let mut head = RequestHead::new(Version::HTTP_11, Method::GET, "/");
+    head.set_authority("cart");
+    connection.send(&head, Body::empty(), Extras::default()).await
 }
 
-pub(super) async fn read(response: Response<Incoming>) -> Bytes {
-    response.into_body().collect().await.unwrap().to_bytes()
+/// The whole body of an answer.
+pub(super) async fn read(reply: Reply) -> Bytes {
+    read_to_end(reply).await.unwrap()
+}
+
+/// The whole body of an answer, if it does not break off.
+pub(super) async fn read_to_end(reply: Reply) -> Result<Bytes, BodyError> {
+    let mut body = reply.body;
+    let mut all = Vec::new();
+    while let Some(frame) = std::future::poll_fn(|cx| body.poll_frame(cx)).await {
+        if let Frame::Data(data) = frame? {
+            all.extend_from_slice(&data);
+        }
+    }
+    Ok(all.into())
 }
 
 /// An address on which nobody listens.

@@ -98,11 +98,7 @@ fn parse_redirect(redirect: v1::Redirect) -> Result<Redirect, Invalid> {
 }
 
 fn parse_rewrite(rewrite: v1::Rewrite) -> Result<Rewrite, Invalid> {
-    let hostname = match parse_hostname(rewrite.hostname)? {
-        Some(name) => Some(HeaderValue::try_from(name).map_err(|error| Invalid::new("hostname", error))?),
-        None => None,
-    };
-    Ok(Rewrite { hostname, path: parse_path(rewrite.path)? })
+    Ok(Rewrite { hostname: parse_hostname(rewrite.hostname)?, path: parse_path(rewrite.path)? })
 }
 
 /// A host, with a port or without; empty: none.

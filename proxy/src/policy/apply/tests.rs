@@ -352,8 +352,8 @@ fn timeouts_and_retries() {
     take(&store, vec![cart("d1", routed(vec![HttpRule::default()], vec![action]))], vec![]);
     let destination = store.get(&CART.into()).unwrap();
     let Target::Service(port) = &destination.target else { panic!("not a service") };
-    let (parts, ()) = ::http::Request::new(()).into_parts();
-    let action = port.http.as_ref().unwrap().decide(&parts).unwrap().action;
+    let head = crate::http::head::RequestHead::new(::http::Version::HTTP_11, ::http::Method::GET, "/");
+    let action = port.http.as_ref().unwrap().decide(&head).unwrap().action;
     assert_eq!(action.request_timeout, None, "zero is none");
     assert_eq!(action.try_timeout, Some(Duration::from_millis(1500)));
     let retry = action.retry.as_ref().unwrap();

@@ -5,11 +5,14 @@ use leno_proto::v1::{
 };
 use proptest::prelude::*;
 
-use crate::policy::{
-    Store, Target,
-    apply::{
-        apply,
-        tests::{delta, resource, routed},
+use crate::{
+    http::head::RequestHead,
+    policy::{
+        Store, Target,
+        apply::{
+            apply,
+            tests::{delta, resource, routed},
+        },
     },
 };
 
@@ -22,13 +25,12 @@ struct Asked {
 }
 
 impl Asked {
-    fn parts(&self) -> http::request::Parts {
+    fn head(&self) -> RequestHead {
         let query = self.query.as_ref().map_or(String::new(), |query| format!("?{query}"));
-        let mut builder = http::Request::builder().method(self.method.as_str()).uri(format!("{}{query}", self.path));
-        for (name, value) in &self.headers {
-            builder = builder.header(name, value);
-        }
-        builder.body(()).unwrap().into_parts().0
+        let target = format!("{}{query}", self.path);
+        let mut head = RequestHead::new(http::Version::HTTP_11, self.method.parse().unwrap(), &target);
+        head.fields = self.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        head
     }
 }
 
@@ -192,7 +194,7 @@ proptest! {
         let held = store.get(&"10.0.0.1:80".into()).unwrap();
         let Target::Service(port) = &held.target else { panic!("not a service") };
         for asked in requests {
-            let decided = port.http.as_ref().unwrap().decide(&asked.parts()).map(|matched| {
+            let decided = port.http.as_ref().unwrap().decide(&asked.head()).map(|matched| {
                 (matched.action.origin.rule.parse().unwrap(), matched.prefix_len)
             });
             prop_assert_eq!(decided, reference(&rules, &asked), "{:?}", asked);

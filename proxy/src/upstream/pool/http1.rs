@@ -17,11 +17,11 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 
 use super::{DialError, Dialed, Dialer, Pool};
-use crate::{config::limits, http::Body};
+use crate::{config::limits, http::adapt::HyperBody};
 
 /// A connection without an exchange.
 pub(super) struct Connection {
-    sender: http1::SendRequest<Body>,
+    sender: http1::SendRequest<HyperBody>,
     home: Rc<Home>,
 }
 
@@ -37,7 +37,7 @@ struct Home {
     /// See [`Dialed::epoch`].
     epoch: Option<u64>,
     /// The sender while the response's body is read; the connection's task finds it here when it is over.
-    parked: RefCell<Option<http1::SendRequest<Body>>>,
+    parked: RefCell<Option<http1::SendRequest<HyperBody>>>,
 }
 
 /// Starts HTTP/1.1 on a connection; its task ends with it.
@@ -53,7 +53,7 @@ pub(super) async fn start(dialed: Dialed, pool: &Rc<Pool>) -> Result<Connection,
         .max_headers(limits::HEADERS)
         .max_header_size(limits::HEAD_BYTES)
         .max_buf_size(limits::HTTP1_BUFFER)
-        .handshake::<_, Body>(TokioIo::new(dialed.io));
+        .handshake::<_, HyperBody>(TokioIo::new(dialed.io));
     let (sender, connection) = handshake.await.map_err(|error| DialError::Connect(error.to_string()))?;
     let home = Rc::new(Home { pool: Rc::downgrade(pool), epoch: dialed.epoch, parked: RefCell::default() });
     let mut connection = connection.with_upgrades();
@@ -83,8 +83,8 @@ impl Connection {
 
     pub(super) async fn send(
         mut self,
-        request: Request<Body>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<Body>>> {
+        request: Request<HyperBody>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<HyperBody>>> {
         let response = self.sender.try_send_request(request).await?;
         // A short response may be over already; else the connection's task sees its end.
         self.give_back();

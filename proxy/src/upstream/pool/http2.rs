@@ -15,9 +15,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::Notify;
 
 use super::{DialError, Dialed, Dialer, Pool};
-use crate::{config::limits, http::Body, net::Io, tls::MeshProtocol};
+use crate::{config::limits, http::adapt::HyperBody, net::Io, tls::MeshProtocol};
 
-pub(super) type Sender = http2::SendRequest<Body>;
+pub(super) type Sender = http2::SendRequest<HyperBody>;
 
 /// Between keep-alive pings while streams are open.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
@@ -52,7 +52,7 @@ struct Connection {
     last_used: Cell<Instant>,
 }
 
-type Driver = http2::Connection<TokioIo<Box<dyn Io>>, Body, LocalExecutor>;
+type Driver = http2::Connection<TokioIo<Box<dyn Io>>, HyperBody, LocalExecutor>;
 
 /// The place of one exchange among the streams of its connection; given back when dropped.
 #[derive(Clone, Default)]
@@ -137,7 +137,7 @@ async fn start(dialed: Dialed, pool: &Rc<Pool>) -> Result<Rc<Connection>, DialEr
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
         .keep_alive_while_idle(false)
-        .handshake::<_, Body>(TokioIo::new(dialed.io));
+        .handshake::<_, HyperBody>(TokioIo::new(dialed.io));
     let (sender, driver) = handshake.await.map_err(|error| DialError::Connect(error.to_string()))?;
     let driver = Rc::new(RefCell::new(Some(driver)));
     let connection = Rc::new(Connection {

@@ -1,7 +1,5 @@
 use std::{cell::RefCell, rc::Rc, time::Duration};
 
-use http::Response;
-use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
@@ -10,10 +8,10 @@ use crate::{
     upstream::{Outcome, testing::*},
 };
 
-async fn exchange(upstreams: &crate::upstream::Upstreams, server: &Server) -> (bool, Response<Incoming>) {
+async fn exchange(upstreams: &crate::upstream::Upstreams, server: &Server) -> (bool, Reply) {
     let pick = upstreams.plain(server.address);
     let connection = pick.http(false).await.unwrap();
-    (connection.reused, connection.send(get()).await.unwrap())
+    (connection.reused, get(connection).await.unwrap())
 }
 
 #[tokio::test]
@@ -92,8 +90,8 @@ async fn a_request_that_may_have_been_processed_is_not_sent_again() {
         let upstreams = upstreams();
         read(exchange(&upstreams, &server).await.1).await;
         let connection = upstreams.plain(server.address).http(false).await.unwrap();
-        let error = connection.send(get()).await.unwrap_err();
-        assert!(!error.not_processed && error.request.is_none(), "{error:?}");
+        let error = get(connection).await.unwrap_err();
+        assert!(!error.not_processed && error.body.is_none(), "{error:?}");
         assert!(error.reused, "for the caller to decide");
         assert_eq!(server.accepted.get(), 1);
     })
@@ -121,14 +119,14 @@ async fn connections_go_when_their_endpoint_does() {
         let server = Server::start(|_, _| OK).await;
         let (upstreams, backend) = (upstreams(), backend(&[server.address]));
         let pick = upstreams.pick(&backend, &[]).await.unwrap();
-        let response = pick.http(false).await.unwrap().send(get()).await.unwrap();
+        let response = get(pick.http(false).await.unwrap()).await.unwrap();
         read(response).await;
         backend.publish(set(&[nobody().await]));
         drop(upstreams.pick(&backend, &[]).await.unwrap());
         server.until(|server| server.closed.get() == 1).await;
 
         let late = pick.http(false).await.unwrap();
-        read(late.send(get()).await.unwrap()).await;
+        read(get(late).await.unwrap()).await;
         server.until(|server| server.closed.get() == 2).await;
     })
     .await;
@@ -169,12 +167,13 @@ async fn upgrades_pass() {
         });
         let upstreams = upstreams();
         let pick = upstreams.plain(address);
-        let mut request = get();
-        request.headers_mut().insert("connection", "upgrade".parse().unwrap());
-        request.headers_mut().insert("upgrade", "echo".parse().unwrap());
-        let mut response = pick.http(false).await.unwrap().send(request).await.unwrap();
-        assert_eq!(response.status(), 101);
-        let upgraded = hyper::upgrade::on(&mut response).await.unwrap();
+        let mut head = RequestHead::new(http::Version::HTTP_11, Method::GET, "/");
+        head.set_authority("cart");
+        head.fields = [("connection", "upgrade"), ("upgrade", "echo")].into_iter().collect();
+        let connection = pick.http(false).await.unwrap();
+        let reply = connection.send(&head, Body::empty(), Extras::default()).await.unwrap();
+        assert_eq!(reply.head.status, 101);
+        let upgraded = reply.upgraded.unwrap().await.unwrap();
         let mut io = hyper_util::rt::TokioIo::new(upgraded);
         io.write_all(b"second").await.unwrap();
         let mut echoed = [0; 11];
@@ -194,9 +193,12 @@ fn http2_requests(upstreams: &Rc<crate::upstream::Upstreams>, server: &Http2Serv
         let (upstreams, results, address) = (Rc::clone(upstreams), Rc::clone(&results), server.address);
         tokio::task::spawn_local(async move {
             let pick = upstreams.plain(address);
-            let result = pick.http(true).await.unwrap().send(get()).await;
+            let result = get(pick.http(true).await.unwrap()).await;
             let result = match result {
-                Ok(response) => response.into_body().collect().await.map(|_| ()).map_err(|_| unreachable!()),
+                Ok(reply) => {
+                    read(reply).await;
+                    Ok(())
+                }
                 Err(error) => Err(error),
             };
             results.borrow_mut().push(result);
@@ -309,7 +311,7 @@ async fn refused_streams_were_not_processed_and_others_may_have_been() {
             let results = results.take();
             let error = results[0].as_ref().unwrap_err();
             assert_eq!(error.not_processed, not_processed, "{reason:?}: {error:?}");
-            assert!(error.request.is_none());
+            assert!(error.body.is_none());
         }
     })
     .await;
@@ -334,7 +336,7 @@ async fn streams_above_goaway_were_not_processed() {
         let upstreams = upstreams();
         let (one, three) = (upstreams.plain(address), upstreams.plain(address));
         let (one, three) = (one.http(true).await.unwrap(), three.http(true).await.unwrap());
-        let (one, three) = tokio::join!(one.send(get()), three.send(get()));
+        let (one, three) = tokio::join!(get(one), get(three));
         let (one, three) = (one.unwrap_err(), three.unwrap_err());
         assert!(!one.not_processed, "{one:?}");
         assert!(three.not_processed, "{three:?}");
@@ -370,7 +372,7 @@ async fn leaving_early_resets_the_stream_and_gives_its_place_back() {
         let pick = upstreams.plain(server.address);
         {
             let connection = pick.http(true).await.unwrap();
-            let sent = connection.send(get());
+            let sent = get(connection);
             tokio::pin!(sent);
             tokio::select! {
                 _ = &mut sent => unreachable!(),
