@@ -12,7 +12,7 @@ use leno_e2e::{
 };
 use serde_json::{Map, json};
 
-use crate::report::save;
+use crate::results::save;
 
 const LIMIT: Duration = Duration::from_secs(30);
 

@@ -75,7 +75,15 @@ impl Forger {
 pub fn trusting_client(
     identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
 ) -> Result<ClientConfig> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
+    trusting_client_with(aws_lc_rs::default_provider(), identity)
+}
+
+/// The same, with its own choice of cryptography.
+pub fn trusting_client_with(
+    provider: CryptoProvider,
+    identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+) -> Result<ClientConfig> {
+    let provider = Arc::new(provider);
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()?
         .dangerous()

@@ -1,0 +1,154 @@
+//! Tables of the report: one per work, with the columns that its rows have figures for.
+
+use std::fmt::Write as _;
+
+use serde_json::Value;
+
+use crate::{
+    contender::{DIRECT, LENO},
+    figures::name,
+    plot::shown,
+    results::{Row, figure, ratio, text},
+    work::{self, Load, Work},
+};
+
+/// A column: its title, and what a row shows in it.
+struct Column<'t> {
+    title: String,
+    cell: Box<dyn Fn(&Row) -> Option<String> + 't>,
+}
+
+pub(super) fn of_work(page: &mut String, work: &Work, rows: &[Row]) {
+    let own: Vec<_> = rows.iter().filter(|row| text(row, "work") == work.name).collect();
+    if own.is_empty() {
+        return;
+    }
+    // Writing to a String cannot fail, here and below.
+    let _ = writeln!(page, "### {}\n\n{}.\n", work.name, work.about);
+    let (failed, good): (Vec<_>, Vec<_>) = own.into_iter().partition(|row| row.contains_key("failed"));
+    let columns: Vec<_> =
+        columns(work, rows).into_iter().filter(|column| good.iter().any(|row| (column.cell)(row).is_some())).collect();
+    let titles: Vec<_> = columns.iter().map(|column| column.title.as_str()).collect();
+    let _ = writeln!(page, "| | {} |\n|---|{}", titles.join(" | "), "---|".repeat(columns.len()));
+    for row in &good {
+        let cells: Vec<_> = columns.iter().map(|column| (column.cell)(row).unwrap_or_else(|| "–".to_owned())).collect();
+        let contender = text(row, "contender");
+        let emphasis = if contender.starts_with(LENO) { "**" } else { "" };
+        let _ = writeln!(page, "| {emphasis}{contender}{emphasis} | {} |", cells.join(" | "));
+    }
+    page.push('\n');
+    for row in failed {
+        let _ = writeln!(page, "{} failed: {}\n", text(row, "contender"), text(row, "failed"));
+    }
+    notes(page, &good);
+}
+
+fn columns<'t>(work: &Work, rows: &'t [Row]) -> Vec<Column<'t>> {
+    let (of_work, unit) = (work.name, work.unit());
+    let main = match work.load {
+        Load::Bulk { .. } => name::GBIT,
+        Load::Idle { .. } => name::KIB_EACH,
+        Load::Start => name::READY,
+        _ => name::CPU,
+    };
+    let plain = |title: &str, name: &'static str| Column {
+        title: title.to_owned(),
+        cell: Box::new(move |row| figure(row, name).map(shown)),
+    };
+    let spread = |title: String, name: &'static str| Column {
+        title,
+        cell: Box::new(move |row| Some(with_spread(row, name, figure(row, name)?))),
+    };
+    let to_direct = |name: &'static str| Column {
+        title: "× direct".to_owned(),
+        cell: Box::new(move |row| ratio(row, DIRECT, name).map(|ratio| format!("{ratio:.2}"))),
+    };
+    let cpu = match work.load {
+        Load::Bulk { .. } => "CPU, ms per GB".to_owned(),
+        _ => format!("CPU µs per {unit}"),
+    };
+    vec![
+        plain(&format!("{unit}s/s"), name::RATE),
+        spread("Gbit/s".to_owned(), name::GBIT),
+        to_direct(if main == name::GBIT { name::GBIT } else { name::RATE }),
+        plain("p50 µs", name::P50),
+        plain("p99 µs", name::P99),
+        plain("p999 µs", name::P999),
+        spread(cpu, name::CPU),
+        Column {
+            title: "out + in".to_owned(),
+            cell: Box::new(|row| {
+                Some(format!("{} + {}", shown(figure(row, name::CPU_OUT)?), shown(figure(row, name::CPU_IN)?)))
+            }),
+        },
+        plain("context switches", name::SWITCHES),
+        plain("MiB at 1", name::RSS_1),
+        plain("at 1,000", name::RSS_1000),
+        plain("at 10,000", name::RSS_10000),
+        plain("KiB per connection", name::KIB_EACH),
+        spread("ms until ready".to_owned(), name::READY),
+        Column {
+            title: "Leno ÷ this".to_owned(),
+            cell: Box::new(move |row| {
+                let ours = rows
+                    .iter()
+                    .find(|other| text(other, "work") == of_work && text(other, "contender") == counterpart(row))?;
+                ratio(ours, text(row, "contender"), main).map(|ratio| format!("{ratio:.2}"))
+            }),
+        },
+        Column { title: "MiB resident".to_owned(), cell: Box::new(resident) },
+    ]
+}
+
+/// Which of ours a contender is compared with.
+fn counterpart(row: &Row) -> &'static str {
+    if text(row, "kind") == "hop" { "leno-hop" } else { LENO }
+}
+
+fn with_spread(row: &Row, name: &str, value: f64) -> String {
+    let bound = |which: &str| row.get(which)?.get(name)?.as_f64();
+    match (bound("min"), bound("max")) {
+        (Some(min), Some(max)) if min < max => format!("{} [{}–{}]", shown(value), shown(min), shown(max)),
+        _ => shown(value),
+    }
+}
+
+fn resident(row: &Row) -> Option<String> {
+    let out = shown(figure(row, name::RSS_OUT)?);
+    Some(figure(row, name::RSS_IN).map_or_else(|| out.clone(), |inbound| format!("{out} + {}", shown(inbound))))
+}
+
+/// Who disturbed the measurement.
+fn notes(page: &mut String, rows: &[&Row]) {
+    let most = |name: &str| rows.iter().filter_map(|row| figure(row, name)).fold(0.0, f64::max);
+    let (foreign, steal) = (most("foreign_max"), most("steal_max"));
+    let repeats: f64 = rows.iter().filter_map(|row| figure(row, "repeats")).sum();
+    let Some(rounds) = rows.iter().filter_map(|row| figure(row, "rounds")).reduce(f64::max) else { return };
+    let _ = writeln!(
+        page,
+        "{rounds} round{}; others took at most {:.0} % of the machine, its hypervisor {:.0} %; repeated for that: {repeats}.\n",
+        if rounds > 1.0 { "s" } else { "" },
+        foreign * 100.0,
+        steal * 100.0,
+    );
+}
+
+/// Rows of other benches, all their figures.
+pub(super) fn others(page: &mut String, rows: &[Row]) {
+    let rest: Vec<_> = rows.iter().filter(|row| !work::ALL.iter().any(|work| work.name == text(row, "work"))).collect();
+    if rest.is_empty() {
+        return;
+    }
+    page.push_str("## Control plane\n\n");
+    for row in rest {
+        let figures: Vec<_> = row
+            .iter()
+            .filter_map(|(name, value)| match value {
+                Value::Number(number) if name != "measured" => Some(format!("{name} {}", shown(number.as_f64()?))),
+                _ => None,
+            })
+            .collect();
+        let _ = writeln!(page, "- **{}**, {}: {}", text(row, "work"), text(row, "contender"), figures.join(", "));
+    }
+    page.push('\n');
+}
