@@ -8,6 +8,8 @@ pub mod exchange;
 pub mod filter;
 pub(crate) mod forward;
 mod framing;
+#[allow(dead_code, unused_imports, reason = "nothing is served by it yet")]
+pub mod h1;
 pub mod head;
 pub mod headers;
 pub(crate) mod request_body;

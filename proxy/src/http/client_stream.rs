@@ -74,12 +74,18 @@ impl ClientPhase {
         self.taken.load(Relaxed)
     }
 
+    /// Notes whether bytes wait that the client does not take.
+    pub(super) fn set_blocked(&self, blocked: bool) {
+        self.blocked.store(blocked, Relaxed);
+    }
+
     /// Whether bytes wait that the client does not take.
     pub(super) fn is_blocked(&self) -> bool {
         self.blocked.load(Relaxed)
     }
 
-    fn take(&self, bytes: u64) {
+    /// The client took so much.
+    pub(super) fn take(&self, bytes: u64) {
         self.taken.store(self.taken.load(Relaxed).wrapping_add(bytes), Relaxed);
     }
 }

@@ -1,0 +1,44 @@
+//! HTTP/1.1 (RFC 9112) by a codec of our own: the server's role towards clients, the client's role towards applications and
+//! servers without a proxy. One read and one write per message where the peer allows it, no task per connection, and
+//! no buffer while a connection idles.
+//!
+//! The server reads a plain subset of HTTP/1.1 ([`parse::parse_request`]), on which it agrees with hyper to the letter. Whatever
+//! else comes is handed over with its bytes unread ([`Ended::Unusual`]), for hyper to serve or refuse; from then on the connection is
+//! hyper's. The client has nobody behind it: what it cannot read without doubt is an error.
+
+mod body;
+mod buffer;
+mod chunked;
+mod client;
+pub mod parse;
+mod server;
+#[cfg(test)]
+mod tests;
+mod write;
+
+pub use body::{Incoming, Outgoing};
+pub use chunked::{Decoded, Decoder, Malformed};
+pub use client::{ClientConnection, SendError};
+pub(crate) use server::{Ended, Request, serve};
+
+use bytes::Bytes;
+
+use super::head::Fields;
+
+/// A part of a body.
+#[derive(Debug)]
+pub enum Frame {
+    Data(Bytes),
+    /// The end of the body.
+    Trailers(Box<Fields>),
+}
+
+/// How a body is delimited (RFC 9112 6.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// So many bytes, perhaps none.
+    Length(u64),
+    Chunked,
+    /// By the connection's end; responses alone.
+    Close,
+}

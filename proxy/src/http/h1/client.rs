@@ -1,0 +1,431 @@
+//! The client's role: one request and its response on a connection, which then is ready for another.
+
+use std::{
+    cell::RefCell,
+    future::{Future, poll_fn},
+    io,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, Waker, ready},
+};
+
+use bytes::{Bytes, BytesMut};
+use http::Method;
+
+use super::{
+    Decoded, Decoder, Frame, Framing, Incoming, Outgoing, buffer,
+    chunked::consume,
+    parse::{self, Response},
+    write::{Filled, Output, Plan},
+};
+use crate::{
+    http::{
+        body::BodyError,
+        head::{RequestHead, ResponseHead},
+    },
+    net::Io,
+};
+
+/// Informational responses taken before the one that counts.
+const INFORMATIONAL: usize = 32;
+
+/// Where a connection goes that is ready for another request.
+type Home = Box<dyn FnOnce(ClientConnection)>;
+
+/// A connection to a server, without an exchange.
+pub struct ClientConnection {
+    io: Box<dyn Io>,
+    /// Read and not used.
+    bytes: BytesMut,
+}
+
+/// A request without a response.
+#[derive(Debug)]
+pub struct SendError<B> {
+    /// Some byte of the request may have reached the server. If not, it can be sent again.
+    pub written: bool,
+    /// Some byte of a response came. If not, the server may have closed the connection before it saw the request.
+    pub answered: bool,
+    pub reason: String,
+    /// The request's body, as it was, if nothing was taken from it.
+    pub body: Option<B>,
+}
+
+impl ClientConnection {
+    pub fn new(io: Box<dyn Io>) -> Self {
+        Self { io, bytes: BytesMut::new() }
+    }
+
+    /// Whether another request may be sent: an idle connection on which something can be read was closed, or is broken.
+    pub fn is_reusable(&mut self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        self.bytes.is_empty() && buffer::poll_read(&mut *self.io, &mut cx, |_| ()).is_pending()
+    }
+
+    /// Sends a request and waits for its response's head. The body goes on being sent while the response's is read, should it not
+    /// be complete by then. `home` gets the connection if it can be used again, as soon as both bodies are complete.
+    ///
+    /// Dropping this future, or the response's body before its end, closes the connection.
+    ///
+    /// # Errors
+    /// There is no response.
+    pub async fn send<B: Outgoing>(
+        mut self,
+        head: &RequestHead,
+        body: B,
+        home: impl FnOnce(Self) + 'static,
+    ) -> Result<(ResponseHead, Incoming), SendError<B>> {
+        if !self.is_reusable() {
+            let reason = "the server had closed the connection".to_owned();
+            return Err(SendError { written: false, answered: false, reason, body: Some(body) });
+        }
+        let mut upload =
+            Upload { output: Output::default(), body: Some(body), plan: Plan::None, written: false, stopped: None };
+        if let Some(body) = &upload.body {
+            upload.plan = upload.output.request(head, body);
+        }
+        let mut answered = false;
+        let response = poll_fn(|cx| self.poll_exchange(cx, &mut upload, &head.method, &mut answered)).await;
+        match response {
+            Ok(response) => Ok(self.answer(response, upload, home)),
+            Err(reason) => Err(SendError { written: upload.written, answered, reason, body: None }),
+        }
+    }
+
+    /// Writes as much as there is, and reads the response's head.
+    fn poll_exchange<B: Outgoing>(
+        &mut self,
+        cx: &mut Context<'_>,
+        upload: &mut Upload<B>,
+        method: &Method,
+        answered: &mut bool,
+    ) -> Poll<Result<Response, String>> {
+        // A server that answers and closes before it has read everything is heard out.
+        if upload.poll(cx, &mut *self.io) == Poll::Ready(Err(Stopped::Body)) || !upload.written {
+            if let Some(reason) = &upload.stopped {
+                return Poll::Ready(Err(reason.clone()));
+            }
+        }
+        loop {
+            let bytes = &mut self.bytes;
+            let read = buffer::poll_read(&mut *self.io, cx, |new| {
+                if new.is_empty() {
+                    return Err("the connection ended before the response".to_owned());
+                }
+                *answered = true;
+                if bytes.is_empty() {
+                    let read = next_response(new, method);
+                    let used = read.as_ref().map_or(0, |(_, used)| *used);
+                    bytes.extend_from_slice(new.get(used..).unwrap_or_default());
+                    return read.map(|(response, _)| response);
+                }
+                bytes.extend_from_slice(new);
+                let read = next_response(bytes, method);
+                consume(bytes, read.as_ref().map_or(0, |(_, used)| *used));
+                read.map(|(response, _)| response)
+            });
+            match ready!(read) {
+                Ok(Ok(None)) => {}
+                Ok(Ok(Some(response))) => return Poll::Ready(Ok(response)),
+                Ok(Err(reason)) => return Poll::Ready(Err(upload.stopped.take().unwrap_or(reason))),
+                Err(error) => return Poll::Ready(Err(upload.stopped.take().unwrap_or_else(|| error.to_string()))),
+            }
+        }
+    }
+
+    /// The response, with what is left to do for it.
+    fn answer<B: Outgoing>(
+        mut self,
+        response: Response,
+        upload: Upload<B>,
+        home: impl FnOnce(Self) + 'static,
+    ) -> (ResponseHead, Incoming) {
+        let Response { head, framing, close, .. } = response;
+        let whole = match framing {
+            Framing::Length(length) if length <= self.bytes.len() as u64 => Some(length as usize),
+            _ => None,
+        };
+        let sent = upload.is_complete();
+        if let Some(length) = whole
+            && (sent || close)
+        {
+            let body = if length == self.bytes.len() {
+                std::mem::take(&mut self.bytes).freeze()
+            } else {
+                self.bytes.split_to(length).freeze()
+            };
+            if sent && !close && self.bytes.is_empty() {
+                home(self);
+            }
+            return (head, Incoming::full(body));
+        }
+        let mut wire = Wire {
+            connection: Some(self),
+            sent: true,
+            read: false,
+            close,
+            home: Some(Box::new(home)),
+            pump: None,
+            reader: None,
+        };
+        let decoder = Decoder::new(framing);
+        if sent {
+            return (head, Incoming::response(Reader { wire: Held::Own(wire), decoder }));
+        }
+        wire.sent = false;
+        let wire = Rc::new(RefCell::new(wire));
+        tokio::task::spawn_local(Pump { wire: Rc::clone(&wire), upload });
+        let mut reader = Reader { wire: Held::Shared(wire), decoder };
+        reader.settle();
+        (head, Incoming::response(reader))
+    }
+}
+
+/// The response that counts among the heads at the beginning of `bytes`, and how many bytes were used.
+fn next_response(bytes: &[u8], method: &Method) -> Result<(Option<Response>, usize), String> {
+    let mut used = 0;
+    for _ in 0..INFORMATIONAL {
+        let rest = bytes.get(used..).unwrap_or_default();
+        match parse::parse_response(rest, method).map_err(|reason| format!("a malformed response: {reason}"))? {
+            None => return Ok((None, used)),
+            Some(response) => {
+                used += response.length;
+                if response.head.status == http::StatusCode::SWITCHING_PROTOCOLS {
+                    return Err("switched protocols without being asked".to_owned());
+                }
+                if !response.head.status.is_informational() {
+                    return Ok((Some(response), used));
+                }
+            }
+        }
+    }
+    Err("too many informational responses".to_owned())
+}
+
+/// A request on its way.
+struct Upload<B> {
+    output: Output,
+    /// None: all of it is in the output.
+    body: Option<B>,
+    plan: Plan,
+    written: bool,
+    /// Why it goes on no longer.
+    stopped: Option<String>,
+}
+
+/// Who is to blame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stopped {
+    /// The request's body broke off.
+    Body,
+    Connection,
+}
+
+impl<B: Outgoing> Upload<B> {
+    fn is_complete(&self) -> bool {
+        self.stopped.is_none() && self.body.is_none() && self.output.is_empty()
+    }
+
+    /// Ready: all is written, or nothing more will be.
+    fn poll(&mut self, cx: &mut Context<'_>, io: &mut dyn Io) -> Poll<Result<(), Stopped>> {
+        while self.stopped.is_none() {
+            let filled = match self.body.as_mut().map(|body| self.output.fill(cx, body, &mut self.plan)) {
+                None => Filled::Complete,
+                Some(Ok(filled)) => filled,
+                Some(Err(error)) => {
+                    self.stopped = Some(format!("the request broke off: {error}"));
+                    self.body = None;
+                    return Poll::Ready(Err(Stopped::Body));
+                }
+            };
+            if filled == Filled::Complete {
+                self.body = None;
+            }
+            let written = &mut self.written;
+            match ready!(self.output.poll_write(cx, io, |_| *written = true)) {
+                Ok(()) if filled == Filled::Complete => return Poll::Ready(Ok(())),
+                Ok(()) if filled == Filled::Waiting => return Poll::Pending,
+                Ok(()) => {}
+                Err(error) => {
+                    self.stopped = Some(error.to_string());
+                    self.body = None;
+                }
+            }
+        }
+        Poll::Ready(Err(Stopped::Connection))
+    }
+}
+
+/// A connection whose response's head was read.
+struct Wire {
+    /// None: it is over.
+    connection: Option<ClientConnection>,
+    /// The request is complete.
+    sent: bool,
+    /// The response is complete.
+    read: bool,
+    close: bool,
+    home: Option<Home>,
+    /// Who sends the rest of the request.
+    pump: Option<Waker>,
+    /// Who reads the response, if another sends.
+    reader: Option<Waker>,
+}
+
+impl Wire {
+    /// If both sides are done: the connection, and where it goes. Called outside of any borrow of it.
+    fn settle(&mut self) -> Option<(ClientConnection, Home)> {
+        if !self.read || !(self.sent || self.close) {
+            return None;
+        }
+        let (connection, home) = (self.connection.take(), self.home.take());
+        self.stop();
+        connection.zip(home).filter(|(connection, _)| !self.close && connection.bytes.is_empty())
+    }
+
+    /// Closes the connection; who waits for it hears so.
+    fn stop(&mut self) {
+        self.connection = None;
+        for waiting in [self.pump.take(), self.reader.take()].into_iter().flatten() {
+            waiting.wake();
+        }
+    }
+}
+
+fn send_home(settled: Option<(ClientConnection, Home)>) {
+    if let Some((connection, home)) = settled {
+        home(connection);
+    }
+}
+
+enum Held {
+    Own(Wire),
+    Shared(Rc<RefCell<Wire>>),
+}
+
+/// Reads a response's body.
+pub(super) struct Reader {
+    wire: Held,
+    decoder: Decoder,
+}
+
+impl Reader {
+    fn with<T>(&mut self, work: impl FnOnce(&mut Wire, &mut Decoder) -> T) -> T {
+        match &mut self.wire {
+            Held::Own(wire) => work(wire, &mut self.decoder),
+            Held::Shared(wire) => work(&mut wire.borrow_mut(), &mut self.decoder),
+        }
+    }
+
+    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        if self.decoder.is_done() {
+            return Poll::Ready(None);
+        }
+        let polled = self.with(|wire, decoder| {
+            let Some(connection) = &mut wire.connection else {
+                return Poll::Ready(Some(Err("the connection is over".into())));
+            };
+            let polled = connection.poll_body(cx, decoder);
+            if polled.is_pending() && !wire.sent && !wire.reader.as_ref().is_some_and(|held| held.will_wake(cx.waker()))
+            {
+                wire.reader = Some(cx.waker().clone());
+            }
+            if matches!(polled, Poll::Ready(Some(Err(_)))) {
+                wire.stop();
+            }
+            polled
+        });
+        self.settle();
+        polled
+    }
+
+    /// Lets the connection go if the body is complete.
+    fn settle(&mut self) {
+        if self.decoder.is_done() {
+            let settled = self.with(|wire, _| {
+                wire.read = true;
+                wire.settle()
+            });
+            send_home(settled);
+        }
+    }
+
+    pub(super) fn is_end(&self) -> bool {
+        self.decoder.is_done()
+    }
+
+    pub(super) fn exact_length(&self) -> Option<u64> {
+        self.decoder.exact()
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        if !self.decoder.is_done() {
+            self.with(|wire, _| wire.stop());
+        }
+    }
+}
+
+impl ClientConnection {
+    fn poll_body(&mut self, cx: &mut Context<'_>, decoder: &mut Decoder) -> Poll<Option<Result<Frame, BodyError>>> {
+        loop {
+            match decoder.decode(&mut self.bytes) {
+                Ok(Decoded::Data(data)) => return Poll::Ready(Some(Ok(Frame::Data(data)))),
+                Ok(Decoded::Trailers(trailers)) => {
+                    return Poll::Ready(Some(Ok(Frame::Trailers(Box::new(trailers)))));
+                }
+                Ok(Decoded::End) => return Poll::Ready(None),
+                Ok(Decoded::More) => {}
+                Err(malformed) => return Poll::Ready(Some(Err(malformed.into()))),
+            }
+            let bytes = &mut self.bytes;
+            let read = buffer::poll_read(&mut *self.io, cx, |new| {
+                bytes.extend_from_slice(new);
+                new.is_empty()
+            });
+            match ready!(read) {
+                Ok(true) => {
+                    return Poll::Ready(match decoder.end() {
+                        Ok(()) => None,
+                        Err(_) => Some(Err(io::Error::from(io::ErrorKind::UnexpectedEof).into())),
+                    });
+                }
+                Ok(false) => {}
+                Err(error) => return Poll::Ready(Some(Err(error.into()))),
+            }
+        }
+    }
+}
+
+/// Sends the rest of a request whose response has begun.
+struct Pump<B> {
+    wire: Rc<RefCell<Wire>>,
+    upload: Upload<B>,
+}
+
+impl<B: Outgoing> Future for Pump<B> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        let mut wire = this.wire.borrow_mut();
+        let Some(connection) = &mut wire.connection else { return Poll::Ready(()) };
+        match this.upload.poll(cx, &mut *connection.io) {
+            Poll::Pending => {
+                wire.pump = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+            Poll::Ready(Ok(())) => wire.sent = true,
+            // A request that is cut short must not look complete, nor wait for an answer to the rest.
+            Poll::Ready(Err(Stopped::Body)) => wire.stop(),
+            Poll::Ready(Err(Stopped::Connection)) => wire.close = true,
+        }
+        let settled = wire.settle();
+        drop(wire);
+        send_home(settled);
+        Poll::Ready(())
+    }
+}
+
+impl<B> Unpin for Pump<B> {}

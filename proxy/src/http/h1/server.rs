@@ -1,0 +1,633 @@
+//! The server's role: a client's connection, one exchange after the other.
+
+use std::{
+    cell::RefCell,
+    future::{Future, poll_fn},
+    io,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use tokio::time::Sleep;
+
+use super::{
+    Decoded, Decoder, Frame, Framing, Incoming, Outgoing, buffer,
+    chunked::consume,
+    parse::{self, Parsed},
+    write::{Filled, Output, Plan},
+};
+use crate::{
+    config::limits,
+    drain::Drain,
+    http::{
+        body::BodyError,
+        client_stream::ClientPhase,
+        head::{RequestHead, ResponseHead},
+        watch::{Watch, Watched},
+    },
+    net::{Backlog, Io},
+};
+
+/// How much is read from a client that goes on sending what nobody wants, and for how long.
+const LINGER_BYTES: usize = 1024 * 1024;
+const LINGER: Duration = Duration::from_secs(1);
+
+/// A request as it came in.
+pub(crate) struct Request {
+    /// Without Host, Connection and Transfer-Encoding, which were for this codec.
+    pub(crate) head: RequestHead,
+    pub(crate) body: Incoming,
+    pub(crate) watch: Rc<Watch>,
+}
+
+/// How serving a connection ended.
+pub(crate) enum Ended<S> {
+    /// All is done.
+    Closed,
+    /// What comes next is not for this codec: the stream, and the bytes that were read of it and not used. No exchange is
+    /// in progress, and every response was written.
+    Unusual(S, Bytes),
+}
+
+/// Why the connection is no longer read for requests.
+enum End {
+    Closed,
+    Unusual,
+}
+
+/// Serves requests on `stream` until the client leaves, draining has begun and the last response is complete, an exchange is
+/// overdue, or something unusual comes. `drain`: a watcher; the connection is counted since it was accepted. `idle`: the longest time
+/// without a byte moved in an exchange.
+///
+/// # Errors
+/// What ended the connection, if it was not a clean close.
+pub(crate) async fn serve<S, B, F>(
+    stream: S,
+    drain: Drain,
+    idle: Duration,
+    handle: impl Fn(Request) -> F,
+) -> io::Result<Ended<S>>
+where
+    S: Io + Backlog,
+    B: Outgoing,
+    F: Future<Output = (ResponseHead, B)>,
+{
+    let phase = Arc::new(ClientPhase::default());
+    let watch = Watch::new(idle, Some(Arc::clone(&phase)));
+    let mut connection = Connection {
+        stream,
+        shared: Held::default(),
+        told: None,
+        output: Output::default(),
+        phase,
+        backlog: 0,
+        close: false,
+        scanned: 0,
+        timer: Timer::default(),
+    };
+    let served = Watched::new(&watch, connection.serve(&watch, &drain, handle)).await;
+    match served {
+        Ok(Ok(End::Unusual)) => {
+            let Connection { stream, shared, .. } = connection;
+            let unread = std::mem::take(&mut shared.0.borrow_mut().bytes);
+            Ok(Ended::Unusual(stream, unread.freeze()))
+        }
+        Ok(Ok(End::Closed)) => Ok(Ended::Closed),
+        Ok(Err(error)) => Err(error),
+        Err(overdue) => {
+            tracing::debug!(reason = overdue.reason(), "client connection closed in the middle of an exchange");
+            Ok(Ended::Closed)
+        }
+    }
+}
+
+/// What the connection and the reader of its request's body share. The connection alone reads the stream: what the
+/// reader wants is read when the connection is polled, which is in the same turn if the exchange itself reads the body.
+#[derive(Default)]
+struct Shared {
+    /// Read and not used.
+    bytes: BytesMut,
+    /// The request's body; None: there is none.
+    decoder: Option<Decoder>,
+    /// Grows with each body, so that the reader of an earlier one takes nothing of a later.
+    number: u64,
+    /// The reader, waiting for bytes.
+    reader: Option<Waker>,
+    /// The connection, while a body may be wanted.
+    connection: Option<Waker>,
+    /// The reader was dropped before the body's end.
+    abandoned: bool,
+    /// No more bytes will come, or they cannot be understood.
+    broken: bool,
+}
+
+/// Reads a request's body.
+pub(super) struct Reader {
+    shared: Rc<RefCell<Shared>>,
+    number: u64,
+}
+
+impl Reader {
+    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        let mut shared = self.shared.borrow_mut();
+        let shared = &mut *shared;
+        if shared.number != self.number {
+            return Poll::Ready(None);
+        }
+        let Some(decoder) = &mut shared.decoder else { return Poll::Ready(None) };
+        match decoder.decode(&mut shared.bytes) {
+            Ok(Decoded::Data(data)) => Poll::Ready(Some(Ok(Frame::Data(data)))),
+            Ok(Decoded::Trailers(trailers)) => Poll::Ready(Some(Ok(Frame::Trailers(Box::new(trailers))))),
+            Ok(Decoded::End) => Poll::Ready(None),
+            Ok(Decoded::More) if shared.broken => {
+                Poll::Ready(Some(Err(io::Error::from(io::ErrorKind::UnexpectedEof).into())))
+            }
+            Ok(Decoded::More) => {
+                if !shared.reader.as_ref().is_some_and(|held| held.will_wake(cx.waker())) {
+                    shared.reader = Some(cx.waker().clone());
+                }
+                // In the connection's own turn it will see by itself.
+                if let Some(connection) = &shared.connection
+                    && !connection.will_wake(cx.waker())
+                {
+                    connection.wake_by_ref();
+                }
+                Poll::Pending
+            }
+            Err(malformed) => {
+                shared.broken = true;
+                Poll::Ready(Some(Err(malformed.into())))
+            }
+        }
+    }
+
+    pub(super) fn is_end(&self) -> bool {
+        let shared = self.shared.borrow();
+        shared.number != self.number || shared.decoder.as_ref().is_none_or(Decoder::is_done)
+    }
+
+    pub(super) fn exact_length(&self) -> Option<u64> {
+        let shared = self.shared.borrow();
+        if shared.number == self.number { shared.decoder.as_ref().and_then(Decoder::exact) } else { Some(0) }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let mut shared = self.shared.borrow_mut();
+        if shared.number == self.number && !shared.is_read() {
+            shared.abandoned = true;
+            let connection = shared.connection.take();
+            drop(shared);
+            if let Some(connection) = connection {
+                connection.wake();
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// Whether the current request was read to its end.
+    fn is_read(&self) -> bool {
+        self.decoder.as_ref().is_none_or(Decoder::is_done)
+    }
+
+    /// Skips what nobody will read and is there; whether that was all.
+    fn skip(&mut self) -> bool {
+        let Some(decoder) = &mut self.decoder else { return true };
+        loop {
+            match decoder.decode(&mut self.bytes) {
+                Ok(Decoded::End) => return true,
+                Ok(Decoded::More) => return false,
+                Ok(_) => {}
+                Err(_) => {
+                    self.broken = true;
+                    return false;
+                }
+            }
+        }
+    }
+}
+
+struct Connection<S> {
+    stream: S,
+    shared: Held,
+    output: Output,
+    phase: Arc<ClientPhase>,
+    /// Bytes that waited in the kernel when the stream was last blocked.
+    backlog: u64,
+    /// The current response is the last.
+    close: bool,
+    /// Bytes of an incomplete head that were looked at.
+    scanned: usize,
+    timer: Timer,
+    /// Who hears of draining.
+    told: Option<Waker>,
+}
+
+/// What reading between and beside exchanges came to.
+enum Heard {
+    /// Bytes for the reader of the body, in this turn.
+    Body,
+    /// The client has ended its side, which means that it has left.
+    Left,
+}
+
+impl<S: Io + Backlog> Connection<S> {
+    async fn serve<B, F>(&mut self, watch: &Rc<Watch>, drain: &Drain, handle: impl Fn(Request) -> F) -> io::Result<End>
+    where
+        B: Outgoing,
+        F: Future<Output = (ResponseHead, B)>,
+    {
+        // Closed while idle, a connection may cross a request on its way (RFC 9112 9.5), which might not be safe to send
+        // again: for a while the client is told by its next response instead.
+        let drained = async {
+            drain.begun().await;
+            tokio::time::sleep(limits::DRAIN_LINGER).await;
+        };
+        let mut drained = std::pin::pin!(drained);
+        loop {
+            let next = poll_fn(|cx| self.poll_head(cx, drain, drained.as_mut())).await?;
+            let (request, body) = match next {
+                Next::Request(request, body) => (request, body),
+                Next::Unusual => return Ok(End::Unusual),
+                Next::Closed => return Ok(End::Closed),
+                Next::Drained => {
+                    self.shutdown().await;
+                    return Ok(End::Closed);
+                }
+            };
+            self.timer.requests += 1;
+            self.close = request.close;
+            let method = request.head.method.clone();
+            let received = Request { head: request.head, body, watch: Rc::clone(watch) };
+            // On the heap only while there is an exchange: an idle connection must be small.
+            let mut exchange = Box::pin(handle(received));
+            let Some((head, body)) = poll_fn(|cx| self.poll_answer(cx, exchange.as_mut())).await? else {
+                return Ok(End::Closed);
+            };
+            drop(exchange);
+            self.close |= drain.has_begun() || self.cannot_go_on();
+            let mut plan = self.output.response(&method, &head, &body, self.close);
+            drop(head);
+            let mut body = Some(body);
+            let mut broken = None;
+            if !poll_fn(|cx| self.poll_respond(cx, &mut body, &mut plan, &mut broken)).await? {
+                return Ok(End::Closed);
+            }
+            if let Some(error) = broken {
+                tracing::debug!(error = %error, "response broke off");
+                return Ok(End::Closed);
+            }
+            if self.close || !poll_fn(|cx| self.poll_settled(cx)).await? {
+                self.shutdown().await;
+                self.linger().await;
+                return Ok(End::Closed);
+            }
+        }
+    }
+
+    /// Whether it is known already that no further request can be read.
+    fn cannot_go_on(&self) -> bool {
+        let mut shared = self.shared.0.borrow_mut();
+        shared.broken || (shared.abandoned && !shared.skip())
+    }
+
+    /// The next request's head.
+    fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        drain: &Drain,
+        drained: Pin<&mut impl Future<Output = ()>>,
+    ) -> Poll<io::Result<Next>> {
+        loop {
+            if let Some(next) = self.next_in_buffer() {
+                return Poll::Ready(Ok(next));
+            }
+            let held = &self.shared;
+            let scanned = &mut self.scanned;
+            let read = buffer::poll_read(&mut self.stream, cx, |new| {
+                let mut shared = held.0.borrow_mut();
+                if new.is_empty() {
+                    return Some(Next::Closed);
+                }
+                if !shared.bytes.is_empty() {
+                    shared.bytes.extend_from_slice(new);
+                    return None;
+                }
+                // Most heads come whole: nothing is kept of what was read, but for what follows them.
+                let (next, rest) = match parse::parse_request(new) {
+                    Parsed::Request(request) => {
+                        let rest = new.get(request.length..).unwrap_or_default();
+                        let (body, rest) = shared.begin_body(&held.0, request.framing, rest);
+                        (Some(Next::Request(Box::new(request), body)), rest)
+                    }
+                    Parsed::Unusual => (Some(Next::Unusual), new),
+                    Parsed::Incomplete => {
+                        *scanned = new.len();
+                        (None, new)
+                    }
+                };
+                shared.bytes.extend_from_slice(rest);
+                next
+            });
+            match read {
+                Poll::Ready(Ok(Some(next))) => return Poll::Ready(Ok(next)),
+                Poll::Ready(Ok(None)) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    let in_head = self.scanned > 0;
+                    if !in_head && self.poll_drained(cx, drain, drained).is_ready() {
+                        return Poll::Ready(Ok(Next::Drained));
+                    }
+                    return self.timer.poll_late(cx, in_head).map(|()| Err(io::ErrorKind::TimedOut.into()));
+                }
+            }
+        }
+    }
+
+    /// A request that was read behind another, or in parts.
+    fn next_in_buffer(&mut self) -> Option<Next> {
+        let mut shared = self.shared.0.borrow_mut();
+        let length = shared.bytes.len();
+        if length <= self.scanned || (self.scanned > 0 && !parse::has_empty_line(&shared.bytes, self.scanned)) {
+            self.scanned = length;
+            return (length > limits::HEAD_BYTES).then_some(Next::Unusual);
+        }
+        self.scanned = 0;
+        match parse::parse_request(&shared.bytes) {
+            Parsed::Request(request) => {
+                consume(&mut shared.bytes, request.length);
+                let bytes = std::mem::take(&mut shared.bytes).freeze();
+                let (body, rest) = shared.begin_body(&self.shared.0, request.framing, &bytes);
+                shared.bytes = BytesMut::from(rest);
+                Some(Next::Request(Box::new(request), body))
+            }
+            Parsed::Unusual => Some(Next::Unusual),
+            Parsed::Incomplete => {
+                self.scanned = length;
+                None
+            }
+        }
+    }
+
+    /// Ready some time after draining has begun.
+    fn poll_drained(
+        &mut self,
+        cx: &mut Context<'_>,
+        drain: &Drain,
+        drained: Pin<&mut impl Future<Output = ()>>,
+    ) -> Poll<()> {
+        // Polled once, it wakes the same task: no need to take its lock for each request.
+        if drain.has_begun() || !self.told.as_ref().is_some_and(|told| told.will_wake(cx.waker())) {
+            self.told = Some(cx.waker().clone());
+            return drained.poll(cx);
+        }
+        Poll::Pending
+    }
+
+    /// The exchange's answer; None: the client has left.
+    fn poll_answer<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut exchange: Pin<&mut impl Future<Output = T>>,
+    ) -> Poll<io::Result<Option<T>>> {
+        loop {
+            if let Poll::Ready(answer) = exchange.as_mut().poll(cx) {
+                return Poll::Ready(Ok(Some(answer)));
+            }
+            match ready!(self.poll_input(cx))? {
+                Heard::Body => {}
+                Heard::Left => return Poll::Ready(Ok(None)),
+            }
+        }
+    }
+
+    /// Writes the response. Ready with false: the client has left.
+    fn poll_respond<B: Outgoing>(
+        &mut self,
+        cx: &mut Context<'_>,
+        body: &mut Option<B>,
+        plan: &mut Plan,
+        broken: &mut Option<BodyError>,
+    ) -> Poll<io::Result<bool>> {
+        loop {
+            let filled = match body.as_mut().map(|body| self.output.fill(cx, body, plan)) {
+                None => Filled::Complete,
+                Some(Ok(filled)) => filled,
+                Some(Err(error)) => {
+                    // What came before it is still written.
+                    *broken = Some(error);
+                    Filled::Complete
+                }
+            };
+            if filled == Filled::Complete {
+                *body = None;
+            }
+            match (self.poll_write(cx)?, filled) {
+                (Poll::Ready(()), Filled::Complete) => return Poll::Ready(Ok(true)),
+                (Poll::Ready(()), Filled::Full) => continue,
+                _ => {}
+            }
+            match ready!(self.poll_input(cx))? {
+                Heard::Body => {}
+                Heard::Left => return Poll::Ready(Ok(false)),
+            }
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> io::Result<Poll<()>> {
+        let phase = &self.phase;
+        match self.output.poll_write(cx, &mut self.stream, |bytes| phase.take(bytes as u64)) {
+            Poll::Ready(result) => {
+                phase.set_blocked(false);
+                result.map(Poll::Ready)
+            }
+            // A kernel takes megabytes in, and says so again only when a third of them is gone: a client that reads
+            // slowly shows in what is left.
+            Poll::Pending => {
+                let backlog = self.stream.backlog();
+                if backlog != self.backlog {
+                    self.backlog = backlog;
+                    phase.take(1);
+                }
+                phase.set_blocked(true);
+                Ok(Poll::Pending)
+            }
+        }
+    }
+
+    /// Reads beside an exchange: what the reader of its body waits for; if nobody waits for more of the request, then only to
+    /// notice that the client leaves.
+    fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Heard>> {
+        loop {
+            let mut shared = self.shared.0.borrow_mut();
+            let unwanted = shared.is_read() || shared.abandoned;
+            if (unwanted && shared.bytes.len() >= limits::HTTP1_BUFFER) || (!unwanted && shared.reader.is_none()) {
+                if !shared.connection.as_ref().is_some_and(|held| held.will_wake(cx.waker())) {
+                    shared.connection = Some(cx.waker().clone());
+                }
+                return Poll::Pending;
+            }
+            if shared.broken {
+                return Poll::Pending;
+            }
+            let read = buffer::poll_read(&mut self.stream, cx, |new| {
+                shared.bytes.extend_from_slice(new);
+                new.is_empty()
+            });
+            let left = match read {
+                Poll::Ready(read) => read?,
+                Poll::Pending => {
+                    if !unwanted && !shared.connection.as_ref().is_some_and(|held| held.will_wake(cx.waker())) {
+                        shared.connection = Some(cx.waker().clone());
+                    }
+                    return Poll::Pending;
+                }
+            };
+            if left {
+                return Poll::Ready(Ok(Heard::Left));
+            }
+            if unwanted {
+                continue;
+            }
+            let reader = shared.reader.take();
+            drop(shared);
+            match reader {
+                Some(reader) if !reader.will_wake(cx.waker()) => reader.wake(),
+                _ => return Poll::Ready(Ok(Heard::Body)),
+            }
+        }
+    }
+
+    /// Waits until the request was read to its end, now that its response is written. Ready with false: it will not be, so
+    /// that no further request can be read.
+    fn poll_settled(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        loop {
+            let mut shared = self.shared.0.borrow_mut();
+            if shared.is_read() {
+                return Poll::Ready(Ok(true));
+            }
+            if shared.broken {
+                return Poll::Ready(Ok(false));
+            }
+            if shared.abandoned {
+                return Poll::Ready(Ok(shared.skip()));
+            }
+            drop(shared);
+            match self.poll_input(cx)? {
+                Poll::Ready(Heard::Body) => {}
+                Poll::Ready(Heard::Left) => return Poll::Ready(Ok(false)),
+                Poll::Pending => return self.timer.poll_late(cx, false).map(|()| Err(io::ErrorKind::TimedOut.into())),
+            }
+        }
+    }
+
+    /// Ends our side.
+    async fn shutdown(&mut self) {
+        let ended = poll_fn(|cx| {
+            let polled = Pin::new(&mut self.stream).poll_shutdown(cx);
+            // Its time is kept.
+            self.phase.set_blocked(polled.is_pending());
+            polled
+        });
+        // Closed it will be, in any case.
+        let _ = ended.await;
+    }
+
+    /// Takes what the client is still sending, for a while: a connection closed over unread bytes is reset, and the client
+    /// might never see its response.
+    async fn linger(&mut self) {
+        if self.shared.0.borrow().is_read() {
+            return;
+        }
+        let mut left = LINGER_BYTES;
+        let drained = poll_fn(|cx| {
+            while left > 0 {
+                match ready!(buffer::poll_read(&mut self.stream, cx, <[u8]>::len)) {
+                    Ok(count @ 1..) => left = left.saturating_sub(count),
+                    _ => break,
+                }
+            }
+            Poll::Ready(())
+        });
+        // Either way it is closed now.
+        let _ = tokio::time::timeout(LINGER, drained).await;
+    }
+}
+
+/// What a connection goes on with.
+enum Next {
+    Request(Box<parse::Request>, Incoming),
+    Unusual,
+    Closed,
+    /// It was idle when draining had begun some time ago.
+    Drained,
+}
+
+impl Shared {
+    /// A new request's body, of which `rest` was read with the head; and what of it belongs to the connection's bytes.
+    fn begin_body<'a>(&mut self, held: &Rc<RefCell<Self>>, framing: Framing, rest: &'a [u8]) -> (Incoming, &'a [u8]) {
+        self.abandoned = false;
+        self.decoder = None;
+        self.number += 1;
+        if let Framing::Length(length) = framing
+            && let Some((body, rest)) = usize::try_from(length).ok().and_then(|length| rest.split_at_checked(length))
+        {
+            return (Incoming::full(Bytes::copy_from_slice(body)), rest);
+        }
+        self.decoder = Some(Decoder::new(framing));
+        (Incoming::request(Reader { shared: Rc::clone(held), number: self.number }), rest)
+    }
+}
+
+/// The connection's hold on what it shares: when it is gone, no more bytes will come.
+#[derive(Default)]
+struct Held(Rc<RefCell<Shared>>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut shared = self.0.borrow_mut();
+        shared.broken = true;
+        shared.connection = None;
+        let reader = shared.reader.take();
+        drop(shared);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+}
+
+/// Keeps the time between exchanges: heads have HEADER_TIMEOUT, silence CLIENT_IDLE.
+#[derive(Default)]
+struct Timer {
+    sleep: Option<Pin<Box<Sleep>>>,
+    /// What it was set for: the requests until then, and whether a head had begun.
+    timed: (u64, bool),
+    requests: u64,
+}
+
+impl Timer {
+    /// Ready if the client takes too long. Re-armed when it fires, not at each request: late by twice the limit at most.
+    fn poll_late(&mut self, cx: &mut Context<'_>, in_head: bool) -> Poll<()> {
+        let now = (self.requests, in_head);
+        loop {
+            if self.sleep.is_none() || (in_head && !self.timed.1) {
+                let allowed = if in_head { limits::HEADER_TIMEOUT } else { limits::CLIENT_IDLE };
+                self.sleep = Some(Box::pin(tokio::time::sleep(allowed)));
+                self.timed = now;
+            }
+            if let Some(sleep) = &mut self.sleep {
+                ready!(sleep.as_mut().poll(cx));
+            }
+            self.sleep = None;
+            if self.timed == now {
+                return Poll::Ready(());
+            }
+        }
+    }
+}
