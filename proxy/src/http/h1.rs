@@ -21,18 +21,6 @@ pub use chunked::{Decoded, Decoder, Malformed};
 pub use client::{ClientConnection, SendError};
 pub(crate) use server::{Ended, Request, serve};
 
-use bytes::Bytes;
-
-use super::head::Fields;
-
-/// A part of a body.
-#[derive(Debug)]
-pub enum Frame {
-    Data(Bytes),
-    /// The end of the body.
-    Trailers(Box<Fields>),
-}
-
 /// How a body is delimited (RFC 9112 6.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {

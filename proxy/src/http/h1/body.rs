@@ -7,8 +7,11 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{Frame, client, server};
-use crate::http::body::BodyError;
+use super::{client, server};
+use crate::http::{
+    Body,
+    body::{BodyError, Frame},
+};
 
 /// A body that is written. Polled only while the peer takes what there is.
 pub trait Outgoing: 'static {
@@ -92,6 +95,20 @@ impl Incoming {
 }
 
 impl Outgoing for Incoming {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
+        Self::poll_frame(self, cx)
+    }
+
+    fn is_end(&self) -> bool {
+        Self::is_end(self)
+    }
+
+    fn exact_length(&self) -> Option<u64> {
+        Self::exact_length(self)
+    }
+}
+
+impl Outgoing for Body {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         Self::poll_frame(self, cx)
     }

@@ -13,14 +13,14 @@ use bytes::{Bytes, BytesMut};
 use http::Method;
 
 use super::{
-    Decoded, Decoder, Frame, Framing, Incoming, Outgoing, buffer,
+    Decoded, Decoder, Framing, Incoming, Outgoing, buffer,
     chunked::consume,
     parse::{self, Response},
     write::{Filled, Output, Plan},
 };
 use crate::{
     http::{
-        body::BodyError,
+        body::{BodyError, Frame},
         head::{RequestHead, ResponseHead},
     },
     net::Io,

@@ -15,7 +15,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::time::Sleep;
 
 use super::{
-    Decoded, Decoder, Frame, Framing, Incoming, Outgoing, buffer,
+    Decoded, Decoder, Framing, Incoming, Outgoing, buffer,
     chunked::consume,
     parse::{self, Parsed},
     write::{Filled, Output, Plan},
@@ -24,7 +24,7 @@ use crate::{
     config::limits,
     drain::Drain,
     http::{
-        body::BodyError,
+        body::{BodyError, Frame},
         client_stream::ClientPhase,
         head::{RequestHead, ResponseHead},
         watch::{Watch, Watched},

@@ -21,8 +21,8 @@ use super::*;
 use crate::{
     drain::DrainOwner,
     http::{
-        body::BodyError,
-        head::{Name, RequestHead, ResponseHead},
+        body::{BodyError, Frame},
+        head::{Fields, Name, RequestHead, ResponseHead},
     },
 };
 

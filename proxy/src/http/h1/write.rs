@@ -10,9 +10,9 @@ use bytes::{Buf, Bytes};
 use http::{Method, StatusCode};
 use tokio::io::AsyncWrite;
 
-use super::{Frame, Outgoing, buffer, parse};
+use super::{Outgoing, buffer, parse};
 use crate::http::{
-    body::BodyError,
+    body::{BodyError, Frame},
     head::{Fields, Name, RequestHead, ResponseHead},
 };
 
