@@ -10,6 +10,7 @@ pub(crate) mod forward;
 mod framing;
 #[allow(dead_code, unused_imports, reason = "nothing is served by it yet")]
 pub mod h1;
+pub mod h2;
 pub mod head;
 pub mod headers;
 pub(crate) mod request_body;

@@ -205,6 +205,16 @@ impl Fields {
         self.add(start, name.len(), value.len(), known);
     }
 
+    /// As [`Self::push`], for a name that is in lower case and shorter than 64 KiB. What it is known as.
+    pub fn push_lower(&mut self, name: &[u8], value: &[u8]) -> Name {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(name);
+        self.bytes.extend_from_slice(value);
+        let known = Name::of(name);
+        self.add(start, name.len(), value.len(), known);
+        known
+    }
+
     /// Adds a field whose name is known.
     pub fn push_known(&mut self, name: Name, value: &[u8]) {
         let start = self.bytes.len();

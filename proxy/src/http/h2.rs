@@ -1,0 +1,80 @@
+//! HTTP/2 (RFC 9113), both roles on one engine, made for many streams of few bytes: one task owns each connection and its
+//! buffers ([`driver`]); tasks that answer requests append frames to the connection's output and wake it, so that one write
+//! carries what all of them had to say. A stream is a slot with a waker, not a channel. All of it stays on one thread.
+//!
+//! What is malformed ends its stream; what breaks the connection's rules, or floods it, ends the connection. Whatever a peer does,
+//! what it makes us hold is bounded: bodies by windows and by how much may wait to be written, heads by their limits,
+//! answers by not reading on before they are written.
+
+mod client;
+mod driver;
+mod error;
+mod flood;
+mod frame;
+mod heads;
+pub mod hpack;
+mod intake;
+mod output;
+mod server;
+mod slot;
+mod state;
+mod stream;
+mod tunnel;
+
+use std::time::Duration;
+
+pub use self::{
+    client::{Connection, connect},
+    error::{Code, H2Error, Kind, Refused, StreamError},
+    server::{Request, serve},
+    stream::{RecvStream, SendStream},
+    tunnel::Tunnel,
+};
+use crate::config::limits;
+pub use crate::http::body::Frame;
+
+/// What a connection allows its peer.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Bytes of one stream that may wait to be taken.
+    pub stream_window: u32,
+    /// Bytes of all streams together.
+    pub connection_window: u32,
+    /// Largest frame taken (16 KiB at least).
+    pub frame_bytes: u32,
+    /// Server: streams open at a time.
+    pub most_streams: u32,
+    /// Server: whether extended CONNECT (RFC 8441) is taken.
+    pub connect_protocol: bool,
+    /// Server: requests per second that may be taken back before they are answered (CVE-2023-44487).
+    pub early_resets: u32,
+    /// With streams open, and nothing heard for so long, a ping is sent.
+    pub ping_interval: Duration,
+    /// The connection ends if nothing is heard for so long after a ping.
+    pub ping_timeout: Duration,
+}
+
+impl Settings {
+    /// As the proxy's limits have them.
+    pub fn new() -> Self {
+        Self {
+            stream_window: limits::H2_STREAM_WINDOW,
+            connection_window: limits::H2_CONNECTION_WINDOW,
+            frame_bytes: limits::H2_FRAME_BYTES,
+            most_streams: limits::STREAMS_PER_CONNECTION,
+            connect_protocol: true,
+            early_resets: 1000,
+            ping_interval: limits::H2_PING_INTERVAL,
+            ping_timeout: limits::H2_PING_TIMEOUT,
+        }
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,353 @@
+//! The one task that owns a connection's I/O: reads, has what came handled, and writes what all streams have queued since, at
+//! once.
+
+use std::{
+    cell::{Cell, RefCell},
+    future::Future,
+    io,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep},
+};
+
+use super::{
+    error::{Code, Fault, H2Error},
+    frame,
+    intake::{Arrived, DRAIN_PING, Intake, LIVE_PING},
+    output,
+    state::{LAST_STREAM, Role, State, set_waker},
+};
+
+/// Largest single read.
+const SCRATCH_BYTES: usize = 64 * 1024;
+/// Reads before other tasks have their turn.
+const READS_PER_TURN: usize = 8;
+/// Answers (to PING, SETTINGS, what is malformed) that may wait to be written; beyond it, nothing more is read.
+const ANSWERS_BYTES: usize = 16 * 1024;
+/// Output of a server that may wait to be written; beyond it, nothing more is read. Bodies wait much earlier.
+const BACKLOG_BYTES: usize = 1024 * 1024;
+/// How long the last of the output, a GOAWAY mostly, may take to be written.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+thread_local! {
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+pub(super) type Link = Rc<RefCell<State>>;
+
+pub(super) struct Driver<S> {
+    io: S,
+    link: Link,
+    intake: Intake,
+    /// What is being written, and how far.
+    writing: Vec<u8>,
+    wrote: usize,
+    unflushed: bool,
+    timer: Option<Pin<Box<Sleep>>>,
+    /// A ping was sent because nothing came, and nothing has come since.
+    pinged: bool,
+    /// Ticks of the timer since the peer began something that it has not ended.
+    amid: u32,
+    draining: Draining,
+    /// The connection is over; what is left is to write the last of it.
+    over: Option<Result<(), H2Error>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Draining {
+    No,
+    /// The peer was told to open no more streams; those that cross it are taken.
+    Announced,
+    /// Streams beyond the last are not taken.
+    Final,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
+    pub(super) fn new(io: S, link: Link) -> Self {
+        let intake = Intake::new(&link.borrow());
+        Self {
+            io,
+            link,
+            intake,
+            writing: Vec::new(),
+            wrote: 0,
+            unflushed: false,
+            timer: None,
+            pinged: false,
+            amid: 0,
+            draining: Draining::No,
+            over: None,
+        }
+    }
+
+    /// Ends the connection when the streams that are open have ended; those on their way to us are still taken.
+    pub(super) fn drain(&mut self) {
+        if self.draining == Draining::No {
+            self.draining = Draining::Announced;
+            let mut state = self.link.borrow_mut();
+            goaway(&mut state, LAST_STREAM, Code::NO_ERROR, "");
+            state.output.frame(frame::PING, 0, 0, &DRAIN_PING);
+        }
+    }
+
+    /// Drives on. `arrived` gets each new request. Ready: the connection is over, and why.
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        arrived: &mut impl FnMut(&Link, Arrived),
+    ) -> Poll<Result<(), H2Error>> {
+        {
+            let mut state = self.link.borrow_mut();
+            state.awake = true;
+            set_waker(&mut state.driver, cx.waker());
+        }
+        loop {
+            let mut held_back = false;
+            if self.over.is_none() {
+                match self.poll_read(cx, arrived) {
+                    Ok(read) => held_back = read == Read::HeldBack,
+                    Err(error) => self.end(error),
+                }
+                if let Err(error) = self.poll_timer(cx) {
+                    self.end(error);
+                }
+                self.look_for_end();
+            }
+            let wrote = match self.poll_write(cx) {
+                Poll::Ready(Ok(())) => true,
+                Poll::Ready(Err(error)) => {
+                    self.link.borrow_mut().end(Code::INTERNAL_ERROR, "the connection broke");
+                    return Poll::Ready(self.over.take().unwrap_or(Err(H2Error::Io(error))));
+                }
+                Poll::Pending => false,
+            };
+            if self.over.is_some() {
+                return self.poll_farewell(cx, wrote);
+            }
+            let mut state = self.link.borrow_mut();
+            if wrote {
+                state.answers = 0;
+                if held_back {
+                    continue;
+                }
+            }
+            if state.give_turns() {
+                cx.waker().wake_by_ref();
+            } else {
+                state.awake = false;
+            }
+            if state.is_idle() && state.output.is_empty() {
+                self.intake.release();
+            }
+            return Poll::Pending;
+        }
+    }
+
+    /// Reads what is there.
+    fn poll_read(&mut self, cx: &mut Context<'_>, arrived: &mut impl FnMut(&Link, Arrived)) -> Result<Read, H2Error> {
+        for _ in 0..READS_PER_TURN {
+            {
+                let state = self.link.borrow();
+                let backlog = state.role == Role::Server && state.output.len() > BACKLOG_BYTES;
+                if backlog || state.answers > ANSWERS_BYTES {
+                    return Ok(Read::HeldBack);
+                }
+            }
+            // Taken out of its place meanwhile, so that nothing can find it in use.
+            let mut scratch = SCRATCH.take();
+            scratch.resize(SCRATCH_BYTES, 0);
+            let read = self.poll_read_into(cx, &mut scratch);
+            SCRATCH.set(scratch);
+            match read {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Pending => return Ok(Read::All),
+            }
+            for request in self.intake.arrived.drain(..) {
+                arrived(&self.link, request);
+            }
+        }
+        cx.waker().wake_by_ref();
+        Ok(Read::All)
+    }
+
+    fn poll_read_into(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<Result<(), H2Error>> {
+        let mut buffer = ReadBuf::new(scratch);
+        ready!(Pin::new(&mut self.io).poll_read(cx, &mut buffer))?;
+        let mut state = self.link.borrow_mut();
+        if buffer.filled().is_empty() {
+            let ended = match state.goaway {
+                Some(code) if code != Code::NO_ERROR => Err(H2Error::Peer(code)),
+                _ if state.streams() > 0 => Err(H2Error::Closed),
+                _ => Ok(()),
+            };
+            drop(state);
+            self.over = Some(ended);
+            return Poll::Ready(Err(H2Error::Closed));
+        }
+        Poll::Ready(
+            self.intake.feed(&mut state, buffer.filled()).map_err(|Fault { code, what }| H2Error::Fault { code, what }),
+        )
+    }
+
+    /// The connection is over because of `error`.
+    fn end(&mut self, error: H2Error) {
+        let mut state = self.link.borrow_mut();
+        let last = state.last_id;
+        let code = match &error {
+            H2Error::Fault { code, what } => {
+                goaway(&mut state, last, *code, what);
+                *code
+            }
+            H2Error::PingTimeout => {
+                goaway(&mut state, last, Code::NO_ERROR, "ping timeout");
+                Code::NO_ERROR
+            }
+            H2Error::Peer(code) => *code,
+            H2Error::Io(_) | H2Error::Closed => Code::NO_ERROR,
+        };
+        state.end(code, &error.to_string());
+        // What came before the fault is not looked at.
+        self.intake.arrived.clear();
+        self.timer = None;
+        self.over.get_or_insert(Err(error));
+    }
+
+    /// Whether the connection's last stream has ended, and there are to be no more.
+    fn look_for_end(&mut self) {
+        if self.over.is_some() {
+            return;
+        }
+        let mut state = self.link.borrow_mut();
+        if self.draining == Draining::Announced && self.intake.drain_seen {
+            self.draining = Draining::Final;
+            self.intake.last_taken = state.last_id;
+            let last = state.last_id;
+            goaway(&mut state, last, Code::NO_ERROR, "");
+        }
+        let no_more = match state.role {
+            Role::Client => state.closing || state.handles == 0,
+            Role::Server => self.draining == Draining::Final,
+        };
+        if no_more && state.streams() == 0 {
+            if state.role == Role::Client {
+                goaway(&mut state, 0, Code::NO_ERROR, "");
+            }
+            state.end(Code::NO_ERROR, "the connection was closed");
+            self.timer = None;
+            self.over = Some(Ok(()));
+        }
+    }
+
+    /// Writes all that is queued. Ready: all is written, and flushed.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let rest = self.writing.get(self.wrote..).unwrap_or_default();
+            if rest.is_empty() {
+                output::spare(std::mem::take(&mut self.writing));
+                self.wrote = 0;
+                self.writing = self.link.borrow_mut().output.take();
+                if self.writing.is_empty() {
+                    break;
+                }
+                continue;
+            }
+            let count = ready!(Pin::new(&mut self.io).poll_write(cx, rest))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.wrote += count;
+            self.unflushed = true;
+            self.link.borrow_mut().output.wrote(count);
+        }
+        if self.unflushed {
+            ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+            self.unflushed = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Ends the connection once the last is written, or it takes too long.
+    fn poll_farewell(&mut self, cx: &mut Context<'_>, wrote: bool) -> Poll<Result<(), H2Error>> {
+        if !wrote || Pin::new(&mut self.io).poll_shutdown(cx).is_pending() {
+            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(FAREWELL)));
+            ready!(timer.as_mut().poll(cx));
+        }
+        Poll::Ready(self.over.take().unwrap_or(Ok(())))
+    }
+
+    /// Asks a peer that says nothing whether it lives, while something is owed to it or by it.
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Result<(), H2Error> {
+        loop {
+            let (interval, timeout, needed) = {
+                let state = self.link.borrow();
+                let draining = self.draining == Draining::Announced;
+                let needed = !state.is_idle() || draining || self.intake.is_amid();
+                (state.settings.ping_interval, state.settings.ping_timeout, needed)
+            };
+            let Some(timer) = &mut self.timer else {
+                if !needed {
+                    return Ok(());
+                }
+                self.timer = Some(Box::pin(tokio::time::sleep(interval)));
+                self.intake.heard = false;
+                continue;
+            };
+            if timer.as_mut().poll(cx).is_pending() {
+                return Ok(());
+            }
+            if !needed {
+                self.timer = None;
+                self.pinged = false;
+                self.amid = 0;
+                return Ok(());
+            }
+            let heard = std::mem::take(&mut self.intake.heard);
+            self.amid = if self.intake.is_amid() { self.amid + 1 } else { 0 };
+            if (self.pinged && !heard) || self.amid > AMID_TICKS {
+                return Err(H2Error::PingTimeout);
+            }
+            self.pinged = !heard;
+            let next = if heard { interval } else { timeout };
+            if self.pinged {
+                self.link.borrow_mut().output.frame(frame::PING, 0, 0, &LIVE_PING);
+            }
+            timer.as_mut().reset(Instant::now() + next);
+        }
+    }
+}
+
+/// See [`Driver::amid`]: with the interval of pings, the time that a head may take.
+const AMID_TICKS: u32 = 3;
+
+/// How reading went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Read {
+    /// All that was there, or enough for now: the task is woken for more.
+    All,
+    /// More is read once what waits is written.
+    HeldBack,
+}
+
+fn goaway(state: &mut State, last: u32, code: Code, what: &str) {
+    let mut payload = Vec::with_capacity(8 + what.len());
+    payload.extend_from_slice(&last.to_be_bytes());
+    payload.extend_from_slice(&code.0.to_be_bytes());
+    payload.extend_from_slice(what.as_bytes());
+    state.output.frame(frame::GOAWAY, 0, 0, &payload);
+}
+
+impl<S> Drop for Driver<S> {
+    fn drop(&mut self) {
+        let mut state = self.link.borrow_mut();
+        if !state.over {
+            state.end(Code::CANCEL, "the connection was dropped");
+        }
+    }
+}

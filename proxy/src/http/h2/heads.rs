@@ -1,0 +1,297 @@
+//! What a header block says: heads and trailers, refused when malformed (RFC 9113, 8.1 to 8.3).
+
+use http::{Method, StatusCode, Version};
+
+use crate::{
+    config::limits,
+    http::head::{Fields, Name, RequestHead, ResponseHead, Scheme, names},
+};
+
+/// A head that is not taken. Its stream ends, the connection goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unfit {
+    Malformed(&'static str),
+    /// Beyond the limits of a head.
+    TooLarge,
+}
+
+/// What cannot be in HTTP/2 (RFC 9113, 8.2.2).
+const OF_CONNECTIONS: u32 =
+    names([Name::Connection, Name::KeepAlive, Name::ProxyConnection, Name::TransferEncoding, Name::Upgrade]);
+
+/// Fields other than pseudo-fields, and what is found wrong on the way.
+#[derive(Debug, Default)]
+struct Regular {
+    fields: Fields,
+    size: usize,
+    wrong: Option<Unfit>,
+}
+
+impl Regular {
+    /// Counts the field, pseudo or not; false: it is not looked at.
+    fn count(&mut self, name: &[u8], value: &[u8]) -> bool {
+        self.size += name.len() + value.len() + 32;
+        if self.size > limits::HEAD_BYTES || self.fields.len() >= limits::HEADERS {
+            self.wrong = self.wrong.or(Some(Unfit::TooLarge));
+        }
+        self.wrong.is_none()
+    }
+
+    fn refuse(&mut self, why: &'static str) {
+        self.wrong = Some(Unfit::Malformed(why));
+    }
+
+    fn push(&mut self, name: &[u8], value: &[u8]) {
+        if name.is_empty() || !name.iter().all(|&byte| is_name(byte)) {
+            return self.refuse("a field name with characters that must not be there");
+        }
+        if !is_value(value) {
+            return self.refuse("a field value with characters that must not be there");
+        }
+        if self.fields.push_lower(name, value) == Name::Te && value != b"trailers" {
+            self.refuse("te other than trailers");
+        }
+    }
+
+    fn finish(self) -> Result<Fields, Unfit> {
+        match self.wrong {
+            Some(wrong) => Err(wrong),
+            None if self.fields.may_have(OF_CONNECTIONS) => Err(Unfit::Malformed("a field of HTTP/1 connections")),
+            None => Ok(self.fields),
+        }
+    }
+}
+
+/// A request's head, field by field.
+pub(super) struct RequestReader {
+    regular: Regular,
+    method: Option<Method>,
+    scheme: Option<Scheme>,
+    protocol: Option<Box<str>>,
+    host: bool,
+    authority: bool,
+    /// `host` and `:authority` differ, or there are two hosts.
+    ambiguous: bool,
+    target: bool,
+    any_regular: bool,
+    /// What becomes the head.
+    head: RequestHead,
+}
+
+impl RequestReader {
+    pub(super) fn new() -> Self {
+        let regular = Regular { fields: Fields::with_capacity(256), ..Regular::default() };
+        Self {
+            regular,
+            method: None,
+            scheme: None,
+            protocol: None,
+            host: false,
+            authority: false,
+            ambiguous: false,
+            target: false,
+            any_regular: false,
+            head: RequestHead::new(Version::HTTP_2, Method::GET, ""),
+        }
+    }
+
+    pub(super) fn field(&mut self, name: &[u8], value: &[u8]) {
+        if !self.regular.count(name, value) {
+            return;
+        }
+        if name.first() == Some(&b':') {
+            if let Err(why) = self.pseudo(name, value) {
+                self.regular.refuse(why);
+            }
+            return;
+        }
+        self.any_regular = true;
+        if name == b"host" {
+            if let Err(why) = self.host(value) {
+                self.regular.refuse(why);
+            }
+            return;
+        }
+        self.regular.push(name, value);
+    }
+
+    fn pseudo(&mut self, name: &[u8], value: &[u8]) -> Result<(), &'static str> {
+        if self.any_regular {
+            return Err("a pseudo-field after others");
+        }
+        let again = match name {
+            b":method" => {
+                let method = Method::from_bytes(value).map_err(|_| "a malformed method")?;
+                self.method.replace(method).is_some()
+            }
+            b":scheme" => {
+                let scheme = match value {
+                    b"http" => Scheme::Http,
+                    b"https" => Scheme::Https,
+                    _ => return Err("a scheme other than http and https"),
+                };
+                self.scheme.replace(scheme).is_some()
+            }
+            b":path" => {
+                self.head.set_target(target(value)?);
+                std::mem::replace(&mut self.target, true)
+            }
+            b":authority" => {
+                let authority = text(value).filter(|text| !text.is_empty()).ok_or("a malformed authority")?;
+                self.head.set_authority(authority);
+                std::mem::replace(&mut self.authority, true)
+            }
+            b":protocol" => {
+                let protocol = text(value).filter(|text| !text.is_empty()).ok_or("a malformed protocol")?;
+                self.protocol.replace(protocol.into()).is_some()
+            }
+            _ => return Err("an unknown pseudo-field"),
+        };
+        if again { Err("a pseudo-field twice") } else { Ok(()) }
+    }
+
+    fn host(&mut self, value: &[u8]) -> Result<(), &'static str> {
+        if !is_value(value) {
+            return Err("a field value with characters that must not be there");
+        }
+        let host = text(value).ok_or("a malformed host")?;
+        match self.head.authority() {
+            Some(authority) => self.ambiguous |= !authority.eq_ignore_ascii_case(host),
+            None => self.head.set_authority(host),
+        }
+        self.ambiguous |= std::mem::replace(&mut self.host, true);
+        Ok(())
+    }
+
+    /// The head, and whether whom it is for is ambiguous. `connect_protocol`: extended CONNECT was announced.
+    pub(super) fn finish(self, connect_protocol: bool) -> Result<(RequestHead, bool), Unfit> {
+        let mut head = self.head;
+        head.fields = self.regular.finish()?;
+        let malformed = |why| Err(Unfit::Malformed(why));
+        let Some(method) = self.method else { return malformed("a request without method") };
+        if self.protocol.is_some() && (!connect_protocol || method != Method::CONNECT) {
+            return malformed("a protocol where none may be");
+        }
+        if method == Method::CONNECT && self.protocol.is_none() {
+            if self.scheme.is_some() || self.target || !self.authority {
+                return malformed("a CONNECT with other than an authority");
+            }
+        } else if self.scheme.is_none() || !self.target {
+            return malformed("a request without scheme or path");
+        }
+        head.method = method;
+        head.scheme = self.scheme.unwrap_or_default();
+        head.protocol = self.protocol;
+        Ok((head, self.ambiguous))
+    }
+}
+
+/// A response's head, field by field.
+pub(super) struct ResponseReader {
+    regular: Regular,
+    status: Option<StatusCode>,
+    any_regular: bool,
+}
+
+impl ResponseReader {
+    pub(super) fn new() -> Self {
+        let regular = Regular { fields: Fields::with_capacity(256), ..Regular::default() };
+        Self { regular, status: None, any_regular: false }
+    }
+
+    pub(super) fn field(&mut self, name: &[u8], value: &[u8]) {
+        if !self.regular.count(name, value) {
+            return;
+        }
+        if name.first() != Some(&b':') {
+            self.any_regular = true;
+            return self.regular.push(name, value);
+        }
+        let status = StatusCode::from_bytes(value).ok().filter(|_| name == b":status" && !self.any_regular);
+        if status.is_none() || self.status.is_some() {
+            return self.regular.refuse("a malformed status");
+        }
+        self.status = status;
+    }
+
+    pub(super) fn finish(self) -> Result<ResponseHead, Unfit> {
+        let fields = self.regular.finish()?;
+        match self.status {
+            // No upgrades in HTTP/2 (RFC 9113, 8.6).
+            Some(StatusCode::SWITCHING_PROTOCOLS) => Err(Unfit::Malformed("101 (Switching Protocols)")),
+            Some(status) => Ok(ResponseHead { status, fields }),
+            None => Err(Unfit::Malformed("a response without status")),
+        }
+    }
+}
+
+/// Trailers, field by field.
+#[derive(Default)]
+pub(super) struct TrailerReader(Regular);
+
+impl TrailerReader {
+    pub(super) fn field(&mut self, name: &[u8], value: &[u8]) {
+        if !self.0.count(name, value) {
+            return;
+        }
+        if name.first() == Some(&b':') {
+            return self.0.refuse("a pseudo-field in trailers");
+        }
+        self.0.push(name, value);
+    }
+
+    pub(super) fn finish(self) -> Result<Fields, Unfit> {
+        self.0.finish()
+    }
+}
+
+/// The body's length that a head states.
+pub(super) fn content_length(fields: &Fields) -> Result<Option<u64>, Unfit> {
+    if !fields.has(Name::ContentLength) {
+        return Ok(None);
+    }
+    let malformed = Unfit::Malformed("a malformed content-length");
+    let value = fields.only(Name::ContentLength).ok_or(malformed)?;
+    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+        return Err(malformed);
+    }
+    let digits = std::str::from_utf8(value).ok();
+    digits.and_then(|digits| digits.parse().ok()).map(Some).ok_or(malformed)
+}
+
+/// Path and query, or "*". Characters as in <https://url.spec.whatwg.org/#path-state>, and those that browsers leave as they are.
+fn target(value: &[u8]) -> Result<&str, &'static str> {
+    let fits = |byte: u8| !matches!(byte, 0..=b' ' | b'#' | b'<' | b'>' | b'`' | 0x7f);
+    let begins = value.first() == Some(&b'/') || value == b"*";
+    if !begins || value.len() > usize::from(u16::MAX) || !value.iter().all(|&byte| fits(byte)) {
+        return Err("a malformed path");
+    }
+    std::str::from_utf8(value).map_err(|_| "a path that is not UTF-8")
+}
+
+/// Visible ASCII.
+fn text(value: &[u8]) -> Option<&str> {
+    if value.iter().all(|byte| byte.is_ascii_graphic()) { std::str::from_utf8(value).ok() } else { None }
+}
+
+/// A token's character (RFC 9110, 5.6.2), but no upper-case letter.
+fn is_name(byte: u8) -> bool {
+    const NAME: [bool; 256] = {
+        let mut table = [false; 256];
+        let mut index = 0;
+        while index < 256 {
+            table[index] = matches!(index as u8,
+                b'a'..=b'z' | b'0'..=b'9' | b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.'
+                | b'^' | b'_' | b'`' | b'|' | b'~');
+            index += 1;
+        }
+        table
+    };
+    NAME.get(usize::from(byte)).copied().unwrap_or(false)
+}
+
+fn is_value(value: &[u8]) -> bool {
+    let blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    let fits = |&byte: &u8| (byte >= b' ' && byte != 0x7f) || byte == b'\t';
+    !blank(value.first()) && !blank(value.last()) && value.iter().all(fits)
+}

@@ -1,0 +1,537 @@
+//! What a connection's driver and its streams' handles share: streams, windows, and what waits to be written.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    hash::{BuildHasherDefault, Hasher},
+    task::Waker,
+};
+
+use super::{
+    Settings,
+    error::{Code, Fault, Kind, StreamError},
+    frame::{self, DEFAULT_FRAME_BYTES, DEFAULT_WINDOW, LARGEST_WINDOW},
+    hpack::Encoder,
+    output::Output,
+    slot::{Key, RECEIVER, SENDER, Stream},
+};
+
+/// Output that waits, from which on streams have to wait with more.
+const OUTPUT_BYTES: usize = 256 * 1024;
+/// What one stream may send at a time while others wait.
+const TURN_BYTES: usize = 64 * 1024;
+/// What a stream whose turn has come is expected to send.
+const EXPECTED_BYTES: usize = 16 * 1024;
+/// Identifiers of streams remembered because we reset them.
+const RESETS: usize = 64;
+/// Streams before the peer's SETTINGS have arrived (RFC 9113, 6.5.2 recommends to allow at least 100).
+const INITIAL_STREAMS: u32 = 100;
+/// No stream has a larger identifier.
+pub(super) const LAST_STREAM: u32 = 0x7fff_ffff;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Client,
+    Server,
+}
+
+/// The peer's settings.
+#[derive(Debug)]
+pub(super) struct Peer {
+    /// They have arrived.
+    pub(super) known: bool,
+    pub(super) frame_bytes: u32,
+    pub(super) window: u32,
+    pub(super) most_streams: u32,
+    pub(super) connect_protocol: bool,
+}
+
+pub(super) struct State {
+    pub(super) role: Role,
+    pub(super) settings: Settings,
+    pub(super) peer: Peer,
+    /// Our SETTINGS have been acknowledged.
+    pub(super) acknowledged: bool,
+    pub(super) output: Output,
+    /// Bytes of answers that the peer made us queue, since all output was last written.
+    pub(super) answers: usize,
+    pub(super) encoder: Encoder,
+    slots: Vec<Option<Box<Stream>>>,
+    free: Vec<Key>,
+    ids: HashMap<u32, Key, BuildHasherDefault<IdHasher>>,
+    /// Client: the next stream's. Server: the last that the client opened.
+    pub(super) next_id: u32,
+    pub(super) last_id: u32,
+    /// What the peer takes, and what it may send.
+    pub(super) send_left: i64,
+    pub(super) receive_left: i64,
+    taken: u32,
+    /// Streams that wait for the connection's window, or room in the output.
+    waiting: VecDeque<Key>,
+    /// Latest streams that we reset: what still comes on them is of no interest.
+    resets: VecDeque<u32>,
+    /// The driver's task; None while it is not pending.
+    pub(super) driver: Option<Waker>,
+    /// The driver runs, or will.
+    pub(super) awake: bool,
+    /// No new streams; the connection ends with the last.
+    pub(super) closing: bool,
+    /// The peer's GOAWAY.
+    pub(super) goaway: Option<Code>,
+    /// The connection is over.
+    pub(super) over: bool,
+    /// Handles to the connection itself.
+    pub(super) handles: usize,
+}
+
+impl State {
+    pub(super) fn new(role: Role, settings: Settings) -> Self {
+        let peer = Peer {
+            known: false,
+            frame_bytes: DEFAULT_FRAME_BYTES,
+            window: DEFAULT_WINDOW,
+            most_streams: INITIAL_STREAMS,
+            connect_protocol: false,
+        };
+        let mut state = Self {
+            role,
+            peer,
+            acknowledged: false,
+            output: Output::default(),
+            answers: 0,
+            encoder: Encoder::default(),
+            slots: Vec::new(),
+            free: Vec::new(),
+            ids: HashMap::default(),
+            next_id: 1,
+            last_id: 0,
+            send_left: i64::from(DEFAULT_WINDOW),
+            receive_left: i64::from(settings.connection_window),
+            taken: 0,
+            waiting: VecDeque::new(),
+            resets: VecDeque::new(),
+            driver: None,
+            awake: true,
+            closing: false,
+            goaway: None,
+            over: false,
+            handles: 1,
+            settings,
+        };
+        state.greet();
+        state
+    }
+
+    /// The preface and our SETTINGS.
+    fn greet(&mut self) {
+        let settings = &self.settings;
+        let mut payload = Vec::with_capacity(36);
+        let mut set = |name: u16, value: u32| {
+            payload.extend_from_slice(&name.to_be_bytes());
+            payload.extend_from_slice(&value.to_be_bytes());
+        };
+        match self.role {
+            Role::Client => {
+                set(frame::ENABLE_PUSH, 0);
+                self.output.buffer().extend_from_slice(frame::PREFACE);
+            }
+            Role::Server => {
+                set(frame::MAX_CONCURRENT_STREAMS, settings.most_streams);
+                if settings.connect_protocol {
+                    set(frame::ENABLE_CONNECT_PROTOCOL, 1);
+                }
+            }
+        }
+        set(frame::INITIAL_WINDOW_SIZE, settings.stream_window);
+        set(frame::MAX_FRAME_SIZE, settings.frame_bytes);
+        set(frame::MAX_HEADER_LIST_SIZE, crate::config::limits::HEAD_BYTES as u32);
+        self.output.frame(frame::SETTINGS, 0, 0, &payload);
+        let more = settings.connection_window.saturating_sub(DEFAULT_WINDOW);
+        if more > 0 {
+            self.output.frame(frame::WINDOW_UPDATE, 0, 0, &more.to_be_bytes());
+        }
+    }
+
+    pub(super) fn wake_driver(&mut self) {
+        if !self.awake {
+            self.awake = true;
+            if let Some(driver) = &self.driver {
+                driver.wake_by_ref();
+            }
+        }
+    }
+
+    /// Streams open.
+    pub(super) fn streams(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Streams open, and those whose handles live.
+    pub(super) fn is_idle(&self) -> bool {
+        self.slots.len() == self.free.len()
+    }
+
+    pub(super) fn stream(&mut self, key: Key) -> Option<&mut Stream> {
+        self.slots.get_mut(key as usize)?.as_deref_mut()
+    }
+
+    pub(super) fn key_of(&self, id: u32) -> Option<Key> {
+        self.ids.get(&id).copied()
+    }
+
+    /// A new stream, both of whose handles are to be made.
+    pub(super) fn add(&mut self, id: u32) -> Key {
+        let mut stream = Box::new(Stream { id, handles: SENDER | RECEIVER, open: true, ..Stream::default() });
+        stream.receive.left = i64::from(self.settings.stream_window);
+        stream.send.left = i64::from(self.peer.window);
+        let key = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() as Key - 1
+        });
+        if let Some(slot) = self.slots.get_mut(key as usize) {
+            *slot = Some(stream);
+        }
+        self.ids.insert(id, key);
+        key
+    }
+
+    /// A stream that has ended both ways, or was reset, is open no longer.
+    pub(super) fn close(&mut self, key: Key) {
+        let Some(stream) = self.stream(key) else { return };
+        if std::mem::take(&mut stream.open) {
+            let (id, unused) = (stream.id, stream.handles == 0);
+            self.ids.remove(&id);
+            if unused {
+                self.free(key);
+            }
+            if self.ids.is_empty() && self.closing {
+                self.wake_driver();
+            }
+        }
+    }
+
+    fn free(&mut self, key: Key) {
+        if let Some(stream) = self.slots.get_mut(key as usize).and_then(Option::take) {
+            if stream.send.queued {
+                self.waiting.retain(|waiting| *waiting != key);
+            }
+            self.free.push(key);
+        }
+        if self.free.len() == self.slots.len() && self.slots.capacity() > 16 {
+            self.slots = Vec::new();
+            self.free = Vec::new();
+            self.ids = HashMap::default();
+            self.waiting = VecDeque::new();
+        }
+    }
+
+    /// Ends a stream early, as the peer or the connection has it.
+    pub(super) fn fail(&mut self, key: Key, error: StreamError) {
+        let Some(stream) = self.stream(key) else { return };
+        stream.error.get_or_insert(error);
+        stream.wake_receiver();
+        stream.wake_sender();
+        let granted = stream.send.granted;
+        self.close(key);
+        if granted {
+            self.wake_driver();
+        }
+    }
+
+    /// Ends a stream early, and tells the peer.
+    pub(super) fn reset(&mut self, key: Key, code: Code, error: StreamError) {
+        let Some(id) = self.stream(key).filter(|stream| stream.open).map(|stream| stream.id) else { return };
+        self.send_reset(id, code);
+        self.fail(key, error);
+    }
+
+    pub(super) fn send_reset(&mut self, id: u32, code: Code) {
+        self.output.frame(frame::RST_STREAM, 0, id, &code.0.to_be_bytes());
+        if self.resets.len() >= RESETS {
+            self.resets.pop_front();
+        }
+        self.resets.push_back(id);
+        self.wake_driver();
+    }
+
+    /// Whether we reset that stream lately.
+    pub(super) fn was_reset(&self, id: u32) -> bool {
+        self.resets.contains(&id)
+    }
+
+    /// The connection is over: all its streams are.
+    pub(super) fn end(&mut self, code: Code, why: &str) {
+        self.over = true;
+        let written = self.output.written();
+        let open: Vec<Key> = self.ids.values().copied().collect();
+        for key in open {
+            let Some(stream) = self.stream(key) else { continue };
+            let sent = stream.send.head_end <= written;
+            self.fail(key, StreamError::connection(code, why, sent));
+        }
+    }
+
+    /// Streams beyond `last` were not, and will not be, processed.
+    pub(super) fn abandon_after(&mut self, last: u32, code: Code) {
+        let beyond: Vec<Key> = self.ids.iter().filter(|(id, _)| **id > last).map(|(_, key)| *key).collect();
+        for key in beyond {
+            self.fail(key, StreamError::new(Kind::Unprocessed, code, "not processed: the peer closes the connection"));
+        }
+    }
+
+    // Receiving.
+
+    /// Bytes that came have been taken, or are of no use: the peer may send more.
+    pub(super) fn take(&mut self, count: usize) {
+        self.taken += count as u32;
+        if self.taken >= self.settings.connection_window / 2 && !self.over {
+            let more = std::mem::take(&mut self.taken);
+            self.receive_left += i64::from(more);
+            self.output.frame(frame::WINDOW_UPDATE, 0, 0, &more.to_be_bytes());
+            self.wake_driver();
+        }
+    }
+
+    /// As [`Self::take`], for bytes of a stream.
+    pub(super) fn take_of(&mut self, key: Key, count: usize) {
+        self.take(count);
+        let window = self.settings.stream_window;
+        let Some(stream) = self.stream(key) else { return };
+        let (id, receive) = (stream.id, &mut stream.receive);
+        receive.taken += count as u32;
+        if receive.taken >= window / 2 && !receive.ended && stream.open {
+            let more = std::mem::take(&mut receive.taken);
+            receive.left += i64::from(more);
+            self.output.frame(frame::WINDOW_UPDATE, 0, id, &more.to_be_bytes());
+            self.wake_driver();
+        }
+    }
+
+    /// END_STREAM has come.
+    pub(super) fn end_receive(&mut self, key: Key) {
+        let Some(stream) = self.stream(key) else { return };
+        stream.receive.ended = true;
+        stream.wake_receiver();
+        if stream.send.ended {
+            self.close(key);
+        }
+    }
+
+    /// The handle that receives is gone.
+    pub(super) fn drop_receiver(&mut self, key: Key) {
+        let role = self.role;
+        let Some(stream) = self.stream(key) else { return };
+        stream.handles &= !RECEIVER;
+        stream.receive.waker = None;
+        let unread = std::mem::take(&mut stream.receive.data).len();
+        let (ended, sent) = (stream.receive.ended, stream.send.ended);
+        self.take(unread);
+        if !ended {
+            match (role, sent) {
+                (Role::Client, _) => self.cancel(key, Code::CANCEL),
+                // Complete without the rest of the request (RFC 9113, 8.1).
+                (Role::Server, true) => self.cancel(key, Code::NO_ERROR),
+                (Role::Server, false) => {}
+            }
+        }
+        self.drop_handle(key);
+    }
+
+    /// The handle that sends is gone.
+    pub(super) fn drop_sender(&mut self, key: Key) {
+        let Some(stream) = self.stream(key) else { return };
+        stream.handles &= !SENDER;
+        stream.send.waker = None;
+        if !stream.send.ended {
+            self.cancel(key, Code::CANCEL);
+        }
+        self.drop_handle(key);
+    }
+
+    fn drop_handle(&mut self, key: Key) {
+        if self.stream(key).is_some_and(|stream| stream.handles == 0 && !stream.open) {
+            self.free(key);
+        }
+    }
+
+    /// See [`Self::reset`]: by the stream's owner.
+    pub(super) fn cancel(&mut self, key: Key, code: Code) {
+        self.reset(key, code, StreamError::new(Kind::Cancelled, code, "stream cancelled"));
+    }
+
+    // Sending.
+
+    /// Appends HEADERS, and CONTINUATION as needed.
+    pub(super) fn send_block(&mut self, id: u32, end: bool, encode: impl FnOnce(&mut Encoder, &mut Vec<u8>)) {
+        let most = self.peer.frame_bytes as usize;
+        let out = self.output.buffer();
+        let start = out.len();
+        out.extend_from_slice(&[0; frame::HEADER_BYTES]);
+        encode(&mut self.encoder, out);
+        let end_stream = if end { frame::END_STREAM } else { 0 };
+        let length = out.len() - start - frame::HEADER_BYTES;
+        if length <= most {
+            let header = frame::header_bytes(length, frame::HEADERS, end_stream | frame::END_HEADERS, id);
+            if let Some(place) = out.get_mut(start..start + frame::HEADER_BYTES) {
+                place.copy_from_slice(&header);
+            }
+        } else {
+            let block = out.split_off(start + frame::HEADER_BYTES);
+            out.truncate(start);
+            let count = block.len().div_ceil(most);
+            for (place, piece) in block.chunks(most).enumerate() {
+                let kind = if place == 0 { frame::HEADERS } else { frame::CONTINUATION };
+                let last = if place + 1 == count { frame::END_HEADERS } else { 0 };
+                frame::frame(out, kind, last | if place == 0 { end_stream } else { 0 }, id, piece);
+            }
+        }
+        self.wake_driver();
+    }
+
+    /// Whether as much waits to be written as may.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.output.len() >= OUTPUT_BYTES
+    }
+
+    /// What a stream may send now, as far as the connection is concerned.
+    fn room(&self) -> usize {
+        let window = usize::try_from(self.send_left).unwrap_or(0);
+        window.min(OUTPUT_BYTES.saturating_sub(self.output.len()))
+    }
+
+    /// What the stream may send now; 0: `waker` is woken when that changes.
+    pub(super) fn capacity(&mut self, key: Key, waker: &Waker) -> usize {
+        let room = self.room();
+        let crowded = !self.waiting.is_empty();
+        let Some(stream) = self.stream(key) else { return 0 };
+        let send = &mut stream.send;
+        let window = usize::try_from(send.left).unwrap_or(0);
+        if window > 0 && room > 0 && (send.granted || !crowded) {
+            send.granted = false;
+            return window.min(room).min(TURN_BYTES);
+        }
+        set_waker(&mut send.waker, waker);
+        if window > 0 && !std::mem::replace(&mut send.queued, true) {
+            send.granted = false;
+            self.waiting.push_back(key);
+            if room > 0 {
+                // It is the driver that gives turns.
+                self.wake_driver();
+            }
+        }
+        0
+    }
+
+    /// Gives turns to streams that wait. True: there is room, and others wait still.
+    pub(super) fn give_turns(&mut self) -> bool {
+        let mut room = self.room();
+        while room > 0 {
+            let Some(key) = self.waiting.pop_front() else { return false };
+            let Some(stream) = self.stream(key) else { continue };
+            stream.send.queued = false;
+            stream.send.granted = true;
+            stream.wake_sender();
+            room = room.saturating_sub(EXPECTED_BYTES);
+        }
+        self.room() > 0 && !self.waiting.is_empty()
+    }
+
+    /// Appends DATA as far as windows and room allow. How many bytes; `end` holds only if these are all.
+    pub(super) fn send_data(&mut self, key: Key, bytes: &[u8], end: bool) -> usize {
+        let room = self.room();
+        let most = self.peer.frame_bytes as usize;
+        let Some(stream) = self.stream(key).filter(|stream| stream.open && !stream.send.ended) else { return 0 };
+        let id = stream.id;
+        let count = bytes.len().min(room).min(usize::try_from(stream.send.left).unwrap_or(0));
+        let end = end && count == bytes.len();
+        if count == 0 && !end {
+            return 0;
+        }
+        stream.send.left -= count as i64;
+        self.send_left -= count as i64;
+        let mut rest = bytes.get(..count).unwrap_or_default();
+        let out = self.output.buffer();
+        loop {
+            let (piece, after) = rest.split_at(rest.len().min(most));
+            let flags = if end && after.is_empty() { frame::END_STREAM } else { 0 };
+            frame::frame(out, frame::DATA, flags, id, piece);
+            rest = after;
+            if rest.is_empty() {
+                break;
+            }
+        }
+        self.wake_driver();
+        if end {
+            self.end_send(key);
+        }
+        count
+    }
+
+    /// END_STREAM was sent.
+    pub(super) fn end_send(&mut self, key: Key) {
+        let Some(stream) = self.stream(key) else { return };
+        stream.send.ended = true;
+        let (received, unread) = (stream.receive.ended, stream.is_unread());
+        if received {
+            self.close(key);
+        } else if unread {
+            self.cancel(key, Code::NO_ERROR);
+        }
+    }
+
+    /// The peer's WINDOW_UPDATE for a stream.
+    pub(super) fn widen(&mut self, key: Key, more: u32) {
+        let Some(stream) = self.stream(key) else { return };
+        let before = stream.send.left;
+        stream.send.left += i64::from(more);
+        if stream.send.left > LARGEST_WINDOW {
+            let error = StreamError::new(Kind::Malformed, Code::FLOW_CONTROL_ERROR, "the peer's window is too large");
+            self.reset(key, Code::FLOW_CONTROL_ERROR, error);
+        } else if before <= 0 && stream.send.left > 0 {
+            stream.wake_sender();
+        }
+    }
+
+    /// The peer's SETTINGS_INITIAL_WINDOW_SIZE, for streams open (RFC 9113, 6.9.2).
+    pub(super) fn set_window(&mut self, window: u32) -> Result<(), Fault> {
+        let change = i64::from(window) - i64::from(self.peer.window);
+        self.peer.window = window;
+        for stream in self.slots.iter_mut().flatten().filter(|stream| stream.open) {
+            let before = stream.send.left;
+            stream.send.left += change;
+            if stream.send.left > LARGEST_WINDOW {
+                return Err(Fault::new(Code::FLOW_CONTROL_ERROR, "a window too large by SETTINGS"));
+            }
+            if before <= 0 && stream.send.left > 0 {
+                stream.wake_sender();
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn set_waker(place: &mut Option<Waker>, waker: &Waker) {
+    match place {
+        Some(held) if held.will_wake(waker) => {}
+        _ => *place = Some(waker.clone()),
+    }
+}
+
+/// Stream identifiers are counted up: any mixing will do.
+#[derive(Debug, Default)]
+pub(super) struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u32(u32::from(*byte));
+        }
+    }
+
+    fn write_u32(&mut self, value: u32) {
+        self.0 = (self.0 ^ u64::from(value)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
+    }
+}

@@ -1,0 +1,291 @@
+//! Both roles against each other, over a pipe.
+
+mod interop;
+mod protocol;
+
+use std::{future::poll_fn, rc::Rc};
+
+use bytes::Bytes;
+use http::{Method, StatusCode, Version};
+use tokio::{
+    io::DuplexStream,
+    task::{LocalSet, spawn_local},
+};
+
+use super::*;
+use crate::{
+    drain::DrainOwner,
+    http::head::{Fields, Name, RequestHead, ResponseHead},
+};
+
+/// Runs on one thread, as a worker does.
+fn run<F: Future>(test: F) -> F::Output {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    LocalSet::new().block_on(&runtime, test)
+}
+
+fn request(method: Method, path: &str) -> RequestHead {
+    let mut head = RequestHead::new(Version::HTTP_2, method, path);
+    head.set_authority("shop:80");
+    head.fields.push(b"x-tenant", b"blue");
+    head
+}
+
+/// The whole body, and the trailers.
+async fn read(receive: &mut RecvStream) -> Result<(Vec<u8>, Option<Fields>), StreamError> {
+    let (mut body, mut trailers) = (Vec::new(), None);
+    while let Some(frame) = poll_fn(|cx| receive.poll_frame(cx)).await {
+        match frame? {
+            Frame::Data(bytes) => body.extend_from_slice(&bytes),
+            Frame::Trailers(fields) => trailers = Some(*fields),
+        }
+    }
+    Ok((body, trailers))
+}
+
+async fn send(stream: &mut SendStream, body: &[u8], end: bool) -> Result<(), StreamError> {
+    let mut bytes = Bytes::copy_from_slice(body);
+    poll_fn(|cx| stream.poll_send(cx, &mut bytes, end)).await
+}
+
+async fn head_of(receive: &mut RecvStream) -> Result<ResponseHead, StreamError> {
+    poll_fn(|cx| receive.poll_response(cx)).await
+}
+
+/// Answers by the path: `/echo` the body, its trailers, and the head's x-tenant; `/bytes/N` so many; `/never`; `/drop`.
+async fn answer(request: Request) {
+    let Request { head, mut send, mut receive, .. } = request;
+    let mut response = ResponseHead::new(StatusCode::OK);
+    match head.path() {
+        "/echo" => {
+            if let Some(tenant) = head.fields.values(b"x-tenant").next() {
+                response.fields.push(b"x-tenant", tenant);
+            }
+            send.send_response(&response, false);
+            while let Some(Ok(frame)) = poll_fn(|cx| receive.poll_frame(cx)).await {
+                match frame {
+                    Frame::Data(bytes) => {
+                        if self::send(&mut send, &bytes, false).await.is_err() {
+                            return;
+                        }
+                    }
+                    Frame::Trailers(trailers) => return send.send_trailers(&trailers),
+                }
+            }
+            send.send_data(&[], true);
+        }
+        "/never" => {
+            poll_fn(|cx| send.poll_reset(cx)).await;
+        }
+        "/drop" => {}
+        "/early" => {
+            send.send_response(&response, true);
+        }
+        path => match path.strip_prefix("/bytes/").and_then(|count| count.parse().ok()) {
+            Some(count) => {
+                send.send_response(&response, false);
+                let _ = self::send(&mut send, &vec![b'x'; count], true).await;
+            }
+            None => {
+                response.status = StatusCode::NOT_FOUND;
+                send.send_response(&response, true);
+            }
+        },
+    }
+}
+
+struct Pair {
+    client: Connection,
+    ended: tokio::task::JoinHandle<Result<(), H2Error>>,
+    served: tokio::task::JoinHandle<Result<(), H2Error>>,
+    drain: DrainOwner,
+}
+
+fn pair_with(client: Settings, server: Settings) -> Pair {
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let drain = DrainOwner::default();
+    let handle = drain.handle();
+    let served = spawn_local(serve(far, server, handle, |request| drop(spawn_local(answer(request)))));
+    let (client, drive) = connect(near, client);
+    Pair { client, ended: spawn_local(drive), served, drain }
+}
+
+fn pair() -> Pair {
+    pair_with(Settings::new(), Settings::new())
+}
+
+async fn get(client: &Connection, path: &str) -> Result<(ResponseHead, Vec<u8>), StreamError> {
+    let (send, mut receive) = client.open(&request(Method::GET, path), true).unwrap();
+    let head = head_of(&mut receive).await?;
+    let (body, _) = read(&mut receive).await?;
+    drop(send);
+    Ok((head, body))
+}
+
+#[test]
+fn a_request_and_its_answer() {
+    run(async {
+        let pair = pair();
+        let (head, body) = get(&pair.client, "/bytes/10").await.unwrap();
+        assert_eq!((head.status, body.len()), (StatusCode::OK, 10));
+        let (head, body) = get(&pair.client, "/nothing").await.unwrap();
+        assert_eq!((head.status, body.len()), (StatusCode::NOT_FOUND, 0));
+        assert_eq!(pair.client.streams(), 0);
+        assert_eq!(pair.client.most_streams(), 256);
+        assert_eq!(pair.client.takes_connect_protocol(), Some(true));
+        drop(pair.client);
+        pair.ended.await.unwrap().unwrap();
+        pair.served.await.unwrap().unwrap();
+    });
+}
+
+#[test]
+fn bodies_and_trailers_both_ways() {
+    run(async {
+        let pair = pair();
+        for size in [1, 16_384, 16_385, 1_000_000] {
+            let (mut sender, mut receive) = pair.client.open(&request(Method::POST, "/echo"), false).unwrap();
+            let body: Vec<u8> = (0..size).map(|n| n as u8).collect();
+            let sent = body.clone();
+            let sending = spawn_local(async move {
+                send(&mut sender, &sent, false).await.unwrap();
+                sender.send_trailers(&Fields::from_iter([("grpc-status", "0")]));
+                sender
+            });
+            let head = head_of(&mut receive).await.unwrap();
+            assert_eq!(head.fields.values(b"x-tenant").next(), Some(&b"blue"[..]));
+            let (echoed, trailers) = read(&mut receive).await.unwrap();
+            assert!(echoed == body, "{size}");
+            assert_eq!(trailers.unwrap().get(Name::GrpcStatus), Some(&b"0"[..]));
+            assert!(sending.await.unwrap().is_end() && receive.is_end());
+        }
+    });
+}
+
+#[test]
+fn a_thousand_at_once() {
+    run(async {
+        let pair = pair_with(Settings::new(), Settings { most_streams: 2000, ..Settings::new() });
+        get(&pair.client, "/bytes/1").await.unwrap();
+        let client = Rc::new(pair.client);
+        let all: Vec<_> = (0..1000)
+            .map(|n| {
+                let client = client.clone();
+                spawn_local(async move {
+                    let (head, body) = get(&client, &format!("/bytes/{n}")).await.unwrap();
+                    assert_eq!((head.status, body.len()), (StatusCode::OK, n));
+                })
+            })
+            .collect();
+        for one in all {
+            one.await.unwrap();
+        }
+        assert_eq!(client.streams(), 0);
+    });
+}
+
+#[test]
+fn who_does_not_read_stalls_nobody_else() {
+    run(async {
+        let pair = pair();
+        let (_send, mut unread) = pair.client.open(&request(Method::GET, "/bytes/10000000"), true).unwrap();
+        assert_eq!(head_of(&mut unread).await.unwrap().status, StatusCode::OK);
+        for _ in 0..20 {
+            assert_eq!(get(&pair.client, "/bytes/1000000").await.unwrap().1.len(), 1_000_000);
+        }
+        assert_eq!(read(&mut unread).await.unwrap().0.len(), 10_000_000);
+    });
+}
+
+#[test]
+fn streams_end_early_either_way() {
+    run(async {
+        let pair = pair();
+        let error = get(&pair.client, "/drop").await.unwrap_err();
+        assert_eq!((error.kind, error.code), (Kind::Reset, Code::CANCEL));
+        let (send, receive) = pair.client.open(&request(Method::GET, "/never"), true).unwrap();
+        assert_eq!(pair.client.streams(), 1);
+        drop((send, receive));
+        assert_eq!(pair.client.streams(), 0);
+        // Answered before the request is complete.
+        let (mut send, mut receive) = pair.client.open(&request(Method::POST, "/early"), false).unwrap();
+        assert_eq!(head_of(&mut receive).await.unwrap().status, StatusCode::OK);
+        assert_eq!(read(&mut receive).await.unwrap().0, b"");
+        assert_eq!(poll_fn(|cx| send.poll_reset(cx)).await.code, Code::NO_ERROR);
+        assert_eq!(get(&pair.client, "/bytes/5").await.unwrap().1.len(), 5);
+    });
+}
+
+#[test]
+fn draining_lets_streams_end() {
+    run(async {
+        let pair = pair();
+        let (mut sender, mut receive) = pair.client.open(&request(Method::POST, "/echo"), false).unwrap();
+        head_of(&mut receive).await.unwrap();
+        pair.drain.begin();
+        poll_fn(|cx| {
+            cx.waker().wake_by_ref();
+            if pair.client.is_usable() { std::task::Poll::Pending } else { std::task::Poll::Ready(()) }
+        })
+        .await;
+        assert_eq!(pair.client.open(&request(Method::GET, "/bytes/1"), true).err(), Some(Refused::Closed));
+        send(&mut sender, b"the last", true).await.unwrap();
+        assert_eq!(read(&mut receive).await.unwrap().0, b"the last");
+        pair.served.await.unwrap().unwrap();
+        pair.ended.await.unwrap().unwrap();
+    });
+}
+
+#[test]
+fn an_end_of_the_connection_ends_its_streams() {
+    run(async {
+        let (near, far) = tokio::io::duplex(1024);
+        let (client, drive) = connect(near, Settings::new());
+        let (_send, mut receive) = client.open(&request(Method::GET, "/"), true).unwrap();
+        let ended = spawn_local(drive);
+        tokio::task::yield_now().await;
+        let (_send, mut unwritten) = client.open(&request(Method::GET, "/"), true).unwrap();
+        drop::<DuplexStream>(far);
+        let error = head_of(&mut receive).await.unwrap_err();
+        assert_eq!((error.kind, error.is_unprocessed()), (Kind::Connection, false));
+        assert!(head_of(&mut unwritten).await.unwrap_err().is_unprocessed());
+        assert!(ended.await.unwrap().is_err());
+        assert!(!client.is_usable());
+    });
+}
+
+#[test]
+fn tunnels_carry_bytes() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    run(async {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let drain = DrainOwner::default();
+        let handle = drain.handle();
+        spawn_local(serve(far, Settings::new(), handle, |request| {
+            assert_eq!(request.head.protocol.as_deref(), Some("websocket"));
+            spawn_local(async move {
+                let Request { mut send, receive, .. } = request;
+                send.send_response(&ResponseHead::new(StatusCode::OK), false);
+                let (mut read, mut write) = tokio::io::split(Tunnel::new(send, receive));
+                tokio::io::copy(&mut read, &mut write).await.unwrap();
+                write.shutdown().await.unwrap();
+            });
+        }));
+        let (client, drive) = connect(near, Settings::new());
+        spawn_local(drive);
+        while client.takes_connect_protocol().is_none() {
+            tokio::task::yield_now().await;
+        }
+        let mut head = request(Method::CONNECT, "/chat");
+        head.protocol = Some("websocket".into());
+        let (send, mut receive) = client.open(&head, false).unwrap();
+        assert_eq!(head_of(&mut receive).await.unwrap().status, StatusCode::OK);
+        let mut tunnel = Tunnel::new(send, receive);
+        tunnel.write_all(b"ping").await.unwrap();
+        let mut echoed = [0; 4];
+        tunnel.read_exact(&mut echoed).await.unwrap();
+        assert_eq!(&echoed, b"ping");
+        tunnel.shutdown().await.unwrap();
+        assert_eq!(tunnel.read(&mut echoed).await.unwrap(), 0);
+    });
+}

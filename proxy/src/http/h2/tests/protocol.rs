@@ -1,0 +1,1 @@
+//! What peers may and may not do, frame by frame.
