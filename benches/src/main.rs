@@ -3,6 +3,7 @@
 
 mod certificates;
 mod contender;
+mod control_plane;
 mod data_plane;
 mod figures;
 mod leno;
@@ -27,11 +28,16 @@ enum Args {
     DataPlane(data_plane::Args),
     /// From the write of a route's file to its being in force at every subscribed proxy.
     Policy(policy::Args),
+    /// Thousands of simulated proxies: change to last answer, CPU and memory of the control plane.
+    ControlPlane(control_plane::Args),
     /// Writes report.md and its plots anew from results.json.
     Report,
     /// Part of a measurement: makes load, prints one line of JSON.
     #[command(hide = true, subcommand)]
     Load(load::Load),
+    /// Part of a measurement: proxies of the control plane.
+    #[command(hide = true)]
+    SimulatedProxies(control_plane::ProxyArgs),
     /// Part of a measurement: a server behind the proxies.
     #[command(hide = true)]
     Serve(serve::Args),
@@ -43,6 +49,8 @@ async fn main() -> anyhow::Result<()> {
     match Args::parse() {
         Args::DataPlane(args) => interruptible(data_plane::run(&args)).await,
         Args::Policy(args) => interruptible(policy::run(&args)).await,
+        Args::ControlPlane(args) => interruptible(control_plane::run(&args)).await,
+        Args::SimulatedProxies(args) => control_plane::run_proxies(&args).await,
         Args::Report => report::write(),
         Args::Load(load) => load::run(load).await,
         Args::Serve(args) => serve::run(&args).await,

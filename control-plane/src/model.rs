@@ -14,10 +14,12 @@ mod intake;
 mod object;
 mod parse;
 mod routes;
+mod shared_map;
 mod topics;
 mod world;
 
 pub(crate) use index::{EndpointUse, InboundPort, missing_pod, namespace, pod, route, service, slice, target_number};
+pub use intake::FileContent;
 pub use object::*;
 pub(crate) use routes::{backend_service, resolve};
 pub use world::World;

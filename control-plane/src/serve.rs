@@ -1,10 +1,11 @@
 //! The control plane at work: certificates and `Discovery.Subscribe` over TLS, and operators over a Unix socket.
 //!
 //! One connection: [`listener`] (TCP, TLS, who is it; until that is known, one of the [`strangers`]) → [`discovery`] (one task per stream) → [`session`] (pure: what this
-//! proxy holds, what it must be sent) over [`compiled`] resources; [`tracker`] knows who serves what, and the [`roster`] remembers who was there.
+//! proxy holds, what it must be sent) over [`compiled`] resources, woken by [`interests`] when a change touches them; [`tracker`] knows who serves what, and the [`roster`] remembers who was there.
 
 pub mod compiled;
 pub mod discovery;
+pub mod interests;
 pub mod listener;
 pub mod metrics;
 mod roster;
@@ -26,9 +27,7 @@ use ipnet::IpNet;
 use leno_proto::v1::{discovery_server::DiscoveryServer, identity_server::IdentityServer};
 use tokio::{net::TcpListener, sync::watch, task::JoinSet, time::sleep};
 
-use self::{
-    compiled::Compiler, discovery::Distributor, listener::ServerCredentials, metrics::Metrics, tracker::Tracker,
-};
+use self::{discovery::Distributor, listener::ServerCredentials, metrics::Metrics, tracker::Tracker};
 use crate::{
     authority::{self, Authority, certify::Certifier, issue},
     model::{MeshSettings, World},
@@ -121,7 +120,6 @@ pub struct ControlPlane {
     world: watch::Receiver<Arc<World>>,
     prompt: Prompt,
     tracker: Arc<Tracker>,
-    compiler: Arc<Compiler>,
     metrics: Arc<Metrics>,
     credentials: Arc<ServerCredentials>,
     tcp: TcpListener,
@@ -160,7 +158,6 @@ impl ControlPlane {
         let metrics = Arc::new(Metrics::default());
         let tracker = Arc::new(Tracker::default());
         tracker.expect(roster::read(&state), Instant::now());
-        let compiler = Arc::new(Compiler::default());
         let credentials = Arc::new(ServerCredentials::new(&authority, now)?);
         Ok(Self {
             _lock: lock,
@@ -169,7 +166,6 @@ impl ControlPlane {
             world,
             prompt,
             tracker,
-            compiler,
             metrics,
             credentials,
             tcp,
@@ -211,19 +207,20 @@ impl ControlPlane {
             let metrics = Arc::clone(&self.metrics);
             move || metrics.certificate_issued()
         };
+        let distributor = Distributor::new(
+            self.authority.bundle(),
+            self.world.clone(),
+            Arc::clone(&self.tracker),
+            Arc::clone(&self.metrics),
+            stopping.clone(),
+        );
+        tasks.spawn(distributor.clone().tell());
         let services = listener::Services {
             identity: IdentityServer::new(Certifier::new(Arc::clone(&self.authority), on_issued))
                 .max_decoding_message_size(64 * 1024),
-            discovery: DiscoveryServer::new(Distributor::new(
-                self.authority.bundle(),
-                self.world.clone(),
-                Arc::clone(&self.compiler),
-                Arc::clone(&self.tracker),
-                Arc::clone(&self.metrics),
-                stopping.clone(),
-            ))
-            .max_decoding_message_size(limits::REQUEST_BYTES)
-            .max_encoding_message_size(2 * limits::RESOURCE_BYTES),
+            discovery: DiscoveryServer::new(distributor)
+                .max_decoding_message_size(limits::REQUEST_BYTES)
+                .max_encoding_message_size(2 * limits::RESOURCE_BYTES),
         };
         tasks.spawn(listener::serve(
             self.tcp,

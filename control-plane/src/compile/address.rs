@@ -43,43 +43,45 @@ pub(super) fn resolve(sources: &mut Sources<'_>, namespace: &str, key: &str) -> 
 fn by_ip(sources: &mut Sources<'_>, ip: IpAddr, port: u16) -> Addressed {
     sources.address(ip);
     let world = sources.world;
-    if let Some(service) = world.index.cluster_ips.get(&ip) {
+    if let Some(service) = world.index.service_at(ip) {
         sources.service(service);
         let known = model::service(&world.objects, service).is_some_and(|service| service.port(port).is_some());
         return if known { Addressed::Service(service.clone(), port) } else { Addressed::Nobody };
     }
-    let uses = world.index.endpoint_ips.get(&ip).map(Vec::as_slice).unwrap_or_default();
-    for pod in uses.iter().filter_map(|used| used.pod.as_ref()) {
+    let uses = world.index.uses_of(ip);
+    for pod in uses.clone().filter_map(|used| used.pod.as_ref()) {
         sources.topics.insert(model::Topic::Workload(format!("{}/{}", pod.namespace, pod.name).into()));
     }
     // Of a Pod that does not exist: who is there is not known, and plaintext is not for whoever it is.
     let nobody = |used: &&EndpointUse| used.pod.as_ref().is_some_and(|pod| model::pod(&world.objects, pod).is_none());
-    if uses.iter().filter(nobody).any(|used| has_port(world, used, port)) {
+    if uses.clone().filter(nobody).any(|used| has_port(world, used, port)) {
         return Addressed::Nobody;
     }
-    if let Some(pod) = pod_at(world, uses, ip, port) {
+    if let Some(pod) = pod_at(world, ip, port) {
         sources.workload(&pod);
         return Addressed::Workload(pod, ip, port);
     }
-    let of_pods = world.index.pod_ips.contains_key(&ip);
-    if !of_pods && !uses.is_empty() && uses.iter().all(|used| nobody(&used)) {
+    let of_pods = world.index.pods_at(ip).next().is_some();
+    let used = uses.clone().next().is_some();
+    if !of_pods && used && uses.clone().all(|used| nobody(&used)) {
         return Addressed::Nobody;
     }
-    let known = of_pods || !uses.is_empty();
+    let known = of_pods || used;
     let ours = world.settings.mesh_networks.iter().any(|network| network.contains(&ip));
     if ours && !known { Addressed::Nobody } else { Addressed::Outside }
 }
 
 /// The Pod at an address, its own or that of an endpoint that names it; where several share it, the one whose endpoint
 /// has that port.
-fn pod_at(world: &World, uses: &[EndpointUse], ip: IpAddr, port: u16) -> Option<ObjectKey> {
+fn pod_at(world: &World, ip: IpAddr, port: u16) -> Option<ObjectKey> {
     let named = |used: &'_ EndpointUse| used.pod.clone().filter(|pod| model::pod(&world.objects, pod).is_some());
-    let mut pods: BTreeSet<ObjectKey> = world.index.pod_ips.get(&ip).into_iter().flatten().cloned().collect();
-    pods.extend(uses.iter().filter_map(named));
+    let uses = world.index.uses_of(ip);
+    let mut pods: BTreeSet<ObjectKey> = world.index.pods_at(ip).cloned().collect();
+    pods.extend(uses.clone().filter_map(named));
     if pods.len() < 2 {
         return pods.pop_first();
     }
-    uses.iter().filter(|used| has_port(world, used, port)).find_map(named)
+    uses.filter(|used| has_port(world, used, port)).find_map(named)
 }
 
 fn has_port(world: &World, used: &EndpointUse, port: u16) -> bool {
@@ -119,7 +121,7 @@ fn by_name(sources: &mut Sources<'_>, namespace: &str, host: &str, port: u16) ->
 /// Whether a namespace is one of the mesh: the client's own, or one with Services.
 fn has_services(world: &World, own: &str, namespace: &Arc<str>) -> bool {
     let first = ObjectKey { kind: Kind::Service, namespace: Arc::clone(namespace), name: "".into() };
-    let next = world.objects.range(first..).next().map(|(key, _)| key);
+    let next = world.objects.next_key(&first);
     own == &**namespace || next.is_some_and(|key| key.kind == Kind::Service && key.namespace == *namespace)
 }
 
@@ -147,7 +149,7 @@ pub(super) fn named_endpoint<'a>(
     service: &ObjectKey,
     hostname: &str,
 ) -> Option<(&'a ObjectKey, &'a EndpointSlice, &'a Endpoint)> {
-    world.index.slices.get(service)?.iter().find_map(|key| {
+    world.index.slices_of(service).find_map(|key| {
         let slice = model::slice(&world.objects, key)?;
         let endpoint = slice.endpoints.iter().find(|endpoint| {
             endpoint.hostname.as_deref().is_some_and(|name| name.eq_ignore_ascii_case(hostname))

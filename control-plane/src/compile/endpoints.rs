@@ -42,7 +42,7 @@ fn of_workload(sources: &mut Sources<'_>, key: &ObjectKey, ip: Option<IpAddr>, p
     let world = sources.world;
     let pod = model::pod(&world.objects, key)?;
     let ip = world.index.addresses_of(&world.objects, key).find(|known| ip.is_none_or(|ip| ip == *known))?;
-    let protocol = world.index.inbound.get(key).and_then(|ports| ports.get(&port));
+    let ports = world.index.inbound(&world.objects, key);
     let endpoint = Endpoint {
         address: SocketAddr::new(ip, port).to_string(),
         identity: identity(sources, key, pod)?,
@@ -51,7 +51,7 @@ fn of_workload(sources: &mut Sources<'_>, key: &ObjectKey, ip: Option<IpAddr>, p
         state: State::Ready.into(),
         workload: key.name.to_string(),
     };
-    let protocol = protocol.map_or(Protocol::Detect, model::InboundPort::protocol);
+    let protocol = ports.get(&port).map_or(Protocol::Detect, model::InboundPort::protocol);
     Some(Endpoints { protocol: protocol.into(), endpoints: vec![endpoint], host_name: None })
 }
 
@@ -99,7 +99,7 @@ fn of_service(sources: &mut Sources<'_>, key: &ObjectKey, number: u16) -> Option
     let protocol = spoken(sources, key, number, port.protocol);
     // By address, since slices may overlap while endpoints move from one to another: ready wins.
     let mut found: BTreeMap<(IpAddr, u16), Endpoint> = BTreeMap::new();
-    for slice_key in world.index.slices.get(key).into_iter().flatten() {
+    for slice_key in world.index.slices_of(key) {
         let Some(slice) = model::slice(&world.objects, slice_key) else { continue };
         sources.origin(slice_key);
         let Some(target) = model::target_number(service, port, slice) else { continue };

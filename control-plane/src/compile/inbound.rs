@@ -20,11 +20,11 @@ pub(super) fn inbound(sources: &mut Sources<'_>, subscriber: &Subscriber) -> Inb
         InboundMode::Permissive => Mode::Permissive,
     };
     let mut ports = Vec::new();
-    for (number, port) in world.index.inbound.get(&key).into_iter().flatten() {
+    for (number, port) in world.index.inbound(&world.objects, &key) {
         for service in &port.services {
             sources.origin(service);
         }
-        ports.push(InboundPort { port: u32::from(*number), protocol: port.protocol().into() });
+        ports.push(InboundPort { port: u32::from(number), protocol: port.protocol().into() });
     }
     let workload = ObjectRef {
         kind: Kind::Pod.as_str().to_owned(),

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::{Subscriber, compile};
-use crate::model::{Document, Generations, MeshSettings, World};
+use crate::model::{Document, FileContent, Generations, MeshSettings, World};
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
 const NAMESPACES: [&str; 2] = ["x", "y"];
@@ -258,6 +258,35 @@ proptest! {
         let again = world.apply(documents(&contents), Vec::new());
         prop_assert_eq!(world.generation(), again.generation());
         prop_assert_eq!(everything(&world), everything(&again));
+    }
+
+    /// File by file, whatever stood in the others meanwhile.
+    #[test]
+    fn what_grew_by_files_is_as_if_it_had_been_read_at_once(
+        steps in proptest::collection::vec((0usize..3, configuration()), 1..12),
+    ) {
+        const FILES: [&str; 3] = ["a", "b", "c"];
+        let of_file = |file: usize, contents: &[Value]| {
+            let mut documents = documents(contents);
+            documents.iter_mut().for_each(|document| document.file = FILES[file].into());
+            documents
+        };
+        let mut files = [const { Vec::new() }; FILES.len()];
+        let mut world = empty().apply(Vec::new(), Vec::new());
+        for (file, contents) in steps {
+            files[file] = of_file(file, &contents);
+            let content = FileContent { file: FILES[file].into(), documents: files[file].clone(), unreadable: Vec::new() };
+            world = world.change([content]);
+        }
+        let fresh = empty().apply(files.concat(), Vec::new());
+        prop_assert_eq!(world.errors(), fresh.errors());
+        prop_assert_eq!(world.ignored(), fresh.ignored());
+        // Of an object in two files, what was in force stays.
+        if fresh.errors().is_empty() {
+            prop_assert_eq!(&world.index, &fresh.index);
+            let content = |world: &World| everything(world).into_iter().map(|r| r.map(|r| r.version)).collect::<Vec<_>>();
+            prop_assert_eq!(content(&world), content(&fresh));
+        }
     }
 
     /// The promise that serving rests on: what no topic says has changed, has not.

@@ -30,7 +30,7 @@ pub fn check(settings: MeshSettings, documents: Vec<Document>, unreadable: Vec<D
     let world = World::empty(settings, Generations::default()).apply(documents, unreadable);
     let mut warnings = Vec::new();
     for ignored in world.ignored() {
-        let (source, what) = ignored.split_once(": ").unwrap_or(("", ignored));
+        let (source, what) = ignored.split_once(": ").unwrap_or(("", &ignored));
         warnings.push(Warning {
             source: source.to_owned(),
             object: String::new(),
@@ -74,8 +74,7 @@ fn service_surprises(world: &World, key: &ObjectKey, service: &Service) -> Vec<S
     if service.ports.is_empty() {
         return vec!["has no TCP port".to_owned()];
     }
-    let slices = world.index.slices.get(key).into_iter().flatten();
-    let slices: Vec<_> = slices.filter_map(|slice| index::slice(&world.objects, slice)).collect();
+    let slices: Vec<_> = world.index.slices_of(key).filter_map(|slice| index::slice(&world.objects, slice)).collect();
     let reachable = |port| {
         slices.iter().any(|slice| index::target_number(service, port, slice).is_some() && !slice.endpoints.is_empty())
     };

@@ -1,7 +1,7 @@
-//! Who is where: addresses, and which Pods stand behind which Services. Built from the objects, as a whole.
+//! Who is where: addresses, and which Pods stand behind which Services. Each object adds its part, and takes it away again.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
 };
@@ -11,10 +11,11 @@ use leno_proto::v1::Protocol;
 use super::{
     Kind, ObjectKey,
     object::{Endpoint, EndpointSlice, Namespace, Object, Pod, Route, Service, ServicePort, Stored, TargetPort},
+    shared_map::SharedMap,
 };
 
 /// Every object in force.
-pub(crate) type Objects = BTreeMap<ObjectKey, Arc<Stored>>;
+pub(crate) type Objects = SharedMap<ObjectKey, Arc<Stored>>;
 
 /// Typed look-up.
 pub(crate) fn service<'a>(objects: &'a Objects, key: &ObjectKey) -> Option<&'a Service> {
@@ -53,33 +54,30 @@ pub(crate) fn route<'a>(objects: &'a Objects, key: &ObjectKey) -> Option<&'a Rou
 }
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, PartialEq)]
 pub(crate) struct Index {
-    /// Service by cluster IP.
-    pub(crate) cluster_ips: HashMap<IpAddr, ObjectKey>,
-    /// Services that claim an address that another one has: (loser, address, owner).
-    pub(crate) address_conflicts: Vec<(ObjectKey, IpAddr, ObjectKey)>,
+    /// Services that claim a cluster IP; the first has it.
+    cluster_ips: SharedMap<IpAddr, BTreeSet<ObjectKey>>,
     /// EndpointSlices by Service, which need not exist.
-    pub(crate) slices: HashMap<ObjectKey, Vec<ObjectKey>>,
+    slices: SharedMap<ObjectKey, BTreeSet<ObjectKey>>,
     /// Pods by address; several share one on a host's network, and on a loopback.
-    pub(crate) pod_ips: HashMap<IpAddr, Vec<ObjectKey>>,
+    pod_ips: SharedMap<IpAddr, BTreeSet<ObjectKey>>,
     /// Endpoints by address.
-    pub(crate) endpoint_ips: HashMap<IpAddr, Vec<EndpointUse>>,
-    /// Services by Pod, through `targetRef`; neither need exist.
-    pub(crate) services_of_pod: HashMap<ObjectKey, BTreeSet<ObjectKey>>,
-    /// Ports of a Pod that some Service names.
-    pub(crate) inbound: HashMap<ObjectKey, BTreeMap<u16, InboundPort>>,
+    endpoint_ips: SharedMap<IpAddr, BTreeSet<EndpointUse>>,
+    /// EndpointSlices by Pod, through `targetRef`; it need not exist.
+    slices_of_pod: SharedMap<ObjectKey, BTreeSet<ObjectKey>>,
 }
 
 /// An address as some EndpointSlice uses it.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct EndpointUse {
-    pub(crate) service: ObjectKey,
     pub(crate) slice: ObjectKey,
+    pub(crate) service: ObjectKey,
     /// By `targetRef`.
     pub(crate) pod: Option<ObjectKey>,
 }
 
+/// A port of a Pod that some Service names.
 #[derive(Debug, Default)]
 pub(crate) struct InboundPort {
     declared: BTreeSet<i32>,
@@ -96,65 +94,105 @@ impl InboundPort {
     }
 }
 
+/// Whether a part is added or taken away.
+#[derive(Clone, Copy, PartialEq)]
+enum Part {
+    Added,
+    Removed,
+}
+
+fn count<K: Ord + Clone, V: Ord + Clone>(map: &mut SharedMap<K, BTreeSet<V>>, key: &K, value: V, part: Part) {
+    let change = |values: &mut BTreeSet<V>| match part {
+        Part::Added => drop(values.insert(value)),
+        Part::Removed => drop(values.remove(&value)),
+    };
+    map.change(key, change, |values| !values.is_empty());
+}
+
 impl Index {
-    pub(crate) fn build(objects: &Objects) -> Self {
-        let mut index = Self::default();
-        for (key, stored) in objects {
-            match stored.object.as_ref() {
-                Object::Service(service) => index.add_service(key, service),
-                Object::Pod(pod) => {
-                    for ip in &pod.ips {
-                        index.pod_ips.entry(*ip).or_default().push(key.clone());
-                    }
-                }
-                Object::EndpointSlice(slice) => index.add_slice(key, slice),
-                Object::Namespace(_) | Object::Route(_) => {}
-            }
-        }
-        // Last, since it needs every Pod's addresses.
-        for (service_key, slices) in &index.slices {
-            let Some(service) = service(objects, service_key) else { continue };
-            for (slice_key, slice) in slices.iter().filter_map(|key| Some((key, slice(objects, key)?))) {
-                let ports: Vec<_> = service
-                    .ports
-                    .iter()
-                    .filter_map(|port| Some((target_number(service, port, slice)?, port)))
-                    .collect();
-                for endpoint in &slice.endpoints {
-                    for pod in index.pods_of(objects, &slice_key.namespace, endpoint) {
-                        let known = index.inbound.entry(pod).or_default();
-                        for (number, port) in &ports {
-                            add_inbound(known, *number, port.protocol, service_key);
-                        }
-                    }
-                }
-            }
-        }
-        index
+    pub(crate) fn add(&mut self, key: &ObjectKey, object: &Object) {
+        self.part(key, object, Part::Added);
     }
 
-    fn add_service(&mut self, key: &ObjectKey, service: &Service) {
-        for ip in &service.cluster_ips {
-            match self.cluster_ips.get(ip) {
-                None => drop(self.cluster_ips.insert(*ip, key.clone())),
-                Some(owner) => self.address_conflicts.push((key.clone(), *ip, owner.clone())),
+    /// Undoes [`Self::add`].
+    pub(crate) fn remove(&mut self, key: &ObjectKey, object: &Object) {
+        self.part(key, object, Part::Removed);
+    }
+
+    fn part(&mut self, key: &ObjectKey, object: &Object, part: Part) {
+        match object {
+            Object::Service(service) => {
+                service.cluster_ips.iter().for_each(|ip| count(&mut self.cluster_ips, ip, key.clone(), part));
             }
+            Object::Pod(pod) => pod.ips.iter().for_each(|ip| count(&mut self.pod_ips, ip, key.clone(), part)),
+            Object::EndpointSlice(slice) => self.part_of_slice(key, slice, part),
+            Object::Namespace(_) | Object::Route(_) => {}
         }
     }
 
-    fn add_slice(&mut self, key: &ObjectKey, slice: &EndpointSlice) {
+    fn part_of_slice(&mut self, key: &ObjectKey, slice: &EndpointSlice, part: Part) {
         let Some(service) = service_of_slice(key, slice) else { return };
-        self.slices.entry(service.clone()).or_default().push(key.clone());
+        count(&mut self.slices, &service, key.clone(), part);
         for endpoint in &slice.endpoints {
             let pod = target_ref(&key.namespace, endpoint);
             if let Some(pod) = &pod {
-                self.services_of_pod.entry(pod.clone()).or_default().insert(service.clone());
+                count(&mut self.slices_of_pod, pod, key.clone(), part);
             }
             for ip in &endpoint.addresses {
-                let used = EndpointUse { service: service.clone(), slice: key.clone(), pod: pod.clone() };
-                self.endpoint_ips.entry(*ip).or_default().push(used);
+                let used = EndpointUse { slice: key.clone(), service: service.clone(), pod: pod.clone() };
+                count(&mut self.endpoint_ips, ip, used, part);
             }
         }
+    }
+
+    /// The Service that has a cluster IP.
+    pub(crate) fn service_at(&self, ip: IpAddr) -> Option<&ObjectKey> {
+        self.cluster_ips.get(&ip)?.first()
+    }
+
+    /// In the order of their names.
+    pub(crate) fn slices_of(&self, service: &ObjectKey) -> impl Iterator<Item = &ObjectKey> {
+        self.slices.get(service).into_iter().flatten()
+    }
+
+    pub(crate) fn pods_at(&self, ip: IpAddr) -> impl Iterator<Item = &ObjectKey> {
+        self.pod_ips.get(&ip).into_iter().flatten()
+    }
+
+    pub(crate) fn uses_of(&self, ip: IpAddr) -> impl Iterator<Item = &EndpointUse> + Clone {
+        self.endpoint_ips.get(&ip).into_iter().flatten()
+    }
+
+    /// Services by Pod, through `targetRef`; neither need exist.
+    pub(crate) fn services_of_pod(&self, objects: &Objects, pod: &ObjectKey) -> BTreeSet<ObjectKey> {
+        let slices = self.slices_of_pod.get(pod).into_iter().flatten();
+        slices.filter_map(|key| service_of_slice(key, slice(objects, key)?)).collect()
+    }
+
+    /// Ports of a Pod that some Service names.
+    pub(crate) fn inbound(&self, objects: &Objects, key: &ObjectKey) -> BTreeMap<u16, InboundPort> {
+        let own = pod(objects, key).into_iter().flat_map(|pod| &pod.ips);
+        let by_address = own.flat_map(|ip| self.uses_of(*ip)).map(|used| &used.slice);
+        let slices: BTreeSet<&ObjectKey> =
+            self.slices_of_pod.get(key).into_iter().flatten().chain(by_address).collect();
+        let mut known = BTreeMap::new();
+        for (slice_key, slice) in slices.into_iter().filter_map(|key| Some((key, slice(objects, key)?))) {
+            let Some(service_key) = service_of_slice(slice_key, slice) else { continue };
+            let Some(service) = service(objects, &service_key) else { continue };
+            let is_it = |endpoint: &Endpoint| {
+                let mut ips = endpoint.addresses.iter();
+                ips.any(|ip| self.pod_of(objects, &slice_key.namespace, endpoint, *ip).as_ref() == Some(key))
+            };
+            if !slice.endpoints.iter().any(is_it) {
+                continue;
+            }
+            for port in &service.ports {
+                if let Some(number) = target_number(service, port, slice) {
+                    add_inbound(&mut known, number, port.protocol, &service_key);
+                }
+            }
+        }
+        known
     }
 
     /// The Pod behind one address of an endpoint: by `targetRef`, else by the address if one Pod alone has it.
@@ -174,18 +212,15 @@ impl Index {
     /// Addresses of a Pod: its own, then those of endpoints that name it.
     pub(crate) fn addresses_of<'a>(&'a self, objects: &'a Objects, key: &'a ObjectKey) -> impl Iterator<Item = IpAddr> {
         let own = pod(objects, key).into_iter().flat_map(|pod| &pod.ips);
-        let services = self.services_of_pod.get(key).into_iter().flatten();
-        let slices = services.filter_map(move |service| self.slices.get(service)).flatten();
+        let slices = self.slices_of_pod.get(key).into_iter().flatten();
         let endpoints = slices.filter_map(move |slice| self::slice(objects, slice)).flat_map(|slice| &slice.endpoints);
         let named = endpoints.filter(move |endpoint| endpoint.pod.as_ref() == Some(&key.name));
         own.chain(named.flat_map(|endpoint| &endpoint.addresses)).copied()
     }
 
     pub(crate) fn only_pod_at(&self, ip: IpAddr) -> Option<&ObjectKey> {
-        match self.pod_ips.get(&ip).map(Vec::as_slice) {
-            Some([only]) => Some(only),
-            _ => None,
-        }
+        let pods = self.pod_ips.get(&ip).filter(|pods| pods.len() == 1)?;
+        pods.first()
     }
 
     /// The Pods behind all addresses of an endpoint.

@@ -1,14 +1,13 @@
-//! Sorts documents out: which object comes from which document, and which keeps what it had.
+//! Sorts documents out: which object comes from which document, and which keeps what it had. A file that changed costs what changed
+//! in it.
 
-use std::{
-    collections::{BTreeSet, HashSet},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
     Document, DocumentError, ObjectKey,
-    index::Objects,
+    object::Stored,
     parse::{self, Item, Parsed},
+    shared_map::SharedMap,
 };
 
 /// File, and number of the document in it.
@@ -19,6 +18,15 @@ pub(super) fn source((file, index): &Place) -> String {
     format!("{file}#{index}")
 }
 
+/// What a file holds now.
+#[derive(Debug, Clone)]
+pub struct FileContent {
+    pub file: Arc<str>,
+    pub documents: Vec<Document>,
+    /// Of documents that could not be read. Nothing here, and no documents: as if there were no such file.
+    pub unreadable: Vec<DocumentError>,
+}
+
 /// A document, and what it held.
 #[derive(Debug)]
 pub(super) struct Read {
@@ -26,107 +34,236 @@ pub(super) struct Read {
     pub(super) items: Arc<[Item]>,
 }
 
+/// A file as it was read. Documents in their order.
+#[derive(Debug, Default)]
+struct ReadFile {
+    read: Vec<Arc<Read>>,
+    unreadable: Vec<DocumentError>,
+    /// Something in it cannot even be named: it may be any object that the file held.
+    broken: bool,
+}
+
 /// A document that says what an object is.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Claim {
     pub(super) parsed: Arc<Parsed>,
     pub(super) place: Place,
 }
 
-/// See the module.
-#[derive(Debug, Default)]
+/// What documents say of an object.
+pub(super) enum Verdict<'a> {
+    /// It is this.
+    Is(&'a Claim),
+    /// Nothing that can be used: what was in force stays.
+    Stays,
+    /// There is no such object.
+    IsNot,
+}
+
+/// What all documents say. See the module.
+#[derive(Debug, Clone, Default)]
 pub(super) struct Intake {
-    /// By key, one for each.
-    pub(super) chosen: Vec<Claim>,
-    /// Objects whose last good version stays; none of them is chosen.
-    pub(super) kept: BTreeSet<ObjectKey>,
-    /// In the order of documents.
-    pub(super) errors: Vec<DocumentError>,
-    pub(super) ignored: Vec<String>,
-    /// In the order of documents.
-    pub(super) read: Vec<Read>,
+    files: SharedMap<Arc<str>, Arc<ReadFile>>,
+    /// In the order of documents; never empty.
+    claims: SharedMap<ObjectKey, Vec<Claim>>,
+    /// How many bad documents name an object.
+    bad: SharedMap<ObjectKey, usize>,
+    /// Objects that several documents claim.
+    disputed: Arc<BTreeSet<ObjectKey>>,
+    /// Files with something wrong in them.
+    faulty: Arc<BTreeSet<Arc<str>>>,
 }
 
 impl Intake {
-    /// `before`: what was read last time, and what is in force.
-    pub(super) fn of(
-        before: &[Read],
-        in_force: &Objects,
-        documents: Vec<Document>,
-        unreadable: Vec<DocumentError>,
-    ) -> Self {
-        let mut intake = Self { errors: unreadable, ..Self::default() };
-        let (claims, bad) = intake.read(before, documents);
-        intake.choose(in_force, claims);
-        let chosen = |key: &ObjectKey| intake.chosen.binary_search_by(|claim| claim.parsed.key.cmp(key)).is_ok();
-        let mut kept: BTreeSet<ObjectKey> = bad.into_iter().filter(|key| !chosen(key)).collect();
-        // A document that cannot even be named may be any object that its file held.
-        let broken: HashSet<&Arc<str>> =
-            intake.errors.iter().filter(|error| error.object.is_none()).map(|error| &error.file).collect();
-        if !broken.is_empty() {
-            let held = in_force.iter().filter(|(_, stored)| broken.contains(&stored.place.0)).map(|(key, _)| key);
-            kept.extend(held.filter(|key| !chosen(key)).cloned());
-        }
-        intake.kept.extend(kept);
-        intake.errors.sort_by(|a, b| (&a.file, a.document, &a.field).cmp(&(&b.file, b.document, &b.field)));
-        intake
-    }
-
-    /// Parses what is new. Returns claims in the order of documents, and objects with a bad document.
-    fn read(&mut self, before: &[Read], mut documents: Vec<Document>) -> (Vec<Claim>, BTreeSet<ObjectKey>) {
-        documents.sort_by(|a, b| (&a.file, a.index).cmp(&(&b.file, b.index)));
-        let mut before = before.iter().peekable();
-        let mut claims = Vec::with_capacity(documents.len());
-        let mut bad = BTreeSet::new();
+    /// Takes in what a file holds now. Adds to `concerned` the objects of which something else may be said than before, but for
+    /// those that a broken file held: see [`Self::is_broken`]. Returns whether that concerns [`Self::errors`].
+    pub(super) fn take(&mut self, content: FileContent, concerned: &mut BTreeSet<ObjectKey>) -> bool {
+        let FileContent { file, mut documents, unreadable } = content;
+        documents.sort_by_key(|document| document.index);
+        let before = self.files.get(&file).cloned().unwrap_or_default();
+        let mut old = before.read.iter().peekable();
+        let mut next = ReadFile { read: Vec::with_capacity(documents.len()), unreadable, broken: false };
+        let mut disputes = false;
         for document in documents {
-            let place = (&document.file, document.index);
-            while before.next_if(|old| (&old.document.file, old.document.index) < place).is_some() {}
-            let same = |old: &&&Read| {
-                Arc::ptr_eq(&old.document.content, &document.content)
-                    && (&old.document.file, old.document.index) == place
-            };
-            let items = match before.peek().filter(same) {
-                Some(old) => old.items.clone(),
-                None => parse::parse(&document).into(),
-            };
-            let place = (document.file.clone(), document.index);
-            for item in items.iter() {
-                match item {
-                    Item::Object(parsed) => claims.push(Claim { parsed: parsed.clone(), place: place.clone() }),
-                    Item::Ignored(what) => self.ignored.push(format!("{}: {what}", source(&place))),
-                    Item::Bad(error) => {
-                        bad.extend(error.object.clone());
-                        self.errors.push(error.clone());
-                    }
-                }
+            let same = |old: &Read| Arc::ptr_eq(&old.document.content, &document.content);
+            while let Some(gone) = old.next_if(|old| {
+                old.document.index < document.index || old.document.index == document.index && !same(old)
+            }) {
+                disputes |= self.forget(gone, concerned);
             }
-            self.read.push(Read { document, items });
+            next.read.push(match old.next_if(|old| old.document.index == document.index) {
+                Some(old) => Arc::clone(old),
+                None => {
+                    let items = parse::parse(&document).into();
+                    let read = Arc::new(Read { document, items });
+                    disputes |= self.note(&read, concerned);
+                    read
+                }
+            });
         }
-        (claims, bad)
+        for gone in old {
+            disputes |= self.forget(gone, concerned);
+        }
+        let broken = next.errors().any(|error| error.object.is_none());
+        next.broken = broken;
+        if before.broken || next.broken {
+            concerned.extend(before.keys().chain(next.keys()).cloned());
+        }
+        let was_faulty = self.faulty.contains(&file);
+        let is_faulty = next.errors().next().is_some();
+        if is_faulty && !was_faulty {
+            Arc::make_mut(&mut self.faulty).insert(Arc::clone(&file));
+        } else if was_faulty && !is_faulty {
+            Arc::make_mut(&mut self.faulty).remove(&file);
+        }
+        if next.read.is_empty() && next.unreadable.is_empty() {
+            self.files.remove(&file);
+        } else {
+            self.files.insert(file, Arc::new(next));
+        }
+        was_faulty || is_faulty || disputes
     }
 
-    fn choose(&mut self, in_force: &Objects, mut claims: Vec<Claim>) {
-        // Stable: claims to one object stay in the order of documents.
-        claims.sort_by(|a, b| a.parsed.key.cmp(&b.parsed.key));
-        let mut twice = BTreeSet::new();
-        for claim in claims {
-            let Some(first) = self.chosen.last().filter(|first| first.parsed.key == claim.parsed.key) else {
-                self.chosen.push(claim);
-                continue;
-            };
-            let key = claim.parsed.key.clone();
-            self.errors.push(DocumentError {
+    /// Returns whether an object is, or was, disputed.
+    fn note(&mut self, read: &Read, concerned: &mut BTreeSet<ObjectKey>) -> bool {
+        let place = (Arc::clone(&read.document.file), read.document.index);
+        let mut disputes = false;
+        for item in read.items.iter() {
+            match item {
+                Item::Object(parsed) => {
+                    let claim = Claim { parsed: Arc::clone(parsed), place: place.clone() };
+                    let add = |claims: &mut Vec<Claim>| {
+                        let at = claims.partition_point(|known| known.place <= claim.place);
+                        claims.insert(at, claim);
+                        disputes |= claims.len() > 1;
+                    };
+                    self.claims.change(&parsed.key, add, |_| true);
+                    self.dispute(&parsed.key);
+                    concerned.insert(parsed.key.clone());
+                }
+                Item::Bad(DocumentError { object: Some(key), .. }) => {
+                    self.bad.change(key, |count| *count += 1, |_| true);
+                    concerned.insert(key.clone());
+                }
+                Item::Bad(_) | Item::Ignored(_) => {}
+            }
+        }
+        disputes
+    }
+
+    /// Undoes [`Self::note`].
+    fn forget(&mut self, read: &Read, concerned: &mut BTreeSet<ObjectKey>) -> bool {
+        let place = (Arc::clone(&read.document.file), read.document.index);
+        let mut disputes = false;
+        for item in read.items.iter() {
+            match item {
+                Item::Object(parsed) => {
+                    let remove = |claims: &mut Vec<Claim>| {
+                        disputes |= claims.len() > 1;
+                        claims.retain(|known| known.place != place || !Arc::ptr_eq(&known.parsed, parsed));
+                    };
+                    self.claims.change(&parsed.key, remove, |claims| !claims.is_empty());
+                    self.dispute(&parsed.key);
+                    concerned.insert(parsed.key.clone());
+                }
+                Item::Bad(DocumentError { object: Some(key), .. }) => {
+                    self.bad.change(key, |count| *count = count.saturating_sub(1), |count| *count > 0);
+                    concerned.insert(key.clone());
+                }
+                Item::Bad(_) | Item::Ignored(_) => {}
+            }
+        }
+        disputes
+    }
+
+    fn dispute(&mut self, key: &ObjectKey) {
+        let disputed = self.claims.get(key).is_some_and(|claims| claims.len() > 1);
+        if disputed != self.disputed.contains(key) {
+            let all = Arc::make_mut(&mut self.disputed);
+            if disputed {
+                all.insert(key.clone());
+            } else {
+                all.remove(key);
+            }
+        }
+    }
+
+    /// `in_force`: what the object is now.
+    pub(super) fn verdict(&self, key: &ObjectKey, in_force: Option<&Arc<Stored>>) -> Verdict<'_> {
+        match (self.claims.get(key).map(Vec::as_slice).unwrap_or_default(), in_force) {
+            ([only], _) => Verdict::Is(only),
+            // Which of several is meant is not ours to guess.
+            ([_, ..], Some(_)) => Verdict::Stays,
+            ([first, ..], None) => Verdict::Is(first),
+            ([], Some(stored)) if self.bad.contains_key(key) || self.is_broken(&stored.place.0) => Verdict::Stays,
+            ([], _) => Verdict::IsNot,
+        }
+    }
+
+    /// Whether a file may hold any object: what it held last stays.
+    pub(super) fn is_broken(&self, file: &str) -> bool {
+        self.files.get(file).is_some_and(|file| file.broken)
+    }
+
+    /// Every file that holds something.
+    pub(super) fn files(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.files.keys()
+    }
+
+    /// What is wrong, in the order of documents.
+    pub(super) fn errors(&self) -> Vec<DocumentError> {
+        let faulty = self.faulty.iter().filter_map(|file| self.files.get(file));
+        let mut errors: Vec<DocumentError> = faulty.flat_map(|file| file.errors()).cloned().collect();
+        for (key, claims) in self.disputed.iter().filter_map(|key| Some((key, self.claims.get(key)?))) {
+            let Some((first, others)) = claims.split_first() else { continue };
+            errors.extend(others.iter().map(|claim| DocumentError {
                 file: claim.place.0.clone(),
                 document: claim.place.1,
                 object: Some(key.clone()),
                 field: "metadata.name".to_owned(),
                 reason: format!("{key} is also in {}: remove one of the two", source(&first.place)),
-            });
-            twice.insert(key);
+            }));
         }
-        // Which of the two is meant is not ours to guess: what was in force stays.
-        twice.retain(|key| in_force.contains_key(key));
-        self.chosen.retain(|claim| !twice.contains(&claim.parsed.key));
-        self.kept = twice;
+        errors.sort_by(|a, b| (&a.file, a.document, &a.field).cmp(&(&b.file, b.document, &b.field)));
+        errors
+    }
+
+    /// Documents of kinds that are not read, in their order.
+    pub(super) fn ignored(&self) -> Vec<String> {
+        let read = self.files.values().flat_map(|file| &file.read);
+        let ignored = read.flat_map(|read| {
+            read.items.iter().filter_map(|item| match item {
+                Item::Ignored(what) => {
+                    Some(format!("{}: {what}", source(&(read.document.file.clone(), read.document.index))))
+                }
+                Item::Object(_) | Item::Bad(_) => None,
+            })
+        });
+        ignored.collect()
+    }
+
+    /// In their order.
+    #[cfg(test)]
+    pub(super) fn read(&self) -> impl Iterator<Item = &Arc<Read>> {
+        self.files.values().flat_map(|file| &file.read)
+    }
+}
+
+impl ReadFile {
+    fn errors(&self) -> impl Iterator<Item = &DocumentError> {
+        let bad = self.read.iter().flat_map(|read| read.items.iter()).filter_map(|item| match item {
+            Item::Bad(error) => Some(error),
+            Item::Object(_) | Item::Ignored(_) => None,
+        });
+        self.unreadable.iter().chain(bad)
+    }
+
+    /// Objects that it says something of.
+    fn keys(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.read.iter().flat_map(|read| read.items.iter()).filter_map(|item| match item {
+            Item::Object(parsed) => Some(&parsed.key),
+            Item::Bad(error) => error.object.as_ref(),
+            Item::Ignored(_) => None,
+        })
     }
 }

@@ -1,6 +1,6 @@
 //! What a change touches: from objects that changed to the topics that compiled resources depend on.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::HashSet, sync::Arc};
 
 use super::{
     Kind, ObjectKey, Topic,
@@ -21,7 +21,7 @@ pub(crate) fn name_of(key: &ObjectKey) -> Arc<str> {
 }
 
 /// Adds every topic that a change of `key`, from `before` to `after`, touches.
-pub(crate) fn touched(key: &ObjectKey, before: &Side<'_>, after: &Side<'_>, topics: &mut BTreeSet<Topic>) {
+pub(crate) fn touched(key: &ObjectKey, before: &Side<'_>, after: &Side<'_>, topics: &mut HashSet<Topic>) {
     if let (Some(old), Some(new)) = (index::slice(before.objects, key), index::slice(after.objects, key))
         && (&old.service, &old.ports) == (&new.service, &new.ports)
     {
@@ -42,7 +42,7 @@ pub(crate) fn touched(key: &ObjectKey, before: &Side<'_>, after: &Side<'_>, topi
                 topics.insert(Topic::Service(name_of(key)));
                 topics.insert(Topic::ServicesOf(key.namespace.clone()));
                 topics.extend(service.cluster_ips.iter().map(|ip| Topic::Address(ip.to_string().into())));
-                for slice in side.index.slices.get(key).into_iter().flatten() {
+                for slice in side.index.slices_of(key) {
                     if let Some(endpoints) = index::slice(side.objects, slice) {
                         workload_topics(slice, endpoints, side, topics);
                     }
@@ -54,15 +54,15 @@ pub(crate) fn touched(key: &ObjectKey, before: &Side<'_>, after: &Side<'_>, topi
             }
             Object::Pod(pod) => {
                 topics.insert(Topic::Workload(name_of(key)));
-                let services = side.index.services_of_pod.get(key).into_iter().flatten();
-                topics.extend(services.map(|service| Topic::Service(name_of(service))));
+                let services = side.index.services_of_pod(side.objects, key);
+                topics.extend(services.iter().map(|service| Topic::Service(name_of(service))));
                 for ip in &pod.ips {
                     topics.insert(Topic::Address(ip.to_string().into()));
                     // Whose endpoints are found by address.
                     for side in [before, after] {
-                        let uses = side.index.endpoint_ips.get(ip).into_iter().flatten();
+                        let uses = side.index.uses_of(*ip);
                         topics.extend(uses.map(|used| Topic::Service(name_of(&used.service))));
-                        let pods = side.index.pod_ips.get(ip).into_iter().flatten();
+                        let pods = side.index.pods_at(*ip);
                         topics.extend(pods.map(|pod| Topic::Workload(name_of(pod))));
                     }
                 }
@@ -81,7 +81,7 @@ pub(crate) fn touched(key: &ObjectKey, before: &Side<'_>, after: &Side<'_>, topi
     }
 }
 
-fn slice_topics(key: &ObjectKey, slice: &EndpointSlice, topics: &mut BTreeSet<Topic>) {
+fn slice_topics(key: &ObjectKey, slice: &EndpointSlice, topics: &mut HashSet<Topic>) {
     if let Some(service) = index::service_of_slice(key, slice) {
         topics.insert(Topic::Service(name_of(&service)));
     }
@@ -94,7 +94,7 @@ fn slice_topics(key: &ObjectKey, slice: &EndpointSlice, topics: &mut BTreeSet<To
 }
 
 /// Workloads that endpoints stand for, also those that only their address tells.
-fn workload_topics(key: &ObjectKey, slice: &EndpointSlice, side: &Side<'_>, topics: &mut BTreeSet<Topic>) {
+fn workload_topics(key: &ObjectKey, slice: &EndpointSlice, side: &Side<'_>, topics: &mut HashSet<Topic>) {
     for endpoint in &slice.endpoints {
         let pods = side.index.pods_of(side.objects, &key.namespace, endpoint);
         topics.extend(pods.iter().map(|pod| Topic::Workload(name_of(pod))));

@@ -1,9 +1,7 @@
 //! All facts at one generation, and how the next one is made.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, btree_map},
-    hash::{DefaultHasher, Hash as _, Hasher as _},
-    iter::Peekable,
+    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
     sync::Arc,
 };
 
@@ -11,40 +9,48 @@ use super::{
     Condition, Document, DocumentError, EndpointSlice, Generations, Kind, MeshSettings, Object, ObjectInfo, ObjectKey,
     Topic,
     index::{self, Index, Objects},
-    intake::{Claim, Intake, Place, Read, source},
+    intake::{Claim, FileContent, Intake, Place, Verdict, source},
     object::Stored,
     parse::{self, Item, Parsed},
     routes::RouteIndex,
+    shared_map::SharedMap,
     topics::{self, Side},
 };
 
 /// Topics whose last change is remembered one by one. Beyond, the older half is forgotten: who asks about a time before that
 /// is told that everything changed.
 const MAX_TOPICS: usize = 65_536;
+/// Latest changes whose topics are at hand.
+const RECENT: usize = 32;
 /// Removed objects whose generation is remembered, so that one of the same name goes on from there.
 const MAX_REMOVED: usize = 4_096;
 
-/// All facts at one mesh-wide generation. Cheap to share (`Arc<World>`), never changed.
+/// All facts at one mesh-wide generation. Cheap to share (`Arc<World>`), never changed. The next one shares with it what did
+/// not change.
 #[derive(Debug)]
 pub struct World {
     pub(crate) settings: MeshSettings,
     pub(crate) objects: Objects,
-    pub(crate) index: Arc<Index>,
+    pub(crate) index: Index,
     pub(crate) routes: Arc<RouteIndex>,
     generation: u64,
-    errors: Vec<DocumentError>,
+    errors: Arc<[DocumentError]>,
     /// Objects in force whose document is bad.
-    held_over: BTreeSet<ObjectKey>,
+    held_over: Arc<BTreeSet<ObjectKey>>,
     /// Objects as an earlier run had them: what a document that is bad at the first load falls back to.
     restored: Objects,
-    /// Documents that are of no kind that is read: "apps.yaml#1: apps/v1 Deployment".
-    ignored: Vec<String>,
-    read: Vec<Read>,
+    intake: Intake,
     /// Generation and spec hash of objects that are not in force. An empty hash: removed while we looked on.
-    gone: BTreeMap<String, (u64, String)>,
+    gone: Arc<BTreeMap<String, (u64, String)>>,
     /// Mesh generation of the last change of each topic; of all others: `unchanged_since` or before.
-    changed_at: HashMap<Topic, u64>,
+    changed_at: SharedMap<Topic, u64>,
     unchanged_since: u64,
+    /// The last changes, the latest last: which generation they made, and what they touched.
+    recent: VecDeque<(u64, Arc<HashSet<Topic>>)>,
+    /// Objects that the last change gave another generation, or removed.
+    changed: Vec<ObjectKey>,
+    /// See [`World::last_good_version`].
+    last_good_version: u64,
     /// False for the empty world.
     loaded: bool,
 }
@@ -54,18 +60,20 @@ impl World {
     pub fn empty(settings: MeshSettings, generations: Generations) -> Self {
         Self {
             settings,
-            objects: Objects::new(),
-            index: Arc::default(),
+            objects: Objects::default(),
+            index: Index::default(),
             routes: Arc::default(),
             generation: generations.mesh,
-            errors: Vec::new(),
-            held_over: BTreeSet::new(),
-            restored: Objects::new(),
-            ignored: Vec::new(),
-            read: Vec::new(),
-            gone: generations.objects,
-            changed_at: HashMap::new(),
+            errors: Arc::default(),
+            held_over: Arc::default(),
+            restored: Objects::default(),
+            intake: Intake::default(),
+            gone: Arc::new(generations.objects),
+            changed_at: SharedMap::default(),
             unchanged_since: generations.mesh,
+            recent: VecDeque::new(),
+            changed: Vec::new(),
+            last_good_version: 0,
             loaded: false,
         }
     }
@@ -96,86 +104,132 @@ impl World {
     /// The next world from a complete set of documents. Objects whose document is bad keep their last good version (from
     /// `self`); errors say what is wrong. Same documents: same generation.
     pub fn apply(&self, documents: Vec<Document>, unreadable: Vec<DocumentError>) -> Self {
+        let none =
+            |file: &Arc<str>| FileContent { file: Arc::clone(file), documents: Vec::new(), unreadable: Vec::new() };
+        let mut files: BTreeMap<Arc<str>, FileContent> =
+            self.intake.files().map(|file| (Arc::clone(file), none(file))).collect();
+        for document in documents {
+            files.entry(Arc::clone(&document.file)).or_insert_with_key(none).documents.push(document);
+        }
+        for error in unreadable {
+            files.entry(Arc::clone(&error.file)).or_insert_with_key(none).unreadable.push(error);
+        }
+        self.change(files.into_values())
+    }
+
+    /// The same from what some files hold now, the others being as they were.
+    pub fn change(&self, files: impl IntoIterator<Item = FileContent>) -> Self {
         let in_force = if self.loaded { &self.objects } else { &self.restored };
-        let intake = Intake::of(&self.read, in_force, documents, unreadable);
-        let mut gone = self.gone.clone();
-        let objects = self.next_objects(&intake, in_force, &mut gone);
-        let changed = self.changed_keys(&objects);
-        for key in &changed {
-            if let (Some(old), None) = (self.objects.get(key), objects.get(key)) {
-                remember_removed(&mut gone, key, old.generation);
+        let mut intake = self.intake.clone();
+        let mut concerned = BTreeSet::new();
+        let mut errors_moved = false;
+        for content in files {
+            let file = Arc::clone(&content.file);
+            let was_broken = intake.is_broken(&file);
+            errors_moved |= intake.take(content, &mut concerned);
+            if was_broken || intake.is_broken(&file) {
+                let of_file = |key: &&ObjectKey| in_force.get(*key).is_some_and(|stored| stored.place.0 == file);
+                concerned.extend(self.held_over.iter().filter(of_file).cloned());
             }
         }
-        // At the first load what is on record tells whether anything changed while nobody looked.
-        let moved = if self.loaded { !changed.is_empty() } else { self.differs_from_record(&objects) };
-        let generation = if moved || self.generation == 0 { self.generation + 1 } else { self.generation };
+        if !self.loaded {
+            concerned.extend(self.restored.keys().cloned());
+        }
         let mut next = Self {
             settings: self.settings.clone(),
+            objects: self.objects.clone(),
             index: self.index.clone(),
-            routes: self.routes.clone(),
-            generation,
-            errors: intake.errors,
-            held_over: intake.kept,
-            restored: Objects::new(),
-            ignored: intake.ignored,
-            read: intake.read,
-            gone,
+            routes: Arc::clone(&self.routes),
+            generation: self.generation,
+            errors: if errors_moved { intake.errors().into() } else { Arc::clone(&self.errors) },
+            held_over: Arc::clone(&self.held_over),
+            restored: Objects::default(),
+            intake,
+            gone: Arc::clone(&self.gone),
             changed_at: self.changed_at.clone(),
             unchanged_since: self.unchanged_since,
+            recent: self.recent.clone(),
+            changed: Vec::new(),
+            last_good_version: self.last_good_version,
             loaded: true,
-            objects,
         };
-        if !changed.is_empty() {
-            next.reindex(self, &changed);
+        for key in &concerned {
+            next.decide(key, in_force.get(key), self.generation);
+        }
+        // At the first load what is on record tells whether anything changed while nobody looked.
+        let moved = if self.loaded { !next.changed.is_empty() } else { self.differs_from_record(&next.objects) };
+        next.generation += u64::from(moved || self.generation == 0);
+        if !next.changed.is_empty() {
+            next.reindex(self);
         }
         if !self.loaded {
-            next.unchanged_since = generation;
-            next.changed_at.clear();
-            next.gone.retain(|name, _| is_remembered(name));
-            // Removed while nobody looked on: from now on that is known.
-            next.gone.values_mut().for_each(|(_, hash)| hash.clear());
+            next.begin();
         }
         next
     }
 
-    fn next_objects(&self, intake: &Intake, in_force: &Objects, gone: &mut BTreeMap<String, (u64, String)>) -> Objects {
-        let mut before = Walk::over(&self.objects);
-        let mut objects = Vec::with_capacity(intake.chosen.len() + intake.kept.len());
-        for Claim { parsed, place } in &intake.chosen {
-            let stored = match before.find(&parsed.key) {
-                Some(old) if old.is(parsed, place) => old.clone(),
-                Some(old) => {
-                    let generation = old.generation + u64::from(old.hash != parsed.hash);
-                    store(parsed, place, generation)
-                }
-                None => {
-                    let generation = match gone.remove(&parsed.key.to_string()) {
-                        Some((generation, hash)) if *hash == *parsed.hash => generation,
-                        Some((generation, _)) => generation + 1,
-                        None => first_generation(parsed.key.kind, self.generation),
-                    };
-                    store(parsed, place, generation)
-                }
-            };
-            objects.push((parsed.key.clone(), stored));
-        }
-        for key in &intake.kept {
-            if let Some(stored) = in_force.get(key) {
-                gone.remove(&key.to_string());
-                objects.push((key.clone(), stored.clone()));
+    /// Gives an object the form that documents say it has. `mesh`: the generation before.
+    fn decide(&mut self, key: &ObjectKey, in_force: Option<&Arc<Stored>>, mesh: u64) {
+        let before = self.objects.get(key).cloned();
+        let (stored, held_over) = match self.intake.verdict(key, in_force) {
+            Verdict::Is(claim) => {
+                let claim = claim.clone();
+                (Some(self.stored(&claim, before.as_ref(), mesh)), false)
             }
+            Verdict::Stays => (in_force.cloned(), in_force.is_some()),
+            Verdict::IsNot => (None, false),
+        };
+        if held_over != self.held_over.contains(key) {
+            let all = Arc::make_mut(&mut self.held_over);
+            if held_over {
+                all.insert(key.clone())
+            } else {
+                all.remove(key)
+            };
         }
-        objects.into_iter().collect()
+        let generation = |stored: &Option<Arc<Stored>>| stored.as_ref().map(|stored| stored.generation);
+        if generation(&before) != generation(&stored) {
+            self.changed.push(key.clone());
+        }
+        match (&before, stored) {
+            (Some(before), Some(stored)) if Arc::ptr_eq(before, &stored) => return,
+            (_, Some(stored)) => {
+                if before.is_none() && self.gone.contains_key(&key.to_string()) {
+                    Arc::make_mut(&mut self.gone).remove(&key.to_string());
+                }
+                self.objects.insert(key.clone(), stored);
+            }
+            (Some(before), None) => {
+                self.objects.remove(key);
+                remember_removed(&mut self.gone, key, before.generation);
+            }
+            (None, None) => return,
+        }
+        self.last_good_version += 1;
     }
 
-    fn changed_keys(&self, objects: &Objects) -> BTreeSet<ObjectKey> {
-        let mut before = Walk::over(&self.objects);
-        let mut after = Walk::over(objects);
-        let mut moved =
-            |key: &ObjectKey, stored: &Stored| before.find(key).is_none_or(|old| old.generation != stored.generation);
-        let changed: Vec<_> = objects.iter().filter(|(key, stored)| moved(key, stored)).map(|(key, _)| key).collect();
-        let removed = self.objects.keys().filter(|key| after.find(key).is_none());
-        changed.into_iter().chain(removed).cloned().collect()
+    fn stored(&self, Claim { parsed, place }: &Claim, before: Option<&Arc<Stored>>, mesh: u64) -> Arc<Stored> {
+        let generation = match before {
+            Some(old) if old.is(parsed, place) => return Arc::clone(old),
+            Some(old) => old.generation + u64::from(old.hash != parsed.hash),
+            None => match self.gone.get(&parsed.key.to_string()) {
+                Some((generation, hash)) if **hash == *parsed.hash => *generation,
+                Some((generation, _)) => generation + 1,
+                None => first_generation(parsed.key.kind, mesh),
+            },
+        };
+        store(parsed, place, generation)
+    }
+
+    /// The first load is over.
+    fn begin(&mut self) {
+        self.unchanged_since = self.generation;
+        self.changed_at = SharedMap::default();
+        self.recent.clear();
+        let gone = Arc::make_mut(&mut self.gone);
+        gone.retain(|name, _| is_remembered(name));
+        // Removed while nobody looked on: from now on that is known.
+        gone.values_mut().for_each(|(_, hash)| hash.clear());
     }
 
     fn differs_from_record(&self, objects: &Objects) -> bool {
@@ -186,29 +240,43 @@ impl World {
         missing || !objects.iter().all(recorded)
     }
 
-    fn reindex(&mut self, before: &Self, changed: &BTreeSet<ObjectKey>) {
-        if changed.iter().any(|key| !key.kind.is_route()) {
-            self.index = Arc::new(Index::build(&self.objects));
+    fn reindex(&mut self, before: &Self) {
+        for key in &self.changed {
+            if let Some(old) = before.objects.get(key) {
+                self.index.remove(key, &old.object);
+            }
+            if let Some(new) = self.objects.get(key) {
+                self.index.add(key, &new.object);
+            }
         }
         // Routes depend on routes and Services only.
-        if changed.iter().any(|key| key.kind.is_route() || key.kind == Kind::Service) {
+        if self.changed.iter().any(|key| key.kind.is_route() || key.kind == Kind::Service) {
             self.routes = Arc::new(RouteIndex::build(&self.objects));
         }
-        let mut touched = BTreeSet::new();
+        if !before.loaded {
+            // Who has never looked is told that everything changed.
+            return;
+        }
+        let mut touched = HashSet::new();
         let before = Side { objects: &before.objects, index: &before.index };
         let after = Side { objects: &self.objects, index: &self.index };
-        for key in changed {
+        for key in &self.changed {
             topics::touched(key, &before, &after, &mut touched);
         }
-        for topic in touched {
-            self.changed_at.insert(topic, self.generation);
+        for topic in &touched {
+            self.changed_at.insert(topic.clone(), self.generation);
+        }
+        self.recent.push_back((self.generation, Arc::new(touched)));
+        if self.recent.len() > RECENT {
+            self.recent.pop_front();
         }
         if self.changed_at.len() > MAX_TOPICS {
             let mut times: Vec<u64> = self.changed_at.values().copied().collect();
             let middle = times.len() / 2;
             let (_, median, _) = times.select_nth_unstable(middle);
             let forget = *median;
-            self.changed_at.retain(|_, at| *at > forget);
+            let kept = self.changed_at.iter().filter(|(_, at)| **at > forget);
+            self.changed_at = kept.map(|(topic, at)| (topic.clone(), *at)).collect();
             self.unchanged_since = forget;
         }
     }
@@ -227,6 +295,17 @@ impl World {
         Generations { mesh: self.generation, objects }
     }
 
+    /// Of the objects that the last change touched, as [`World::generations`] has them. None: it was removed, and is not to be
+    /// remembered.
+    pub fn changed_generations(&self) -> impl Iterator<Item = (String, Option<(u64, String)>)> {
+        self.changed.iter().map(|key| {
+            let name = key.to_string();
+            let present = self.objects.get(key).map(|stored| (stored.generation, stored.hash.to_string()));
+            let record = present.or_else(|| self.gone.get(&name).cloned());
+            (name, record)
+        })
+    }
+
     /// Every object in force as a document of its own, to be kept in the state folder: see [`World::restored`].
     pub fn last_good(&self) -> impl Iterator<Item = Document> {
         self.objects.values().map(|stored| Document {
@@ -237,17 +316,30 @@ impl World {
     }
 
     /// Another whenever there is something else to keep: another generation, or an object that moved to another place.
-    pub fn last_good_version(&self) -> u64 {
-        let mut hash = DefaultHasher::new();
-        self.generation.hash(&mut hash);
-        self.objects.values().for_each(|stored| stored.place.hash(&mut hash));
-        hash.finish()
+    pub fn last_good_version(&self) -> (u64, u64) {
+        (self.generation, self.last_good_version)
     }
 
     /// Whether any of `topics` changed after mesh generation `since`.
     pub fn changed_since(&self, topics: &[Topic], since: u64) -> bool {
-        since < self.unchanged_since
-            || topics.iter().any(|topic| self.changed_at.get(topic).is_some_and(|at| *at > since))
+        if since >= self.generation {
+            return false;
+        }
+        match self.recent_changes(since) {
+            Some(mut changes) => changes.any(|touched| topics.iter().any(|topic| touched.contains(topic))),
+            None => {
+                since < self.unchanged_since
+                    || topics.iter().any(|topic| self.changed_at.get(topic).is_some_and(|at| *at > since))
+            }
+        }
+    }
+
+    /// What was touched after mesh generation `since`; None: that is too long ago, it may be anything.
+    pub fn recent_changes(&self, since: u64) -> Option<impl Iterator<Item = &HashSet<Topic>>> {
+        // Each generation is one change. The oldest at hand tells what changed since the one before it.
+        let oldest = self.recent.front().map_or(self.generation, |(generation, _)| generation - 1);
+        let changes = self.recent.iter().rev().take_while(move |(generation, _)| *generation > since);
+        (since >= oldest).then(|| changes.map(|(_, touched)| &**touched))
     }
 
     /// What is wrong with the documents, in their order.
@@ -257,12 +349,12 @@ impl World {
 
     /// How many objects in force are of a document that is bad now.
     pub fn held_over(&self) -> usize {
-        self.held_over.iter().filter(|key| self.objects.contains_key(key)).count()
+        self.held_over.len()
     }
 
     /// Documents of kinds that are not read.
-    pub fn ignored(&self) -> &[String] {
-        &self.ignored
+    pub fn ignored(&self) -> Vec<String> {
+        self.intake.ignored()
     }
 
     /// Every object in force.
@@ -287,7 +379,12 @@ impl World {
 
     fn conditions(&self, stored: &Stored) -> Vec<Condition> {
         let mut conditions = self.routes.conditions.get(&stored.key).cloned().unwrap_or_default();
-        for (_, ip, owner) in self.index.address_conflicts.iter().filter(|(loser, ..)| *loser == stored.key) {
+        let ips = match stored.object.as_ref() {
+            Object::Service(service) => service.cluster_ips.as_slice(),
+            _ => &[],
+        };
+        let owned = ips.iter().filter_map(|ip| Some((ip, self.index.service_at(*ip)?)));
+        for (ip, owner) in owned.filter(|(_, owner)| **owner != stored.key) {
             conditions.push(Condition {
                 kind: "Accepted",
                 status: false,
@@ -336,21 +433,6 @@ impl World {
     }
 }
 
-/// Looks up ascending keys in one pass: with thousands of objects, a change costs a walk and not thousands of searches.
-struct Walk<'a>(Peekable<btree_map::Iter<'a, ObjectKey, Arc<Stored>>>);
-
-impl<'a> Walk<'a> {
-    fn over(objects: &'a Objects) -> Self {
-        Self(objects.iter().peekable())
-    }
-
-    /// `key` must not be less than in the call before.
-    fn find(&mut self, key: &ObjectKey) -> Option<&'a Arc<Stored>> {
-        while self.0.next_if(|(known, _)| *known < key).is_some() {}
-        self.0.peek().filter(|(known, _)| *known == key).map(|(_, stored)| *stored)
-    }
-}
-
 fn store(parsed: &Parsed, place: &Place, generation: u64) -> Arc<Stored> {
     Arc::new(Stored {
         key: parsed.key.clone(),
@@ -370,9 +452,10 @@ impl Stored {
     }
 }
 
-fn remember_removed(gone: &mut BTreeMap<String, (u64, String)>, key: &ObjectKey, generation: u64) {
+fn remember_removed(gone: &mut Arc<BTreeMap<String, (u64, String)>>, key: &ObjectKey, generation: u64) {
     let name = key.to_string();
     if is_remembered(&name) {
+        let gone = Arc::make_mut(gone);
         while gone.len() >= MAX_REMOVED && gone.pop_first().is_some() {}
         gone.insert(name, (generation, String::new()));
     }

@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use leno_proto::v1::{Resource, ResourceKind, ResourceName};
@@ -23,6 +26,8 @@ pub struct Compiled {
     pub topics: Vec<Topic>,
     /// The generation it was made at.
     pub generation: u64,
+    /// A generation, that one or a later, at which it was found to be current. Shared, so that not each of thousands looks.
+    current_at: AtomicU64,
     /// Encoded size in bytes, body and all.
     pub size: usize,
 }
@@ -31,7 +36,7 @@ impl Compiled {
     /// Measures `resource`.
     pub fn new(resource: Option<Resource>, topics: Vec<Topic>, generation: u64) -> Self {
         let size = resource.as_ref().map_or(0, |r| r.encoded_len());
-        Self { resource, topics, generation, size }
+        Self { resource, topics, generation, current_at: AtomicU64::new(generation), size }
     }
 
     /// None: it does not exist.
@@ -54,8 +59,8 @@ pub struct Compiler {
     shared: Mutex<Shared>,
 }
 
-/// A destination depends on the client's namespace, and so may all but the client's own inbound policy.
-type Key = (Arc<str>, ResourceName);
+/// A destination depends on the client's namespace; what is the same for all has none.
+type Key = (Option<Arc<str>>, ResourceName);
 
 #[derive(Default)]
 struct Shared {
@@ -90,7 +95,15 @@ pub struct WorldView<'a> {
 
 impl WorldView<'_> {
     fn is_current(&self, compiled: &Compiled) -> bool {
-        !self.world.changed_since(&compiled.topics, compiled.generation)
+        let (now, known) = (self.world.generation(), compiled.current_at.load(Ordering::Relaxed));
+        if known >= now {
+            return true;
+        }
+        let current = !self.world.changed_since(&compiled.topics, known);
+        if current {
+            compiled.current_at.fetch_max(now, Ordering::Relaxed);
+        }
+        current
     }
 
     fn compile(&self, name: &ResourceName) -> Arc<Compiled> {
@@ -119,7 +132,8 @@ impl View for WorldView<'_> {
         if name.kind() == ResourceKind::Inbound {
             return self.compile(name);
         }
-        let key = (Arc::clone(self.namespace), name.clone());
+        let namespace = (name.kind() == ResourceKind::Destination).then(|| Arc::clone(self.namespace));
+        let key = (namespace, name.clone());
         let known = self.compiler.shared.lock().compiled.get(&key).and_then(Weak::upgrade);
         if let Some(known) = known
             // Another stream may be ahead of this one: then both are right, each for its own generation.

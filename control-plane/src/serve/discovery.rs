@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use anyhow::Context as _;
 use leno_proto::v1::{
     Delta, Goodbye, Resource, SubscribeRequest, SubscribeResponse, discovery_server::Discovery, subscribe_request,
     subscribe_response,
@@ -22,13 +23,18 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     compiled::{Compiled, Compiler},
+    interests::Interests,
     limits,
     listener::{Peer, PeerCertificate},
     metrics::Metrics,
     session::{Session, Violation},
-    tracker::{Claim, Holder, Opened, Orders, Report, StreamId, Tracker},
+    tracker::{Claim, Holder, Opened, Order, Orders, Report, StreamId, Tracker},
 };
-use crate::{authority::issue, compile::Subscriber, model::World};
+use crate::{
+    authority::issue,
+    compile::Subscriber,
+    model::{Topic, World},
+};
 use leno_proto::spiffe::SpiffeId;
 
 /// A proxy that opens a stream and then says nothing is not waited for.
@@ -40,6 +46,7 @@ pub struct Distributor {
     bundle: watch::Receiver<Arc<Resource>>,
     world: watch::Receiver<Arc<World>>,
     compiler: Arc<Compiler>,
+    interests: Arc<Interests>,
     tracker: Arc<Tracker>,
     metrics: Arc<Metrics>,
     stopping: watch::Receiver<bool>,
@@ -49,13 +56,36 @@ impl Distributor {
     pub fn new(
         bundle: watch::Receiver<Arc<Resource>>,
         world: watch::Receiver<Arc<World>>,
-        compiler: Arc<Compiler>,
         tracker: Arc<Tracker>,
         metrics: Arc<Metrics>,
         stopping: watch::Receiver<bool>,
     ) -> Self {
-        Self { bundle, world, compiler, tracker, metrics, stopping }
+        Self { bundle, world, compiler: Arc::default(), interests: Arc::default(), tracker, metrics, stopping }
     }
+
+    /// Tells streams of changes that touch them, until the control plane stops.
+    ///
+    /// # Errors
+    /// If nobody reads the configuration any more.
+    pub async fn tell(self) -> anyhow::Result<()> {
+        let Self { mut world, mut stopping, .. } = self;
+        let mut told = 0;
+        loop {
+            let now = Arc::clone(&world.borrow_and_update());
+            let touched = now.recent_changes(told).map(|changes| self.interests.in_any(changes.flatten()));
+            told = now.generation();
+            self.tracker.tell(touched.as_ref(), told);
+            tokio::select! {
+                changed = world.changed() => changed.context("the configuration is no longer read")?,
+                _ = stopping.wait_for(|s| *s) => return Ok(()),
+            }
+        }
+    }
+}
+
+/// What [`authorize`] depends on.
+fn workload_topic(identity: &SpiffeId, workload: &str) -> Topic {
+    Topic::Workload(format!("{}/{workload}", identity.namespace()).into())
 }
 
 /// That the workload's Pod runs as the service account of the certificate. Returns whether there is such a Pod.
@@ -177,19 +207,23 @@ impl Distributor {
         };
         let (workload, held) = (open.workload.clone(), open.held.len());
         let session = Session::open(open).map_err(violation)?;
-        let stream = |id| ProxyStream {
-            namespace: identity.namespace().into(),
-            subscriber: Subscriber { identity: identity.clone(), workload },
-            bundle_compiled: compiled_bundle(&self.bundle.borrow()),
-            session,
-            id,
-            refresh: true,
-            heard: 0,
-            prove: false,
-            unreported: Report::default(),
-            due_since: None,
-            sent_for: None,
-            distributor: self.clone(),
+        let stream = |id| {
+            ProxyStream {
+                namespace: identity.namespace().into(),
+                subscriber: Subscriber { identity: identity.clone(), workload },
+                bundle_compiled: compiled_bundle(&self.bundle.borrow()),
+                session,
+                id,
+                refresh: true,
+                heard: 0,
+                proved: 0,
+                prove: false,
+                unreported: Report::default(),
+                due_since: None,
+                sent_for: None,
+                distributor: self.clone(),
+            }
+            .begin()
         };
         match self.claim(&opened).await {
             Ok((id, orders)) => {
@@ -286,6 +320,8 @@ struct ProxyStream {
     heard: u64,
     /// Something was subscribed to, or changed, since the last refresh.
     refresh: bool,
+    /// How often it was asked for a proof.
+    proved: u64,
     /// The proxy is to show that it is there.
     prove: bool,
     unreported: Report,
@@ -302,15 +338,13 @@ impl ProxyStream {
         responses: &Responses,
         mut orders: Orders,
     ) -> Result<End, Status> {
-        let mut world = self.distributor.world.clone();
+        let world = self.distributor.world.clone();
         let mut bundle = self.distributor.bundle.clone();
         let mut stopping = self.distributor.stopping.clone();
         let end_at = TokioInstant::now() + jittered(limits::STREAM_LIFETIME, random());
         loop {
-            // Marked as seen, so that only what comes after this is a change.
-            let now = Arc::clone(&world.borrow_and_update());
-            self.authorize(&now)?;
-            self.step(&now, responses).await?;
+            self.compare_with_latest(&world, Self::authorize)?;
+            self.step(responses).await?;
             let goodbye = tokio::select! {
                 request = requests.message() => match request? {
                     Some(SubscribeRequest { request: Some(request) }) => {
@@ -322,11 +356,6 @@ impl ProxyStream {
                     Some(SubscribeRequest { request: None }) => continue,
                     None => return Ok(End::Farewell),
                 },
-                changed = world.changed() => {
-                    changed.map_err(|_| Status::unavailable("the configuration is no longer read"))?;
-                    self.due();
-                    continue;
-                }
                 Ok(()) = bundle.changed() => {
                     self.bundle_compiled = compiled_bundle(&bundle.borrow_and_update());
                     self.due();
@@ -334,13 +363,28 @@ impl ProxyStream {
                 }
                 asked = orders.changed() => {
                     asked.map_err(|_| Status::aborted("another stream was opened for this workload"))?;
-                    self.prove = true;
+                    self.obey(*orders.borrow_and_update());
                     continue;
                 }
                 () = sleep_until(end_at) => "the stream has lived long enough: reconnect",
                 _ = stopping.wait_for(|s| *s) => "the control plane is stopping",
             };
             return self.say_goodbye(goodbye, requests, responses).await;
+        }
+    }
+
+    /// From now on it is told of changes.
+    fn begin(self) -> Self {
+        let Subscriber { identity, workload } = &self.subscriber;
+        self.distributor.interests.change(self.id, &[], &[workload_topic(identity, workload)]);
+        self
+    }
+
+    fn obey(&mut self, order: Order) {
+        self.prove |= order.prove > self.proved;
+        self.proved = order.prove;
+        if order.compare > self.session.seen() {
+            self.due();
         }
     }
 
@@ -361,9 +405,8 @@ impl ProxyStream {
         )
     }
 
-    /// Compiles what changed, sends what is due, reports what happened.
-    async fn step(&mut self, world: &World, responses: &Responses) -> Result<(), Status> {
-        self.compare(world);
+    /// Sends what is due, reports what happened.
+    async fn step(&mut self, responses: &Responses) -> Result<(), Status> {
         let prove = std::mem::take(&mut self.prove);
         let delta = self.session.poll();
         match delta.or_else(|| prove.then(|| self.session.probe()).flatten()) {
@@ -375,11 +418,32 @@ impl ProxyStream {
         Ok(())
     }
 
+    /// Compiles what changed, once `check` has nothing against it.
+    fn compare_with_latest(
+        &mut self,
+        world: &watch::Receiver<Arc<World>>,
+        check: impl Fn(&Self, &World) -> Result<(), Status>,
+    ) -> Result<(), Status> {
+        loop {
+            let now = Arc::clone(&world.borrow());
+            check(self, &now)?;
+            self.compare(&now);
+            // Of a change that came before this stream's interest was known, nobody tells it.
+            if world.borrow().generation() == now.generation() {
+                return Ok(());
+            }
+        }
+    }
+
     fn compare(&mut self, world: &World) {
-        if std::mem::take(&mut self.refresh) || self.session.seen() != world.generation() {
-            let compiler = &self.distributor.compiler;
-            let view = compiler.view(world, &self.bundle_compiled, &self.subscriber, &self.namespace);
-            self.session.refresh(&view);
+        if !std::mem::take(&mut self.refresh) && self.session.seen() == world.generation() {
+            return;
+        }
+        let compiler = &self.distributor.compiler;
+        let view = compiler.view(world, &self.bundle_compiled, &self.subscriber, &self.namespace);
+        self.session.refresh(&view);
+        for (before, after) in self.session.take_remade() {
+            self.distributor.interests.change(self.id, topics(before.as_ref()), topics(after.as_ref()));
         }
     }
 
@@ -398,17 +462,17 @@ impl ProxyStream {
     /// The stream is gone, but the proxy may be serving by what it holds: that is compared with each change, until the proxy
     /// is back or forgotten.
     async fn watch_lost(mut self, mut orders: Orders) {
-        let mut world = self.distributor.world.clone();
+        let world = self.distributor.world.clone();
         let mut stopping = self.distributor.stopping.clone();
         self.session.lost();
         loop {
-            let now = Arc::clone(&world.borrow_and_update());
-            self.compare(&now);
+            if self.compare_with_latest(&world, |_, _| Ok(())).is_err() {
+                return;
+            }
             self.report();
             tokio::select! {
-                changed = world.changed() => if changed.is_err() { return },
-                // Nobody is there who could be asked.
-                asked = orders.changed() => if asked.is_err() { return },
+                // Nobody is there who could be asked for a proof.
+                ordered = orders.changed() => if ordered.is_err() { return },
                 _ = stopping.wait_for(|s| *s) => return,
             }
         }
@@ -476,6 +540,24 @@ impl ProxyStream {
         let _ = timeout(limits::GOODBYE_GRACE, hang_up).await;
         Ok(End::Goodbye(reason))
     }
+}
+
+impl Drop for ProxyStream {
+    fn drop(&mut self) {
+        let Subscriber { identity, workload } = &self.subscriber;
+        let interests = &self.distributor.interests;
+        interests.change(self.id, &[workload_topic(identity, workload)], &[]);
+        for (before, after) in self.session.take_remade() {
+            interests.change(self.id, topics(before.as_ref()), topics(after.as_ref()));
+        }
+        for wanted in self.session.wanted() {
+            interests.change(self.id, &wanted.topics, &[]);
+        }
+    }
+}
+
+fn topics(compiled: Option<&Arc<Compiled>>) -> &[Topic] {
+    compiled.map(|compiled| compiled.topics.as_slice()).unwrap_or_default()
 }
 
 fn compiled_bundle(bundle: &Arc<Resource>) -> Arc<Compiled> {

@@ -59,6 +59,9 @@ pub enum Lag {
     Unsupported(String),
 }
 
+/// What a subscription was made from, and what it is made from now.
+pub type Remade = (Option<Arc<Compiled>>, Option<Arc<Compiled>>);
+
 /// One proxy's stream.
 #[derive(Debug)]
 pub struct Session {
@@ -69,6 +72,8 @@ pub struct Session {
     due: BTreeSet<(i32, String)>,
     /// Names whose standing changed since it was last asked for.
     touched: HashSet<ResourceName>,
+    /// Forms, before and after, that were not made from the same, since that was last asked for.
+    remade: Vec<Remade>,
     outstanding: Option<Outstanding>,
     next_nonce: u64,
     /// The generation that every entry was compiled against.
@@ -129,6 +134,7 @@ impl Session {
             next_entry: 0,
             due: BTreeSet::new(),
             touched: HashSet::new(),
+            remade: Vec::new(),
             outstanding: None,
             next_nonce: 1,
             seen: 0,
@@ -148,7 +154,9 @@ impl Session {
     /// If that breaks a limit.
     pub fn interest(&mut self, interest: Interest) -> Result<(), Violation> {
         for name in interest.unsubscribe {
-            self.entries.remove(&name);
+            if let Some(wanted) = self.entries.remove(&name).and_then(|entry| entry.wanted) {
+                self.remade.push((Some(wanted), None));
+            }
             self.due.remove(&(name.kind, name.key.clone()));
             self.touched.insert(name);
         }
@@ -245,7 +253,10 @@ impl Session {
             if current.resource.is_some() {
                 entry.told_absent = false;
             }
-            entry.wanted = Some(current);
+            let before = entry.wanted.replace(Arc::clone(&current));
+            if before.as_ref().is_none_or(|before| before.topics != current.topics) {
+                self.remade.push((before, Some(current)));
+            }
             entry.adopt();
             if entry.is_due(&self.capabilities) {
                 self.due.insert((name.kind, name.key.clone()));
@@ -323,6 +334,16 @@ impl Session {
             (name, standing)
         };
         touched.into_iter().map(standing).collect()
+    }
+
+    /// What was made from something else since this was last called.
+    pub fn take_remade(&mut self) -> Vec<Remade> {
+        std::mem::take(&mut self.remade)
+    }
+
+    /// Everything that is subscribed to, as far as it was compiled.
+    pub fn wanted(&self) -> impl Iterator<Item = &Arc<Compiled>> {
+        self.entries.values().filter_map(|entry| entry.wanted.as_ref())
     }
 
     /// The generation that the proxy has answered for entirely.

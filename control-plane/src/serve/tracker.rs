@@ -27,6 +27,13 @@ mod names;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StreamId(u64);
 
+#[cfg(test)]
+impl StreamId {
+    pub(super) fn of(number: u64) -> Self {
+        Self(number)
+    }
+}
+
 /// Who opened a stream.
 #[derive(Debug, Clone)]
 pub struct Opened {
@@ -54,8 +61,17 @@ impl Opened {
     }
 }
 
-/// Counts how often a stream was asked to show that its proxy is there. Closed: its name went to another, or is forgotten.
-pub type Orders = watch::Receiver<u64>;
+/// What a stream is told to do. Closed: its name went to another, or is forgotten.
+pub type Orders = watch::Receiver<Order>;
+
+/// See [`Orders`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Order {
+    /// How often it was asked to show that its proxy is there.
+    pub prove: u64,
+    /// Compare what is subscribed with this generation, or a later one.
+    pub compare: u64,
+}
 
 /// What comes of the wish to open a stream.
 pub enum Claim {
@@ -120,6 +136,8 @@ pub struct Tracker {
 #[derive(Default)]
 struct State {
     next: u64,
+    /// Whoever this generation, or an earlier one, touches was told to compare.
+    told: u64,
     streams: HashMap<StreamId, Record>,
     /// "namespace/workload" → its newest stream.
     by_name: HashMap<String, StreamId>,
@@ -139,7 +157,7 @@ struct Record {
     /// Another of the same name is served instead.
     duplicate: bool,
     /// See [`Orders`].
-    orders: watch::Sender<u64>,
+    orders: watch::Sender<Order>,
     heard: u64,
     answered: u64,
     seen: u64,
@@ -182,6 +200,21 @@ impl Tracker {
         if moved {
             self.bump();
         }
+    }
+
+    /// The configuration is at `generation`; `touched` are the streams that it may be news for. None: all.
+    pub fn tell(&self, touched: Option<&HashSet<StreamId>>, generation: u64) {
+        let mut state = self.state.lock();
+        state.told = generation;
+        let tell = |record: &mut Record| record.orders.send_modify(|order| order.compare = generation);
+        match touched {
+            None => state.streams.values_mut().for_each(tell),
+            Some(touched) => touched.iter().for_each(|id| {
+                state.streams.get_mut(id).into_iter().for_each(tell);
+            }),
+        }
+        drop(state);
+        self.bump();
     }
 
     /// The stream ended: with a word (the proxy exits and is forgotten), or without (it may be serving still).
@@ -260,7 +293,8 @@ impl Tracker {
     /// Whether every proxy's subscriptions, of those that vanished too, have been compiled against `generation` or a later
     /// one: only then is it known who subscribes to what is new in it.
     pub fn settled(&self, generation: u64) -> bool {
-        self.state.lock().streams.values().all(|r| r.seen >= generation)
+        let state = self.state.lock();
+        state.told >= generation && state.streams.values().all(|record| record.seen >= record.ordered().min(generation))
     }
 
     /// Changes whenever [`Self::progress`] or [`Self::proxies`] may.
@@ -271,7 +305,7 @@ impl Tracker {
     /// Every proxy that is, or lately was, connected, by name.
     pub fn proxies(&self) -> Vec<ProxyStatus> {
         let state = self.state.lock();
-        let mut proxies: Vec<_> = state.streams.values().map(Record::status).collect();
+        let mut proxies: Vec<_> = state.streams.values().map(|record| record.status(state.told)).collect();
         let missing = |name: &String| ProxyStatus { name: name.clone(), ..ProxyStatus::default() };
         proxies.extend(state.missing.keys().map(missing));
         proxies.sort_by(|a, b| (&a.name, b.connected).cmp(&(&b.name, a.connected)));
@@ -376,7 +410,18 @@ impl Record {
         Laggard { proxy: self.name.clone(), generation, reason: reason.to_owned(), message }
     }
 
-    fn status(&self) -> ProxyStatus {
+    /// The generation that it was last told to compare with.
+    fn ordered(&self) -> u64 {
+        self.orders.borrow().compare
+    }
+
+    /// The generation that the proxy serves: also one that did not touch it.
+    fn serves(&self, told: u64) -> u64 {
+        let is_done = self.vanished.is_none() && self.answered == self.seen && self.seen >= self.ordered();
+        if is_done { self.answered.max(told) } else { self.answered }
+    }
+
+    fn status(&self, told: u64) -> ProxyStatus {
         let mut rejected: Vec<Rejection> = self
             .standings
             .iter()
@@ -396,7 +441,7 @@ impl Record {
             identity: self.opened.identity.to_string(),
             version: self.opened.version.clone(),
             connected: self.vanished.is_none(),
-            generation: self.answered,
+            generation: self.serves(told),
             subscriptions: u32::try_from(self.subscriptions).unwrap_or(u32::MAX),
             rejected,
             certificate_not_after: issue::unix_i64(self.opened.certificate_not_after),

@@ -25,7 +25,7 @@ mod events;
 mod files;
 mod record;
 
-use events::{Events, Writers};
+use events::{Events, Look};
 use files::Files;
 use record::{Record, Saved};
 
@@ -35,7 +35,7 @@ use record::{Record, Saved};
 /// If the folder itself cannot be read.
 pub fn read(config: &Path) -> io::Result<(Vec<Document>, Vec<DocumentError>)> {
     let mut files = Files::default();
-    let changes = files.look(config, &Default::default())?;
+    let changes = files.look(config, &Look::default())?;
     files.adopt(changes);
     Ok(files.documents())
 }
@@ -65,8 +65,7 @@ impl Prompt {
 }
 
 /// Reads the folder once (an unreadable folder is an error; bad documents are not), then watches it in the background.
-/// Writes generations to `state`/generations.json before a world is published, and last good versions to
-/// `state`/last-good.json after it.
+/// Writes generations to the state folder before a world is published, and last good versions after it: see [`record`].
 ///
 /// # Errors
 /// If the folder cannot be read, or the state folder not be made.
@@ -82,7 +81,7 @@ pub async fn watch(
     let watching = Watching::start(&config, &events);
     let mut files = Files::without(state.canonicalize().ok());
     let look = |files: &Files| {
-        let found = files.look(&config, &Writers::default());
+        let found = files.look(&config, &Look::default());
         found.with_context(|| format!("cannot read the configuration folder {}", config.display()))
     };
     let mut changes = look(&files)?;
@@ -95,14 +94,25 @@ pub async fn watch(
     }
     files.adopt(changes);
     let world = Arc::new(first_world(&record, settings, &files));
-    record.note_generations(&world);
+    record.begin(&world);
     record.keep(world.clone());
     let saved = record.saved();
     let (publish, worlds) = watch::channel(world);
     let (answered, answers) = watch::channel(0);
     let asked = Arc::new(AtomicU64::new(0));
     let prompt = Prompt { events: Arc::clone(&events), asked: Arc::clone(&asked), answered: answers, saved };
-    let mut folder = Folder { config, events, watching, files, record, publish, asked, answered, lost: false };
+    let mut folder = Folder {
+        config,
+        events,
+        watching,
+        files,
+        record,
+        publish,
+        asked,
+        answered,
+        lost: false,
+        looked: Instant::now(),
+    };
     std::thread::Builder::new()
         .name("leno-folder".to_owned())
         .spawn(move || folder.run())
@@ -147,24 +157,31 @@ struct Folder {
     answered: watch::Sender<u64>,
     /// The folder could not be read at the last look.
     lost: bool,
+    /// The last look at everything.
+    looked: Instant,
 }
 
 impl Folder {
     fn run(&mut self) {
         loop {
             let anyway = if self.watching.working() { LOOK_ANYWAY } else { LOOK_UNWATCHED };
-            let writers = self.events.wait(anyway);
+            let mut look = self.events.wait(anyway);
             if self.publish.is_closed() {
                 return;
+            }
+            // Events are believed for a while.
+            look.paths = look.paths.filter(|_| self.looked.elapsed() < anyway);
+            if look.paths.is_none() {
+                self.looked = Instant::now();
             }
             if self.watching.replaced(&self.config) {
                 self.watching = Watching::start(&self.config, &self.events);
             }
             let asked = self.asked.load(Ordering::SeqCst);
-            let complete = match self.files.look(&self.config, &writers) {
+            let complete = match self.files.look(&self.config, &look) {
                 Ok(changes) => {
                     self.found();
-                    self.take(changes) && writers.recent.is_empty()
+                    self.take(changes) && look.writers.recent.is_empty()
                 }
                 Err(error) => {
                     self.lose(&error);
@@ -194,13 +211,10 @@ impl Folder {
         if changes.is_empty() {
             return !unsettled;
         }
-        self.files.adopt(changes);
         let before = self.publish.borrow().clone();
-        let (documents, unreadable) = self.files.documents();
-        let world = before.apply(documents, unreadable);
-        let world = Arc::new(world);
+        let world = Arc::new(before.change(self.files.adopt(changes)));
         if world.generation() != before.generation() {
-            self.record.note_generations(&world);
+            self.record.note_change(&world);
         }
         self.publish.send_replace(world.clone());
         self.record.keep(world);

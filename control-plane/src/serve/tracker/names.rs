@@ -93,7 +93,7 @@ impl State {
         if record.vanished.is_some() || record.opened.is_same_process(opened) {
             return None;
         }
-        record.orders.send_modify(|times| *times += 1);
+        record.orders.send_modify(|order| order.prove += 1);
         let Opened { identity, address, .. } = &record.opened;
         Some(Holder { stream, identity: identity.clone(), address: *address, heard: record.heard })
     }
@@ -111,7 +111,7 @@ impl State {
     fn add(&mut self, opened: Opened, refused: Option<Instant>) -> (StreamId, Orders) {
         self.next += 1;
         let id = StreamId(self.next);
-        let (orders, receiver) = watch::channel(0);
+        let (orders, receiver) = watch::channel(Order { prove: 0, compare: self.told.max(1) });
         let record = Record {
             name: opened.name(),
             opened,

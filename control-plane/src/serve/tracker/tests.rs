@@ -84,6 +84,27 @@ fn proxies_that_lag_are_named_with_the_reason() {
 }
 
 #[test]
+fn who_is_not_touched_by_a_change_serves_it_at_once() {
+    let tracker = Tracker::default();
+    let (a, a_orders) = open(&tracker, opened("a"));
+    let (b, b_orders) = open(&tracker, opened("b"));
+    tracker.tell(None, 1);
+    assert!(!tracker.settled(1));
+    for id in [a, b] {
+        tracker.report(id, Report { answered: 1, seen: 1, ..Report::default() });
+    }
+    tracker.tell(Some(&HashSet::from([a])), 2);
+    assert_eq!((a_orders.borrow().compare, b_orders.borrow().compare), (2, 1));
+    let served = || tracker.proxies().iter().map(|proxy| proxy.generation).collect::<Vec<_>>();
+    assert_eq!((tracker.settled(2), served()), (false, vec![1, 2]));
+    // Compared, sent, and not answered yet.
+    tracker.report(a, Report { answered: 1, seen: 2, ..Report::default() });
+    assert_eq!((tracker.settled(2), served()), (true, vec![1, 2]));
+    tracker.report(a, Report { answered: 2, seen: 2, ..Report::default() });
+    assert_eq!(served(), [2, 2]);
+}
+
+#[test]
 fn a_removed_object_lags_where_it_is_still_in_force() {
     let tracker = Tracker::default();
     let (a, _keep) = open(&tracker, opened("a"));
@@ -111,6 +132,8 @@ fn a_proxy_that_vanishes_is_named_for_a_while_and_one_that_leaves_is_not() {
     assert_eq!(tracker.progress(&route(), Some(1)).programmed, 1, "what it had then is in force");
     let behind = tracker.progress(&route(), Some(2));
     assert_eq!(behind.laggards[0].reason, "disconnected");
+    assert!(!tracker.settled(2), "nobody was told of it");
+    tracker.tell(Some(&HashSet::from([a])), 2);
     assert!(!tracker.settled(2), "it has not been compared yet");
     tracker.report(a, report(2, Some(standing(Some(2), Some(1), Some(Lag::Pending)))));
     assert!(tracker.settled(2));

@@ -15,10 +15,20 @@ use parking_lot::{Condvar, Mutex};
 const QUIET: Duration = Duration::from_millis(10);
 /// ...or when this has passed since the first.
 const PATIENCE: Duration = Duration::from_millis(50);
+/// More changed files than this at a time are not told apart.
+const MAX_PATHS: usize = 4_096;
 /// A file that somebody keeps open for writing is read anyway this long after the last write.
 pub(super) const LONGEST_WRITE: Duration = Duration::from_secs(1);
 /// The same for one that got shorter: a shell empties it first, and the command may take its time (`helm template … > file`).
 const LONGEST_REWRITE: Duration = Duration::from_secs(60);
+
+/// What a look is about.
+#[derive(Debug, Default)]
+pub(super) struct Look {
+    pub(super) writers: Writers,
+    /// Nothing else can have changed, as far as events tell. None: anything can.
+    pub(super) paths: Option<HashSet<PathBuf>>,
+}
 
 /// Files that somebody is writing.
 #[derive(Debug, Default)]
@@ -42,14 +52,14 @@ impl Events {
         match event {
             Ok(event) => pending.note(event, now),
             // Something was missed.
-            Err(_) => pending.dirty(now),
+            Err(_) => pending.anything(now),
         }
         self.noted.notify_one();
     }
 
-    /// Asks for another look.
+    /// Asks for another look, at everything.
     pub(super) fn again(&self) {
-        self.pending.lock().dirty(Instant::now());
+        self.pending.lock().anything(Instant::now());
     }
 
     /// Asks for a look, whatever else is going on.
@@ -58,8 +68,8 @@ impl Events {
         self.noted.notify_one();
     }
 
-    /// Waits until it is time to look, at most `longest`; returns what is being written.
-    pub(super) fn wait(&self, longest: Duration) -> Writers {
+    /// Waits until it is time to look, at most `longest`.
+    pub(super) fn wait(&self, longest: Duration) -> Look {
         let deadline = Instant::now() + longest;
         let mut pending = self.pending.lock();
         loop {
@@ -82,6 +92,10 @@ impl Events {
 struct Pending {
     /// First and last change.
     changes: Option<(Instant, Instant)>,
+    /// Where they were.
+    paths: HashSet<PathBuf>,
+    /// They may have been anywhere.
+    anywhere: bool,
     /// Somebody asked for a look.
     at_once: bool,
     /// Files with a writer.
@@ -105,7 +119,7 @@ impl Pending {
         if event.need_rescan() {
             // Events were lost: a writer's end may be among them.
             self.writing.clear();
-            return self.dirty(now);
+            return self.anything(now);
         }
         let begins = match event.kind {
             // Looking makes these.
@@ -118,15 +132,25 @@ impl Pending {
                 RenameMode::Any | RenameMode::From | RenameMode::To | RenameMode::Both,
             )) => false,
             EventKind::Access(_) => return,
-            _ => return self.dirty(now),
+            _ => return self.anything(now),
         };
         for path in event.paths {
+            if self.paths.len() < MAX_PATHS {
+                self.paths.insert(path.clone());
+            } else {
+                self.anywhere = true;
+            }
             if begins && !path.is_symlink() {
                 self.writing.insert(path, Writing { last: now, slow: false });
             } else {
                 self.writing.remove(&path);
             }
         }
+        self.dirty(now);
+    }
+
+    fn anything(&mut self, now: Instant) {
+        self.anywhere = true;
         self.dirty(now);
     }
 
@@ -143,15 +167,22 @@ impl Pending {
     }
 
     /// Begins a look.
-    fn take(&mut self, now: Instant) -> Writers {
+    fn take(&mut self, now: Instant) -> Look {
+        let paths = std::mem::take(&mut self.paths);
+        // Who asks for a look knows of changes whose events may still be on their way; and without a change it is time to look
+        // at what events may have missed.
+        let told = self.changes.is_some() && !self.at_once && !self.anywhere;
+        let given_up = self.writing.values().any(|writing| writing.due() <= now);
         self.changes = None;
+        self.anywhere = false;
         self.at_once = false;
         self.writing.retain(|_, writing| writing.last + LONGEST_REWRITE > now);
         for writing in self.writing.values_mut() {
             writing.slow |= writing.due() <= now;
         }
         let slow = self.writing.iter().filter(|(_, writing)| writing.slow);
-        Writers { slow: slow.map(|(path, _)| path.clone()).collect(), recent: self.being_written(now) }
+        let writers = Writers { slow: slow.map(|(path, _)| path.clone()).collect(), recent: self.being_written(now) };
+        Look { writers, paths: (told && !given_up).then_some(paths) }
     }
 
     /// Written lately.
@@ -185,7 +216,7 @@ mod tests {
             pending.note(event(CLOSE, "/c/a.yaml"), at(millis));
         }
         assert_eq!(pending.due(), Some(at(50)));
-        assert!(pending.take(at(50)).recent.is_empty());
+        assert!(pending.take(at(50)).writers.recent.is_empty());
         assert_eq!(pending.due(), None);
     }
 
@@ -195,20 +226,35 @@ mod tests {
         let at = |millis| start + Duration::from_millis(millis);
         let mut pending = Pending::default();
         pending.note(event(WRITE, "/c/a.yaml"), at(0));
-        assert_eq!(pending.take(at(10)).recent.len(), 1);
+        assert_eq!(pending.take(at(10)).writers.recent.len(), 1);
         pending.note(event(CLOSE, "/c/a.yaml"), at(100));
         assert_eq!(pending.due(), Some(at(110)));
-        assert!(pending.take(at(110)).recent.is_empty());
+        assert!(pending.take(at(110)).writers.recent.is_empty());
         // One that never ends is read anyway, if it did not get shorter; and then too, in the end.
         pending.note(event(WRITE, "/c/a.yaml"), at(200));
         pending.take(at(210));
         assert_eq!(pending.due(), Some(at(1200)));
-        let writers = pending.take(at(1200));
+        let writers = pending.take(at(1200)).writers;
         assert_eq!((writers.recent.len(), writers.slow.len()), (0, 1));
         assert_eq!(pending.due(), Some(at(60_200)));
-        let writers = pending.take(at(60_200));
+        let writers = pending.take(at(60_200)).writers;
         assert_eq!((writers.recent.len(), writers.slow.len()), (0, 0));
         assert_eq!(pending.due(), None);
+    }
+
+    #[test]
+    fn only_what_changed_is_looked_at_unless_that_is_not_known() {
+        let start = Instant::now();
+        let mut pending = Pending::default();
+        pending.note(event(CLOSE, "/c/a.yaml"), start);
+        assert_eq!(pending.take(start).paths, Some(HashSet::from([PathBuf::from("/c/a.yaml")])));
+        assert_eq!(pending.take(start).paths, None);
+        pending.note(event(CLOSE, "/c/a.yaml"), start);
+        pending.note(event(EventKind::Create(CreateKind::Folder), "/c/d"), start);
+        assert_eq!(pending.take(start).paths, None);
+        pending.note(event(CLOSE, "/c/a.yaml"), start);
+        pending.at_once = true;
+        assert_eq!(pending.take(start).paths, None);
     }
 
     #[test]

@@ -9,9 +9,9 @@ use std::{
     sync::Arc,
 };
 
-use super::events::Writers;
+use super::events::{Look, Writers};
 use crate::{
-    model::{Document, DocumentError},
+    model::{Document, DocumentError, FileContent},
     sources::yaml,
 };
 
@@ -59,6 +59,8 @@ impl FileId {
 /// One file as it was read.
 #[derive(Debug)]
 struct Content {
+    /// As people will see it.
+    name: Arc<str>,
     /// None: could not be opened.
     id: Option<FileId>,
     documents: Vec<Document>,
@@ -116,13 +118,55 @@ impl Files {
     ///
     /// # Errors
     /// If the folder cannot be read. A file that cannot be is its own error, among the documents.
-    pub(super) fn look(&self, folder: &Path, writers: &Writers) -> io::Result<Changes> {
-        let mut paths = Vec::new();
-        list(folder, MAX_DEPTH, self.exclude.as_deref(), &mut paths)?;
-        let present: HashSet<&PathBuf> = paths.iter().collect();
-        let gone = self.known.keys().filter(|path| !present.contains(path)).cloned().collect();
+    pub(super) fn look(&self, folder: &Path, look: &Look) -> io::Result<Changes> {
+        let (paths, gone) = match look.paths.as_ref().and_then(|paths| self.only(folder, paths)) {
+            Some(only) => only,
+            None => {
+                let mut paths = Vec::new();
+                list(folder, MAX_DEPTH, self.exclude.as_deref(), &mut paths)?;
+                let present: HashSet<&PathBuf> = paths.iter().collect();
+                let gone = self.known.keys().filter(|path| !present.contains(path)).cloned().collect();
+                (paths, gone)
+            }
+        };
+        Ok(self.read(folder, &paths, gone, &look.writers))
+    }
+
+    /// Of `changed`, files to be read, and known ones that are gone. None: something else may have changed by that.
+    fn only(&self, folder: &Path, changed: &HashSet<PathBuf>) -> Option<(Vec<PathBuf>, Vec<PathBuf>)> {
+        let (mut paths, mut gone) = (Vec::new(), Vec::new());
+        for path in changed {
+            let inside = path.strip_prefix(folder).ok()?;
+            let names: Vec<_> = inside.components().map(|part| part.as_os_str().to_string_lossy()).collect();
+            // How a mounted ConfigMap is changed: all its files at once, by one link.
+            if names.is_empty() || names.iter().any(|name| name.starts_with("..")) {
+                return None;
+            }
+            if names.len() > MAX_DEPTH + 1 || names.iter().any(|name| name.starts_with('.')) || self.is_excluded(path) {
+                continue;
+            }
+            match fs::symlink_metadata(path) {
+                Ok(metadata) if metadata.is_file() && may_hold_documents(path) => paths.push(path.clone()),
+                Ok(metadata) if metadata.is_file() => {}
+                Ok(_) => return None,
+                Err(_) if self.known.contains_key(path) => gone.push(path.clone()),
+                Err(_) if may_hold_documents(path) => {}
+                // Perhaps a folder.
+                Err(_) => return None,
+            }
+        }
+        paths.sort_unstable();
+        (self.known.len() + paths.len() <= MAX_FILES).then_some((paths, gone))
+    }
+
+    fn is_excluded(&self, path: &Path) -> bool {
+        let Some(exclude) = &self.exclude else { return false };
+        path.parent().and_then(|folder| folder.canonicalize().ok()).is_some_and(|folder| folder.starts_with(exclude))
+    }
+
+    fn read(&self, folder: &Path, paths: &[PathBuf], gone: Vec<PathBuf>, writers: &Writers) -> Changes {
         let mut changes = Changes { read: BTreeMap::new(), gone };
-        for path in &paths {
+        for path in paths {
             if writers.recent.contains(path) {
                 continue;
             }
@@ -146,7 +190,7 @@ impl Files {
                 content.id.is_some() || known.id.is_some() || known.unreadable != content.unreadable
             })
         });
-        Ok(changes)
+        changes
     }
 
     /// Whether anything is gone or got smaller.
@@ -164,11 +208,19 @@ impl Files {
         changes.read.iter().any(|(path, content)| content.is_empty() && emptied(path))
     }
 
-    pub(super) fn adopt(&mut self, changes: Changes) {
-        for path in changes.gone {
-            self.known.remove(&path);
-        }
+    /// Returns what the changed files hold now.
+    pub(super) fn adopt(&mut self, changes: Changes) -> Vec<FileContent> {
+        let gone = changes.gone.iter().filter_map(|path| self.known.remove(path));
+        let mut contents: Vec<FileContent> = gone
+            .map(|content| FileContent { file: content.name, documents: Vec::new(), unreadable: Vec::new() })
+            .collect();
+        contents.extend(changes.read.values().map(|content| FileContent {
+            file: Arc::clone(&content.name),
+            documents: content.documents.clone(),
+            unreadable: content.unreadable.clone(),
+        }));
         self.known.extend(changes.read);
+        contents
     }
 
     /// The complete set.
@@ -202,8 +254,7 @@ fn list(folder: &Path, depth: usize, exclude: Option<&Path>, paths: &mut Vec<Pat
             }
             continue;
         }
-        let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
-        if metadata.is_file() && extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str())) {
+        if metadata.is_file() && may_hold_documents(&path) {
             if paths.len() == MAX_FILES {
                 return Err(io::Error::other(format!("more than {MAX_FILES} files")));
             }
@@ -213,12 +264,29 @@ fn list(folder: &Path, depth: usize, exclude: Option<&Path>, paths: &mut Vec<Pat
     Ok(())
 }
 
+/// By its name.
+fn may_hold_documents(path: &Path) -> bool {
+    let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
+    extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str()))
+}
+
+/// Of a file in `folder`, no other's.
+fn name_of(folder: &Path, path: &Path) -> Arc<str> {
+    let path = path.strip_prefix(folder).unwrap_or(path);
+    match path.to_str() {
+        Some(name) => name.into(),
+        // What is not UTF-8 is escaped.
+        None => format!("{path:?}").into(),
+    }
+}
+
 /// None: it is gone.
 fn read(folder: &Path, path: &Path, before: Option<&Content>) -> Option<Content> {
-    let name: Arc<str> = path.strip_prefix(folder).unwrap_or(path).to_string_lossy().into();
+    let name = name_of(folder, path);
     let failed = |id, reason: String| {
         let error = DocumentError { file: name.clone(), document: 0, object: None, field: String::new(), reason };
-        Some(Content { id, documents: Vec::new(), unreadable: vec![error], known: yaml::Known::new() })
+        let name = name.clone();
+        Some(Content { name, id, documents: Vec::new(), unreadable: vec![error], known: yaml::Known::new() })
     };
     let opened = File::open(path).and_then(|file| Ok((FileId::new(&file.metadata()?), file)));
     let (id, file) = match opened {
@@ -235,7 +303,7 @@ fn read(folder: &Path, path: &Path, before: Option<&Content>) -> Option<Content>
             let nothing = yaml::Known::new();
             let known = before.map_or(&nothing, |before| &before.known);
             let yaml::Contents { documents, unreadable, known } = yaml::documents(&name, &text, known);
-            Some(Content { id: Some(id), documents, unreadable, known })
+            Some(Content { name, id: Some(id), documents, unreadable, known })
         }
         Err(error) if error.kind() == ErrorKind::InvalidData => failed(Some(id), "not UTF-8 text".to_owned()),
         Err(error) => failed(None, format!("cannot be read: {error}")),

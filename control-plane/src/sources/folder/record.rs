@@ -1,9 +1,10 @@
 //! What the state folder remembers, so that a restart changes nothing: generations, and the last good version of every object.
 //!
-//! Two files. `generations.json` is written before a world is published, so that a killed process gives no number twice; to force it
-//! to disk would delay every change. A thread of its own does that after, writes `last-good.json`, which holds the objects too, and
-//! rests in between, so that a busy mesh costs no more than a share of its time. If a power failure damages the first, the second
-//! has a copy. Neither is ever a reason not to start.
+//! `generations.json` has all generations at some time, and `generations.log` a line for each change since ([`journal`]), written before
+//! a world is published, so that a killed process gives no number twice; to force it to disk would delay every change. A thread of its
+//! own does that after, writes `generations.json` anew and `last-good.json`, which holds the objects too, and rests in between, so that
+//! a busy mesh costs no more than a share of its time. If a power failure damages the former, the latter has a copy. None of them is
+//! ever a reason not to start.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -20,12 +21,15 @@ use serde::{Deserialize, Serialize, Serializer, ser::SerializeSeq as _};
 use serde_json::Value;
 use tokio::sync::watch;
 
+use self::journal::Journal;
 use crate::model::{Document, Generations, World};
+
+mod journal;
 
 /// Largest `last-good.json`, in bytes. A larger configuration is not remembered.
 const MAX_SIZE: u64 = 512 * 1024 * 1024;
 /// Rest after a write, as a multiple of the time it took to put it into words; and never less than all of it took, the disk included.
-const REST: u32 = 20;
+const REST: u32 = 100;
 /// Rest after a write that failed.
 const RETRY: Duration = Duration::from_secs(10);
 /// What this version reads and writes.
@@ -59,7 +63,7 @@ impl Record {
     /// As an earlier run left them.
     pub(super) fn generations(&self) -> Generations {
         let file = &self.keeper.generations;
-        match fs::read(file).and_then(|text| Ok(serde_json::from_slice(&text)?)) {
+        let whole = match fs::read(file).and_then(|text| Ok(serde_json::from_slice(&text)?)) {
             Ok(generations) => generations,
             Err(error) => {
                 if error.kind() != ErrorKind::NotFound {
@@ -67,7 +71,8 @@ impl Record {
                 }
                 self.kept().map(|kept| kept.generations).unwrap_or_default()
             }
-        }
+        };
+        self.keeper.journal.lock().go_on(whole)
     }
 
     /// What was in force when an earlier run ended. Large, and needed only where a document is bad.
@@ -98,15 +103,28 @@ impl Record {
         }
     }
 
-    /// Before `world` is published.
-    pub(super) fn note_generations(&self, world: &World) {
-        let file = &self.keeper.generations;
-        if let Err(error) = replace(file, |file| Ok(serde_json::to_writer(file, &world.generations())?), false) {
-            tracing::error!(
-                file = %file.display(), %error,
-                "cannot write the generations: they will be counted from an older one after a restart"
-            );
+    /// Before the first world is published.
+    pub(super) fn begin(&self, world: &Arc<World>) {
+        let mut journal = self.keeper.journal.lock();
+        match self.keeper.write_generations(world, false) {
+            Ok(()) => journal.begin(world),
+            Err(error) => self.say_unwritten(&error),
         }
+    }
+
+    /// Before a world is published that came of one change from the one before.
+    pub(super) fn note_change(&self, world: &Arc<World>) {
+        if let Err(error) = self.keeper.journal.lock().note(world) {
+            tracing::debug!(%error, "cannot write to the log of generations: writing them all");
+            self.begin(world);
+        }
+    }
+
+    fn say_unwritten(&self, error: &io::Error) {
+        tracing::error!(
+            file = %self.keeper.generations.display(), %error,
+            "cannot write the generations: they will be counted from an older one after a restart"
+        );
     }
 
     /// Once `world` is published. Returns at once.
@@ -194,6 +212,9 @@ struct Keeper {
     folder: PathBuf,
     generations: PathBuf,
     last_good: PathBuf,
+    journal: Mutex<Journal>,
+    /// Held while `generations.json` is written.
+    writing: Mutex<()>,
     pending: Mutex<Pending>,
     noted: Condvar,
     /// How many of the worlds given have been dealt with.
@@ -216,6 +237,8 @@ impl Keeper {
             folder: folder.to_owned(),
             generations: folder.join("generations.json"),
             last_good: folder.join("last-good.json"),
+            journal: Mutex::new(Journal::new(folder)),
+            writing: Mutex::default(),
             pending: Mutex::default(),
             noted: Condvar::new(),
             written: watch::Sender::new(0),
@@ -296,10 +319,31 @@ impl Keeper {
         }
     }
 
+    /// All generations in one file again, and on disk.
+    fn fold_generations(&self) -> io::Result<()> {
+        // Not longer: a change waits for the lock.
+        let aside = self.journal.lock().set_aside()?;
+        if let Some(aside) = aside {
+            self.write_generations(&aside.latest, true)?;
+            let mut journal = self.journal.lock();
+            if let Some(newer) = journal.begun_since(&aside) {
+                self.write_generations(&newer, true)?;
+            }
+            journal.folded()?;
+        }
+        File::open(&self.generations)?.sync_all()
+    }
+
+    fn write_generations(&self, world: &World, force_to_disk: bool) -> io::Result<()> {
+        let content = world.generations();
+        let _one_at_a_time = self.writing.lock();
+        replace(&self.generations, |file| Ok(serde_json::to_writer(file, &content)?), force_to_disk).map(drop)
+    }
+
     /// How long it took but for the disk.
     fn write(&self, world: &World) -> io::Result<Duration> {
         // First, so that on disk they are never older than their copy, nor than what is known by them.
-        File::open(&self.generations)?.sync_all()?;
+        self.fold_generations()?;
         let content = Keeping { format: FORMAT, generations: world.generations(), objects: Objects(world) };
         let to_json = |file: &mut dyn Write| Ok(serde_json::to_writer(Bounded { file, left: MAX_SIZE }, &content)?);
         let written = replace(&self.last_good, to_json, true);
