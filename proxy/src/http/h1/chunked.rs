@@ -5,8 +5,10 @@ use bytes::{Buf, Bytes, BytesMut};
 use super::{Framing, parse};
 use crate::http::head::Fields;
 
-/// Longest line of a chunk's size with its extensions, which say nothing to us.
-const SIZE_LINE: u16 = 4096;
+/// Digits of a chunk's size.
+const SIZE_DIGITS: u8 = 15;
+/// Chunk extensions of one body, which say nothing to us.
+const EXTENSION_BYTES: usize = 16 * 1024;
 /// Longest trailer section.
 const TRAILER_BYTES: usize = 16 * 1024;
 /// Chunks of fewer bytes are put together as long as more are there.
@@ -34,7 +36,7 @@ pub enum Decoded {
 #[derive(Debug)]
 pub struct Decoder {
     state: State,
-    /// Bytes of the current size line, or of trailers that were looked at.
+    /// Bytes of chunk extensions so far; then bytes of trailers that were looked at.
     seen: usize,
 }
 
@@ -167,32 +169,31 @@ impl Decoder {
 
     /// The state after a byte between two chunks.
     fn next(&mut self, byte: u8) -> Result<State, Malformed> {
-        self.seen += 1;
-        if self.seen > usize::from(SIZE_LINE) {
-            return Err(Malformed("a chunk's size line is too long"));
-        }
         Ok(match (self.state, byte) {
             (State::Size(1.., size) | State::Extension(size), b'\r') => State::SizeEnd(size),
             (State::Size(1.., size), b';' | b' ' | b'\t') => State::Extension(size),
             (State::Size(digits, size), _) => {
                 let digit = char::from(byte).to_digit(16).ok_or(Malformed("an invalid chunk size"))?;
-                // Of 64 bits the first is left free, as of lengths.
-                if digits >= 16 || size >> 59 != 0 {
+                // So that no sum of it can overflow.
+                if digits >= SIZE_DIGITS {
                     return Err(Malformed("a chunk size beyond any limit"));
                 }
                 State::Size(digits + 1, size << 4 | u64::from(digit))
             }
-            (State::Extension(size), b'\t' | b' '..=b'~' | 0x80..) => State::Extension(size),
+            (State::Extension(size), b'\t' | b' '..=b'~' | 0x80..) => {
+                self.seen += 1;
+                if self.seen > EXTENSION_BYTES {
+                    return Err(Malformed("chunk extensions beyond the limit"));
+                }
+                State::Extension(size)
+            }
             (State::SizeEnd(0), b'\n') => {
                 self.seen = 0;
                 State::Trailers
             }
             (State::SizeEnd(size), b'\n') => State::Chunk(size),
             (State::ChunkCr, b'\r') => State::ChunkLf,
-            (State::ChunkLf, b'\n') => {
-                self.seen = 0;
-                State::Size(0, 0)
-            }
+            (State::ChunkLf, b'\n') => State::Size(0, 0),
             (State::ChunkCr | State::ChunkLf, _) => return Err(Malformed("a chunk is longer than its size")),
             _ => return Err(Malformed("a malformed chunk size line")),
         })
@@ -241,3 +242,6 @@ pub(super) fn consume(bytes: &mut BytesMut, count: usize) {
 fn take(bytes: &mut BytesMut, limit: u64) -> Bytes {
     if limit >= bytes.len() as u64 { std::mem::take(bytes).freeze() } else { bytes.split_to(limit as usize).freeze() }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,7 @@ use std::{
     task::{Context, Poll, Waker, ready},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use http::Method;
 
 use super::{
@@ -19,6 +19,7 @@ use super::{
     write::{Filled, Output, Plan},
 };
 use crate::{
+    config::limits,
     http::{
         body::{BodyError, Frame},
         head::{RequestHead, ResponseHead},
@@ -84,27 +85,29 @@ impl ClientConnection {
         if let Some(body) = &upload.body {
             upload.plan = upload.output.request(head, body);
         }
-        let mut answered = false;
-        let response = poll_fn(|cx| self.poll_exchange(cx, &mut upload, &head.method, &mut answered)).await;
+        let mut scanned = None;
+        let response = poll_fn(|cx| self.poll_exchange(cx, &mut upload, &head.method, &mut scanned)).await;
+        let answered = scanned.is_some();
         match response {
-            Ok(response) => Ok(self.answer(response, upload, home)),
+            Ok(response) => Ok(self.take_up(response, upload, home)),
             Err(reason) => Err(SendError { written: upload.written, answered, reason, body: None }),
         }
     }
 
-    /// Writes as much as there is, and reads the response's head.
+    /// Writes as much as there is, and reads the response's head. `scanned`: bytes of it that were looked at, once any came.
     fn poll_exchange<B: Outgoing>(
         &mut self,
         cx: &mut Context<'_>,
         upload: &mut Upload<B>,
         method: &Method,
-        answered: &mut bool,
+        scanned: &mut Option<usize>,
     ) -> Poll<Result<Response, String>> {
         // A server that answers and closes before it has read everything is heard out.
-        if upload.poll(cx, &mut *self.io) == Poll::Ready(Err(Stopped::Body)) || !upload.written {
-            if let Some(reason) = &upload.stopped {
-                return Poll::Ready(Err(reason.clone()));
-            }
+        let sent = upload.poll(cx, &mut *self.io);
+        if let Some(reason) = &upload.stopped
+            && (sent == Poll::Ready(Err(Stopped::Body)) || !upload.written)
+        {
+            return Poll::Ready(Err(reason.clone()));
         }
         loop {
             let bytes = &mut self.bytes;
@@ -112,17 +115,24 @@ impl ClientConnection {
                 if new.is_empty() {
                     return Err("the connection ended before the response".to_owned());
                 }
-                *answered = true;
-                if bytes.is_empty() {
-                    let read = next_response(new, method);
-                    let used = read.as_ref().map_or(0, |(_, used)| *used);
+                let looked_at = scanned.replace(0).unwrap_or(0);
+                // Most heads come whole: nothing is kept of what was read, but for what follows them.
+                let response = if bytes.is_empty() {
+                    let (response, used) = next_response(new, method)?;
                     bytes.extend_from_slice(new.get(used..).unwrap_or_default());
-                    return read.map(|(response, _)| response);
-                }
-                bytes.extend_from_slice(new);
-                let read = next_response(bytes, method);
-                consume(bytes, read.as_ref().map_or(0, |(_, used)| *used));
-                read.map(|(response, _)| response)
+                    response
+                } else {
+                    bytes.extend_from_slice(new);
+                    if !parse::has_empty_line(bytes, looked_at) && bytes.len() <= limits::HEAD_BYTES {
+                        *scanned = Some(bytes.len());
+                        return Ok(None);
+                    }
+                    let (response, used) = next_response(bytes, method)?;
+                    consume(bytes, used);
+                    response
+                };
+                *scanned = Some(bytes.len());
+                Ok(response)
             });
             match ready!(read) {
                 Ok(Ok(None)) => {}
@@ -134,7 +144,7 @@ impl ClientConnection {
     }
 
     /// The response, with what is left to do for it.
-    fn answer<B: Outgoing>(
+    fn take_up<B: Outgoing>(
         mut self,
         response: Response,
         upload: Upload<B>,

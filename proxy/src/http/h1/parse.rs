@@ -416,3 +416,6 @@ pub(super) fn has_no_body(status: StatusCode, method: &Method) -> bool {
         || status.is_informational()
         || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
+
+#[cfg(test)]
+mod tests;

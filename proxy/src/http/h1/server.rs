@@ -1,7 +1,8 @@
 //! The server's role: a client's connection, one exchange after the other.
 
+mod shared;
+
 use std::{
-    cell::RefCell,
     future::{Future, poll_fn},
     io,
     pin::Pin,
@@ -14,8 +15,10 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use tokio::time::Sleep;
 
+use self::shared::Held;
+pub(super) use self::shared::Reader;
 use super::{
-    Decoded, Decoder, Framing, Incoming, Outgoing, buffer,
+    Incoming, Outgoing, buffer,
     chunked::consume,
     parse::{self, Parsed},
     write::{Filled, Output, Plan},
@@ -24,7 +27,7 @@ use crate::{
     config::limits,
     drain::Drain,
     http::{
-        body::{BodyError, Frame},
+        body::BodyError,
         client_stream::ClientPhase,
         head::{RequestHead, ResponseHead},
         watch::{Watch, Watched},
@@ -101,114 +104,6 @@ where
         Err(overdue) => {
             tracing::debug!(reason = overdue.reason(), "client connection closed in the middle of an exchange");
             Ok(Ended::Closed)
-        }
-    }
-}
-
-/// What the connection and the reader of its request's body share. The connection alone reads the stream: what the
-/// reader wants is read when the connection is polled, which is in the same turn if the exchange itself reads the body.
-#[derive(Default)]
-struct Shared {
-    /// Read and not used.
-    bytes: BytesMut,
-    /// The request's body; None: there is none.
-    decoder: Option<Decoder>,
-    /// Grows with each body, so that the reader of an earlier one takes nothing of a later.
-    number: u64,
-    /// The reader, waiting for bytes.
-    reader: Option<Waker>,
-    /// The connection, while a body may be wanted.
-    connection: Option<Waker>,
-    /// The reader was dropped before the body's end.
-    abandoned: bool,
-    /// No more bytes will come, or they cannot be understood.
-    broken: bool,
-}
-
-/// Reads a request's body.
-pub(super) struct Reader {
-    shared: Rc<RefCell<Shared>>,
-    number: u64,
-}
-
-impl Reader {
-    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
-        let mut shared = self.shared.borrow_mut();
-        let shared = &mut *shared;
-        if shared.number != self.number {
-            return Poll::Ready(None);
-        }
-        let Some(decoder) = &mut shared.decoder else { return Poll::Ready(None) };
-        match decoder.decode(&mut shared.bytes) {
-            Ok(Decoded::Data(data)) => Poll::Ready(Some(Ok(Frame::Data(data)))),
-            Ok(Decoded::Trailers(trailers)) => Poll::Ready(Some(Ok(Frame::Trailers(Box::new(trailers))))),
-            Ok(Decoded::End) => Poll::Ready(None),
-            Ok(Decoded::More) if shared.broken => {
-                Poll::Ready(Some(Err(io::Error::from(io::ErrorKind::UnexpectedEof).into())))
-            }
-            Ok(Decoded::More) => {
-                if !shared.reader.as_ref().is_some_and(|held| held.will_wake(cx.waker())) {
-                    shared.reader = Some(cx.waker().clone());
-                }
-                // In the connection's own turn it will see by itself.
-                if let Some(connection) = &shared.connection
-                    && !connection.will_wake(cx.waker())
-                {
-                    connection.wake_by_ref();
-                }
-                Poll::Pending
-            }
-            Err(malformed) => {
-                shared.broken = true;
-                Poll::Ready(Some(Err(malformed.into())))
-            }
-        }
-    }
-
-    pub(super) fn is_end(&self) -> bool {
-        let shared = self.shared.borrow();
-        shared.number != self.number || shared.decoder.as_ref().is_none_or(Decoder::is_done)
-    }
-
-    pub(super) fn exact_length(&self) -> Option<u64> {
-        let shared = self.shared.borrow();
-        if shared.number == self.number { shared.decoder.as_ref().and_then(Decoder::exact) } else { Some(0) }
-    }
-}
-
-impl Drop for Reader {
-    fn drop(&mut self) {
-        let mut shared = self.shared.borrow_mut();
-        if shared.number == self.number && !shared.is_read() {
-            shared.abandoned = true;
-            let connection = shared.connection.take();
-            drop(shared);
-            if let Some(connection) = connection {
-                connection.wake();
-            }
-        }
-    }
-}
-
-impl Shared {
-    /// Whether the current request was read to its end.
-    fn is_read(&self) -> bool {
-        self.decoder.as_ref().is_none_or(Decoder::is_done)
-    }
-
-    /// Skips what nobody will read and is there; whether that was all.
-    fn skip(&mut self) -> bool {
-        let Some(decoder) = &mut self.decoder else { return true };
-        loop {
-            match decoder.decode(&mut self.bytes) {
-                Ok(Decoded::End) => return true,
-                Ok(Decoded::More) => return false,
-                Ok(_) => {}
-                Err(_) => {
-                    self.broken = true;
-                    return false;
-                }
-            }
         }
     }
 }
@@ -324,7 +219,7 @@ impl<S: Io + Backlog> Connection<S> {
                     Parsed::Request(request) => {
                         let rest = new.get(request.length..).unwrap_or_default();
                         let (body, rest) = shared.begin_body(&held.0, request.framing, rest);
-                        (Some(Next::Request(Box::new(request), body)), rest)
+                        (Some(Next::Request(request, body)), rest)
                     }
                     Parsed::Unusual => (Some(Next::Unusual), new),
                     Parsed::Incomplete => {
@@ -365,7 +260,7 @@ impl<S: Io + Backlog> Connection<S> {
                 let bytes = std::mem::take(&mut shared.bytes).freeze();
                 let (body, rest) = shared.begin_body(&self.shared.0, request.framing, &bytes);
                 shared.bytes = BytesMut::from(rest);
-                Some(Next::Request(Box::new(request), body))
+                Some(Next::Request(request, body))
             }
             Parsed::Unusual => Some(Next::Unusual),
             Parsed::Incomplete => {
@@ -561,45 +456,13 @@ impl<S: Io + Backlog> Connection<S> {
 }
 
 /// What a connection goes on with.
+#[allow(clippy::large_enum_variant, reason = "moved once; the heap would cost more")]
 enum Next {
-    Request(Box<parse::Request>, Incoming),
+    Request(parse::Request, Incoming),
     Unusual,
     Closed,
     /// It was idle when draining had begun some time ago.
     Drained,
-}
-
-impl Shared {
-    /// A new request's body, of which `rest` was read with the head; and what of it belongs to the connection's bytes.
-    fn begin_body<'a>(&mut self, held: &Rc<RefCell<Self>>, framing: Framing, rest: &'a [u8]) -> (Incoming, &'a [u8]) {
-        self.abandoned = false;
-        self.decoder = None;
-        self.number += 1;
-        if let Framing::Length(length) = framing
-            && let Some((body, rest)) = usize::try_from(length).ok().and_then(|length| rest.split_at_checked(length))
-        {
-            return (Incoming::full(Bytes::copy_from_slice(body)), rest);
-        }
-        self.decoder = Some(Decoder::new(framing));
-        (Incoming::request(Reader { shared: Rc::clone(held), number: self.number }), rest)
-    }
-}
-
-/// The connection's hold on what it shares: when it is gone, no more bytes will come.
-#[derive(Default)]
-struct Held(Rc<RefCell<Shared>>);
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        let mut shared = self.0.borrow_mut();
-        shared.broken = true;
-        shared.connection = None;
-        let reader = shared.reader.take();
-        drop(shared);
-        if let Some(reader) = reader {
-            reader.wake();
-        }
-    }
 }
 
 /// Keeps the time between exchanges: heads have HEADER_TIMEOUT, silence CLIENT_IDLE.

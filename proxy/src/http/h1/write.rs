@@ -18,6 +18,8 @@ use crate::http::{
 
 /// Data of fewer bytes is copied behind what is written with it.
 const COPIED: usize = 16 * 1024;
+/// Parts taken of a body that is not written.
+const UNWRITTEN: usize = 16;
 /// Bytes that are put together for one write, about.
 const TOGETHER: usize = 64 * 1024;
 
@@ -67,10 +69,12 @@ impl Output {
         let bare = head.status.is_informational() || head.status == StatusCode::NO_CONTENT;
         let plan = if parse::has_no_body(head.status, method) {
             let length = head.fields.only(Name::ContentLength).filter(|_| !bare);
-            put_fields(bytes, &head.fields, length.is_some());
+            put_fields(bytes, &head.fields, |name| {
+                name != Name::Connection && (name != Name::ContentLength || length.is_some())
+            });
             Plan::None
         } else {
-            put_framed(bytes, &head.fields, body, true)
+            put_framed(bytes, &head.fields, body, true, |name| name != Name::Connection)
         };
         if close {
             bytes.extend_from_slice(b"connection: close\r\n");
@@ -90,7 +94,7 @@ impl Output {
         bytes.extend_from_slice(b"\r\n");
         // RFC 9110 8.6: methods that are expected to have content say that there is none.
         let expected = matches!(head.method, Method::POST | Method::PUT | Method::PATCH);
-        let plan = put_framed(bytes, &head.fields, body, expected);
+        let plan = put_framed(bytes, &head.fields, body, expected, |_| true);
         bytes.extend_from_slice(b"\r\n");
         plan
     }
@@ -117,6 +121,12 @@ impl Output {
         plan: &mut Plan,
     ) -> Result<Filled, BodyError> {
         if *plan == Plan::None {
+            // What is not written may all the same have something to do at its end.
+            for _ in 0..UNWRITTEN {
+                if !matches!(body.poll_frame(cx), Poll::Ready(Some(Ok(_)))) {
+                    break;
+                }
+            }
             return Ok(Filled::Complete);
         }
         while self.large.is_empty() && self.bytes.len() < TOGETHER {
@@ -169,7 +179,7 @@ impl Output {
             Plan::Chunked => {
                 let bytes = self.begin();
                 bytes.extend_from_slice(b"0\r\n");
-                put_fields(bytes, trailers, true);
+                put_fields(bytes, trailers, |_| true);
                 bytes.extend_from_slice(b"\r\n");
             }
             _ => {}
@@ -232,24 +242,29 @@ impl Output {
     }
 }
 
-/// Writes fields, without those that this codec writes itself.
-fn put_fields(bytes: &mut Vec<u8>, fields: &Fields, length: bool) {
+/// Writes the fields that `keep` holds for. How the body is delimited is for this codec to say.
+fn put_fields(bytes: &mut Vec<u8>, fields: &Fields, keep: impl Fn(Name) -> bool) {
     for (known, name, value) in fields.iter_known() {
-        if known == Name::TransferEncoding || (known == Name::ContentLength && !length) {
-            continue;
+        if known != Name::TransferEncoding && keep(known) {
+            bytes.extend_from_slice(name);
+            bytes.extend_from_slice(b": ");
+            bytes.extend_from_slice(value);
+            bytes.extend_from_slice(b"\r\n");
         }
-        bytes.extend_from_slice(name);
-        bytes.extend_from_slice(b": ");
-        bytes.extend_from_slice(value);
-        bytes.extend_from_slice(b"\r\n");
     }
 }
 
-/// Writes fields and the body's framing: the length that is stated, else the one that is known, else chunks. `zero`: a body
-/// that is empty is said to be.
-fn put_framed(bytes: &mut Vec<u8>, fields: &Fields, body: &impl Outgoing, zero: bool) -> Plan {
+/// Writes the fields that `keep` holds for, and the body's framing: the length that is stated, else the one that is known,
+/// else chunks. `zero`: a body that is empty is said to be.
+fn put_framed(
+    bytes: &mut Vec<u8>,
+    fields: &Fields,
+    body: &impl Outgoing,
+    zero: bool,
+    keep: impl Fn(Name) -> bool,
+) -> Plan {
     let stated = fields.only(Name::ContentLength).and_then(parse::content_length);
-    put_fields(bytes, fields, stated.is_some());
+    put_fields(bytes, fields, |name| keep(name) && (name != Name::ContentLength || stated.is_some()));
     if let Some(length) = stated {
         return Plan::Length(length);
     }
