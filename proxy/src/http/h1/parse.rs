@@ -372,11 +372,7 @@ fn response(bytes: &[u8], method: &Method) -> Result<Response, Stop> {
 fn take_response(line: &Line<'_>, head: &mut ResponseHead, told: &mut Told) -> Result<(), Stop> {
     let is = |name: &[u8]| line.name.eq_ignore_ascii_case(name);
     match line.name.len() {
-        10 if is(b"connection") => {
-            if told.connection(line.value) {
-                return Ok(());
-            }
-        }
+        10 if is(b"connection") && told.connection(line.value) => return Ok(()),
         14 if is(b"content-length") => {
             let length = content_length(line.value).ok_or(Stop::Refused("an invalid Content-Length"))?;
             match told.length.replace(length) {

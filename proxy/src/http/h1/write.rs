@@ -268,7 +268,7 @@ fn put_framed(
     if let Some(length) = stated {
         return Plan::Length(length);
     }
-    match body.exact_length().or(body.is_end().then_some(0)) {
+    match body.exact_length().or_else(|| body.is_end().then_some(0)) {
         Some(0) if !zero => Plan::None,
         Some(length) => {
             let _ = write!(bytes, "content-length: {length}\r\n");
