@@ -27,9 +27,9 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// Seconds of each measurement.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 2)]
     seconds: u64,
-    /// Three rounds of one second, 1,000 idle connections instead of 10,000: a first look.
+    /// A first look: two rounds of one second, fewer works, 1,000 idle connections instead of 10,000.
     #[arg(long)]
     quick: bool,
     /// How often a measurement is made again if others took more than 15 % of the machine meanwhile; the least disturbed
@@ -47,7 +47,9 @@ pub(crate) struct Args {
 /// Others may take so much of the machine.
 const DISTURBED: f64 = 0.15;
 /// What a proxy gets to give back memory that it needs no more, before it is looked at.
-const SETTLE: Duration = Duration::from_secs(3);
+const SETTLE: Duration = Duration::from_secs(2);
+/// Longest wait for the servers' end.
+const END_LIMIT: Duration = Duration::from_secs(10);
 /// Longest wait for a step of idle connections.
 const IDLE_LIMIT: Duration = Duration::from_secs(120);
 
@@ -72,7 +74,8 @@ struct Entry<'c> {
 
 pub(crate) async fn run(args: &Args) -> Result<()> {
     let known = Contender::all(&args.contenders)?;
-    let (works, mut contenders) = chosen(&args.subset, &known)?;
+    let (mut works, mut contenders) = chosen(&args.subset, &known)?;
+    works.retain(|work| !args.quick || !args.subset.is_empty() || work.quick());
     if args.list {
         list(&known);
         return Ok(());
@@ -90,7 +93,7 @@ pub(crate) async fn run(args: &Args) -> Result<()> {
     let processes = Processes::new(folder.path().join("logs"), false)?;
     let servers = Servers::start(&processes, folder.path()).await?;
     let bench = Bench {
-        rounds: if args.quick { 3 } else { args.rounds },
+        rounds: if args.quick { 2 } else { args.rounds },
         seconds: if args.quick { 1 } else { args.seconds },
         repeats: if args.quick { 0 } else { args.repeats },
         idle_steps: if args.quick { &[1, 1000] } else { &[1, 1000, 10_000] },
@@ -110,7 +113,7 @@ pub(crate) async fn run(args: &Args) -> Result<()> {
     report::write()?;
     bench.servers.stop()?;
     eprintln!("{:.0} s of CPU time in all; the report is in {}", machine::seconds_of_tree(), report::FILE);
-    processes.end(SETTLE * 4).await
+    processes.end(END_LIMIT).await
 }
 
 /// Works and contenders that the names choose.

@@ -11,10 +11,10 @@ use anyhow::{Context as _, Result};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    contender::{DIRECT, Kind},
+    contender::{DIRECT, Kind, LENO},
     figures::{Series, median},
     machine,
-    work::Work,
+    work::{self, Work},
 };
 
 pub(crate) const FILE: &str = "benches/report/results.json";
@@ -72,7 +72,7 @@ fn row(work: &Work, one: &Finished, all: &[Finished]) -> Row {
     put("min", Value::Object(least));
     put("max", Value::Object(most));
     // To everybody for ours, whom it is about; to no proxy at all for the others.
-    let ours = series.contender.starts_with(crate::contender::LENO);
+    let ours = series.contender.starts_with(LENO);
     let mut ratios = Row::new();
     for other in all.iter().filter(|other| other.failed.is_none()) {
         let other = &other.series;
@@ -111,12 +111,24 @@ pub(crate) fn save(rows: Vec<Row>) -> Result<()> {
     let same = |a: &Row, b: &Row| a.get("work") == b.get("work") && a.get("contender") == b.get("contender");
     all.retain(|old| !rows.iter().any(|new| same(old, new)));
     all.extend(rows);
+    all.sort_by_key(place);
     if let Some(folder) = Path::new(FILE).parent() {
         fs::create_dir_all(folder)?;
     }
     // One row to a line, so that changes can be read.
     let lines: Vec<_> = all.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
     fs::write(FILE, format!("[\n{}\n]\n", lines.join(",\n"))).with_context(|| format!("write {FILE}"))
+}
+
+/// In the report's order: by work; nobody first, then ours, then the others as they are listed.
+fn place(row: &Row) -> (usize, usize) {
+    let work = work::ALL.iter().position(|work| work.name == text(row, "work")).unwrap_or(work::ALL.len());
+    let contender = match text(row, "contender") {
+        DIRECT => 0,
+        name if name.starts_with(LENO) => 1,
+        _ => 2,
+    };
+    (work, contender)
 }
 
 /// What was found so far.
@@ -145,10 +157,7 @@ pub(crate) fn text<'r>(row: &'r Row, name: &str) -> &'r str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        figures::{Sample, name},
-        work,
-    };
+    use crate::figures::{Sample, name};
 
     fn finished(contender: &str, kind: Kind, cpus: &[f64]) -> Finished {
         let sample = |&cpu: &f64| Sample { figures: [(name::CPU, cpu)].into(), foreign: 0.1, ..Sample::default() };

@@ -15,8 +15,10 @@ use crate::{
 /// A column: its title, and what a row shows in it.
 struct Column<'t> {
     title: String,
-    cell: Box<dyn Fn(&Row) -> Option<String> + 't>,
+    cell: Cell<'t>,
 }
+
+type Cell<'t> = Box<dyn Fn(&Row) -> Option<String> + 't>;
 
 pub(super) fn of_work(page: &mut String, work: &Work, rows: &[Row]) {
     let own: Vec<_> = rows.iter().filter(|row| text(row, "work") == work.name).collect();
