@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::idle::raise_descriptors;
+pub(crate) use self::{http1::answer_length, idle::raise_descriptors};
 use crate::figures::percentile;
 
 #[derive(Debug, clap::Subcommand)]

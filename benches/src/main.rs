@@ -6,6 +6,7 @@ mod contender;
 mod control_plane;
 mod data_plane;
 mod figures;
+mod instructions;
 mod leno;
 mod load;
 mod machine;
@@ -32,6 +33,8 @@ enum Args {
     ControlPlane(control_plane::Args),
     /// Writes report.md and its plots anew from results.json.
     Report,
+    /// Instructions per request, counted by valgrind, compared with earlier ones.
+    Instructions(instructions::Args),
     /// Part of a measurement: makes load, prints one line of JSON.
     #[command(hide = true, subcommand)]
     Load(load::Load),
@@ -51,6 +54,7 @@ async fn main() -> anyhow::Result<()> {
         Args::Policy(args) => interruptible(policy::run(&args)).await,
         Args::ControlPlane(args) => interruptible(control_plane::run(&args)).await,
         Args::SimulatedProxies(args) => control_plane::run_proxies(&args).await,
+        Args::Instructions(args) => interruptible(instructions::run(&args)).await,
         Args::Report => report::write(),
         Args::Load(load) => load::run(load).await,
         Args::Serve(args) => serve::run(&args).await,

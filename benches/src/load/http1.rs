@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 
 /// Bytes of the whole answer at the start of `buffer`, once its head is there; it must be a 200 with a content-length.
-pub(super) fn answer_length(buffer: &[u8]) -> Result<Option<usize>> {
+pub(crate) fn answer_length(buffer: &[u8]) -> Result<Option<usize>> {
     let Some(end) = buffer.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(None) };
     let head = buffer.get(..end).unwrap_or_default();
     let head = std::str::from_utf8(head).context("a head that is not text")?;
