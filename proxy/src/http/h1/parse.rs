@@ -146,18 +146,12 @@ fn end_of(bytes: &[u8], at: usize, class: u8) -> usize {
 }
 
 /// The end of the field value that begins at `at`. `obs_text`: bytes from 0x80 on may be in it (RFC 9110 5.5).
-fn end_of_value(bytes: &[u8], mut at: usize, obs_text: bool) -> usize {
-    loop {
-        let rest = bytes.get(at..).unwrap_or_default();
-        let (words, _) = rest.as_chunks::<8>();
-        let plain = words.iter().position(|word| !is_plain(*word)).unwrap_or(words.len());
-        at += plain * 8;
-        let rest = rest.get(plain * 8..).unwrap_or_default();
-        // The word that stopped it has the end, or a tab.
-        let Some(end) = rest.iter().position(|&byte| !is_value(byte, obs_text)) else { return at + rest.len() };
-        at += end;
-        return at;
-    }
+fn end_of_value(bytes: &[u8], at: usize, obs_text: bool) -> usize {
+    let rest = bytes.get(at..).unwrap_or_default();
+    let (words, _) = rest.as_chunks::<8>();
+    let plain = 8 * words.iter().position(|word| !is_plain(*word)).unwrap_or(words.len());
+    let rest = rest.get(plain..).unwrap_or_default();
+    at + plain + rest.iter().position(|&byte| !is_value(byte, obs_text)).unwrap_or(rest.len())
 }
 
 fn is_value(byte: u8, obs_text: bool) -> bool {
