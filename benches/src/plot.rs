@@ -20,7 +20,7 @@ pub(crate) struct Bar {
 const WIDTH: f64 = 720.0;
 /// Room for labels at the left, and for figures at the right.
 const LEFT: f64 = 170.0;
-const RIGHT: f64 = 110.0;
+const RIGHT: f64 = 140.0;
 const BAR: f64 = 18.0;
 const STEP: f64 = 24.0;
 const HEAD: f64 = 34.0;
@@ -47,7 +47,7 @@ pub(crate) fn chart(title: &str, unit: &str, panels: &[Panel]) -> Option<String>
             svg,
             "<text x=\"16\" y=\"{}\" font-weight=\"600\" fill=\"#59636e\">{}</text>",
             y + 22.0,
-            escaped(&panel.title)
+            escaped(&shortened(&panel.title))
         );
         y += HEAD;
         let extent = |bar: &Bar| bar.mark.map_or(bar.value, |mark| mark.max(bar.value));
@@ -121,6 +121,16 @@ fn thousands(value: f64) -> String {
     grouped
 }
 
+/// To what fits the width, at a word's end.
+fn shortened(text: &str) -> String {
+    const LONGEST: usize = 100;
+    if text.chars().count() <= LONGEST {
+        return text.to_owned();
+    }
+    let cut: String = text.chars().take(LONGEST).collect();
+    format!("{} …", cut.rsplit_once(' ').map_or(cut.as_str(), |(whole, _)| whole).trim_end_matches([',', ';', ':']))
+}
+
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
@@ -137,7 +147,7 @@ mod tests {
     fn bars_are_in_proportion() {
         let panel = Panel { title: "a < b".to_owned(), bars: vec![bar("leno", 10.0, None), bar("other", 20.0, None)] };
         let svg = chart("CPU", "µs", &[panel]).unwrap();
-        assert!(svg.contains("width=\"440.0\"") && svg.contains("width=\"220.0\""), "{svg}");
+        assert!(svg.contains("width=\"410.0\"") && svg.contains("width=\"205.0\""), "{svg}");
         assert!(svg.contains("a &lt; b") && svg.contains("20.0 µs"));
         assert_eq!(svg.matches("#0969da").count(), 1);
     }
@@ -146,7 +156,14 @@ mod tests {
     fn a_mark_is_the_furthest_point() {
         let panel = Panel { title: String::new(), bars: vec![bar("x", 10.0, Some(40.0))] };
         let svg = chart("Latency", "µs", &[panel]).unwrap();
-        assert!(svg.contains("H610.0") && svg.contains("10.0 / 40.0 µs"), "{svg}");
+        assert!(svg.contains("H580.0") && svg.contains("10.0 / 40.0 µs"), "{svg}");
+    }
+
+    #[test]
+    fn long_titles_end_at_a_word() {
+        assert_eq!(shortened("short"), "short");
+        let long = shortened(&"word, ".repeat(30));
+        assert!(long.ends_with("word …") && long.len() < 110, "{long}");
     }
 
     #[test]

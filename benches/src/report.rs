@@ -175,7 +175,7 @@ mod tests {
             "11.0 + 9.0",
             "| haproxy-chain-h2 |",
             "envoy-hop failed: no answer",
-            "policy-20-proxies",
+            "| policy-20-proxies | 15.0 | 18.0 |",
         ] {
             assert!(page.contains(expected), "{expected:?} is not in\n{page}");
         }

@@ -78,12 +78,44 @@ const RELATIVE: &[Relative] = &[
     at_most("CPU per mTLS handshake, of HAProxy's", &["handshake-x25519"], name::CPU, &["haproxy-chain-tcp"], 1.0),
 ];
 
-/// A figure of ours that must stay below a limit.
-const ABSOLUTE: &[(&str, &str, &str, f64, &str)] = &[
-    ("idle sidecar at the client, resident", "idle-client", name::RSS_OUT, 8.0, "MiB"),
-    ("idle sidecar at the server, resident", "idle-client", name::RSS_IN, 8.0, "MiB"),
-    ("per idle keep-alive connection of a client, resident", "idle-client", name::KIB_EACH, 2.0, "KiB"),
-    ("ready after its start, certificate issued", "start-client", name::READY, 100.0, "ms"),
+/// A figure of ours that must stay at or below a limit.
+struct Absolute {
+    text: &'static str,
+    work: &'static str,
+    figure: &'static str,
+    limit: f64,
+    unit: &'static str,
+    /// How many of the figure's units are one of the limit's.
+    scale: f64,
+}
+
+const fn below(
+    text: &'static str,
+    work: &'static str,
+    figure: &'static str,
+    limit: f64,
+    unit: &'static str,
+) -> Absolute {
+    Absolute { text, work, figure, limit, unit, scale: 1.0 }
+}
+
+const ABSOLUTE: &[Absolute] = &[
+    below("idle sidecar at the client, resident", "idle-client", name::RSS_OUT, 8.0, "MiB"),
+    below("idle sidecar at the server, resident", "idle-client", name::RSS_IN, 8.0, "MiB"),
+    below("per idle keep-alive connection of a client, resident", "idle-client", name::KIB_EACH, 2.0, "KiB"),
+    below("ready after its start, certificate issued", "start-client", name::READY, 100.0, "ms"),
+    below("memory of the control plane, per proxy", "control-plane-10000-idle", "kib_per_proxy", 100.0, "KiB"),
+    Absolute {
+        scale: 1000.0,
+        ..below("to the last subscriber, p99", "control-plane-10000-endpoint", name::P99, 200.0, "ms")
+    },
+    below(
+        "CPU of the control plane at a change per second",
+        "control-plane-10000-endpoint",
+        "cpu_percent_of_core",
+        10.0,
+        "% of a core",
+    ),
 ];
 
 /// All that can be checked with these rows; rows may bring targets of their own, in `targets`.
@@ -98,13 +130,14 @@ pub(crate) fn check(rows: &[Row]) -> Vec<Target> {
             targets.extend(relative.check(work, row));
         }
     }
-    for (what, work, name, limit, unit) in ABSOLUTE {
-        let Some(found) = row(work, LENO).and_then(|row| figure(row, name)) else { continue };
+    for absolute in ABSOLUTE {
+        let Some(found) = row(absolute.work, LENO).and_then(|row| figure(row, absolute.figure)) else { continue };
+        let (found, limit, unit) = (found / absolute.scale, absolute.limit, absolute.unit);
         targets.push(Target {
-            text: format!("{work}: {what}"),
+            text: format!("{}: {}", absolute.work, absolute.text),
             limit: format!("≤ {limit} {unit}"),
             found: format!("{found:.1} {unit}"),
-            met: found <= *limit,
+            met: found <= limit,
         });
     }
     targets.extend(rows.iter().flat_map(brought));

@@ -2,8 +2,6 @@
 
 use std::fmt::Write as _;
 
-use serde_json::Value;
-
 use crate::{
     contender::{DIRECT, LENO},
     figures::name,
@@ -28,17 +26,10 @@ pub(super) fn of_work(page: &mut String, work: &Work, rows: &[Row]) {
     // Writing to a String cannot fail, here and below.
     let _ = writeln!(page, "### {}\n\n{}.\n", work.name, work.about);
     let (failed, good): (Vec<_>, Vec<_>) = own.into_iter().partition(|row| row.contains_key("failed"));
-    let columns: Vec<_> =
-        columns(work, rows).into_iter().filter(|column| good.iter().any(|row| (column.cell)(row).is_some())).collect();
-    let titles: Vec<_> = columns.iter().map(|column| column.title.as_str()).collect();
-    let _ = writeln!(page, "| | {} |\n|---|{}", titles.join(" | "), "---|".repeat(columns.len()));
-    for row in &good {
-        let cells: Vec<_> = columns.iter().map(|column| (column.cell)(row).unwrap_or_else(|| "–".to_owned())).collect();
-        let contender = text(row, "contender");
-        let emphasis = if contender.starts_with(LENO) { "**" } else { "" };
-        let _ = writeln!(page, "| {emphasis}{contender}{emphasis} | {} |", cells.join(" | "));
+    if !good.is_empty() {
+        table(page, &good, "contender", &columns(work, rows));
+        page.push('\n');
     }
-    page.push('\n');
     for row in failed {
         let _ = writeln!(page, "{} failed: {}\n", text(row, "contender"), text(row, "failed"));
     }
@@ -135,22 +126,49 @@ fn notes(page: &mut String, rows: &[&Row]) {
     );
 }
 
-/// Rows of other benches, all their figures.
+/// Rows of other benches.
 pub(super) fn others(page: &mut String, rows: &[Row]) {
     let rest: Vec<_> = rows.iter().filter(|row| !work::ALL.iter().any(|work| work.name == text(row, "work"))).collect();
     if rest.is_empty() {
         return;
     }
-    page.push_str("## Control plane\n\n");
-    for row in rest {
-        let figures: Vec<_> = row
-            .iter()
-            .filter_map(|(name, value)| match value {
-                Value::Number(number) if name != "measured" => Some(format!("{name} {}", shown(number.as_f64()?))),
-                _ => None,
-            })
-            .collect();
-        let _ = writeln!(page, "- **{}**, {}: {}", text(row, "work"), text(row, "contender"), figures.join(", "));
-    }
+    page.push_str(
+        "## Control plane\n\n`policy-N-proxies`: from the write of a route's file to its being in force at N sidecars. \
+         `control-plane-N-…`: N simulated proxies connected; a change each second of an endpoint that most of them use \
+         (`endpoint`), of any endpoint (`endpoint-anywhere`), of a route; or none (`idle`).\n\n",
+    );
+    table(page, &rest, "work", &columns_of_others());
     page.push('\n');
+}
+
+fn columns_of_others() -> Vec<Column<'static>> {
+    let scaled = |title: &str, name: &'static str, factor: f64| Column {
+        title: title.to_owned(),
+        cell: Box::new(move |row| figure(row, name).map(|value| shown(value * factor))),
+    };
+    vec![
+        scaled("proxies concerned", "subscribers", 1.0),
+        scaled("p50 ms", name::P50, 1e-3),
+        scaled("p99 ms", name::P99, 1e-3),
+        scaled("most ms", "max_us", 1e-3),
+        scaled("CPU ms per change", "cpu_ms_per_change", 1.0),
+        scaled("CPU, % of a core", "cpu_percent_of_core", 1.0),
+        scaled("KiB sent per change", "bytes_sent_per_change", 1.0 / 1024.0),
+        scaled("KiB per proxy", "kib_per_proxy", 1.0),
+        scaled("MiB without proxies", "rss_mib_before_proxies", 1.0),
+    ]
+}
+
+/// One line for each row, which begins with one of its texts; columns that nobody has a figure for are left out.
+fn table(page: &mut String, rows: &[&Row], head: &str, columns: &[Column<'_>]) {
+    let columns: Vec<_> = columns.iter().filter(|column| rows.iter().any(|row| (column.cell)(row).is_some())).collect();
+    let titles: Vec<_> = columns.iter().map(|column| column.title.as_str()).collect();
+    // Writing to a String cannot fail, here and below.
+    let _ = writeln!(page, "| | {} |\n|---|{}", titles.join(" | "), "---|".repeat(columns.len()));
+    for row in rows {
+        let cells: Vec<_> = columns.iter().map(|column| (column.cell)(row).unwrap_or_else(|| "–".to_owned())).collect();
+        let name = text(row, head);
+        let emphasis = if name.starts_with(LENO) { "**" } else { "" };
+        let _ = writeln!(page, "| {emphasis}{name}{emphasis} | {} |", cells.join(" | "));
+    }
 }
