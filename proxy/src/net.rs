@@ -7,7 +7,12 @@ pub mod listener;
 pub mod original_dst;
 pub mod prefixed;
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 pub(crate) use backlog::Backlog;
 use hyper::upgrade::Upgraded;
@@ -18,16 +23,32 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
 };
-use tokio_rustls::{client, server};
+
+use crate::tls::TlsStream;
 
 /// A byte stream, whatever carries it.
 pub trait Io: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// Makes the drop of this stream a reset, so that nobody takes it for the end of what was sent. Bytes that the
     /// peer has not got by then are lost.
     fn reset(&self);
+
+    /// The socket, if what it carries is what is read and written here.
+    fn tcp(&self) -> Option<&TcpStream> {
+        None
+    }
+
+    /// Reads from `source` and writes it, without a copy in between; how much it was, 0: `source` is at its end. Bytes may
+    /// be held back as by any write: flush. None: this stream cannot do it.
+    fn poll_write_from(&mut self, _cx: &mut Context<'_>, _source: &TcpStream) -> Option<Poll<io::Result<usize>>> {
+        None
+    }
 }
 
 impl Io for TcpStream {
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+
     fn reset(&self) {
         // If it fails the connection is closed the ordinary way.
         let _ = SockRef::from(self).set_linger(Some(Duration::ZERO));
@@ -35,28 +56,37 @@ impl Io for TcpStream {
 }
 
 impl<T: Io> Io for Prefixed<T> {
+    fn tcp(&self) -> Option<&TcpStream> {
+        if self.prefix().is_empty() { self.get_ref().tcp() } else { None }
+    }
+
     fn reset(&self) {
         self.get_ref().reset();
     }
 }
 
 /// Dropped, it sends no close_notify either.
-impl<T: Io> Io for client::TlsStream<T> {
-    fn reset(&self) {
-        self.get_ref().0.reset();
+impl<T: Io> Io for TlsStream<T> {
+    fn poll_write_from(&mut self, cx: &mut Context<'_>, source: &TcpStream) -> Option<Poll<io::Result<usize>>> {
+        Some(Self::poll_write_from(self, cx, source))
     }
-}
 
-/// Dropped, it sends no close_notify either.
-impl<T: Io> Io for server::TlsStream<T> {
     fn reset(&self) {
-        self.get_ref().0.reset();
+        self.get_ref().reset();
     }
 }
 
 impl Io for Box<dyn Io> {
     fn reset(&self) {
         (**self).reset();
+    }
+
+    fn tcp(&self) -> Option<&TcpStream> {
+        (**self).tcp()
+    }
+
+    fn poll_write_from(&mut self, cx: &mut Context<'_>, source: &TcpStream) -> Option<Poll<io::Result<usize>>> {
+        (**self).poll_write_from(cx, source)
     }
 }
 

@@ -4,9 +4,12 @@
 //! rustls configurations once; connections made before it live on. [`identity`] fills it.
 
 mod config;
+mod handshake;
 pub mod identity;
+mod record;
 mod schedule;
 mod store;
+mod stream;
 pub mod verify;
 
 #[cfg(test)]
@@ -18,19 +21,23 @@ use std::{fmt, io, net::IpAddr, sync::Arc, time::SystemTime};
 
 use leno_proto::spiffe::SpiffeId;
 use rustls::{
-    AlertDescription, CertificateError,
+    AlertDescription, CertificateError, CommonState,
+    client::UnbufferedClientConnection,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+    server::UnbufferedServerConnection,
     sign::CertifiedKey,
 };
 use tokio::net::TcpStream;
-use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
+pub(crate) use self::stream::READ_BYTES;
 use self::{
     config::Configs,
+    handshake::Handshake,
     verify::{Anchors, Refusal},
 };
 pub use self::{
     store::CredentialStore,
+    stream::TlsStream,
     verify::{InvalidBundle, TrustBundle},
 };
 use crate::{config::limits, net::Prefixed};
@@ -121,8 +128,8 @@ impl From<Refusal> for TlsError {
     }
 }
 
-/// tokio-rustls wraps rustls' errors in `io::Error`, in the handshake and, as TLS 1.3 servers verify
-/// clients after the client's handshake ended, in the first reads after it too.
+/// rustls' errors come inside `io::Error`, in the handshake and, as TLS 1.3 servers verify clients after the client's
+/// handshake ended, in the first reads after it too.
 impl From<io::Error> for TlsError {
     fn from(error: io::Error) -> Self {
         let Some(cause) = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>()) else {
@@ -234,23 +241,22 @@ impl Credentials {
         tcp: TcpStream,
         expected: &SpiffeId,
         protocol: MeshProtocol,
-    ) -> Result<client::TlsStream<TcpStream>, TlsError> {
+    ) -> Result<TlsStream<TcpStream>, TlsError> {
         let config = match protocol {
             MeshProtocol::Http1 => &self.configs.http1,
             MeshProtocol::Http2 => &self.configs.http2,
             MeshProtocol::Tcp => &self.configs.tcp,
         };
-        let stream = handshake(config, tcp).await?;
-        let (_, session) = stream.get_ref();
+        let handshake = Done::client(config, tcp).await?;
         // Chain and trust domain held during the handshake; who it is depends on the endpoint.
-        let actual = peer_identity(session.peer_certificates())?;
+        let actual = handshake.peer()?;
         if actual != *expected {
             return Err(TlsError::WrongIdentity { expected: expected.to_string(), actual: actual.to_string() });
         }
-        if session.alpn_protocol() != Some(protocol.alpn()) {
+        if handshake.connection.alpn_protocol() != Some(protocol.alpn()) {
             return Err(TlsError::NoProtocol);
         }
-        Ok(stream)
+        handshake.stream()
     }
 
     /// Accepts mesh TLS within HANDSHAKE_TIMEOUT; a client certificate of the same trust domain is required.
@@ -260,24 +266,23 @@ impl Credentials {
     pub async fn accept(
         &self,
         stream: Prefixed<TcpStream>,
-    ) -> Result<(server::TlsStream<Prefixed<TcpStream>>, SpiffeId, MeshProtocol), TlsError> {
-        let accept = TlsAcceptor::from(self.configs.server.clone()).accept(stream);
-        let stream = match tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, accept).await {
+    ) -> Result<(TlsStream<TcpStream>, SpiffeId, MeshProtocol), TlsError> {
+        let accept = Done::server(&self.configs.server, stream);
+        let handshake = match tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, accept).await {
             Ok(done) => done?,
             Err(_) => return Err(TlsError::Timeout),
         };
-        let (_, session) = stream.get_ref();
-        let peer = peer_identity(session.peer_certificates())?;
-        let protocol = MeshProtocol::from_alpn(session.alpn_protocol()).ok_or(TlsError::NoProtocol)?;
-        Ok((stream, peer, protocol))
+        let peer = handshake.peer()?;
+        let protocol = MeshProtocol::from_alpn(handshake.connection.alpn_protocol()).ok_or(TlsError::NoProtocol)?;
+        Ok((handshake.stream()?, peer, protocol))
     }
 
     /// TLS over `tcp` to the control plane of our trust domain, as ourselves; ALPN "h2".
     ///
     /// # Errors
     /// If the handshake fails or the peer is not the control plane.
-    pub async fn connect_control_plane(&self, tcp: TcpStream) -> Result<client::TlsStream<TcpStream>, TlsError> {
-        handshake(&self.configs.control_plane, tcp).await
+    pub async fn connect_control_plane(&self, tcp: TcpStream) -> Result<TlsStream<TcpStream>, TlsError> {
+        Done::client(&self.configs.control_plane, tcp).await?.stream()
     }
 }
 
@@ -311,23 +316,60 @@ impl FirstContact {
     ///
     /// # Errors
     /// If the handshake fails or the peer is not a control plane.
-    pub async fn connect(&self, tcp: TcpStream) -> Result<client::TlsStream<TcpStream>, TlsError> {
-        handshake(&self.config, tcp).await
+    pub async fn connect(&self, tcp: TcpStream) -> Result<TlsStream<TcpStream>, TlsError> {
+        Done::client(&self.config, tcp).await?.stream()
     }
 }
 
-async fn handshake(
-    config: &Arc<rustls::ClientConfig>,
+/// A handshake that was made, and whose peer has yet to be looked at.
+struct Done<C> {
+    connection: Box<C>,
     tcp: TcpStream,
-) -> Result<client::TlsStream<TcpStream>, TlsError> {
-    // rustls asks for a name, which is neither sent (no SNI) nor looked at (the verifier reads the SPIFFE id).
-    let name = ServerName::IpAddress(IpAddr::from([0, 0, 0, 0]).into());
-    Ok(TlsConnector::from(config.clone()).connect(name, tcp).await?)
+    /// Read beyond the handshake.
+    rest: Vec<u8>,
 }
 
-fn peer_identity(certificates: Option<&[CertificateDer<'_>]>) -> Result<SpiffeId, TlsError> {
-    let leaf = certificates.and_then(<[_]>::first).ok_or(TlsError::NoCertificate)?;
-    Ok(verify::identity_of(leaf)?)
+impl Done<UnbufferedClientConnection> {
+    async fn client(config: &Arc<rustls::ClientConfig>, tcp: TcpStream) -> Result<Self, TlsError> {
+        // rustls asks for a name, which is neither sent (no SNI) nor looked at (the verifier reads the SPIFFE id).
+        let name = ServerName::IpAddress(IpAddr::from([0, 0, 0, 0]).into());
+        let connection = UnbufferedClientConnection::new(config.clone(), name).map_err(broken)?;
+        Self::made(connection, tcp, Vec::new()).await
+    }
+}
+
+impl Done<UnbufferedServerConnection> {
+    async fn server(config: &Arc<rustls::ServerConfig>, stream: Prefixed<TcpStream>) -> Result<Self, TlsError> {
+        let connection = UnbufferedServerConnection::new(config.clone()).map_err(broken)?;
+        let (first, tcp) = stream.into_parts();
+        Self::made(connection, tcp, first.into()).await
+    }
+}
+
+impl<C: Handshake> Done<C> {
+    async fn made(connection: C, mut tcp: TcpStream, mut incoming: Vec<u8>) -> Result<Self, TlsError> {
+        // Large, and of no use for longer than the handshake.
+        let mut connection = Box::new(connection);
+        handshake::make(&mut *connection, &mut tcp, &mut incoming).await?;
+        Ok(Self { connection, tcp, rest: incoming })
+    }
+
+    fn stream(self) -> Result<TlsStream<TcpStream>, TlsError> {
+        let keys = self.connection.finish().map_err(broken)?;
+        TlsStream::new(self.tcp, keys, &self.rest).map_err(broken)
+    }
+}
+
+impl<C: std::ops::Deref<Target: std::ops::Deref<Target = CommonState>>> Done<C> {
+    fn peer(&self) -> Result<SpiffeId, TlsError> {
+        let leaf = self.connection.peer_certificates().and_then(<[_]>::first).ok_or(TlsError::NoCertificate)?;
+        Ok(verify::identity_of(leaf)?)
+    }
+}
+
+/// What no peer can cause.
+fn broken(error: rustls::Error) -> TlsError {
+    TlsError::Handshake(io::Error::other(error))
 }
 
 fn validity_of(leaf: &CertificateDer<'_>) -> Result<(SystemTime, SystemTime), InvalidCredentials> {

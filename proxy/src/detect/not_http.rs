@@ -6,7 +6,10 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
 
 use super::{Spoken, decide};
 use crate::net::Io;
@@ -29,6 +32,10 @@ impl<T> NotHttp<T> {
 impl<T: Io> Io for NotHttp<T> {
     fn reset(&self) {
         self.inner.reset();
+    }
+
+    fn tcp(&self) -> Option<&TcpStream> {
+        if self.seen.is_none() { self.inner.tcp() } else { None }
     }
 }
 

@@ -5,9 +5,9 @@
 use std::os::fd::AsRawFd;
 
 use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
 
 use super::Prefixed;
+use crate::tls::TlsStream;
 
 /// A stream over TCP that knows how many of its bytes wait.
 pub(crate) trait Backlog {
@@ -32,7 +32,7 @@ impl<T: Backlog> Backlog for Prefixed<T> {
 
 impl<T: Backlog> Backlog for TlsStream<T> {
     fn backlog(&self) -> u64 {
-        self.get_ref().0.backlog()
+        self.get_ref().backlog()
     }
 }
 

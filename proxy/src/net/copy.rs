@@ -3,6 +3,11 @@
 //! Each thread has one scratch buffer, large enough for bulk data, that all its relays read into; what
 //! the other side does not take at once is kept, and only that. So an idle relay holds no buffer at all,
 //! a busy one makes few calls, and a slow reader costs [`SCRATCH_BYTES`] per direction at most.
+//!
+//! Two ways are shorter. From a socket into TLS, bytes are read into the records that they are sealed in
+//! ([`Io::poll_write_from`]). Bulk data from socket to socket stays in the kernel ([`splice`]).
+
+mod splice;
 
 use std::{
     cell::Cell,
@@ -15,14 +20,17 @@ use std::{
 
 use bytes::{Buf, Bytes};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::ReadBuf,
+    net::TcpStream,
     time::{Instant, sleep},
 };
 
+use self::splice::Pipe;
 use super::Io;
+use crate::tls;
 
 /// Largest single read, and the most kept for a side that does not read.
-const SCRATCH_BYTES: usize = 64 * 1024;
+const SCRATCH_BYTES: usize = tls::READ_BYTES;
 /// Reads of one direction before the other has its turn, and other tasks theirs.
 const READS_PER_TURN: usize = 8;
 
@@ -97,9 +105,38 @@ impl<C: Io, S: Io> Drop for Ends<C, S> {
 struct Direction {
     /// Read, and not yet taken by the writer.
     kept: Bytes,
+    /// Spliced, and not yet taken by the writer.
+    pipe: Option<Pipe>,
+    bulk: Bulk,
     /// The writer may hold bytes back (TLS records).
     unflushed: bool,
     state: State,
+}
+
+/// Whether so much comes at once that splicing is cheaper than copying.
+#[derive(Default)]
+struct Bulk {
+    /// Large reads in a row; small ones while it is bulk.
+    run: u8,
+    is_bulk: bool,
+}
+
+impl Bulk {
+    /// A read that makes splicing worth its calls.
+    const LARGE_BYTES: usize = 32 * 1024;
+    /// So many in a row are needed to change over, and small ones to change back.
+    const RUN: u8 = 4;
+
+    fn read(&mut self, count: usize) {
+        if (count >= Self::LARGE_BYTES) == self.is_bulk {
+            self.run = 0;
+        } else {
+            self.run += 1;
+            if self.run == Self::RUN {
+                *self = Self { run: 0, is_bulk: !self.is_bulk };
+            }
+        }
+    }
 }
 
 #[derive(Default, Clone, Copy, PartialEq, Eq)]
@@ -121,8 +158,8 @@ impl Direction {
         moved: &Cell<u64>,
     ) -> io::Result<Poll<()>>
     where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
+        R: Io,
+        W: Io,
     {
         match self.poll_move(cx, reader, writer, moved) {
             Poll::Ready(Ok(())) => Ok(Poll::Ready(())),
@@ -139,8 +176,8 @@ impl Direction {
         moved: &Cell<u64>,
     ) -> Poll<io::Result<()>>
     where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
+        R: Io,
+        W: Io,
     {
         if self.state == State::Done {
             return Poll::Ready(Ok(()));
@@ -152,12 +189,7 @@ impl Direction {
         }
         self.kept = Bytes::new();
         if self.state == State::Open {
-            // Taken out of its place meanwhile, so that nothing can find it in use.
-            let mut scratch = SCRATCH.take();
-            scratch.resize(SCRATCH_BYTES, 0);
-            let end = self.poll_read_through(cx, reader, writer, &mut scratch, moved);
-            SCRATCH.set(scratch);
-            match end {
+            match self.poll_through(cx, reader, writer, moved) {
                 Poll::Ready(Ok(())) => self.state = State::Ending,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => {
@@ -174,9 +206,89 @@ impl Direction {
         Poll::Ready(Ok(()))
     }
 
+    /// Reads and writes by the shortest way there is. Ready: the reader is at its end. Pending: the reader has nothing,
+    /// or the writer takes no more.
+    fn poll_through<R: Io, W: Io>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut R,
+        writer: &mut W,
+        moved: &Cell<u64>,
+    ) -> Poll<io::Result<()>> {
+        if let Some(source) = reader.tcp() {
+            if let Some(sink) = writer.tcp()
+                && (self.bulk.is_bulk || self.pipe.is_some())
+            {
+                return self.poll_splice(cx, source, sink, moved);
+            }
+            for _ in 0..READS_PER_TURN {
+                match writer.poll_write_from(cx, source) {
+                    Some(written) => match ready!(written)? {
+                        0 => return Poll::Ready(Ok(())),
+                        count => self.wrote(count, moved)?,
+                    },
+                    None => return self.poll_copy(cx, reader, writer, moved),
+                }
+            }
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.poll_copy(cx, reader, writer, moved)
+    }
+
+    fn poll_splice(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &TcpStream,
+        sink: &TcpStream,
+        moved: &Cell<u64>,
+    ) -> Poll<io::Result<()>> {
+        let mut pipe = match self.pipe.take() {
+            Some(pipe) => pipe,
+            None => Pipe::take()?,
+        };
+        let mut polled = Poll::Pending;
+        for _ in 0..READS_PER_TURN {
+            polled = pipe.poll_move(cx, source, sink);
+            match polled {
+                Poll::Ready(Ok(0)) => break,
+                Poll::Ready(Ok(count)) => {
+                    moved.set(moved.get().wrapping_add(count as u64));
+                    self.bulk.read(count);
+                }
+                Poll::Ready(Err(_)) | Poll::Pending => break,
+            }
+        }
+        self.pipe = pipe.give_back();
+        match polled {
+            Poll::Ready(Ok(0)) => Poll::Ready(Ok(())),
+            Poll::Ready(Ok(_)) => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn poll_copy<R: Io, W: Io>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut R,
+        writer: &mut W,
+        moved: &Cell<u64>,
+    ) -> Poll<io::Result<()>> {
+        // Taken out of its place meanwhile, so that nothing can find it in use.
+        let mut scratch = SCRATCH.take();
+        scratch.resize(SCRATCH_BYTES, 0);
+        let polled = self.poll_copy_through(cx, reader, writer, &mut scratch, moved);
+        SCRATCH.set(scratch);
+        polled
+    }
+
     /// Reads into `scratch` and writes from there. Ready: the reader is at its end. Pending: the reader has
     /// nothing, or the writer takes no more and the rest is kept.
-    fn poll_read_through<R, W>(
+    fn poll_copy_through<R, W>(
         &mut self,
         cx: &mut Context<'_>,
         reader: &mut R,
@@ -185,8 +297,8 @@ impl Direction {
         moved: &Cell<u64>,
     ) -> Poll<io::Result<()>>
     where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
+        R: Io,
+        W: Io,
     {
         for _ in 0..READS_PER_TURN {
             let mut buffer = ReadBuf::new(scratch);
@@ -195,6 +307,7 @@ impl Direction {
             if read.is_empty() {
                 return Poll::Ready(Ok(()));
             }
+            self.bulk.read(read.len());
             while !read.is_empty() {
                 match Pin::new(&mut *writer).poll_write(cx, read)? {
                     Poll::Ready(count) => {

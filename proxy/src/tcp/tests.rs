@@ -6,7 +6,6 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
-use tokio_rustls::client::TlsStream;
 
 use crate::{
     config::limits,
@@ -14,7 +13,7 @@ use crate::{
     net::Prefixed,
     policy::Target,
     testing::{BOTH, Sidecar, Through, application, reach, read_until, run, scripted, server_id, talk},
-    tls::MeshProtocol,
+    tls::{MeshProtocol, TlsStream},
 };
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi";

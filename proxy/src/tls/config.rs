@@ -61,6 +61,8 @@ impl Configs {
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
         server.max_early_data_size = 0;
+        // For `TlsStream`, which seals and opens records itself.
+        server.enable_secret_extraction = true;
         Ok(Self { http1, http2, tcp, control_plane, server: Arc::new(server) })
     }
 }
@@ -93,6 +95,8 @@ fn client(
     config.resumption = Resumption::disabled();
     config.enable_sni = false;
     config.enable_early_data = false;
+    // For `TlsStream`, which seals and opens records itself.
+    config.enable_secret_extraction = true;
     Ok(Arc::new(config))
 }
 

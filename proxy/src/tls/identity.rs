@@ -22,10 +22,9 @@ use tokio::{
     net::TcpStream,
     time::{Instant, sleep, timeout},
 };
-use tokio_rustls::client::TlsStream;
 use tonic::{Code, Status, transport::Endpoint};
 
-use super::{CredentialStore, Credentials, FirstContact, InvalidCredentials, TlsError, schedule};
+use super::{CredentialStore, Credentials, FirstContact, InvalidCredentials, TlsError, TlsStream, schedule};
 use crate::{config::Config, net::connect::connect_host};
 
 /// One try: connecting, handshake and answer.

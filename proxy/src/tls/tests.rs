@@ -4,6 +4,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
 };
+use tokio_rustls::TlsAcceptor;
 
 use super::{testing::Authority, *};
 
@@ -59,14 +60,18 @@ async fn both_sides_learn_who_the_other_is() {
             client.connect(near, &server_id, protocol),
             server.accept(Prefixed::new(Default::default(), far))
         );
-        let connected = connected.unwrap();
-        let (_, session) = connected.get_ref();
-        assert_eq!(session.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
-        let group = session.negotiated_key_exchange_group().map(|group| group.name());
-        assert_eq!(group, Some(rustls::NamedGroup::X25519MLKEM768));
+        connected.unwrap();
         let (_, peer, told) = accepted.unwrap();
         assert_eq!((peer, told), (id(CLIENT), protocol));
     }
+    let (near, far) = tcp_pair().await;
+    let (connected, accepted) =
+        tokio::join!(Done::client(&client.configs.tcp, near), server.accept(Prefixed::new(Default::default(), far)));
+    let connected = connected.unwrap().connection;
+    assert_eq!(connected.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
+    let group = connected.negotiated_key_exchange_group().map(|group| group.name());
+    assert_eq!(group, Some(rustls::NamedGroup::X25519MLKEM768));
+    accepted.unwrap();
 }
 
 #[tokio::test]
@@ -125,7 +130,8 @@ async fn a_client_of_another_trust_domain_is_named() {
     config.dangerous().set_certificate_verifier(Arc::new(TrustAll));
     let (near, far) = tcp_pair().await;
     let config = Arc::new(config);
-    let (_, accepted) = tokio::join!(handshake(&config, near), server.accept(Prefixed::new(Default::default(), far)));
+    let (_, accepted) =
+        tokio::join!(Done::client(&config, near), server.accept(Prefixed::new(Default::default(), far)));
     match accepted.map(|_| ()) {
         Err(TlsError::WrongTrustDomain(domain)) => assert_eq!(domain, "other.domain"),
         other => panic!("{other:?}"),
@@ -143,7 +149,7 @@ async fn no_certificate_or_no_mesh_protocol_is_refused() {
         let (near, far) = tcp_pair().await;
         let config = Arc::new(config);
         let (_, accepted) =
-            tokio::join!(handshake(&config, near), server.accept(Prefixed::new(Default::default(), far)));
+            tokio::join!(Done::client(&config, near), server.accept(Prefixed::new(Default::default(), far)));
         assert_eq!(accepted.map(|_| ()).map_err(reason), Err(found));
     }
 }
