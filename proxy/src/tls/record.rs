@@ -77,18 +77,30 @@ impl Sealer {
 
     /// Makes a record of `room`, whose content is in its place: behind [`HEADER_BYTES`], and [`EXPANSION`] before the end.
     pub(super) fn seal(&mut self, content: Content, room: &mut [u8]) -> Result<(), Error> {
+        self.seal_typed(content as u8, room)
+    }
+
+    fn seal_typed(&mut self, content: u8, room: &mut [u8]) -> Result<(), Error> {
         let nonce = self.0.nonce()?;
         let parts = room.split_at_mut_checked(HEADER_BYTES).and_then(|(header, sealed)| {
             let (inside, tag) = sealed.split_at_mut_checked(sealed.len().checked_sub(TAG_BYTES)?)?;
             Some((header, inside, tag))
         });
         let (header, inside, tag) = parts.ok_or(Error::EncryptError)?;
-        *inside.last_mut().ok_or(Error::EncryptError)? = content as u8;
+        *inside.last_mut().ok_or(Error::EncryptError)? = content;
         let aad = make_tls13_aad(inside.len() + TAG_BYTES);
         header.copy_from_slice(&aad);
         let made = self.0.aead.seal_in_place_separate_tag(nonce, Aad::from(aad), inside);
         tag.copy_from_slice(made.map_err(|_| Error::EncryptError)?.as_ref());
         Ok(())
+    }
+}
+
+#[cfg(test)]
+impl Sealer {
+    /// The same, of content that ends with its type and padding.
+    pub(super) fn seal_padded(&mut self, room: &mut [u8]) -> Result<(), Error> {
+        self.seal_typed(0, room)
     }
 }
 

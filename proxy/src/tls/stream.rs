@@ -544,3 +544,6 @@ impl<T: std::fmt::Debug> std::fmt::Debug for TlsStream<T> {
         f.debug_struct("TlsStream").field("io", &self.io).field("reading", &self.state.reading).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -231,7 +231,7 @@ async fn only_the_control_plane_is_taken_for_it() {
 
 /// A client that does not mind whom it calls.
 #[derive(Debug)]
-struct TrustAll;
+pub(super) struct TrustAll;
 
 impl rustls::client::danger::ServerCertVerifier for TrustAll {
     fn verify_server_cert(
