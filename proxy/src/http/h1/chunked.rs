@@ -48,7 +48,9 @@ enum State {
     Close,
     /// In a chunk's size; after how many digits, and so far.
     Size(u8, u64),
-    /// After a chunk's size, before the end of its line.
+    /// In blanks after a chunk's size.
+    Blank(u64),
+    /// In a chunk's extensions.
     Extension(u64),
     /// Before the LF of the size line.
     SizeEnd(u64),
@@ -170,8 +172,9 @@ impl Decoder {
     /// The state after a byte between two chunks.
     fn next(&mut self, byte: u8) -> Result<State, Malformed> {
         Ok(match (self.state, byte) {
-            (State::Size(1.., size) | State::Extension(size), b'\r') => State::SizeEnd(size),
-            (State::Size(1.., size), b';' | b' ' | b'\t') => State::Extension(size),
+            (State::Size(1.., size) | State::Blank(size) | State::Extension(size), b'\r') => State::SizeEnd(size),
+            (State::Size(1.., size) | State::Blank(size), b';') => State::Extension(size),
+            (State::Size(1.., size) | State::Blank(size), b' ' | b'\t') => State::Blank(size),
             (State::Size(digits, size), _) => {
                 let digit = char::from(byte).to_digit(16).ok_or(Malformed("an invalid chunk size"))?;
                 // So that no sum of it can overflow.

@@ -73,6 +73,8 @@ fn broken_chunks_are_refused() {
         "5\r\nhello\r0\r\n",
         "5\rx\n",
         "5 5\rx",
+        "5 5\r\nhello\r\n0\r\n\r\n",
+        "5 a=b\r\n",
         "5;a\nhello",
         "5;a\rb\r\n",
         "5;\0\r\n",
