@@ -63,7 +63,7 @@ impl Settings {
             frame_bytes: limits::H2_FRAME_BYTES,
             most_streams: limits::STREAMS_PER_CONNECTION,
             connect_protocol: true,
-            early_resets: 1000,
+            early_resets: limits::H2_EARLY_RESETS,
             ping_interval: limits::H2_PING_INTERVAL,
             ping_timeout: limits::H2_PING_TIMEOUT,
         }

@@ -3,6 +3,7 @@
 use std::{cell::RefCell, future::Future, rc::Rc};
 
 use http::Method;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
     Settings,
@@ -11,7 +12,7 @@ use super::{
     state::{LAST_STREAM, Role, State},
     stream::{RecvStream, SendStream, halves},
 };
-use crate::{http::head::RequestHead, net::Io};
+use crate::http::head::RequestHead;
 
 /// A connection to open streams on. When its last handle is dropped, the connection ends with its last stream.
 pub struct Connection {
@@ -19,7 +20,10 @@ pub struct Connection {
 }
 
 /// Begins HTTP/2 on `io`. The future drives the connection, and resolves when it has ended; streams may be opened at once.
-pub fn connect<S: Io>(io: S, settings: Settings) -> (Connection, impl Future<Output = Result<(), H2Error>>) {
+pub fn connect<S>(io: S, settings: Settings) -> (Connection, impl Future<Output = Result<(), H2Error>>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let link = Rc::new(RefCell::new(State::new(Role::Client, settings)));
     let mut driver = Driver::new(io, link.clone());
     let drive = std::future::poll_fn(move |cx| driver.poll(cx, &mut |_, _| {}));

@@ -52,8 +52,8 @@ pub(super) struct Driver<S> {
     timer: Option<Pin<Box<Sleep>>>,
     /// A ping was sent because nothing came, and nothing has come since.
     pinged: bool,
-    /// Ticks of the timer since the peer began something that it has not ended.
-    amid: u32,
+    /// Ticks of the timer since the peer began a frame or head that it has not ended, and how much it had ended before.
+    amid: (u32, u64),
     draining: Draining,
     /// The connection is over; what is left is to write the last of it.
     over: Option<Result<(), H2Error>>,
@@ -80,7 +80,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             unflushed: false,
             timer: None,
             pinged: false,
-            amid: 0,
+            amid: (0, 0),
             draining: Draining::No,
             over: None,
         }
@@ -107,46 +107,38 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             state.awake = true;
             set_waker(&mut state.driver, cx.waker());
         }
-        loop {
-            let mut held_back = false;
-            if self.over.is_none() {
-                match self.poll_read(cx, arrived) {
-                    Ok(read) => held_back = read == Read::HeldBack,
-                    Err(error) => self.end(error),
-                }
-                if let Err(error) = self.poll_timer(cx) {
-                    self.end(error);
-                }
-                self.look_for_end();
+        let mut held_back = false;
+        if self.over.is_none() {
+            match self.poll_read(cx, arrived) {
+                Ok(read) => held_back = read == Read::HeldBack,
+                Err(error) => self.end(error),
             }
-            let wrote = match self.poll_write(cx) {
-                Poll::Ready(Ok(())) => true,
-                Poll::Ready(Err(error)) => {
-                    self.link.borrow_mut().end(Code::INTERNAL_ERROR, "the connection broke");
-                    return Poll::Ready(self.over.take().unwrap_or(Err(H2Error::Io(error))));
-                }
-                Poll::Pending => false,
-            };
-            if self.over.is_some() {
-                return self.poll_farewell(cx, wrote);
+            if let Err(error) = self.poll_timer(cx) {
+                self.end(error);
             }
-            let mut state = self.link.borrow_mut();
-            if wrote {
-                state.answers = 0;
-                if held_back {
-                    continue;
-                }
-            }
-            if state.give_turns() {
-                cx.waker().wake_by_ref();
-            } else {
-                state.awake = false;
-            }
-            if state.is_idle() && state.output.is_empty() {
-                self.intake.release();
-            }
-            return Poll::Pending;
+            self.look_for_end();
         }
+        let wrote = match self.poll_write(cx) {
+            Poll::Ready(Ok(())) => true,
+            Poll::Ready(Err(error)) => {
+                self.link.borrow_mut().end(Code::INTERNAL_ERROR, "the connection broke");
+                return Poll::Ready(self.over.take().unwrap_or(Err(H2Error::Io(error))));
+            }
+            Poll::Pending => false,
+        };
+        if self.over.is_some() {
+            return self.poll_farewell(cx, wrote);
+        }
+        let mut state = self.link.borrow_mut();
+        if wrote {
+            state.answers = 0;
+        }
+        let more = state.give_turns() | (wrote && held_back);
+        state.awake = more;
+        if more {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
     }
 
     /// Reads what is there.
@@ -305,13 +297,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             if !needed {
                 self.timer = None;
                 self.pinged = false;
-                self.amid = 0;
+                self.amid = (0, 0);
+                self.intake.release();
+                self.link.borrow_mut().encoder.release();
                 return Ok(());
             }
             let heard = std::mem::take(&mut self.intake.heard);
-            self.amid = if self.intake.is_amid() { self.amid + 1 } else { 0 };
-            if (self.pinged && !heard) || self.amid > AMID_TICKS {
+            if self.pinged && !heard {
                 return Err(H2Error::PingTimeout);
+            }
+            let complete = self.intake.complete;
+            self.amid = match self.amid {
+                (ticks, before) if before == complete && self.intake.is_amid() => (ticks + 1, complete),
+                _ => (0, complete),
+            };
+            if self.amid.0 > AMID_TICKS {
+                return Err(H2Error::Fault { code: Code::ENHANCE_YOUR_CALM, what: "a head that takes too long" });
             }
             self.pinged = !heard;
             let next = if heard { interval } else { timeout };

@@ -110,9 +110,9 @@ impl Reader {
         Self { most, kept: Vec::new(), spent: false, data: None }
     }
 
-    /// Whether a frame is there in part.
+    /// Whether a frame (other than DATA) is there in part.
     pub(super) fn is_amid(&self) -> bool {
-        self.data.is_some() || (!self.kept.is_empty() && !self.spent)
+        !self.kept.is_empty() && !self.spent
     }
 
     /// The next part of `input`, which moves on; None: all is read, or kept.

@@ -56,6 +56,8 @@ pub(super) struct Intake {
     pub(super) last_taken: u32,
     /// Something has come since this was last cleared.
     pub(super) heard: bool,
+    /// Frames and whole header blocks that have come.
+    pub(super) complete: u64,
 }
 
 /// A header block in progress.
@@ -82,10 +84,11 @@ impl Intake {
             drain_seen: false,
             last_taken: LAST_STREAM,
             heard: false,
+            complete: 0,
         }
     }
 
-    /// Whether the peer owes the rest of something it began.
+    /// Whether the peer owes the rest of a frame (other than DATA) or head that it began.
     pub(super) fn is_amid(&self) -> bool {
         !self.preface.is_empty() || !self.settled || self.block.is_some() || self.reader.is_amid()
     }
@@ -122,6 +125,7 @@ impl Intake {
                 Part::Frame(header, payload) => {
                     self.check_order(header)?;
                     self.frame(state, header, payload)?;
+                    self.complete += u64::from(self.block.is_none());
                 }
             }
         }

@@ -25,7 +25,7 @@ impl Output {
     /// To append to.
     pub(super) fn buffer(&mut self) -> &mut Vec<u8> {
         if self.queued.capacity() == 0 {
-            self.queued = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
+            self.queued = SPARE.try_with(|spares| spares.borrow_mut().pop()).ok().flatten().unwrap_or_default();
         }
         &mut self.queued
     }
@@ -37,10 +37,6 @@ impl Output {
     /// Bytes not written yet.
     pub(super) fn len(&self) -> usize {
         self.queued.len() + self.writing
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// Bytes ever queued: what was queued last ends there.
@@ -70,7 +66,9 @@ impl Output {
 pub(super) fn spare(mut buffer: Vec<u8>) {
     if (1..=SPARE_BYTES).contains(&buffer.capacity()) {
         buffer.clear();
-        SPARE.with_borrow_mut(|spares| {
+        // While the thread ends there is no use for it.
+        let _ = SPARE.try_with(|spares| {
+            let mut spares = spares.borrow_mut();
             if spares.len() < SPARES {
                 spares.push(buffer);
             }

@@ -127,10 +127,15 @@ impl SendStream {
             if let Some(error) = cannot_send(&mut state, self.key) {
                 return Poll::Ready(Err(error));
             }
-            if !bytes.is_empty() && state.capacity(self.key, cx.waker()) == 0 {
-                return Poll::Pending;
+            let mut most = 0;
+            if !bytes.is_empty() {
+                most = state.capacity(self.key, cx.waker());
+                if most == 0 {
+                    return Poll::Pending;
+                }
             }
-            let sent = state.send_data(self.key, bytes, end);
+            let piece = bytes.get(..most).unwrap_or(bytes);
+            let sent = state.send_data(self.key, piece, end && piece.len() == bytes.len());
             bytes.advance(sent);
             if bytes.is_empty() {
                 return Poll::Ready(Ok(()));

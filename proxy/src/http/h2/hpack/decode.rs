@@ -90,6 +90,7 @@ impl Decoder {
     pub fn release(&mut self) {
         self.name = Vec::new();
         self.value = Vec::new();
+        self.table.compact();
     }
 }
 

@@ -28,8 +28,8 @@ const SEEN: usize = 64;
 #[derive(Debug)]
 pub struct Encoder {
     table: Table,
-    /// Announced before the next block.
-    resize: Option<usize>,
+    /// Announced before the next block: the least that the table was made, and what it is now.
+    resize: Option<(usize, usize)>,
     /// What was sent lately, by hash. What comes a second time is indexed.
     seen: Vec<Seen>,
 }
@@ -52,10 +52,24 @@ impl Encoder {
     pub fn set_most(&mut self, most: usize) {
         let limit = most.min(TABLE_BYTES);
         if limit != self.table.limit() {
-            // Reduced and raised again before the next block, both must be told (RFC 7541, 4.2): the lower is kept instead.
-            let limit = self.resize.map_or(limit, |pending| pending.min(limit));
-            self.table.set_limit(limit);
-            self.resize = Some(limit);
+            self.resize(limit);
+        }
+    }
+
+    fn resize(&mut self, limit: usize) {
+        self.table.set_limit(limit);
+        let least = self.resize.map_or(limit, |(least, _)| least.min(limit));
+        self.resize = Some((least, limit));
+    }
+
+    /// Lets go of the table, on both sides.
+    pub fn release(&mut self) {
+        let limit = self.table.limit();
+        if !self.seen.is_empty() {
+            self.seen = Vec::new();
+            self.resize(0);
+            self.table.compact();
+            self.resize(limit);
         }
     }
 
@@ -109,7 +123,11 @@ impl Encoder {
     }
 
     fn begin(&mut self, out: &mut Vec<u8>) {
-        if let Some(limit) = self.resize.take() {
+        if let Some((least, limit)) = self.resize.take() {
+            // Made smaller and larger again: both are told (RFC 7541, 4.2).
+            if least < limit {
+                integer(out, RESIZE, 5, least);
+            }
             integer(out, RESIZE, 5, limit);
         }
     }

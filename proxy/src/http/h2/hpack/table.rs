@@ -168,6 +168,15 @@ impl Table {
         true
     }
 
+    /// Takes no more room than its entries need.
+    pub(super) fn compact(&mut self) {
+        let start = self.entries.front().map_or(self.bytes.len(), |entry| (entry.at - self.base) as usize);
+        self.bytes.drain(..start.min(self.bytes.len()));
+        self.base += start as u64;
+        self.bytes.shrink_to_fit();
+        self.entries.shrink_to_fit();
+    }
+
     fn shrink_to(&mut self, size: usize) {
         while self.size > size {
             let Some(entry) = self.entries.pop_front() else { break };
@@ -207,6 +216,10 @@ mod tests {
             table.add(b"name", value.as_bytes());
             assert_eq!(table.get(62), Some((&b"name"[..], value.as_bytes())));
             assert!(table.bytes.len() <= 2 * 4096 && table.size <= 4096);
+            if n % 1000 == 0 {
+                table.compact();
+                assert_eq!(table.get(62), Some((&b"name"[..], value.as_bytes())));
+            }
         }
     }
 }

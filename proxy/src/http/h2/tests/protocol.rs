@@ -1,1 +1,683 @@
-//! What peers may and may not do, frame by frame.
+//! What peers may and may not do, frame by frame, without I/O.
+
+use crate::http::h2::{
+    Code, Kind, RecvStream, SendStream, Settings, StreamError,
+    driver::Link,
+    error::Fault,
+    frame::{self, ACK, END_HEADERS, END_STREAM, PADDED, WITH_PRIORITY},
+    intake::{Arrived, Intake},
+    state::{Role, State},
+    stream::halves,
+};
+use crate::{
+    config::limits,
+    http::{
+        h2::Frame,
+        head::{Fields, RequestHead, ResponseHead},
+    },
+};
+use http::{Method, StatusCode};
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    task::{Context, Poll, Waker},
+};
+
+/// One side of a connection; the test plays the other.
+struct Side {
+    link: Link,
+    intake: Intake,
+}
+
+fn framed(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    frame::frame(&mut out, kind, flags, stream, payload);
+    out
+}
+
+/// Literals, not indexed.
+fn block(fields: &[(&str, &str)]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (name, value) in fields {
+        out.push(0);
+        for text in [name, value] {
+            match text.len() {
+                length @ 0..127 => out.push(length as u8),
+                length => {
+                    let mut rest = length - 127;
+                    out.push(127);
+                    while rest >= 128 {
+                        out.push(rest as u8 | 0x80);
+                        rest >>= 7;
+                    }
+                    out.push(rest as u8);
+                }
+            }
+            out.extend_from_slice(text.as_bytes());
+        }
+    }
+    out
+}
+
+const GET: [(&str, &str); 4] = [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "shop")];
+
+fn get_with(more: &[(&str, &str)]) -> Vec<u8> {
+    block(&[&GET, more].concat())
+}
+
+impl Side {
+    fn new(role: Role, settings: Settings) -> Self {
+        let link = Rc::new(RefCell::new(State::new(role, settings)));
+        let intake = Intake::new(&link.borrow());
+        let mut side = Self { link, intake };
+        side.sent();
+        side
+    }
+
+    /// A server whose client has said hello.
+    fn server() -> Self {
+        let mut side = Self::new(Role::Server, Settings::new());
+        side.feed(frame::PREFACE).unwrap();
+        side.feed(&framed(frame::SETTINGS, 0, 0, &[])).unwrap();
+        assert_eq!(side.sent(), [(frame::SETTINGS, ACK, 0, vec![])]);
+        side
+    }
+
+    fn client() -> Self {
+        let mut side = Self::new(Role::Client, Settings::new());
+        side.feed(&framed(frame::SETTINGS, 0, 0, &[])).unwrap();
+        side.sent();
+        side
+    }
+
+    fn feed(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        self.intake.feed(&mut self.link.borrow_mut(), bytes)
+    }
+
+    fn frame(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Result<(), Fault> {
+        self.feed(&framed(kind, flags, stream, payload))
+    }
+
+    /// The code that the frame ends the connection with.
+    fn fault(mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Code {
+        self.frame(kind, flags, stream, payload).unwrap_err().code
+    }
+
+    /// What was sent since.
+    fn sent(&mut self) -> Vec<(u8, u8, u32, Vec<u8>)> {
+        let mut state = self.link.borrow_mut();
+        let bytes = state.output.take();
+        state.output.wrote(bytes.len());
+        let mut rest = bytes.strip_prefix(frame::PREFACE).unwrap_or(&bytes);
+        let mut all = Vec::new();
+        while let [a, b, c, kind, flags, s0, s1, s2, s3, more @ ..] = rest {
+            let (payload, after) = more.split_at(u32::from_be_bytes([0, *a, *b, *c]) as usize);
+            all.push((*kind, *flags, u32::from_be_bytes([*s0, *s1, *s2, *s3]), payload.to_vec()));
+            rest = after;
+        }
+        all
+    }
+
+    fn resets(&mut self) -> Vec<(u32, Code)> {
+        let of = |payload: &[u8]| Code(u32::from_be_bytes(payload.try_into().unwrap()));
+        let resets = self.sent().into_iter().filter(|(kind, ..)| *kind == frame::RST_STREAM);
+        resets.map(|(_, _, stream, payload)| (stream, of(&payload))).collect()
+    }
+
+    /// The requests that came.
+    fn arrived(&mut self) -> Vec<(Arrived, SendStream, RecvStream)> {
+        let all: Vec<_> = self.intake.arrived.drain(..).collect();
+        let with_halves = |arrived: Arrived| {
+            let (send, receive) = halves(&self.link, arrived.key);
+            (arrived, send, receive)
+        };
+        all.into_iter().map(with_halves).collect()
+    }
+
+    /// A request with a body to come, on stream 1.
+    fn open(&mut self) -> (SendStream, RecvStream) {
+        self.frame(frame::HEADERS, END_HEADERS, 1, &get_with(&[])).unwrap();
+        let (_, send, receive) = self.arrived().pop().unwrap();
+        (send, receive)
+    }
+
+    /// The client's role: a request on stream 1.
+    fn ask(&mut self, method: Method, end: bool) -> (SendStream, RecvStream) {
+        let mut state = self.link.borrow_mut();
+        let head = RequestHead::new(http::Version::HTTP_2, method, "/");
+        let id = state.next_id;
+        state.next_id += 2;
+        let key = state.add(id);
+        state.send_block(id, end, |encoder, out| encoder.request(&head, out));
+        let stream = state.stream(key).unwrap();
+        stream.receive.bodiless = head.method == Method::HEAD;
+        stream.send.ended = end;
+        drop(state);
+        halves(&self.link, key)
+    }
+}
+
+fn cx() -> Context<'static> {
+    Context::from_waker(Waker::noop())
+}
+
+fn body(receive: &mut RecvStream) -> Result<Vec<u8>, StreamError> {
+    let mut all = Vec::new();
+    while let Poll::Ready(Some(frame)) = receive.poll_frame(&mut cx()) {
+        match frame? {
+            Frame::Data(bytes) => all.extend_from_slice(&bytes),
+            Frame::Trailers(_) => {}
+        }
+    }
+    Ok(all)
+}
+
+fn capacity(send: &mut SendStream) -> usize {
+    match send.poll_capacity(&mut cx()) {
+        Poll::Ready(capacity) => capacity.unwrap(),
+        Poll::Pending => 0,
+    }
+}
+
+#[test]
+fn what_breaks_the_connection() {
+    let ended = |kind, flags, stream, payload: &[u8]| Side::server().fault(kind, flags, stream, payload);
+    let protocol = Code::PROTOCOL_ERROR;
+    assert_eq!(ended(frame::DATA, 0, 1, b"x"), protocol, "idle stream");
+    assert_eq!(ended(frame::HEADERS, END_HEADERS, 0, &get_with(&[])), protocol, "stream 0");
+    assert_eq!(ended(frame::HEADERS, END_HEADERS, 2, &get_with(&[])), protocol, "an even stream");
+    assert_eq!(ended(frame::HEADERS, END_HEADERS, 1, &[0x80]), Code::COMPRESSION_ERROR);
+    assert_eq!(ended(frame::HEADERS, END_HEADERS | PADDED, 1, &[5, 0x82]), protocol, "padding");
+    assert_eq!(ended(frame::HEADERS, END_HEADERS | WITH_PRIORITY, 1, &[0; 4]), Code::FRAME_SIZE_ERROR);
+    assert_eq!(ended(frame::CONTINUATION, END_HEADERS, 1, &get_with(&[])), protocol);
+    assert_eq!(ended(frame::PUSH_PROMISE, END_HEADERS, 1, &[0; 4]), protocol);
+    assert_eq!(ended(frame::PRIORITY, 0, 0, &[0; 5]), protocol);
+    assert_eq!(ended(frame::RST_STREAM, 0, 0, &[0; 4]), protocol);
+    assert_eq!(ended(frame::RST_STREAM, 0, 1, &[0; 4]), protocol, "idle stream");
+    assert_eq!(ended(frame::RST_STREAM, 0, 1, &[0; 3]), Code::FRAME_SIZE_ERROR);
+    assert_eq!(ended(frame::PING, 0, 0, &[0; 7]), Code::FRAME_SIZE_ERROR);
+    assert_eq!(ended(frame::PING, 0, 1, &[0; 8]), protocol);
+    assert_eq!(ended(frame::GOAWAY, 0, 1, &[0; 8]), protocol);
+    assert_eq!(ended(frame::GOAWAY, 0, 0, &[0; 7]), Code::FRAME_SIZE_ERROR);
+    assert_eq!(ended(frame::WINDOW_UPDATE, 0, 0, &[0; 4]), protocol);
+    assert_eq!(ended(frame::WINDOW_UPDATE, 0, 1, &[0, 0, 0, 1]), protocol, "idle stream");
+    assert_eq!(ended(frame::WINDOW_UPDATE, 0, 0, &[0; 5]), Code::FRAME_SIZE_ERROR);
+    assert_eq!(ended(frame::WINDOW_UPDATE, 0, 0, &[0x7f, 0xff, 0xff, 0xff]), Code::FLOW_CONTROL_ERROR);
+    assert_eq!(ended(frame::SETTINGS, 0, 1, &[]), protocol);
+    assert_eq!(ended(frame::SETTINGS, 0, 0, &[0; 5]), Code::FRAME_SIZE_ERROR);
+    assert_eq!(ended(frame::SETTINGS, ACK, 0, &[0; 6]), Code::FRAME_SIZE_ERROR);
+    assert_eq!(ended(frame::SETTINGS, 0, 0, &[0, 2, 0, 0, 0, 2]), protocol, "ENABLE_PUSH");
+    assert_eq!(ended(frame::SETTINGS, 0, 0, &[0, 4, 0x80, 0, 0, 0]), Code::FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE");
+    assert_eq!(ended(frame::SETTINGS, 0, 0, &[0, 5, 0, 0, 0x3f, 0xff]), protocol, "MAX_FRAME_SIZE");
+    assert_eq!(ended(frame::DATA, 0, 1, &[0; 65_537]), Code::FRAME_SIZE_ERROR);
+}
+
+#[test]
+fn a_connection_begins_as_it_must() {
+    let mut side = Side::new(Role::Server, Settings::new());
+    assert_eq!(side.feed(b"GET / HTTP/1.1\r\n\r\n").unwrap_err().code, Code::PROTOCOL_ERROR);
+    let mut side = Side::new(Role::Server, Settings::new());
+    side.feed(frame::PREFACE).unwrap();
+    assert_eq!(side.frame(frame::PING, 0, 0, &[0; 8]).unwrap_err().code, Code::PROTOCOL_ERROR);
+    assert_eq!(Side::new(Role::Client, Settings::new()).fault(frame::SETTINGS, ACK, 0, &[]), Code::PROTOCOL_ERROR);
+    // Byte by byte.
+    let mut side = Side::new(Role::Server, Settings::new());
+    let hello = [&frame::PREFACE[..], &framed(frame::SETTINGS, 0, 0, &[0, 9, 0, 0, 0, 1])].concat();
+    for byte in hello {
+        side.feed(&[byte]).unwrap();
+    }
+    assert_eq!(side.sent().len(), 1);
+}
+
+#[test]
+fn malformed_requests_end_their_stream_alone() {
+    let cases: &[&[(&str, &str)]] = &[
+        &[(":method", "GET"), (":scheme", "http"), (":authority", "x")],
+        &[(":method", "GET"), (":path", "/"), (":authority", "x")],
+        &[(":scheme", "http"), (":path", "/")],
+        &[(":method", "GET"), (":scheme", "http"), (":path", "")],
+        &[(":method", "GET"), (":scheme", "http"), (":path", "a")],
+        &[(":method", "GET"), (":scheme", "http"), (":path", "/a b")],
+        &[(":method", "GET"), (":scheme", "http"), (":path", "/\u{7f}")],
+        &[(":method", "GET"), (":scheme", "ftp"), (":path", "/")],
+        &[(":method", "G T"), (":scheme", "http"), (":path", "/")],
+        &[(":method", "GET"), (":method", "GET"), (":scheme", "http"), (":path", "/")],
+        &[(":method", "GET"), (":scheme", "http"), (":path", "/"), (":status", "200")],
+        &[(":method", "GET"), (":scheme", "http"), (":path", "/"), (":x", "200")],
+        &[(":method", "GET"), (":scheme", "http"), ("a", "b"), (":path", "/")],
+        &[(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "")],
+        &[(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "a b")],
+        &[(":method", "GET"), (":scheme", "http"), (":path", "/"), (":protocol", "websocket")],
+        &[(":method", "CONNECT"), (":scheme", "http"), (":path", "/"), (":authority", "x")],
+        &[(":method", "CONNECT")],
+        &[(":method", "CONNECT"), (":protocol", "websocket"), (":authority", "x")],
+        &[("Name", "upper case")],
+        &[("", "no name")],
+        &[("a:b", "colon")],
+        &[("a b", "blank")],
+        &[("a\0", "zero")],
+        &[("a", "b\r\nc: d")],
+        &[("a", "b\0")],
+        &[("a", " b")],
+        &[("a", "b\t")],
+        &[("connection", "close")],
+        &[("keep-alive", "1")],
+        &[("proxy-connection", "close")],
+        &[("transfer-encoding", "chunked")],
+        &[("upgrade", "h2c")],
+        &[("te", "gzip")],
+        &[("content-length", "1")],
+        &[("content-length", "+0")],
+        &[("content-length", "")],
+        &[("content-length", "0"), ("content-length", "0")],
+        &[("content-length", "18446744073709551616")],
+    ];
+    let mut side = Side::server();
+    for (place, fields) in cases.iter().enumerate() {
+        let id = 2 * place as u32 + 1;
+        let whole = if fields[0].0.starts_with(':') { block(fields) } else { get_with(fields) };
+        side.frame(frame::HEADERS, END_HEADERS | END_STREAM, id, &whole).unwrap();
+        assert_eq!(side.resets(), [(id, Code::PROTOCOL_ERROR)], "{fields:?}");
+    }
+    assert!(side.arrived().is_empty());
+    let good =
+        get_with(&[("te", "trailers"), ("cookie", "a"), ("cookie", "b"), ("x", "\t".trim()), ("y", "b\tc \u{e4}")]);
+    side.frame(frame::HEADERS, END_HEADERS | END_STREAM, 1001, &good).unwrap();
+    let (arrived, ..) = side.arrived().pop().unwrap();
+    assert_eq!((arrived.head.authority(), arrived.head.target(), arrived.ambiguous), (Some("shop"), "/", false));
+    assert_eq!(arrived.head.fields.len(), 5);
+}
+
+#[test]
+fn hosts_and_authorities() {
+    let of = |fields: &[(&str, &str)]| {
+        let mut side = Side::server();
+        side.frame(frame::HEADERS, END_HEADERS | END_STREAM, 1, &block(fields)).unwrap();
+        let (arrived, ..) = side.arrived().pop().unwrap();
+        (arrived.head.authority().map(str::to_owned), arrived.ambiguous)
+    };
+    let [method, scheme, path, _] = GET;
+    let shop = Some("shop".to_owned());
+    assert_eq!(of(&[method, scheme, path]), (None, false));
+    assert_eq!(of(&[method, scheme, path, ("host", "shop")]), (shop.clone(), false));
+    assert_eq!(of(&[method, scheme, path, (":authority", "shop"), ("host", "SHOP")]), (shop.clone(), false));
+    assert_eq!(of(&[method, scheme, path, (":authority", "shop"), ("host", "other")]), (shop.clone(), true));
+    assert_eq!(of(&[method, scheme, path, (":authority", "shop"), ("host", "")]), (shop.clone(), true));
+    assert_eq!(of(&[method, scheme, path, ("host", "shop"), ("host", "shop")]), (shop, true));
+}
+
+#[test]
+fn lengths_hold() {
+    for (sent, end, code) in [
+        (&b"12345"[..], true, None),
+        (b"1234", true, Some(Code::PROTOCOL_ERROR)),
+        (b"123456", false, Some(Code::PROTOCOL_ERROR)),
+    ] {
+        let mut side = Side::server();
+        side.frame(frame::HEADERS, END_HEADERS, 1, &get_with(&[("content-length", "5")])).unwrap();
+        let (_, _send, mut receive) = side.arrived().pop().unwrap();
+        assert_eq!(receive.exact_length(), Some(5));
+        side.frame(frame::DATA, if end { END_STREAM } else { 0 }, 1, sent).unwrap();
+        assert_eq!(side.resets(), code.map(|code| (1, code)).into_iter().collect::<Vec<_>>());
+        assert_eq!(body(&mut receive).is_ok(), code.is_none());
+    }
+}
+
+#[test]
+fn streams_that_have_ended_take_no_more() {
+    let mut side = Side::server();
+    let (mut send, mut receive) = side.open();
+    side.frame(frame::DATA, PADDED, 1, b"\x02hello..").unwrap();
+    assert_eq!(body(&mut receive).unwrap(), b"hello");
+    side.frame(frame::HEADERS, END_HEADERS | END_STREAM, 1, &block(&[("grpc-status", "0")])).unwrap();
+    let Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) = receive.poll_frame(&mut cx()) else { panic!("no trailers") };
+    assert_eq!(*trailers, Fields::from_iter([("grpc-status", "0")]));
+    assert!(matches!(receive.poll_frame(&mut cx()), Poll::Ready(None)) && receive.is_end());
+    side.frame(frame::DATA, 0, 1, b"x").unwrap();
+    assert_eq!(side.resets(), [(1, Code::STREAM_CLOSED)]);
+    // Already reset: what still comes means nothing, but does count for the window.
+    side.frame(frame::DATA, END_STREAM, 1, b"x").unwrap();
+    side.frame(frame::HEADERS, END_HEADERS | END_STREAM, 1, &block(&[("a", "b")])).unwrap();
+    side.frame(frame::RST_STREAM, 0, 1, &[0; 4]).unwrap();
+    side.frame(frame::WINDOW_UPDATE, 0, 1, &[0, 0, 0, 1]).unwrap();
+    assert_eq!(side.resets(), []);
+    assert!(poll_reset(&mut send).is_some());
+    send.send_response(&ResponseHead::new(StatusCode::OK), true);
+    assert_eq!(side.sent(), []);
+    // One that was closed long ago.
+    let mut side = Side::server();
+    let (mut send, receive) = side.open();
+    side.frame(frame::DATA, END_STREAM, 1, b"").unwrap();
+    send.send_response(&ResponseHead::new(StatusCode::OK), true);
+    drop((send, receive));
+    side.sent();
+    assert_eq!(side.link.borrow().streams(), 0);
+    assert!(side.link.borrow().is_idle());
+    side.frame(frame::DATA, 0, 1, b"x").unwrap();
+    side.frame(frame::DATA, 0, 1, b"x").unwrap();
+    assert_eq!(side.resets(), [(1, Code::STREAM_CLOSED)]);
+}
+
+fn poll_reset(send: &mut SendStream) -> Option<StreamError> {
+    match send.poll_reset(&mut cx()) {
+        Poll::Ready(error) => Some(error),
+        Poll::Pending => None,
+    }
+}
+
+#[test]
+fn trailers_end_the_stream_and_have_no_pseudo_fields() {
+    for (flags, fields) in [(END_HEADERS, ("a", "b")), (END_HEADERS | END_STREAM, (":path", "/"))] {
+        let mut side = Side::server();
+        let (_send, _receive) = side.open();
+        side.frame(frame::HEADERS, flags, 1, &block(&[fields])).unwrap();
+        assert_eq!(side.resets(), [(1, Code::PROTOCOL_ERROR)]);
+    }
+}
+
+#[test]
+fn heads_may_come_in_pieces_and_not_interrupted() {
+    let whole = get_with(&[("x", "y")]);
+    let mut side = Side::server();
+    side.frame(frame::HEADERS, END_STREAM, 1, &whole[..3]).unwrap();
+    side.frame(frame::CONTINUATION, 0, 1, &whole[3..3]).unwrap();
+    side.frame(frame::CONTINUATION, END_HEADERS, 1, &whole[3..]).unwrap();
+    let (arrived, _, receive) = side.arrived().pop().unwrap();
+    assert_eq!(arrived.head.fields.len(), 1);
+    assert!(receive.is_end());
+    for (kind, stream) in [(frame::CONTINUATION, 3), (frame::DATA, 1), (frame::PING, 0), (0x42, 0)] {
+        let mut side = Side::server();
+        side.frame(frame::HEADERS, END_STREAM, 1, &whole[..3]).unwrap();
+        assert_eq!(side.fault(kind, END_HEADERS, stream, &[0; 8]), Code::PROTOCOL_ERROR);
+    }
+}
+
+#[test]
+fn heads_have_an_end() {
+    let mut side = Side::server();
+    side.frame(frame::HEADERS, END_STREAM, 1, &get_with(&[])).unwrap();
+    let filler = block(&[("a", &"x".repeat(16_000))]);
+    let fault = (0..100).find_map(|_| side.frame(frame::CONTINUATION, 0, 1, &filler).err());
+    assert_eq!(fault.unwrap().code, Code::ENHANCE_YOUR_CALM);
+    let mut side = Side::server();
+    side.frame(frame::HEADERS, END_STREAM, 1, &get_with(&[])).unwrap();
+    let fault = (0..1000).find_map(|_| side.frame(frame::CONTINUATION, 0, 1, &[]).err());
+    assert_eq!(fault.unwrap().code, Code::ENHANCE_YOUR_CALM);
+}
+
+#[test]
+fn heads_beyond_the_limits_are_answered() {
+    let one = "x".repeat(4000);
+    let many: Vec<(&str, &str)> = (0..300).map(|_| ("a", "b")).collect();
+    let large: Vec<(&str, &str)> = (0..20).map(|_| ("a", one.as_str())).collect();
+    for fields in [&many, &large] {
+        let mut side = Side::server();
+        let whole = get_with(fields);
+        let (first, rest) = whole.split_at(whole.len().min(60_000));
+        side.frame(frame::HEADERS, END_STREAM, 1, first).unwrap();
+        side.frame(frame::CONTINUATION, END_HEADERS, 1, rest).unwrap();
+        let sent = side.sent();
+        assert_eq!((sent[0].0, sent[0].1, sent[0].2), (frame::HEADERS, END_HEADERS | END_STREAM, 1));
+        assert!(sent[0].3.ends_with(b"431"));
+        assert_eq!((sent[1].0, sent[1].2, &sent[1].3[..]), (frame::RST_STREAM, 1, &[0; 4][..]));
+        assert!(side.arrived().is_empty());
+    }
+    // A bomb: one large entry of the table, again and again.
+    let mut side = Side::server();
+    let mut bomb = get_with(&[]);
+    bomb.extend([0x40, 1, b'a', 127, 0x81, 0x1e]);
+    bomb.extend([b'x'; 0x7f + 0x01 + (0x1e << 7)]);
+    bomb.extend([0xbe; 50_000]);
+    side.frame(frame::HEADERS, END_STREAM | END_HEADERS, 1, &bomb).unwrap();
+    assert!(side.sent()[0].3.ends_with(b"431"));
+}
+
+#[test]
+fn no_more_streams_than_announced() {
+    let mut side = Side::new(Role::Server, Settings { most_streams: 2, ..Settings::new() });
+    side.feed(frame::PREFACE).unwrap();
+    side.frame(frame::SETTINGS, 0, 0, &[]).unwrap();
+    for id in [1, 3, 5] {
+        side.frame(frame::HEADERS, END_HEADERS, id, &get_with(&[])).unwrap();
+    }
+    assert_eq!(side.resets(), [(5, Code::REFUSED_STREAM)]);
+    let mut open = side.arrived();
+    assert_eq!(open.len(), 2);
+    open.pop();
+    assert_eq!(side.resets(), [(3, Code::CANCEL)]);
+    side.frame(frame::HEADERS, END_HEADERS, 7, &get_with(&[])).unwrap();
+    assert_eq!(side.resets(), []);
+}
+
+#[test]
+fn windows_are_kept_and_given_back_as_bytes_are_taken() {
+    let mut side = Side::server();
+    let (_send, mut receive) = side.open();
+    let chunk = vec![0; 65_536];
+    for _ in 0..4 {
+        side.frame(frame::DATA, 0, 1, &chunk).unwrap();
+    }
+    assert_eq!(side.sent(), [], "nothing was taken");
+    assert_eq!(body(&mut receive).unwrap().len(), 4 * 65_536);
+    let update = 262_144_u32.to_be_bytes().to_vec();
+    assert_eq!(side.sent(), [(frame::WINDOW_UPDATE, 0, 1, update)]);
+    for _ in 0..4 {
+        side.frame(frame::DATA, 0, 1, &chunk).unwrap();
+    }
+    side.frame(frame::DATA, 0, 1, b"x").unwrap();
+    assert_eq!(side.resets(), [(1, Code::FLOW_CONTROL_ERROR)]);
+    // What nobody reads any more does not fill the connection's window.
+    drop(receive);
+    let window = limits::H2_CONNECTION_WINDOW as usize / chunk.len();
+    let mut told = 0;
+    for n in 0..window as u32 * 3 {
+        side.frame(frame::HEADERS, END_HEADERS, 2 * n + 3, &get_with(&[])).unwrap();
+        side.frame(frame::DATA, 0, 2 * n + 3, &chunk).unwrap();
+        drop(side.arrived());
+        told += side.sent().iter().filter(|(kind, _, stream, _)| (*kind, *stream) == (frame::WINDOW_UPDATE, 0)).count();
+    }
+    assert!(told >= 5);
+}
+
+#[test]
+fn the_connections_window_is_kept() {
+    let mut side = Side::server();
+    let mut open = Vec::new();
+    for n in 0..16 {
+        side.frame(frame::HEADERS, END_HEADERS, 2 * n + 1, &get_with(&[])).unwrap();
+        open.extend(side.arrived());
+        for _ in 0..4 {
+            side.frame(frame::DATA, 0, 2 * n + 1, &[0; 65_536]).unwrap();
+        }
+    }
+    side.frame(frame::HEADERS, END_HEADERS, 99, &get_with(&[])).unwrap();
+    assert_eq!(side.fault(frame::DATA, 0, 99, b"x"), Code::FLOW_CONTROL_ERROR);
+}
+
+#[test]
+fn no_more_is_sent_than_windows_allow() {
+    let mut side = Side::server();
+    let (mut send, _receive) = side.open();
+    send.send_response(&ResponseHead::new(StatusCode::OK), false);
+    side.sent();
+    assert_eq!(capacity(&mut send), 65_535);
+    assert_eq!(send.send_data(&[0; 70_000], true), 65_535);
+    let sizes: Vec<usize> = side.sent().iter().map(|(_, flags, _, payload)| payload.len() + *flags as usize).collect();
+    assert_eq!(sizes, [16_384, 16_384, 16_384, 16_383]);
+    assert_eq!((capacity(&mut send), send.send_data(b"x", false)), (0, 0));
+    side.frame(frame::WINDOW_UPDATE, 0, 1, &[0, 0, 0, 10]).unwrap();
+    assert_eq!(capacity(&mut send), 0, "the connection's");
+    side.frame(frame::WINDOW_UPDATE, 0, 0, &[0, 0, 0, 5]).unwrap();
+    side.link.borrow_mut().give_turns();
+    assert_eq!(capacity(&mut send), 5);
+    // A smaller window takes back what was allowed, even beyond nothing.
+    side.frame(frame::SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]).unwrap();
+    assert_eq!(capacity(&mut send), 0);
+    side.frame(frame::WINDOW_UPDATE, 0, 1, &[0, 0, 0xff, 0xff]).unwrap();
+    assert_eq!(capacity(&mut send), 5, "10 of 65,545");
+    side.frame(frame::SETTINGS, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]).unwrap_err();
+}
+
+#[test]
+fn too_wide_a_window_ends_the_stream() {
+    let mut side = Side::server();
+    let (_send, _receive) = side.open();
+    side.frame(frame::WINDOW_UPDATE, 0, 1, &[0x7f, 0xff, 0xff, 0xff]).unwrap();
+    assert_eq!(side.resets(), [(1, Code::FLOW_CONTROL_ERROR)]);
+    let mut side = Side::server();
+    let (_send, _receive) = side.open();
+    side.frame(frame::WINDOW_UPDATE, 0, 1, &[0; 4]).unwrap();
+    assert_eq!(side.resets(), [(1, Code::PROTOCOL_ERROR)]);
+}
+
+#[test]
+fn floods_are_ended() {
+    let flood = |open: bool, frames: &dyn Fn(u32) -> Vec<u8>| {
+        let mut side = Side::server();
+        let _open = open.then(|| side.open());
+        (0..100_000).find_map(|n| side.feed(&frames(n)).err()).map(|fault| fault.code)
+    };
+    let calm = Some(Code::ENHANCE_YOUR_CALM);
+    let request = get_with(&[]);
+    let taken_back = |n: u32| {
+        let head = framed(frame::HEADERS, END_HEADERS | END_STREAM, 2 * n + 1, &request);
+        [head, framed(frame::RST_STREAM, 0, 2 * n + 1, &[0, 0, 0, 8])].concat()
+    };
+    assert_eq!(flood(false, &taken_back), calm, "rapid reset");
+    let malformed = |n: u32| framed(frame::HEADERS, END_HEADERS | END_STREAM, 2 * n + 1, &[0x82]);
+    assert_eq!(flood(false, &malformed), calm, "made-you-reset");
+    assert_eq!(flood(true, &|_| framed(frame::DATA, 0, 1, &[])), calm, "empty DATA");
+    assert_eq!(flood(true, &|_| framed(frame::PRIORITY, 0, 1, &[0; 5])), calm);
+    assert_eq!(flood(false, &|_| framed(frame::SETTINGS, 0, 0, &[])), calm);
+    assert_eq!(flood(false, &|_| framed(0x42, 0, 0, &[])), calm, "unknown frames");
+    assert_eq!(flood(true, &|_| framed(frame::WINDOW_UPDATE, 0, 1, &[0, 0, 0, 1])), None, "allowed");
+}
+
+#[test]
+fn answers_are_counted_until_they_are_written() {
+    let mut side = Side::server();
+    side.frame(frame::PING, 0, 0, b"12345678").unwrap();
+    side.frame(frame::PING, ACK, 0, b"12345678").unwrap();
+    assert_eq!(side.sent(), [(frame::PING, ACK, 0, b"12345678".to_vec())]);
+    assert_eq!(side.link.borrow().answers, 9 + 17, "SETTINGS and PING");
+}
+
+fn response(fields: &[(&str, &str)]) -> Vec<u8> {
+    block(&[&[(":status", "200")], fields].concat())
+}
+
+#[test]
+fn responses_are_checked_too() {
+    for (flags, bad) in [
+        (0, block(&[("a", "b")])),
+        (0, block(&[(":status", "20")])),
+        (0, block(&[(":status", "101")])),
+        (END_STREAM, block(&[(":status", "100")])),
+        (0, block(&[(":status", "200"), (":status", "200")])),
+        (0, block(&[("a", "b"), (":status", "200")])),
+        (0, response(&[(":path", "/")])),
+        (0, response(&[("connection", "close")])),
+        (0, response(&[("content-length", "x")])),
+        (END_STREAM, response(&[("content-length", "1")])),
+    ] {
+        let mut side = Side::client();
+        let (_send, mut receive) = side.ask(Method::GET, true);
+        side.frame(frame::HEADERS, END_HEADERS | flags, 1, &bad).unwrap();
+        assert_eq!(side.resets(), [(1, Code::PROTOCOL_ERROR)], "{bad:?}");
+        let error = body(&mut receive).unwrap_err();
+        assert_eq!((error.kind, error.code), (Kind::Malformed, Code::PROTOCOL_ERROR));
+    }
+    let mut side = Side::client();
+    let (_send, _receive) = side.ask(Method::GET, true);
+    side.frame(frame::DATA, 0, 1, b"x").unwrap();
+    assert_eq!(side.resets(), [(1, Code::PROTOCOL_ERROR)], "DATA before the head");
+    let mut side = Side::client();
+    let (_send, _receive) = side.ask(Method::GET, true);
+    assert_eq!(side.fault(frame::HEADERS, END_HEADERS, 3, &response(&[])), Code::PROTOCOL_ERROR);
+}
+
+#[test]
+fn responses_without_body() {
+    for (method, status) in [(Method::HEAD, "200"), (Method::GET, "304"), (Method::GET, "204")] {
+        let mut side = Side::client();
+        let (_send, mut receive) = side.ask(method, true);
+        let head = block(&[(":status", status), ("content-length", "10")]);
+        side.frame(frame::HEADERS, END_HEADERS | END_STREAM, 1, &head).unwrap();
+        assert_eq!(side.resets(), []);
+        assert_eq!(receive.exact_length(), Some(0));
+        assert_eq!(body(&mut receive).unwrap(), b"");
+        assert!(receive.is_end());
+    }
+    let mut side = Side::client();
+    let (_send, _receive) = side.ask(Method::HEAD, true);
+    side.frame(frame::HEADERS, END_HEADERS, 1, &response(&[])).unwrap();
+    side.frame(frame::DATA, 0, 1, b"x").unwrap();
+    assert_eq!(side.resets(), [(1, Code::PROTOCOL_ERROR)]);
+}
+
+#[test]
+fn informational_responses_come_first() {
+    let mut side = Side::client();
+    let (_send, mut receive) = side.ask(Method::POST, false);
+    let head = |receive: &mut RecvStream| match receive.poll_response(&mut cx()) {
+        Poll::Ready(head) => Some(head.unwrap().status.as_u16()),
+        Poll::Pending => None,
+    };
+    assert_eq!(head(&mut receive), None);
+    side.frame(frame::HEADERS, END_HEADERS, 1, &block(&[(":status", "100")])).unwrap();
+    assert_eq!(head(&mut receive), Some(100));
+    side.frame(frame::HEADERS, END_HEADERS, 1, &block(&[(":status", "103")])).unwrap();
+    side.frame(frame::HEADERS, END_HEADERS, 1, &response(&[])).unwrap();
+    assert_eq!((head(&mut receive), head(&mut receive)), (Some(200), None));
+}
+
+#[test]
+fn a_server_that_leaves_says_what_it_did_not_process() {
+    let mut side = Side::client();
+    let (_first, mut taken) = side.ask(Method::GET, true);
+    let (_second, mut not_taken) = side.ask(Method::GET, true);
+    let (_third, mut refused) = side.ask(Method::GET, true);
+    side.frame(frame::RST_STREAM, 0, 5, &7_u32.to_be_bytes()).unwrap();
+    assert!(body(&mut refused).unwrap_err().is_unprocessed());
+    side.frame(frame::GOAWAY, 0, 0, &[0, 0, 0, 1, 0, 0, 0, 0, b'!']).unwrap();
+    assert!(body(&mut not_taken).unwrap_err().is_unprocessed());
+    assert!(side.link.borrow().closing);
+    side.frame(frame::HEADERS, END_HEADERS | END_STREAM, 1, &response(&[])).unwrap();
+    assert!(body(&mut taken).is_ok());
+    assert_eq!(side.link.borrow().streams(), 0);
+}
+
+#[test]
+fn what_came_before_a_reset_is_read() {
+    let mut side = Side::client();
+    let (_send, mut receive) = side.ask(Method::GET, true);
+    side.frame(frame::HEADERS, END_HEADERS, 1, &response(&[])).unwrap();
+    side.frame(frame::DATA, 0, 1, b"some").unwrap();
+    side.frame(frame::RST_STREAM, 0, 1, &[0, 0, 0, 2]).unwrap();
+    assert!(matches!(receive.poll_frame(&mut cx()), Poll::Ready(Some(Ok(Frame::Data(bytes)))) if bytes == "some"));
+    let Poll::Ready(Some(Err(error))) = receive.poll_frame(&mut cx()) else { panic!("no error") };
+    assert_eq!((error.kind, error.code), (Kind::Reset, Code::INTERNAL_ERROR));
+    assert!(matches!(receive.poll_frame(&mut cx()), Poll::Ready(None)));
+    assert!(!receive.is_end());
+}
+
+#[test]
+fn everything_is_given_back() {
+    let mut side = Side::server();
+    for n in 0..200 {
+        side.frame(frame::HEADERS, END_HEADERS, 2 * n + 1, &get_with(&[])).unwrap();
+        side.frame(frame::DATA, 0, 2 * n + 1, b"some").unwrap();
+    }
+    let mut all = side.arrived();
+    for (n, (_, send, _)) in all.iter_mut().enumerate() {
+        match n % 3 {
+            0 => send.send_response(&ResponseHead::new(StatusCode::OK), true),
+            1 => send.reset(Code::CANCEL),
+            _ => {}
+        }
+    }
+    drop(all);
+    assert!(side.link.borrow().is_idle());
+    assert_eq!(side.link.borrow().streams(), 0);
+    assert_eq!(side.resets().len(), 200);
+}
