@@ -1,5 +1,6 @@
-//! HTTP as the proxy sees it: a request head and body in, a response head and body out. Connections are read and written
-//! by hyper; everything between is written against [`head`] and [`Body`].
+//! HTTP as the proxy sees it: a request head and body in, a response head and body out. Connections are read and written by
+//! codecs of our own ([`h1`], [`h2`]) and, for what is not plain, by hyper ([`adapt`]); everything between is written
+//! against [`head`] and [`Body`].
 
 pub(crate) mod adapt;
 pub mod body;
@@ -8,11 +9,11 @@ pub mod exchange;
 pub mod filter;
 pub(crate) mod forward;
 mod framing;
-#[allow(dead_code, unused_imports, reason = "nothing is served by it yet")]
 pub mod h1;
 pub mod h2;
 pub mod head;
 pub mod headers;
+pub(crate) mod outflow;
 pub(crate) mod request_body;
 pub mod respond;
 pub mod retry;

@@ -17,7 +17,7 @@ use crate::{
     detect::{self, FirstBytes, Spoken},
     drain::Drain,
     error::Error,
-    http::serve,
+    http::serve::{self, Wire},
     net::{Accepted, Backlog, Io, Prefixed, listener},
     policy::Protocol,
     tcp::{self, Carried},
@@ -137,8 +137,9 @@ async fn meshed(
     let application = application(ctx, address, protocol);
     let client = Client::new(peer, Some(identity));
     match (carried, protocol) {
-        (MeshProtocol::Http1, _) => http(ctx, stream, client, application, false).await,
-        (MeshProtocol::Http2, _) => http(ctx, stream, client, application, true).await,
+        (MeshProtocol::Http1, _) => http(ctx, stream, client, application, Wire::Http1).await,
+        (MeshProtocol::Http1Mux, _) => http(ctx, stream, client, application, Wire::Http1Mux).await,
+        (MeshProtocol::Http2, _) => http(ctx, stream, client, application, Wire::Http2).await,
         // What is inside must go through the door that strips and checks it.
         (MeshProtocol::Tcp, Protocol::Http | Protocol::Http1 | Protocol::Http2) => {
             return Err(Refusal {
@@ -169,10 +170,10 @@ async fn unmeshed(
 ) -> Result<(), Refusal> {
     let application = application(ctx, address, protocol);
     let client = Client::new(peer, None);
-    let version_2 = spoken == Spoken::Http2;
+    let wire = wire_of(&spoken);
     match (protocol, spoken) {
         (Protocol::Http | Protocol::Http1 | Protocol::Http2, _) | (Protocol::Detect, Spoken::Http1 | Spoken::Http2) => {
-            http(ctx, stream, client, application, version_2).await;
+            http(ctx, stream, client, application, wire).await;
             Ok(())
         }
         _ => opaque(ctx, stream, &client, &application).await,
@@ -216,7 +217,7 @@ async fn carry<S: Io + Backlog>(ctx: &Context, first: tcp::First<S>, client: Cli
     match first {
         tcp::First::Client(spoken @ (Spoken::Http1 | Spoken::Http2), stream, server) if undeclared => {
             drop(server);
-            http(ctx, stream, client, application, spoken == Spoken::Http2).await;
+            http(ctx, stream, client, application, wire_of(&spoken)).await;
         }
         tcp::First::Undecided(stream, server) if undeclared => {
             carried(ctx, &client, &application).relay(detect::NotHttp::new(stream), server).await;
@@ -244,22 +245,21 @@ fn carried<'a>(ctx: &'a Context, client: &Client, application: &'a Application) 
     })
 }
 
-async fn http(ctx: &Context, stream: impl Io + Backlog, client: Client, application: Rc<Application>, version_2: bool) {
+async fn http(ctx: &Context, stream: impl Io + Backlog, client: Client, application: Rc<Application>, wire: Wire) {
     let address = client.address;
     let client = Rc::new(client);
     let handle = |received| request::serve(Rc::clone(ctx), Rc::clone(&client), Rc::clone(&application), received);
-    let ended = if version_2 {
-        serve::http2(stream, ctx.drain.watcher(), ctx.stream_idle, handle).await
-    } else {
-        serve::http1(stream, ctx.drain.watcher(), ctx.stream_idle, handle).await
-    };
-    match ended {
+    match serve::http(stream, wire, &ctx.drain, ctx.stream_idle, handle).await {
         Ok(()) => {}
-        Err(error) if serve::is_malformed(&error) => {
+        Err(error) if error.is_malformed() => {
             ctx.telemetry.refused(Direction::Inbound, serve::MALFORMED, address, &error);
         }
         Err(error) => tracing::debug!(peer = %address, %error, "client connection ended"),
     }
+}
+
+fn wire_of(spoken: &Spoken) -> Wire {
+    if *spoken == Spoken::Http2 { Wire::Http2 } else { Wire::Http1 }
 }
 
 /// The application's port as a backend, made when first called and anew when its declared protocol changed.

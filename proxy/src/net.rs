@@ -95,7 +95,7 @@ impl Io for TokioIo<Upgraded> {
     fn reset(&self) {}
 }
 
-#[cfg(test)]
+/// Within the process, where there is no reset.
 impl Io for tokio::io::DuplexStream {
     fn reset(&self) {}
 }

@@ -12,7 +12,7 @@ use crate::{
     detect::{self, FirstBytes, Spoken},
     drain::Drain,
     error::Error,
-    http::serve,
+    http::serve::{self, Wire},
     net::{Accepted, Backlog, Io, Prefixed, listener},
     policy::{Destination, DestinationKey, Protocol, RuleOrigin, Target},
     tcp::{self, Carried},
@@ -97,16 +97,11 @@ async fn destination(ctx: &Context, key: &DestinationKey) -> Result<Arc<Destinat
 // ---- HTTP -------------------------------------------------------------------------------------
 
 /// Serves HTTP to the client; each request asks policy anew.
-async fn http(ctx: &Context, peer: SocketAddr, stream: impl Io + Backlog, key: &DestinationKey, version_2: bool) {
+async fn http(ctx: &Context, peer: SocketAddr, stream: impl Io + Backlog, key: &DestinationKey, wire: Wire) {
     let handle = |received| request::serve(Rc::clone(ctx), key.clone(), received);
-    let ended = if version_2 {
-        serve::http2(stream, ctx.drain.watcher(), ctx.stream_idle, handle).await
-    } else {
-        serve::http1(stream, ctx.drain.watcher(), ctx.stream_idle, handle).await
-    };
-    match ended {
+    match serve::http(stream, wire, &ctx.drain, ctx.stream_idle, handle).await {
         Ok(()) => {}
-        Err(error) if serve::is_malformed(&error) => {
+        Err(error) if error.is_malformed() => {
             ctx.telemetry.refused(Direction::Outbound, serve::MALFORMED, peer, &format_args!("to {key}: {error}"));
         }
         Err(error) => tracing::debug!(%key, %error, "client connection ended"),
@@ -117,8 +112,10 @@ async fn http(ctx: &Context, peer: SocketAddr, stream: impl Io + Backlog, key: &
 async fn declared_http(ctx: &Context, accepted: Accepted, key: &DestinationKey) -> Result<(), Error> {
     let peer = accepted.peer;
     match ctx.first_bytes(Bytes::new(), accepted.stream, None).await {
-        Ok(FirstBytes::Spoken(Spoken::Http2, stream)) => http(ctx, peer, stream, key, true).await,
-        Ok(FirstBytes::Spoken(_, stream) | FirstBytes::Silent(stream)) => http(ctx, peer, stream, key, false).await,
+        Ok(FirstBytes::Spoken(Spoken::Http2, stream)) => http(ctx, peer, stream, key, Wire::Http2).await,
+        Ok(FirstBytes::Spoken(_, stream) | FirstBytes::Silent(stream)) => {
+            http(ctx, peer, stream, key, Wire::Http1).await
+        }
         Ok(FirstBytes::Closed) => {}
         Err(error) => tracing::debug!(%peer, %error, "client left before it spoke"),
     }
@@ -129,8 +126,8 @@ async fn declared_http(ctx: &Context, accepted: Accepted, key: &DestinationKey) 
 async fn undiscovered(ctx: &Context, accepted: Accepted, key: &DestinationKey, error: Error) -> Result<(), Error> {
     let peer = accepted.peer;
     match ctx.first_bytes(Bytes::new(), accepted.stream, Some(limits::PEEK_WAIT)).await {
-        Ok(FirstBytes::Spoken(Spoken::Http1, stream)) => http(ctx, peer, stream, key, false).await,
-        Ok(FirstBytes::Spoken(Spoken::Http2, stream)) => http(ctx, peer, stream, key, true).await,
+        Ok(FirstBytes::Spoken(Spoken::Http1, stream)) => http(ctx, peer, stream, key, Wire::Http1).await,
+        Ok(FirstBytes::Spoken(Spoken::Http2, stream)) => http(ctx, peer, stream, key, Wire::Http2).await,
         _ => return Err(error),
     }
     Ok(())
@@ -219,7 +216,8 @@ async fn carry(
     let server_name = match spoken {
         Spoken::Http1 | Spoken::Http2 if routes_http(destination) => {
             drop(opened);
-            http(ctx, peer, stream, &destination.key, spoken == Spoken::Http2).await;
+            let wire = if spoken == Spoken::Http2 { Wire::Http2 } else { Wire::Http1 };
+            http(ctx, peer, stream, &destination.key, wire).await;
             return Ok(());
         }
         Spoken::Tls { server_name } => server_name,

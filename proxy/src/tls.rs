@@ -46,6 +46,8 @@ use crate::{config::limits, net::Prefixed};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum MeshProtocol {
     Http1,
+    /// HTTP/1.1 requests as streams of HTTP/2.
+    Http1Mux,
     Http2,
     Tcp,
 }
@@ -55,13 +57,14 @@ impl MeshProtocol {
     pub fn alpn(self) -> &'static [u8] {
         match self {
             Self::Http1 => leno_proto::alpn::HTTP1,
+            Self::Http1Mux => leno_proto::alpn::HTTP1_MUX,
             Self::Http2 => leno_proto::alpn::HTTP2,
             Self::Tcp => leno_proto::alpn::TCP,
         }
     }
 
     fn from_alpn(name: Option<&[u8]>) -> Option<Self> {
-        [Self::Http1, Self::Http2, Self::Tcp].into_iter().find(|protocol| Some(protocol.alpn()) == name)
+        [Self::Http1, Self::Http1Mux, Self::Http2, Self::Tcp].into_iter().find(|protocol| Some(protocol.alpn()) == name)
     }
 }
 
@@ -244,6 +247,7 @@ impl Credentials {
     ) -> Result<TlsStream<TcpStream>, TlsError> {
         let config = match protocol {
             MeshProtocol::Http1 => &self.configs.http1,
+            MeshProtocol::Http1Mux => &self.configs.http1_mux,
             MeshProtocol::Http2 => &self.configs.http2,
             MeshProtocol::Tcp => &self.configs.tcp,
         };

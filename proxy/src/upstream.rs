@@ -158,15 +158,16 @@ impl Pick {
     }
 
     /// A connection for one HTTP exchange: pooled or new, to the mesh peer over mTLS (ALPN tells the version) or in
-    /// plaintext. `http2`: the exchange is to be carried as HTTP/2. What the endpoint is known to speak overrides it, see
-    /// [`pool::HttpConnection::is_http2`]; a mesh peer speaks both and translates.
-    pub async fn http(&self, http2: bool) -> Result<pool::HttpConnection, Error> {
-        let http2 = match self.protocol {
-            Protocol::Http2 => true,
-            Protocol::Http1 if self.endpoint.identity.is_none() => false,
-            _ => http2,
+    /// plaintext. What the endpoint is known to speak overrides `carry`, see [`pool::HttpConnection::is_http1`]; a mesh
+    /// peer speaks all versions and translates.
+    pub async fn http(&self, carry: pool::Carry) -> Result<pool::HttpConnection, Error> {
+        use pool::Carry;
+        let carry = match (self.protocol, carry) {
+            (Protocol::Http2, _) => Carry::Http2,
+            (Protocol::Http1, Carry::Http2) if self.endpoint.identity.is_none() => Carry::Http1,
+            _ => carry,
         };
-        let connection = if http2 { self.local.pool.http2(&self.stream).await } else { self.local.pool.http1().await };
+        let connection = self.local.pool.connection(carry, &self.stream).await;
         connection.map_err(|error| self.not_connected(error))
     }
 

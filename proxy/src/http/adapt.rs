@@ -105,7 +105,7 @@ pub(crate) fn http1_request(head: &RequestHead, body: Body) -> Result<Request<Hy
         head.target().parse::<PathAndQuery>().ok().map(Uri::from)
     };
     let Some(uri) = uri else { return Err(body) };
-    let mut request = request(head, uri, Version::HTTP_11, body);
+    let mut request = request(head, uri, body);
     let headers = request.headers_mut();
     if let Some(host) = head.authority().and_then(|host| HeaderValue::from_str(host).ok()) {
         headers.insert(HOST, host);
@@ -116,33 +116,10 @@ pub(crate) fn http1_request(head: &RequestHead, body: Body) -> Result<Request<Hy
     Ok(request)
 }
 
-/// The request as HTTP/2 wants it. None: its target is none that hyper takes.
-pub(crate) fn http2_request(head: &RequestHead, body: Body) -> Result<Request<HyperBody>, Body> {
-    let mut parts = http::uri::Parts::default();
-    parts.authority = head.authority().and_then(|authority| authority.parse().ok());
-    if head.method != Method::CONNECT || head.protocol.is_some() {
-        parts.scheme = Some(match head.scheme {
-            Scheme::Http => UriScheme::HTTP,
-            Scheme::Https => UriScheme::HTTPS,
-        });
-        parts.path_and_query = head.target().parse().ok();
-        if parts.path_and_query.is_none() {
-            return Err(body);
-        }
-    }
-    let Ok(uri) = Uri::from_parts(parts) else { return Err(body) };
-    let mut request = request(head, uri, Version::HTTP_2, body);
-    if let Some(protocol) = &head.protocol {
-        request.extensions_mut().insert(Protocol::from(&**protocol));
-    }
-    Ok(request)
-}
-
-fn request(head: &RequestHead, uri: Uri, version: Version, body: Body) -> Request<HyperBody> {
+fn request(head: &RequestHead, uri: Uri, body: Body) -> Request<HyperBody> {
     let mut request = Request::new(HyperBody(body));
     *request.method_mut() = head.method.clone();
     *request.uri_mut() = uri;
-    *request.version_mut() = version;
     *request.headers_mut() = headers(&head.fields);
     request
 }
@@ -228,13 +205,9 @@ mod tests {
 
     #[test]
     fn heads_go_through_hyper_unchanged() {
-        let mut head = RequestHead::new(Version::HTTP_2, Method::GET, "/x?y");
+        let mut head = RequestHead::new(Version::HTTP_11, Method::GET, "/x?y");
         head.set_authority("a:80");
         head.fields = Fields::from_iter([("x-a", "1"), ("x-a", "2")]);
-        let request = http2_request(&head, Body::empty()).unwrap();
-        assert_eq!(request.uri().to_string(), "http://a:80/x?y");
-        assert_eq!(request_head(&request.into_parts().0), (head.clone(), None));
-        head.version = Version::HTTP_11;
         let request = http1_request(&head, Body::empty()).unwrap();
         assert_eq!(request.uri().to_string(), "/x?y");
         assert_eq!(request.headers()[HOST], "a:80");
@@ -242,7 +215,7 @@ mod tests {
 
         let mut connect = RequestHead::new(Version::HTTP_11, Method::CONNECT, "");
         connect.set_authority("db:5432");
-        let request = http2_request(&connect, Body::empty()).unwrap();
+        let request = http1_request(&connect, Body::empty()).unwrap();
         assert_eq!(request.uri().to_string(), "db:5432");
     }
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http_body::Body as _;
 use hyper::body::Incoming;
 
-use super::{adapt, exchange::Exchange, head::Fields, headers::clean_trailers, request_body};
+use super::{adapt, exchange::Exchange, h1, h2, head::Fields, headers::clean_trailers, request_body};
 
 /// Why a body ended early. Kept as it came, so that an HTTP/2 reset keeps its code on the way through.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -35,6 +35,8 @@ enum Source {
     Empty,
     Full(Bytes),
     Hyper(Incoming),
+    Http1(h1::Incoming),
+    Http2(h2::RecvStream),
     Request(request_body::Reader),
 }
 
@@ -54,6 +56,22 @@ impl Body {
             return Self::empty();
         }
         Self { source: Source::Hyper(incoming), exchange: None }
+    }
+
+    /// A peer's, on an HTTP/1 connection of ours.
+    pub(crate) fn http1(incoming: h1::Incoming) -> Self {
+        match incoming.into_bytes() {
+            Ok(bytes) => Self::full(bytes),
+            Err(incoming) => Self { source: Source::Http1(incoming), exchange: None },
+        }
+    }
+
+    /// A peer's, in a stream of HTTP/2.
+    pub(crate) fn http2(receiver: h2::RecvStream) -> Self {
+        if receiver.is_end() {
+            return Self::empty();
+        }
+        Self { source: Source::Http2(receiver), exchange: None }
     }
 
     /// A client's request body, which may be read again by another try.
@@ -101,6 +119,10 @@ impl Body {
                 Poll::Ready(Some(Ok(Frame::Data(bytes))))
             }
             Source::Hyper(incoming) => adapt::poll_frame(incoming, cx),
+            Source::Http1(incoming) => incoming.poll_frame(cx),
+            Source::Http2(receiver) => {
+                receiver.poll_frame(cx).map(|polled| polled.map(|read| read.map_err(BodyError::from)))
+            }
             Source::Request(reader) => return reader.poll_frame(cx),
         };
         if let Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) = &mut polled {
@@ -115,6 +137,8 @@ impl Body {
             Source::Empty => true,
             Source::Full(_) => false,
             Source::Hyper(incoming) => incoming.is_end_stream(),
+            Source::Http1(incoming) => incoming.is_end(),
+            Source::Http2(receiver) => receiver.is_end(),
             Source::Request(reader) => reader.is_end(),
         }
     }
@@ -125,6 +149,8 @@ impl Body {
             Source::Empty => Some(0),
             Source::Full(bytes) => Some(bytes.len() as u64),
             Source::Hyper(incoming) => incoming.size_hint().exact(),
+            Source::Http1(incoming) => incoming.exact_length(),
+            Source::Http2(receiver) => receiver.exact_length(),
             Source::Request(reader) => reader.exact_length(),
         }
     }

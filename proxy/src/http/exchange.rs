@@ -13,7 +13,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hyper::upgrade::OnUpgrade;
 use leno_proto::spiffe::SpiffeId;
 
 use super::{
@@ -25,7 +24,7 @@ use super::{
     request_body::RequestBody,
     respond,
     trace_context::TraceContext,
-    upgrade,
+    upgrade::{self, Upgraded},
     watch::{Overdue, Watch},
 };
 use crate::{
@@ -162,7 +161,7 @@ impl Exchange {
     pub(crate) fn respond(
         mut self: Box<Self>,
         answer: Result<Answer, Error>,
-        client: Option<OnUpgrade>,
+        client: Option<Upgraded>,
         grpc: bool,
     ) -> Response {
         let own = answer.is_err();

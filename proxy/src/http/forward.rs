@@ -9,7 +9,6 @@ use std::{
 };
 
 use http::{Method, StatusCode};
-use hyper::upgrade::OnUpgrade;
 
 use super::{
     Body, Response,
@@ -18,6 +17,7 @@ use super::{
     headers,
     request_body::{ContinueGate, RequestBody},
     retry::{self, Failure, Tries},
+    upgrade::Upgraded,
     watch::Watch,
 };
 use crate::{
@@ -25,7 +25,7 @@ use crate::{
     policy::http_route::Retry,
     upstream::{
         Backend, Outcome, Pick,
-        pool::{Extras, Reply},
+        pool::{Carry, Extras, Reply},
     },
     worker::Context,
 };
@@ -61,7 +61,7 @@ pub(crate) struct Outgoing<'a> {
 pub(crate) struct Answer {
     pub(crate) response: Response,
     /// The server changed protocols: its side of the connection.
-    pub(crate) upgraded: Option<OnUpgrade>,
+    pub(crate) upgraded: Option<Upgraded>,
 }
 
 /// What every try of a request is made from.
@@ -165,8 +165,7 @@ async fn try_once(
     pick: &Pick,
     tries: &mut Tries,
 ) -> Result<Reply, Failed> {
-    let http2 = plan.http2.unwrap_or(template.head.is_http2()) && template.upgrade.is_none();
-    let connection = match exchange.within(None, pick.http(http2)).await {
+    let connection = match exchange.within(None, pick.http(template.carry(plan.http2))).await {
         Ok(connection) => connection,
         Err(error) => {
             tries.unconnected += 1;
@@ -176,8 +175,7 @@ async fn try_once(
     };
     tries.sent += 1;
     exchange.record.attempts = tries.sent;
-    let http2 = connection.is_http2();
-    let (body, extras) = template.prepare(http2, tries.sent, exchange).map_err(Failed::for_good)?;
+    let (body, extras) = template.prepare(connection.is_http1(), tries.sent, exchange).map_err(Failed::for_good)?;
     let deadline = plan.try_timeout.map(|timeout| Instant::now() + timeout);
     let sent = async { Ok(connection.send(&template.head, body, extras).await) };
     match exchange.within(deadline, sent).await {
@@ -295,15 +293,26 @@ impl<'a> Template<'a> {
         Self { head, body, upgrade, host, expects_continue, grpc }
     }
 
+    /// How the request wants to be carried; `http2`: see [`Plan`].
+    fn carry(&self, http2: Option<bool>) -> Carry {
+        let http2 = http2.unwrap_or(self.head.is_http2());
+        let alone = self.upgrade.is_some() || self.expects_continue || self.head.method == Method::CONNECT;
+        match (http2, alone) {
+            _ if self.upgrade.is_some() => Carry::Alone,
+            (true, _) => Carry::Http2,
+            (false, true) => Carry::Alone,
+            (false, false) => Carry::Http1,
+        }
+    }
+
     /// Makes the head fit for one try; its body, and what else its connection is to know.
-    fn prepare(&mut self, http2: bool, attempt: u32, exchange: &Exchange) -> Result<(Body, Extras), Error> {
-        if http2 {
-            headers::for_http2(&mut self.head, self.host);
-        } else {
+    fn prepare(&mut self, http1: bool, attempt: u32, exchange: &Exchange) -> Result<(Body, Extras), Error> {
+        headers::settle(&mut self.head, self.host);
+        if http1 {
             if self.head.protocol.is_some() {
                 return Err(Error::BadRequest("extended CONNECT to a server that speaks HTTP/1"));
             }
-            headers::for_http1(&mut self.head, self.host);
+            headers::for_http1(&mut self.head);
             if let Some(protocol) = &self.upgrade {
                 headers::set_upgrade(&mut self.head.fields, protocol);
             }
@@ -315,7 +324,7 @@ impl<'a> Template<'a> {
             let left = deadline.saturating_duration_since(Instant::now());
             headers::set_timeout(&mut self.head.fields, left, self.grpc);
         }
-        let gate = (self.expects_continue && !http2).then(Arc::<ContinueGate>::default);
+        let gate = (self.expects_continue && http1).then(Arc::<ContinueGate>::default);
         let body = match &self.body {
             None => Body::empty(),
             Some(body) => {

@@ -181,22 +181,18 @@ pub(crate) fn expects_continue(fields: &Fields) -> bool {
     fields.get(Name::Expect).is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"))
 }
 
-/// Gives a settled head what HTTP/1.1 wants: an authority (`host`, for HTTP/1.0 clients that named none), one Cookie field.
-pub(crate) fn for_http1(head: &mut RequestHead, host: &dyn Display) {
+/// The authority of a request whose client (HTTP/1.0) named none.
+pub(crate) fn settle(head: &mut RequestHead, host: &dyn Display) {
     if head.authority().is_none() {
         head.set_authority(&host.to_string());
-    }
-    // RFC 9113 8.2.3
-    if head.fields.all(Name::Cookie).nth(1).is_some() {
-        let joined = head.fields.all(Name::Cookie).collect::<Vec<_>>().join(&b"; "[..]);
-        head.fields.set(Name::Cookie, &joined);
     }
 }
 
-/// Gives a settled head what HTTP/2 wants: an authority.
-pub(crate) fn for_http2(head: &mut RequestHead, host: &dyn Display) {
-    if head.authority().is_none() {
-        head.set_authority(&host.to_string());
+/// Gives a head what HTTP/1.1 wants: one Cookie field (RFC 9113 8.2.3).
+pub(crate) fn for_http1(head: &mut RequestHead) {
+    if head.fields.all(Name::Cookie).nth(1).is_some() {
+        let joined = head.fields.all(Name::Cookie).collect::<Vec<_>>().join(&b"; "[..]);
+        head.fields.set(Name::Cookie, &joined);
     }
 }
 
@@ -383,15 +379,16 @@ mod tests {
         let cookies = [("cookie", "a=1"), ("cookie", "b=2"), ("te", "trailers")];
         let mut to_1 = head(Version::HTTP_2, "/x?y", "a:80", &cookies);
         receive(&mut to_1).unwrap();
-        for_http1(&mut to_1, &"unused");
+        for_http1(&mut to_1);
+        settle(&mut to_1, &"unused");
         assert_eq!((to_1.target(), to_1.authority()), ("/x?y", Some("a:80")));
         assert_eq!(to_1.fields.get(Name::Cookie), Some(&b"a=1; b=2"[..]));
 
         let mut without = head(Version::HTTP_10, "/", "", &[]);
         receive(&mut without).unwrap();
-        for_http1(&mut without, &"shop.shop:80");
+        settle(&mut without, &"shop.shop:80");
         assert_eq!(without.authority(), Some("shop.shop:80"));
-        for_http2(&mut without, &"other");
+        settle(&mut without, &"other");
         assert_eq!(without.authority(), Some("shop.shop:80"));
     }
 

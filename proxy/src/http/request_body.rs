@@ -23,6 +23,7 @@ use tokio::time::Sleep;
 use super::{
     Body,
     body::{BodyError, Frame},
+    h2::StreamError,
     head::Fields,
     watch::Watch,
 };
@@ -123,8 +124,7 @@ impl RequestBody {
     fn poll_stream(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         let mut stream = self.stream.borrow_mut();
         let Some(body) = stream.as_mut() else {
-            let error = h2::Error::from(h2::Reason::CANCEL);
-            return Poll::Ready(Some(Err(error.into())));
+            return Poll::Ready(Some(Err(StreamError::cancelled().into())));
         };
         let polled = body.poll_frame(cx);
         self.awaited.set(polled.is_pending());

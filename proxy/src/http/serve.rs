@@ -1,58 +1,39 @@
 //! The server half of HTTP: connections from clients, HTTP/1 and HTTP/2, with every limit spelled out.
 
-use std::{cell::Cell, convert::Infallible, future::Future, pin::pin, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future::{Future, poll_fn},
+    io,
+    pin::pin,
+    rc::Rc,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
-use http::{Request, StatusCode};
-use hyper::{body::Incoming, rt::Executor, server::conn, service::service_fn, upgrade::OnUpgrade};
+use http::{Method, Request, StatusCode, Version};
+use hyper::{body::Incoming, server::conn, service::service_fn, upgrade::OnUpgrade};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use leno_proto::spiffe::SpiffeId;
+use tokio::sync::oneshot;
 
 use super::{
     Body, Response, adapt,
     client_stream::{ClientPhase, ClientStream},
     exchange::Exchange,
+    h1,
+    h2::{self, H2Error, RecvStream, SendStream},
     head::{Name, RequestHead},
-    watch::{Counted, Overdue, Watch, Watched},
+    outflow::Outflow,
+    upgrade::{self, Upgraded},
+    watch::{Overdue, Watch, Watched},
 };
 use crate::{
     config::limits,
     drain::Drain,
-    net::{Backlog, Io},
+    net::{Backlog, Io, Prefixed},
     telemetry::{Direction, RouteMetrics},
 };
-
-/// Spawns on the worker's own thread.
-#[derive(Debug, Clone, Copy)]
-pub struct LocalExecutor;
-
-impl<F> Executor<F> for LocalExecutor
-where
-    F: Future<Output = ()> + 'static,
-{
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
-    }
-}
-
-/// Spawns the streams of one client's HTTP/2 connection, each with the watch that was made for it.
-#[derive(Clone, Default)]
-struct StreamExecutor {
-    /// hyper calls the service and then, at once, spawns the stream that the call belongs to.
-    next: Rc<Cell<Option<Rc<Watch>>>>,
-}
-
-impl<F> Executor<F> for StreamExecutor
-where
-    F: Future<Output = ()> + 'static,
-{
-    fn execute(&self, future: F) {
-        match self.next.take() {
-            Some(watch) => drop(tokio::task::spawn_local(Watched::new(&watch, future))),
-            // What moves a tunnel's bytes.
-            None => drop(tokio::task::spawn_local(future)),
-        }
-    }
-}
 
 /// A request as it came in, and what its connection knows of it.
 pub(crate) struct Received {
@@ -62,7 +43,7 @@ pub(crate) struct Received {
     /// Two readers could understand the head differently: how.
     refused: Option<&'static str>,
     /// The client's side of an upgrade, should one be granted.
-    upgrade: Option<OnUpgrade>,
+    upgrade: Option<Upgraded>,
 }
 
 /// A request taken up.
@@ -71,7 +52,7 @@ pub(crate) struct Begun {
     pub(crate) body: Body,
     pub(crate) exchange: Box<Exchange>,
     /// The client's side of an upgrade, should one be granted.
-    pub(crate) upgrade: Option<OnUpgrade>,
+    pub(crate) upgrade: Option<Upgraded>,
 }
 
 impl Received {
@@ -79,7 +60,8 @@ impl Received {
         let (mut parts, body) = request.into_parts();
         let (head, refused) = adapt::request_head(&parts);
         let refused = if ambiguous { Some("both Content-Length and Transfer-Encoding") } else { refused };
-        Self { head, body: Body::hyper(body), watch, refused, upgrade: parts.extensions.remove() }
+        let upgrade = parts.extensions.remove::<OnUpgrade>().map(Upgraded::Hyper);
+        Self { head, body: Body::hyper(body), watch, refused, upgrade }
     }
 
     /// The exchange begins.
@@ -96,29 +78,94 @@ impl Received {
     }
 }
 
-/// The reason counted for [`is_malformed`].
-pub(crate) const MALFORMED: &str = "malformed";
-
-/// Whether the client sent what is no HTTP, or a head beyond the limits: hyper answers it (400, 431) and ends the
-/// connection, and no request is recorded.
-pub(crate) fn is_malformed(error: &hyper::Error) -> bool {
-    let of_http2 = || std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
-    // "Library": it was our side that found fault.
-    error.is_parse() || of_http2().is_some_and(h2::Error::is_library)
+/// What ended a client's connection, if it was not a clean close.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Broken {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Hyper(#[from] hyper::Error),
+    #[error("{0}")]
+    Http2(#[from] H2Error),
 }
 
-/// Serves HTTP/1.0 and HTTP/1.1 on `stream` until the client leaves, or draining has begun and the last
-/// response is complete, or an exchange is overdue. `drain`: a watcher; the connection is counted since it was accepted.
-/// `idle`: the longest time without a byte moved in an exchange.
+/// What a client's connection carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wire {
+    Http1,
+    /// HTTP/1.1 requests in streams of HTTP/2.
+    Http1Mux,
+    Http2,
+}
+
+/// The reason counted for [`Broken::is_malformed`].
+pub(crate) const MALFORMED: &str = "malformed";
+
+impl Broken {
+    /// Whether the client sent what is no HTTP, or a head beyond the limits: it is answered (400, 431, GOAWAY) where that
+    /// can be, its connection ends, and no request is recorded.
+    pub(crate) fn is_malformed(&self) -> bool {
+        match self {
+            Self::Io(_) => false,
+            Self::Hyper(error) => error.is_parse(),
+            Self::Http2(error) => matches!(error, H2Error::Fault { .. }),
+        }
+    }
+}
+
+/// Serves HTTP on `stream` until the client leaves, or draining has begun and the last response is complete, or an
+/// exchange is overdue. `drain`: the connection is counted since it was accepted. `idle`: the longest time without a byte
+/// moved in an exchange.
 ///
 /// # Errors
 /// What ended the connection, if it was not a clean close.
-pub(crate) async fn http1<S, F>(
+pub(crate) async fn http<S, F>(
     stream: S,
-    drain: Drain,
+    wire: Wire,
+    drain: &Drain,
     idle: Duration,
     handle: impl Fn(Received) -> F,
-) -> hyper::Result<()>
+) -> Result<(), Broken>
+where
+    S: Io + Backlog,
+    F: Future<Output = Response> + 'static,
+{
+    match wire {
+        Wire::Http1 => http1(stream, drain, idle, handle).await,
+        Wire::Http1Mux => http2(stream, drain, idle, Version::HTTP_11, handle).await,
+        Wire::Http2 => http2(stream, drain, idle, Version::HTTP_2, handle).await,
+    }
+}
+
+/// HTTP/1.0 and HTTP/1.1.
+///
+/// Plain requests are read and answered by our own codec ([`h1`]); from the first that is not plain on, hyper serves the
+/// connection.
+async fn http1<S, F>(stream: S, drain: &Drain, idle: Duration, handle: impl Fn(Received) -> F) -> Result<(), Broken>
+where
+    S: Io + Backlog,
+    F: Future<Output = Response>,
+{
+    let plain = |request: h1::Request| {
+        let h1::Request { head, body, watch } = request;
+        // In a box: between two requests a connection is to be small.
+        let answer = Box::pin(handle(Received { head, body: Body::http1(body), watch, refused: None, upgrade: None }));
+        async move {
+            let Response { head, body } = answer.await;
+            (head, body)
+        }
+    };
+    match h1::serve(stream, drain.watcher(), idle, plain).await? {
+        h1::Ended::Closed => Ok(()),
+        h1::Ended::Unusual(stream, read) => {
+            // Large, and seldom needed.
+            Box::pin(by_hyper(Prefixed::new(read, stream), drain.watcher(), idle, handle)).await
+        }
+    }
+}
+
+/// As [`http1`], all of it by hyper.
+async fn by_hyper<S, F>(stream: S, drain: Drain, idle: Duration, handle: impl Fn(Received) -> F) -> Result<(), Broken>
 where
     S: Io + Backlog,
     F: Future<Output = Response>,
@@ -171,62 +218,73 @@ where
 }
 
 /// How the connection ended: when an exchange is overdue its end is the connection's.
-fn ended_as(ended: Result<hyper::Result<()>, Overdue>) -> hyper::Result<()> {
-    ended.unwrap_or_else(|overdue| {
-        tracing::debug!(reason = overdue.reason(), "client connection closed in the middle of an exchange");
-        Ok(())
-    })
+fn ended_as(ended: Result<hyper::Result<()>, Overdue>) -> Result<(), Broken> {
+    ended.map_or_else(
+        |overdue| {
+            tracing::debug!(reason = overdue.reason(), "client connection closed in the middle of an exchange");
+            Ok(())
+        },
+        |served| served.map_err(Broken::from),
+    )
 }
 
-/// Serves HTTP/2 on `stream`, as [`http1`] does HTTP/1; an exchange that is overdue ends its own stream alone.
-///
-/// # Errors
-/// What ended the connection, if it was not a clean close.
-pub(crate) async fn http2<S, F>(
+/// Streams of HTTP/2; an exchange that is overdue ends its own stream alone. `version`: what the requests are.
+async fn http2<S, F>(
     stream: S,
-    drain: Drain,
+    drain: &Drain,
     idle: Duration,
+    version: Version,
     handle: impl Fn(Received) -> F,
-) -> hyper::Result<()>
+) -> Result<(), Broken>
 where
     S: Io,
     F: Future<Output = Response> + 'static,
 {
-    let executor = StreamExecutor::default();
-    let next = Rc::clone(&executor.next);
-    let service = service_fn(|request| {
+    let on_request = |request: h2::Request| {
+        let h2::Request { mut head, ambiguous, send, receive } = request;
+        head.version = version;
+        let refused = ambiguous.then_some("Host and :authority differ");
         let watch = Watch::new(idle, None);
-        next.set(Some(Rc::clone(&watch)));
-        let version = request.version();
-        let answer = handle(Received::of_hyper(request, Rc::clone(&watch), false));
-        async move {
-            let response = adapt::response(answer.await, version);
-            Ok::<_, Infallible>(response.map(|body| Counted::new(body, watch)))
-        }
+        let (body, upgrade, tunnel) = if head.method == Method::CONNECT {
+            let (tunnel, upgrade) = oneshot::channel();
+            (Body::empty(), Some(Upgraded::Stream(upgrade)), Some((tunnel, receive)))
+        } else {
+            (Body::http2(receive), None, None)
+        };
+        let answer = handle(Received { head, body, watch: Rc::clone(&watch), refused, upgrade });
+        let answered = Rc::clone(&watch);
+        tokio::task::spawn_local(Watched::new(&watch, respond(answer, send, tunnel, answered)));
+    };
+    Ok(h2::serve(stream, h2::Settings::new(), drain.watcher(), on_request).await?)
+}
+
+/// A tunnel that may come to be: who waits for it, and its incoming half.
+type Tunnel = (oneshot::Sender<Box<dyn Io>>, RecvStream);
+
+/// Answers one request; the client may lose interest meanwhile.
+async fn respond(
+    answer: impl Future<Output = Response>,
+    mut sender: SendStream,
+    tunnel: Option<Tunnel>,
+    watch: Rc<Watch>,
+) {
+    let mut answer = pin!(answer);
+    let answered = poll_fn(|cx| match answer.as_mut().poll(cx) {
+        Poll::Ready(response) => Poll::Ready(Some(response)),
+        Poll::Pending => sender.poll_reset(cx).map(|_| None),
     });
-    let connection = conn::http2::Builder::new(executor)
-        .timer(TokioTimer::new())
-        .adaptive_window(false)
-        .initial_stream_window_size(limits::H2_STREAM_WINDOW)
-        .initial_connection_window_size(limits::H2_CONNECTION_WINDOW)
-        .max_frame_size(limits::H2_FRAME_BYTES)
-        .max_concurrent_streams(limits::STREAMS_PER_CONNECTION)
-        .max_header_list_size(limits::HEAD_BYTES as u32)
-        .max_send_buf_size(limits::H2_SEND_BUFFER)
-        // Rapid reset (CVE-2023-44487) and resets that we are made to send (CVE-2025-8671).
-        .max_pending_accept_reset_streams(limits::H2_PENDING_RESETS)
-        .max_local_error_reset_streams(limits::H2_LOCAL_RESETS)
-        .keep_alive_interval(limits::H2_PING_INTERVAL)
-        .keep_alive_timeout(limits::H2_PING_TIMEOUT)
-        .enable_connect_protocol()
-        .auto_date_header(false)
-        .serve_connection(TokioIo::new(stream), service);
-    let mut connection = pin!(connection);
-    tokio::select! {
-        biased;
-        ended = connection.as_mut() => return ended,
-        () = drain.begun() => {}
+    let Some(Response { head, body }) = answered.await else { return };
+    if let Some((tunnel, receiver)) = tunnel
+        && head.status.is_success()
+    {
+        sender.send_response(&head, false);
+        // Nobody waits for it if the exchange has ended.
+        let _ = tunnel.send(upgrade::tunnel(sender, receiver));
+        return;
     }
-    connection.as_mut().graceful_shutdown();
-    connection.await
+    let end = body.is_end();
+    sender.send_response(&head, end);
+    if !end && let Err(stopped) = Outflow::new(sender, body, Some(watch)).await {
+        tracing::debug!(%stopped, "response not sent to its end");
+    }
 }

@@ -2,35 +2,81 @@
 //! bytes go both ways until both sides are done; the exchange is recorded then.
 
 use http::Version;
-use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tokio::sync::oneshot;
 
-use super::{exchange::Exchange, watch::Overdue};
+use super::{
+    exchange::Exchange,
+    h2::{RecvStream, SendStream, Tunnel},
+    watch::Overdue,
+};
 use crate::{
     config::limits,
     drain::Drain,
-    net::copy::{self, Moved},
+    net::{
+        Io,
+        copy::{self, Moved},
+    },
 };
 
+/// One side of a connection that changes protocols.
+pub enum Upgraded {
+    /// An HTTP/1.1 connection, by hyper.
+    Hyper(hyper::upgrade::OnUpgrade),
+    /// An HTTP/2 stream; an error means that it never became a tunnel.
+    Stream(oneshot::Receiver<Box<dyn Io>>),
+}
+
+impl Upgraded {
+    /// The bytes, once the head that grants the change has been sent or received.
+    async fn bytes(self) -> Result<Box<dyn Io>, &'static str> {
+        match self {
+            Self::Hyper(upgrade) => match upgrade.await {
+                Ok(upgraded) => Ok(Box::new(TokioIo::new(upgraded))),
+                Err(_) => Err("the connection did not change protocols"),
+            },
+            Self::Stream(tunnel) => tunnel.await.map_err(|_| "the stream did not become a tunnel"),
+        }
+    }
+}
+
+/// A stream of HTTP/2 that has become a tunnel, as bytes of its own. The stream belongs to its connection's thread, which
+/// what is relayed need not know: its bytes are passed on by a task (tunnels are few).
+pub(crate) fn tunnel(sender: SendStream, receiver: RecvStream) -> Box<dyn Io> {
+    let mut stream = Tunnel::new(sender, receiver);
+    let (near, mut far) = tokio::io::duplex(limits::HTTP1_BUFFER);
+    tokio::task::spawn_local(async move {
+        // Whatever ends it ends both sides.
+        let _ = tokio::io::copy_bidirectional(&mut stream, &mut far).await;
+    });
+    Box::new(near)
+}
+
+impl std::fmt::Debug for Upgraded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Upgraded")
+    }
+}
+
 /// Relays between the two sides once both have changed protocols, in a task of its own.
-pub(crate) fn spawn(client: OnUpgrade, server: OnUpgrade, exchange: Box<Exchange>) {
+pub(crate) fn spawn(client: Upgraded, server: Upgraded, exchange: Box<Exchange>) {
     // An HTTP/1 connection ends as such when it becomes a tunnel, and must be waited for without a gap; a tunnel in an
     // HTTP/2 stream is part of its connection, which is.
     let waited_for = (exchange.record.version != Version::HTTP_2).then(|| exchange.ctx().drain.clone());
     tokio::task::spawn_local(relay(client, server, exchange, waited_for));
 }
 
-async fn relay(client: OnUpgrade, server: OnUpgrade, mut exchange: Box<Exchange>, _waited_for: Option<Drain>) {
-    let (client, server) = match tokio::try_join!(client, server) {
+async fn relay(client: Upgraded, server: Upgraded, mut exchange: Box<Exchange>, _waited_for: Option<Drain>) {
+    let (client, server) = match tokio::try_join!(client.bytes(), server.bytes()) {
         Ok(both) => both,
         Err(error) => {
-            tracing::debug!(%error, "upgrade failed");
+            tracing::debug!(error, "upgrade failed");
             exchange.broke();
             return;
         }
     };
     let moved = Moved::default();
-    let ended = copy::relay(TokioIo::new(client), TokioIo::new(server), limits::TCP_IDLE, &moved).await;
+    let ended = copy::relay(client, server, limits::TCP_IDLE, &moved).await;
     exchange.relayed(moved.to_server.get(), moved.to_client.get());
     match ended {
         Ok(()) => exchange.completed(),

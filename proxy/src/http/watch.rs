@@ -13,12 +13,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::{Buf, Bytes};
-use http_body::{Body as HttpBody, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::time::Sleep;
 
-use super::{adapt::HyperBody, body::BodyError, client_stream::ClientPhase};
+use super::client_stream::ClientPhase;
 use crate::error::Error;
 
 /// Why an exchange was ended.
@@ -216,61 +214,6 @@ fn poll_overdue(
             Ok(next) => timer.set(Some(tokio::time::sleep_until(next.into()))),
             Err(overdue) => return Poll::Ready(overdue),
         }
-    }
-}
-
-/// An HTTP/2 response body that counts what leaves for the client, which its flow control alone decides.
-pub(crate) struct Counted {
-    body: HyperBody,
-    watch: Rc<Watch>,
-}
-
-impl Counted {
-    pub(crate) fn new(body: HyperBody, watch: Rc<Watch>) -> Self {
-        Self { body, watch }
-    }
-}
-
-impl HttpBody for Counted {
-    type Data = CountedBytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        let counted = |bytes| CountedBytes { bytes, watch: Rc::clone(&self.watch) };
-        polled.map(|frame| frame.map(|read| read.map(|frame| frame.map_data(counted))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// Bytes that count when they are written.
-pub(crate) struct CountedBytes {
-    bytes: Bytes,
-    watch: Rc<Watch>,
-}
-
-impl Buf for CountedBytes {
-    fn remaining(&self) -> usize {
-        self.bytes.len()
-    }
-
-    fn chunk(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    fn advance(&mut self, count: usize) {
-        self.bytes.advance(count);
-        self.watch.moved(count as u64);
     }
 }
 

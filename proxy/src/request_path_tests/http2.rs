@@ -13,8 +13,8 @@ use tokio::{net::TcpStream, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
-    http::serve::LocalExecutor,
     policy::{Protocol, Target},
+    testing::LocalExecutor,
     testing::{BOTH, Sidecar, Through, application, ejected, reach, run, workload, workload_source},
 };
 

@@ -28,12 +28,12 @@ use tokio::{
 
 use super::http2::{Bytewise, channel, client_of, full};
 use crate::{
-    http::serve::LocalExecutor,
     policy::Target,
     telemetry::{
         exposition,
         recorder::{Recorder, Registry},
     },
+    testing::LocalExecutor,
     testing::{BOTH, Sidecar, Through, application, read_until, run, server_id, workload_source},
 };
 

@@ -33,6 +33,7 @@ pub(super) fn provider() -> Arc<CryptoProvider> {
 /// Client configurations and the server's, for one certificate under one trust bundle.
 pub(super) struct Configs {
     pub(super) http1: Arc<ClientConfig>,
+    pub(super) http1_mux: Arc<ClientConfig>,
     pub(super) http2: Arc<ClientConfig>,
     pub(super) tcp: Arc<ClientConfig>,
     pub(super) control_plane: Arc<ClientConfig>,
@@ -48,6 +49,7 @@ impl Configs {
         let own = Arc::new(SingleCertAndKey::from(key.clone()));
         let client = |alpn| client(&provider, workloads.clone(), Some(own.clone()), alpn);
         let http1 = client(leno_proto::alpn::HTTP1)?;
+        let http1_mux = client(leno_proto::alpn::HTTP1_MUX)?;
         let http2 = client(leno_proto::alpn::HTTP2)?;
         let tcp = client(leno_proto::alpn::TCP)?;
         let control_plane = self::client(&provider, control_plane, Some(own.clone()), CONTROL_PLANE_ALPN)?;
@@ -63,7 +65,7 @@ impl Configs {
         server.max_early_data_size = 0;
         // For `TlsStream`, which seals and opens records itself.
         server.enable_secret_extraction = true;
-        Ok(Self { http1, http2, tcp, control_plane, server: Arc::new(server) })
+        Ok(Self { http1, http1_mux, http2, tcp, control_plane, server: Arc::new(server) })
     }
 }
 

@@ -53,7 +53,7 @@ async fn both_sides_learn_who_the_other_is() {
     let authority = Authority::new();
     let client = authority.credentials(&id(CLIENT));
     let server = authority.credentials(&id(SERVER));
-    for protocol in [MeshProtocol::Http1, MeshProtocol::Http2, MeshProtocol::Tcp] {
+    for protocol in [MeshProtocol::Http1, MeshProtocol::Http1Mux, MeshProtocol::Http2, MeshProtocol::Tcp] {
         let (near, far) = tcp_pair().await;
         let server_id = id(SERVER);
         let (connected, accepted) = tokio::join!(

@@ -1,26 +1,21 @@
-//! HTTP connections to one endpoint: idle HTTP/1 connections (a stack: the warmest first), HTTP/2 connections
-//! shared up to STREAMS_BEFORE_NEXT. Retired when idle for POOL_IDLE (MESH_POOL_IDLE), when the peer closes, on GOAWAY, when credentials rotated.
+//! HTTP connections to one endpoint: idle HTTP/1 connections (a stack: the warmest first), and HTTP/2 connections shared
+//! up to STREAMS_BEFORE_NEXT. Retired when idle for POOL_IDLE (MESH_POOL_IDLE), when the peer closes, on GOAWAY, when
+//! credentials rotated.
 //!
-//! Each connection has one task of its own, which hyper needs to move bytes; nothing else is spawned per connection,
-//! request or idle entry.
+//! To a mesh peer HTTP/1.1 requests share connections, too, as streams of HTTP/2 ([`MeshProtocol::Http1Mux`]): many
+//! messages then go out in one write and in one TLS record. What needs a connection for itself gets one ([`single`]).
 
 mod http1;
 mod http2;
+mod single;
 #[cfg(test)]
 mod tests;
 
 use std::{
     cell::{Cell, RefCell},
-    error::Error as _,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
-};
-
-use http::{Method, Response, StatusCode};
-use hyper::{
-    body::Incoming,
-    upgrade::{OnUpgrade, on as on_upgrade},
 };
 
 pub use self::http2::StreamSlot;
@@ -33,9 +28,9 @@ use crate::{
     config::limits,
     http::{
         Body,
-        adapt::{self, HyperBody},
         head::{RequestHead, ResponseHead},
         request_body::ContinueGate,
+        upgrade::Upgraded,
     },
     tls::MeshProtocol,
 };
@@ -51,7 +46,18 @@ pub struct Pool {
     /// The endpoint left its backend: what is in use finishes, nothing comes back.
     retired: Cell<bool>,
     idle: RefCell<Vec<http1::Idle>>,
-    shared: http2::Shared,
+    /// HTTP/1.1 in streams, to a mesh peer.
+    mux: Rc<http2::Shared>,
+    http2: Rc<http2::Shared>,
+}
+
+/// How an exchange wants to be carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carry {
+    Http1,
+    Http2,
+    /// HTTP/1.1 on a connection for itself: a change of protocols, CONNECT, or a body that waits for `100 Continue`.
+    Alone,
 }
 
 /// One exchange's claim on a connection. HTTP/1: goes back to the pool when the response body was read to its end.
@@ -65,7 +71,9 @@ pub struct HttpConnection {
 
 enum Kind {
     Http1(http1::Connection),
-    Http2(http2::Sender, StreamSlot),
+    /// `true`: HTTP/1.1 in a stream.
+    Stream(Rc<http2::Connection>, StreamSlot, bool),
+    Alone(Dialed),
 }
 
 /// An exchange that failed on the connection.
@@ -98,7 +106,7 @@ pub struct Reply {
     pub head: ResponseHead,
     pub body: Body,
     /// The server changed protocols (101), or opened a tunnel (2xx to CONNECT): its side of the connection.
-    pub upgraded: Option<OnUpgrade>,
+    pub upgraded: Option<Upgraded>,
 }
 
 impl Pool {
@@ -109,7 +117,8 @@ impl Pool {
             stats,
             retired: Cell::new(false),
             idle: RefCell::default(),
-            shared: http2::Shared::default(),
+            mux: http2::Shared::new(MeshProtocol::Http1Mux),
+            http2: http2::Shared::new(MeshProtocol::Http2),
         })
     }
 
@@ -126,24 +135,40 @@ impl Pool {
         dialed
     }
 
-    /// An HTTP/1 connection: the last one used, or a new one.
-    pub(super) async fn http1(self: &Rc<Self>) -> Result<HttpConnection, DialError> {
-        if let Some(connection) = self.take_idle() {
-            return Ok(HttpConnection { reused: true, pool: Rc::clone(self), kind: Some(Kind::Http1(connection)) });
+    /// A connection for one exchange. `slot` counts a stream for as long as its owner keeps it.
+    pub(super) async fn connection(
+        self: &Rc<Self>,
+        carry: Carry,
+        slot: &StreamSlot,
+    ) -> Result<HttpConnection, DialError> {
+        match carry {
+            Carry::Http1 if self.endpoint.identity.is_some() => self.stream(&self.mux, slot).await,
+            Carry::Http1 => match self.take_idle() {
+                Some(connection) => Ok(self.claimed(true, Kind::Http1(connection))),
+                None => self.new_http1().await,
+            },
+            Carry::Http2 => self.stream(&self.http2, slot).await,
+            Carry::Alone => Ok(self.claimed(false, Kind::Alone(self.dial(MeshProtocol::Http1).await?))),
         }
-        self.new_http1().await
+    }
+
+    fn claimed(self: &Rc<Self>, reused: bool, kind: Kind) -> HttpConnection {
+        HttpConnection { reused, pool: Rc::clone(self), kind: Some(kind) }
     }
 
     async fn new_http1(self: &Rc<Self>) -> Result<HttpConnection, DialError> {
-        let dialed = self.dial(MeshProtocol::Http1).await?;
-        let connection = http1::start(dialed, self).await?;
-        Ok(HttpConnection { reused: false, pool: Rc::clone(self), kind: Some(Kind::Http1(connection)) })
+        let connection = http1::Connection::new(self.dial(MeshProtocol::Http1).await?);
+        Ok(self.claimed(false, Kind::Http1(connection)))
     }
 
-    /// A stream on an HTTP/2 connection. `slot` counts it for as long as its owner keeps it.
-    pub(super) async fn http2(self: &Rc<Self>, slot: &StreamSlot) -> Result<HttpConnection, DialError> {
-        let (sender, reused) = http2::claim(self, slot).await?;
-        Ok(HttpConnection { reused, pool: Rc::clone(self), kind: Some(Kind::Http2(sender, slot.clone())) })
+    async fn stream(
+        self: &Rc<Self>,
+        shared: &Rc<http2::Shared>,
+        slot: &StreamSlot,
+    ) -> Result<HttpConnection, DialError> {
+        let (connection, reused) = http2::claim(self, shared, slot).await?;
+        let mux = Rc::ptr_eq(shared, &self.mux);
+        Ok(self.claimed(reused, Kind::Stream(connection, slot.clone(), mux)))
     }
 
     /// Closes what is idle; what is in use finishes and does not come back.
@@ -155,21 +180,23 @@ impl Pool {
     /// Closes idle HTTP/1 connections, and takes no new stream on the HTTP/2 connections there are.
     pub(super) fn close_idle(&self) {
         self.idle.take();
-        self.shared.close();
+        self.mux.close();
+        self.http2.close();
     }
 
     /// Drops connections that are closed, too long idle or of old credentials.
     pub(super) fn sweep(&self, now: Instant) {
-        self.idle.borrow_mut().retain(|idle| self.is_fresh(idle, now));
-        self.shared.sweep(self, now);
+        self.idle.borrow_mut().retain_mut(|idle| self.is_fresh(idle, now));
+        self.mux.sweep(self, now);
+        self.http2.sweep(self, now);
     }
 
     /// Connections kept for further requests.
     pub(super) fn len(&self) -> usize {
-        self.idle.borrow().len() + self.shared.len()
+        self.idle.borrow().len() + self.mux.len() + self.http2.len()
     }
 
-    fn is_fresh(&self, idle: &http1::Idle, now: Instant) -> bool {
+    fn is_fresh(&self, idle: &mut http1::Idle, now: Instant) -> bool {
         idle.is_usable(&self.dialer) && now.saturating_duration_since(idle.since) < self.patience()
     }
 
@@ -182,8 +209,8 @@ impl Pool {
         let now = Instant::now();
         loop {
             // Out of the stack before it is looked at: dropping it must not meet the borrow.
-            let idle = self.idle.borrow_mut().pop()?;
-            if self.is_fresh(&idle, now) {
+            let mut idle = self.idle.borrow_mut().pop()?;
+            if self.is_fresh(&mut idle, now) {
                 return Some(idle.connection);
             }
         }
@@ -197,76 +224,49 @@ impl HttpConnection {
     /// Dropping this future, or the response's body before its end, closes an HTTP/1 connection and resets an HTTP/2 stream.
     pub async fn send(mut self, head: &RequestHead, mut body: Body, extras: Extras) -> Result<Reply, SendError> {
         let pool = Rc::clone(&self.pool);
-        let mut reused = self.reused;
         for _ in 0..RESENDS {
-            reused = self.reused;
-            let slot = match &self.kind {
-                Some(Kind::Http2(_, slot)) => Some(slot.clone()),
+            let stream = match &self.kind {
+                Some(Kind::Stream(_, slot, mux)) => Some((slot.clone(), *mux)),
                 _ => None,
             };
-            let mut error = match self.send_once(head, body, &extras).await {
+            let reused = self.reused;
+            let mut error = match self.send_once(head, body, extras.clone()).await {
                 Ok(reply) => return Ok(reply),
                 Err(error) => error,
             };
-            let Some(unsent) = error.body.take() else { return Err(error) };
-            if !reused || error.unfit {
-                return Err(SendError { body: Some(unsent), ..error });
-            }
+            let Some(unsent) = error.body.take().filter(|_| reused && !error.unfit) else {
+                return Err(SendError { reused, ..error });
+            };
             tracing::debug!(endpoint = %pool.endpoint.address, reason = error.reason, "sending on another connection");
-            let next = match &slot {
-                Some(slot) => pool.http2(slot).await,
+            let next = match &stream {
+                Some((slot, true)) => pool.stream(&pool.mux, slot).await,
+                Some((slot, false)) => pool.stream(&pool.http2, slot).await,
                 None => pool.new_http1().await,
             };
             match next {
                 Ok(connection) => (self, body) = (connection, unsent),
                 Err(dial) => {
                     let own = dial.is_own();
-                    return Err(SendError { own, ..SendError::unsent(unsent, reused, dial.to_string()) });
+                    return Err(SendError { own, reused, ..SendError::unsent(unsent, dial.to_string()) });
                 }
             }
         }
-        Err(SendError::unsent(body, reused, "connections closed as soon as they were used".into()))
+        Err(SendError::unsent(body, "connections closed as soon as they were used".into()))
     }
 
-    async fn send_once(mut self, head: &RequestHead, body: Body, extras: &Extras) -> Result<Reply, SendError> {
-        let reused = self.reused;
-        let request = if self.is_http2() { adapt::http2_request(head, body) } else { adapt::http1_request(head, body) };
-        let mut request = request
-            .map_err(|body| SendError { unfit: true, ..SendError::unsent(body, reused, "an invalid target".into()) })?;
-        if let Some(gate) = &extras.gate {
-            let gate = Arc::clone(gate);
-            hyper::ext::on_informational(&mut request, move |response| {
-                if response.status() == StatusCode::CONTINUE {
-                    gate.open();
-                }
-            });
-        }
-        let result = match self.kind.take() {
-            Some(Kind::Http1(connection)) => connection.send(request).await,
-            Some(Kind::Http2(mut sender, _)) => sender.try_send_request(request).await,
+    async fn send_once(mut self, head: &RequestHead, body: Body, extras: Extras) -> Result<Reply, SendError> {
+        match self.kind.take() {
+            Some(Kind::Http1(connection)) => connection.send(&self.pool, head, body).await,
+            Some(Kind::Stream(connection, _slot, _)) => connection.send(head, body).await,
+            Some(Kind::Alone(dialed)) => single::send(dialed, head, body, extras).await,
             // Only `drop` leaves it empty, after which nobody can call this.
-            None => {
-                let HyperBody(body) = request.into_body();
-                return Err(SendError::unsent(body, reused, "the connection was used already".into()));
-            }
-        };
-        let response = result.map_err(|mut error| {
-            let body = error.take_message().map(|request| request.into_body().0);
-            SendError {
-                not_processed: body.is_some() || was_refused(error.error()),
-                reused,
-                own: false,
-                unfit: false,
-                reason: describe(error.error()),
-                body,
-            }
-        })?;
-        Ok(reply(head, response))
+            None => Err(SendError::unsent(body, "the connection was used already".into())),
+        }
     }
 
-    /// Also serves the inbound side: a pool to the local application is a pool like any other.
-    pub fn is_http2(&self) -> bool {
-        matches!(self.kind, Some(Kind::Http2(..)))
+    /// Whether what is sent must be fit for HTTP/1.1.
+    pub fn is_http1(&self) -> bool {
+        !matches!(self.kind, Some(Kind::Stream(_, _, false)))
     }
 }
 
@@ -274,39 +274,19 @@ impl Drop for HttpConnection {
     /// Never used: it is as good as before.
     fn drop(&mut self) {
         if let Some(Kind::Http1(connection)) = self.kind.take() {
-            connection.give_back();
+            self.pool.put_idle(connection);
         }
     }
 }
 
 impl SendError {
-    fn unsent(body: Body, reused: bool, reason: String) -> Self {
-        Self { not_processed: true, reused, own: false, unfit: false, reason, body: Some(body) }
+    /// Nothing was written.
+    fn unsent(body: Body, reason: String) -> Self {
+        Self { not_processed: true, body: Some(body), ..Self::sent(reason) }
     }
-}
 
-fn reply(request: &RequestHead, mut response: Response<Incoming>) -> Reply {
-    let status = response.status();
-    let tunnel = request.method == Method::CONNECT && status.is_success();
-    let upgraded = (tunnel || status == StatusCode::SWITCHING_PROTOCOLS).then(|| on_upgrade(&mut response));
-    let (parts, body) = response.into_parts();
-    Reply { head: adapt::response_head(&parts), body: Body::hyper(body), upgraded }
-}
-
-/// RFC 9113, 8.7: a stream reset with REFUSED_STREAM, or above the last stream id of a GOAWAY, was not processed. h2
-/// fails a stream with the remote's GOAWAY only if it is above that id, or was never opened.
-fn was_refused(error: &hyper::Error) -> bool {
-    let Some(h2) = error.source().and_then(|source| source.downcast_ref::<h2::Error>()) else { return false };
-    h2.is_remote() && (h2.is_go_away() || (h2.is_reset() && h2.reason() == Some(h2::Reason::REFUSED_STREAM)))
-}
-
-/// The error with its causes.
-fn describe(error: &hyper::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
+    /// The server may have processed it.
+    fn sent(reason: String) -> Self {
+        Self { not_processed: false, reused: false, own: false, unfit: false, reason, body: None }
     }
-    text
 }

@@ -9,15 +9,16 @@ use tokio::{
     net::{TcpListener, UdpSocket},
 };
 
-use super::{testing::*, *};
+use super::{pool::Carry, testing::*, *};
 use crate::{
+    http::{h2, head::ResponseHead},
     net::Prefixed,
     policy::Protocol,
     telemetry::{
         exposition,
         recorder::{RETAIN, Recorder, Registry},
     },
-    tls::{Credentials, testing::Authority},
+    tls::{Credentials, MeshProtocol, testing::Authority},
 };
 
 fn id(service_account: &str) -> SpiffeId {
@@ -122,7 +123,7 @@ async fn an_endpoint_that_fails_is_ejected_and_comes_back_by_a_probe() {
         let mut failed = 0;
         for _ in 0..500 {
             let pick = upstreams.pick(&backend, &[]).await.unwrap();
-            match pick.http(false).await {
+            match pick.http(Carry::Http1).await {
                 Ok(connection) => {
                     read(get(connection).await.unwrap()).await;
                     pick.report(Outcome::Success, Instant::now());
@@ -271,6 +272,9 @@ async fn mesh_peer(credentials: Credentials) -> SocketAddr {
             tokio::task::spawn_local(async move {
                 let accepted = credentials.accept(Prefixed::new(bytes::Bytes::new(), tcp)).await;
                 let Ok((mut stream, peer, protocol)) = accepted else { return };
+                if protocol == MeshProtocol::Http1Mux {
+                    return answer_streams(stream, format!("{peer} {protocol:?}")).await;
+                }
                 let mut buffer = [0; 1024];
                 while stream.read(&mut buffer).await.is_ok_and(|read| read > 0) {
                     let body = format!("{peer} {protocol:?}");
@@ -281,6 +285,17 @@ async fn mesh_peer(credentials: Credentials) -> SocketAddr {
         }
     });
     address
+}
+
+/// Answers every request with `body`.
+async fn answer_streams(stream: impl crate::net::Io, body: String) {
+    let drain = crate::drain::DrainOwner::default();
+    let answer = |request: h2::Request| {
+        let h2::Request { mut send, .. } = request;
+        send.send_response(&ResponseHead::new(http::StatusCode::OK), false);
+        send.send_data(body.as_bytes(), true);
+    };
+    let _ = h2::serve(stream, h2::Settings::new(), drain.handle(), answer).await;
 }
 
 #[tokio::test]
@@ -296,11 +311,11 @@ async fn our_own_expired_certificate_is_named_and_no_endpoint_blamed() {
         store.install(authority.issue_with(&[id("web").as_str()], from, to, true).trusting(&[&authority]));
         let backend = meshed(address, id("cart"));
         for _ in 0..20 {
-            let error = upstreams.pick(&backend, &[]).await.unwrap().http(false).await.err().unwrap();
+            let error = upstreams.pick(&backend, &[]).await.unwrap().http(Carry::Http1).await.err().unwrap();
             assert!(error.to_string().contains("our own certificate expired at "), "{error}");
         }
         store.install(authority.credentials(&id("web")));
-        assert!(upstreams.pick(&backend, &[]).await.unwrap().http(false).await.is_ok());
+        assert!(upstreams.pick(&backend, &[]).await.unwrap().http(Carry::Http1).await.is_ok());
     })
     .await;
 }
@@ -324,23 +339,23 @@ async fn a_meshed_endpoint_is_reached_by_mutual_tls_or_not_at_all() {
         let backend = meshed(address, id("cart"));
         for _ in 0..20 {
             let pick = upstreams.pick(&backend, &[]).await.unwrap();
-            assert_eq!(pick.http(false).await.err().unwrap().reason(), "tls", "no certificate yet");
+            assert_eq!(pick.http(Carry::Http1).await.err().unwrap().reason(), "tls", "no certificate yet");
         }
 
         store.install(authority.credentials(&id("web")));
         let mut reused = Vec::new();
         for _ in 0..3 {
             let pick = upstreams.pick(&backend, &[]).await.unwrap();
-            let connection = pick.http(false).await.unwrap();
+            let connection = pick.http(Carry::Http1).await.unwrap();
             reused.push(connection.reused);
             let answer = read(get(connection).await.unwrap()).await;
-            assert_eq!(answer, "spiffe://cluster.local/ns/shop/sa/web Http1");
+            assert_eq!(answer, "spiffe://cluster.local/ns/shop/sa/web Http1Mux");
         }
         assert_eq!(reused, [false, true, true]);
 
         store.install(authority.credentials(&id("web")));
         let pick = upstreams.pick(&backend, &[]).await.unwrap();
-        assert!(!pick.http(false).await.unwrap().reused, "credentials were rotated");
+        assert!(!pick.http(Carry::Http1).await.unwrap().reused, "credentials were rotated");
 
         let mut tcp = pick.tcp().await.unwrap();
         tcp.write_all(b"hello").await.unwrap();
@@ -352,7 +367,7 @@ async fn a_meshed_endpoint_is_reached_by_mutual_tls_or_not_at_all() {
         }
 
         let impostor = meshed(address, id("payment"));
-        let error = upstreams.pick(&impostor, &[]).await.unwrap().http(true).await.err().unwrap();
+        let error = upstreams.pick(&impostor, &[]).await.unwrap().http(Carry::Http2).await.err().unwrap();
         assert_eq!(error.reason(), "tls");
         assert!(error.to_string().contains("sa/payment"), "{error}");
     })
@@ -492,7 +507,7 @@ async fn nothing_leaks_however_exchanges_end() {
                 tokio::task::spawn_local(async move {
                     for request in 0..100 {
                         let pick = upstreams.pick(&backend, &[]).await.unwrap();
-                        let Ok(connection) = pick.http(false).await else { continue };
+                        let Ok(connection) = pick.http(Carry::Http1).await else { continue };
                         let sent = get(connection);
                         if (client + request) % 13 == 0 {
                             // Leaves before the answer.

@@ -29,7 +29,7 @@ use crate::{
     http::{
         body::BodyError,
         client_stream::ClientPhase,
-        head::{RequestHead, ResponseHead},
+        head::{Name, RequestHead, ResponseHead},
         watch::{Watch, Watched},
     },
     net::{Backlog, Io},
@@ -166,7 +166,8 @@ impl<S: Io + Backlog> Connection<S> {
                 return Ok(End::Closed);
             };
             drop(exchange);
-            self.close |= drain.has_begun() || self.cannot_go_on();
+            let last = head.fields.get(Name::Connection).is_some_and(|value| value.eq_ignore_ascii_case(b"close"));
+            self.close |= last || drain.has_begun() || self.cannot_go_on();
             let mut plan = self.output.response(&method, &head, &body, self.close);
             drop(head);
             let mut body = Some(body);

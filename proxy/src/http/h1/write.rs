@@ -95,6 +95,10 @@ impl Output {
         // RFC 9110 8.6: methods that are expected to have content say that there is none.
         let expected = matches!(head.method, Method::POST | Method::PUT | Method::PATCH);
         let plan = put_framed(bytes, &head.fields, body, expected, |_| true);
+        if head.fields.has(Name::Te) {
+            // RFC 9110 10.1.4: TE is for this hop.
+            bytes.extend_from_slice(b"connection: te\r\n");
+        }
         bytes.extend_from_slice(b"\r\n");
         plan
     }

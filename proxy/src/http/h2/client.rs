@@ -53,6 +53,19 @@ impl Connection {
         state.peer.known.then_some(state.peer.connect_protocol)
     }
 
+    /// Waits until the peer's SETTINGS have arrived, or the connection is over.
+    pub async fn settled(&self) {
+        std::future::poll_fn(|cx| {
+            let mut state = self.link.borrow_mut();
+            if state.peer.known || state.over {
+                return std::task::Poll::Ready(());
+            }
+            state.unsettled.push(cx.waker().clone());
+            std::task::Poll::Pending
+        })
+        .await;
+    }
+
     /// No new streams; the connection ends with those that are open.
     pub fn close(&self) {
         let mut state = self.link.borrow_mut();

@@ -131,6 +131,11 @@ impl StreamError {
         Self { kind, code, cause: Cause::Static(cause) }
     }
 
+    /// Of no use any more, for a reason that is not the stream's.
+    pub(crate) fn cancelled() -> Self {
+        Self::new(Kind::Cancelled, Code::CANCEL, "given up")
+    }
+
     pub(super) fn reset(code: Code) -> Self {
         let kind = if code == Code::REFUSED_STREAM { Kind::Unprocessed } else { Kind::Reset };
         Self { kind, code, cause: Cause::Code(code) }

@@ -476,6 +476,7 @@ impl Intake {
         for &[a, b, v0, v1, v2, v3] in settings {
             apply(state, u16::from_be_bytes([a, b]), u32::from_be_bytes([v0, v1, v2, v3]))?;
         }
+        state.wake_unsettled();
         state.output.frame(frame::SETTINGS, frame::ACK, 0, &[]);
         state.answers += frame::HEADER_BYTES;
         Ok(())

@@ -77,6 +77,8 @@ pub(super) struct State {
     pub(super) closing: bool,
     /// The peer's GOAWAY.
     pub(super) goaway: Option<Code>,
+    /// Who waits for the peer's SETTINGS.
+    pub(super) unsettled: Vec<Waker>,
     /// The connection is over.
     pub(super) over: bool,
     /// Handles to the connection itself.
@@ -113,6 +115,7 @@ impl State {
             awake: true,
             closing: false,
             goaway: None,
+            unsettled: Vec::new(),
             over: false,
             handles: 1,
             settings,
@@ -148,6 +151,13 @@ impl State {
         let more = settings.connection_window.saturating_sub(DEFAULT_WINDOW);
         if more > 0 {
             self.output.frame(frame::WINDOW_UPDATE, 0, 0, &more.to_be_bytes());
+        }
+    }
+
+    /// The peer's SETTINGS have arrived, or never will.
+    pub(super) fn wake_unsettled(&mut self) {
+        for waker in self.unsettled.drain(..) {
+            waker.wake();
         }
     }
 
@@ -261,6 +271,7 @@ impl State {
     /// The connection is over: all its streams are.
     pub(super) fn end(&mut self, code: Code, why: &str) {
         self.over = true;
+        self.wake_unsettled();
         let written = self.output.written();
         let open: Vec<Key> = self.ids.values().copied().collect();
         for key in open {

@@ -89,7 +89,8 @@ impl RecvStream {
         let receive = &state.stream(self.key)?.receive;
         match receive.length {
             _ if receive.bodiless => Some(0),
-            None if receive.ended => Some(receive.received),
+            // Trailers go on only in a coding that has a place for them.
+            None if receive.ended && receive.trailers.is_none() => Some(receive.received),
             length => length,
         }
     }

@@ -3,34 +3,32 @@
 
 use std::{
     cell::{Cell, RefCell},
-    future::poll_fn,
+    future::{Future, poll_fn},
     pin::Pin,
     rc::Rc,
-    task::Poll,
-    time::{Duration, Instant},
+    task::{Context, Poll, ready},
+    time::Instant,
 };
 
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::Notify;
+use http::Method;
+use tokio::sync::{Notify, oneshot};
 
-use super::{DialError, Dialed, Dialer, Pool};
-use crate::{config::limits, http::adapt::HyperBody, net::Io, tls::MeshProtocol};
+use super::{DialError, Dialed, Dialer, Pool, Reply, SendError};
+use crate::{
+    config::limits,
+    http::{
+        Body,
+        h2::{self, RecvStream, StreamError},
+        head::{RequestHead, ResponseHead},
+        outflow::{Outflow, Stopped},
+        upgrade::{self, Upgraded},
+    },
+    tls::MeshProtocol,
+};
 
-pub(super) type Sender = http2::SendRequest<HyperBody>;
-
-/// Between keep-alive pings while streams are open.
-const PING_INTERVAL: Duration = Duration::from_secs(10);
-/// A ping without answer for so long ends the connection.
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// Streams before the peer's SETTINGS have arrived (RFC 9113, 6.5.2 recommends to allow at least 100).
-const INITIAL_STREAMS: usize = 100;
-/// Bytes of a stream's body that wait to be written.
-const SEND_BUFFER: usize = 128 * 1024;
-
-/// The HTTP/2 connections to one endpoint.
-#[derive(Default)]
+/// The connections to one endpoint that carry streams of one kind.
 pub(super) struct Shared {
+    protocol: MeshProtocol,
     open: RefCell<Vec<Rc<Connection>>>,
     /// Connections being made.
     dialing: Cell<usize>,
@@ -43,34 +41,47 @@ pub(super) struct Shared {
     news: Notify,
 }
 
-struct Connection {
-    sender: Sender,
-    /// What its task runs; None once that has ended.
-    driver: Rc<RefCell<Option<Driver>>>,
+pub(super) struct Connection {
+    wire: h2::Connection,
     epoch: Option<u64>,
+    /// Claimed.
     streams: Cell<usize>,
     last_used: Cell<Instant>,
 }
-
-type Driver = http2::Connection<TokioIo<Box<dyn Io>>, HyperBody, LocalExecutor>;
 
 /// The place of one exchange among the streams of its connection; given back when dropped.
 #[derive(Clone, Default)]
 pub struct StreamSlot(Rc<RefCell<Option<Claim>>>);
 
-struct Claim(Rc<Connection>, Rc<Pool>);
+struct Claim {
+    connection: Rc<Connection>,
+    shared: Rc<Shared>,
+}
 
-/// A sender for one exchange, and whether its connection was there before. Dials in tasks of their own, so that a
-/// request that gives up does not take the connection others wait for with it.
-pub(super) async fn claim(pool: &Rc<Pool>, slot: &StreamSlot) -> Result<(Sender, bool), DialError> {
-    let waited = tokio::time::timeout(limits::CONNECT_TIMEOUT, wait_for_stream(pool, slot)).await;
+/// A connection for one exchange, and whether it was there before. Dials in tasks of their own, so that a request that
+/// gives up does not take the connection others wait for with it.
+pub(super) async fn claim(
+    pool: &Rc<Pool>,
+    shared: &Rc<Shared>,
+    slot: &StreamSlot,
+) -> Result<(Rc<Connection>, bool), DialError> {
+    if let Some(connection) = shared.choose(&pool.dialer)
+        && !connection.is_busy()
+    {
+        slot.fill(&connection, shared);
+        return Ok((connection, true));
+    }
+    let waited = tokio::time::timeout(limits::CONNECT_TIMEOUT, wait_for_stream(pool, shared, slot)).await;
     waited.unwrap_or_else(|_| {
         Err(DialError::Connect(format!("no HTTP/2 stream to be had within {:?}", limits::CONNECT_TIMEOUT)))
     })
 }
 
-async fn wait_for_stream(pool: &Rc<Pool>, slot: &StreamSlot) -> Result<(Sender, bool), DialError> {
-    let shared = &pool.shared;
+async fn wait_for_stream(
+    pool: &Rc<Pool>,
+    shared: &Rc<Shared>,
+    slot: &StreamSlot,
+) -> Result<(Rc<Connection>, bool), DialError> {
     let failures = shared.failures.get();
     let mut waiting: Option<Waiting<'_>> = None;
     loop {
@@ -80,12 +91,11 @@ async fn wait_for_stream(pool: &Rc<Pool>, slot: &StreamSlot) -> Result<(Sender, 
 
         let chosen = shared.choose(&pool.dialer);
         if chosen.as_ref().is_none_or(|connection| connection.is_busy()) && shared.needs_dial(chosen.is_none()) {
-            dial(pool);
+            dial(pool, shared);
         }
         if let Some(connection) = chosen {
-            let sender = connection.sender.clone();
-            slot.fill(connection, pool);
-            return Ok((sender, waiting.is_none()));
+            slot.fill(&connection, shared);
+            return Ok((connection, waiting.is_none()));
         }
         if shared.failures.get() != failures {
             let failure = shared.failure.borrow().clone();
@@ -96,18 +106,14 @@ async fn wait_for_stream(pool: &Rc<Pool>, slot: &StreamSlot) -> Result<(Sender, 
     }
 }
 
-fn dial(pool: &Rc<Pool>) {
-    pool.shared.dialing.set(pool.shared.dialing.get() + 1);
-    let pool = Rc::clone(pool);
+fn dial(pool: &Rc<Pool>, shared: &Rc<Shared>) {
+    shared.dialing.set(shared.dialing.get() + 1);
+    let (pool, shared) = (Rc::clone(pool), Rc::clone(shared));
     tokio::task::spawn_local(async move {
-        let opened = match pool.dial(MeshProtocol::Http2).await {
-            Ok(dialed) => start(dialed, &pool).await,
-            Err(error) => Err(error),
-        };
-        let shared = &pool.shared;
+        let dialed = pool.dial(shared.protocol).await;
         shared.dialing.set(shared.dialing.get().saturating_sub(1));
-        match opened {
-            Ok(connection) => shared.open.borrow_mut().push(connection),
+        match dialed {
+            Ok(dialed) => shared.open.borrow_mut().push(start(dialed, &shared)),
             Err(error) => {
                 shared.failures.set(shared.failures.get() + 1);
                 shared.failure.replace(Some(error));
@@ -117,50 +123,86 @@ fn dial(pool: &Rc<Pool>) {
     });
 }
 
-/// Starts HTTP/2 on a connection; its tasks end with it.
-async fn start(dialed: Dialed, pool: &Rc<Pool>) -> Result<Rc<Connection>, DialError> {
-    let handshake = http2::Builder::new(LocalExecutor)
-        .timer(TokioTimer::new())
-        .adaptive_window(false)
-        .initial_stream_window_size(limits::H2_STREAM_WINDOW)
-        .initial_connection_window_size(limits::H2_CONNECTION_WINDOW)
-        .initial_max_send_streams(INITIAL_STREAMS)
-        .max_concurrent_streams(None)
-        .max_frame_size(16 * 1024)
-        .max_header_list_size(limits::HEAD_BYTES as u32)
-        .header_table_size(4096)
-        .max_send_buf_size(SEND_BUFFER)
-        .max_concurrent_reset_streams(limits::STREAMS_BEFORE_NEXT)
-        .max_pending_accept_reset_streams(20)
-        .max_local_error_reset_streams(1024)
-        .reset_stream_duration(Duration::from_secs(1))
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .keep_alive_while_idle(false)
-        .handshake::<_, HyperBody>(TokioIo::new(dialed.io));
-    let (sender, driver) = handshake.await.map_err(|error| DialError::Connect(error.to_string()))?;
-    let driver = Rc::new(RefCell::new(Some(driver)));
-    let connection = Rc::new(Connection {
-        sender,
-        driver: Rc::clone(&driver),
-        epoch: dialed.epoch,
-        streams: Cell::new(0),
-        last_used: Cell::new(Instant::now()),
-    });
-    let (at, pool) = (Rc::downgrade(&connection), Rc::downgrade(pool));
+/// Starts HTTP/2 on a connection; its task ends with it.
+fn start(dialed: Dialed, shared: &Rc<Shared>) -> Rc<Connection> {
+    let (wire, driver) = h2::connect(dialed.io, h2::Settings::new());
+    let connection =
+        Rc::new(Connection { wire, epoch: dialed.epoch, streams: Cell::new(0), last_used: Cell::new(Instant::now()) });
+    let (at, shared) = (Rc::downgrade(&connection), Rc::downgrade(shared));
     tokio::task::spawn_local(async move {
-        let ended =
-            poll_fn(|cx| driver.borrow_mut().as_mut().map_or(Poll::Ready(Ok(())), |run| Pin::new(run).poll(cx)));
-        if let Err(error) = ended.await {
+        if let Err(error) = driver.await {
             tracing::debug!(%error, "HTTP/2 connection ended");
         }
-        // Out of the pool before requests that it did not write come back to be sent elsewhere.
-        if let (Some(pool), Some(ended)) = (pool.upgrade(), at.upgrade()) {
-            pool.shared.open.borrow_mut().retain(|connection| !Rc::ptr_eq(connection, &ended));
+        // Requests that wait for it to have room look for another.
+        if let (Some(shared), Some(ended)) = (shared.upgrade(), at.upgrade()) {
+            shared.open.borrow_mut().retain(|connection| !Rc::ptr_eq(connection, &ended));
+            shared.news.notify_waiters();
         }
-        driver.take();
     });
-    Ok(connection)
+    connection
+}
+
+impl Connection {
+    /// One exchange. The request's body goes on being sent, in a task of its own, if the answer begins before its end.
+    pub(super) async fn send(&self, head: &RequestHead, body: Body) -> Result<Reply, SendError> {
+        let tunnel = head.method == Method::CONNECT;
+        let end = body.is_end() && !tunnel;
+        if head.protocol.is_some() {
+            // Whether the peer takes extended CONNECT is in its SETTINGS.
+            self.wire.settled().await;
+        }
+        let (sender, mut receiver) = match self.wire.open(head, end) {
+            Ok(streams) => streams,
+            Err(refused) => return Err(SendError::unsent(body, refused.to_string())),
+        };
+        if tunnel {
+            let head = poll_fn(|cx| poll_final(&mut receiver, cx)).await.map_err(failed)?;
+            if !head.status.is_success() {
+                return Ok(Reply { head, body: Body::http2(receiver), upgraded: None });
+            }
+            let (opened, upgraded) = oneshot::channel();
+            // Received below.
+            let _ = opened.send(upgrade::tunnel(sender, receiver));
+            return Ok(Reply { head, body: Body::empty(), upgraded: Some(Upgraded::Stream(upgraded)) });
+        }
+        let mut upload = (!end).then(|| Outflow::new(sender, body, None));
+        let answered = poll_fn(|cx| {
+            if let Some(running) = &mut upload
+                && let Poll::Ready(sent) = Pin::new(running).poll(cx)
+            {
+                upload = None;
+                // Of a stream that was reset the receiver knows more.
+                if let Err(Stopped::Body(error)) = sent {
+                    return Poll::Ready(Err(SendError::sent(format!("the request broke off: {error}"))));
+                }
+            }
+            poll_final(&mut receiver, cx).map_err(failed)
+        });
+        let head = answered.await?;
+        if let Some(upload) = upload {
+            tokio::task::spawn_local(async move {
+                if let Err(stopped) = upload.await {
+                    tracing::debug!(%stopped, "request not sent to its end");
+                }
+            });
+        }
+        Ok(Reply { head, body: Body::http2(receiver), upgraded: None })
+    }
+}
+
+/// The response's head that counts; informational ones are dropped.
+fn poll_final(receiver: &mut RecvStream, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, StreamError>> {
+    loop {
+        match ready!(receiver.poll_response(cx)) {
+            Ok(head) if head.status.is_informational() => {}
+            read => return Poll::Ready(read),
+        }
+    }
+}
+
+/// RFC 9113, 8.7: a stream reset with REFUSED_STREAM, or above the last stream id of a GOAWAY, was not processed.
+fn failed(error: StreamError) -> SendError {
+    SendError { not_processed: error.is_unprocessed(), ..SendError::sent(error.to_string()) }
 }
 
 impl Shared {
@@ -178,6 +220,18 @@ impl Shared {
             }
         }
         best.has_room().then(|| Rc::clone(best))
+    }
+
+    pub(super) fn new(protocol: MeshProtocol) -> Rc<Self> {
+        Rc::new(Self {
+            protocol,
+            open: RefCell::default(),
+            dialing: Cell::new(0),
+            waiting: Cell::new(0),
+            failures: Cell::new(0),
+            failure: RefCell::default(),
+            news: Notify::new(),
+        })
     }
 
     /// One connection in the making per STREAMS_BEFORE_NEXT requests that wait; one at a time while others still serve.
@@ -205,41 +259,35 @@ impl Shared {
 
 impl Connection {
     fn is_usable(&self, dialer: &Dialer) -> bool {
-        !self.sender.is_closed() && dialer.is_current(self.epoch)
+        self.wire.is_usable() && dialer.is_current(self.epoch)
     }
 
     /// Time for another connection.
     fn is_busy(&self) -> bool {
-        self.streams.get() >= limits::STREAMS_BEFORE_NEXT.min(self.most_streams())
+        self.streams.get() >= limits::STREAMS_BEFORE_NEXT.min(self.wire.most_streams())
     }
 
     fn has_room(&self) -> bool {
-        self.streams.get() < self.most_streams()
-    }
-
-    /// What the peer allows now.
-    fn most_streams(&self) -> usize {
-        let driver = self.driver.try_borrow().ok();
-        driver.and_then(|driver| driver.as_ref().map(Driver::current_max_send_streams)).unwrap_or(0)
+        self.streams.get() < self.wire.most_streams()
     }
 }
 
 impl StreamSlot {
-    fn fill(&self, connection: Rc<Connection>, pool: &Rc<Pool>) {
+    fn fill(&self, connection: &Rc<Connection>, shared: &Rc<Shared>) {
         connection.streams.set(connection.streams.get() + 1);
         connection.last_used.set(Instant::now());
-        self.0.replace(Some(Claim(connection, Rc::clone(pool))));
+        self.0.replace(Some(Claim { connection: Rc::clone(connection), shared: Rc::clone(shared) }));
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let Self(connection, pool) = self;
+        let Self { connection, shared } = self;
         let was_full = !connection.has_room();
         connection.streams.set(connection.streams.get().saturating_sub(1));
         connection.last_used.set(Instant::now());
         if was_full {
-            pool.shared.news.notify_waiters();
+            shared.news.notify_waiters();
         }
     }
 }
@@ -257,17 +305,5 @@ impl<'a> Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.set(self.0.get().saturating_sub(1));
-    }
-}
-
-/// hyper's tasks stay on the worker.
-#[derive(Clone, Copy)]
-struct LocalExecutor;
-
-impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
-    fn execute(&self, task: F) {
-        tokio::task::spawn_local(async move {
-            task.await;
-        });
     }
 }

@@ -10,7 +10,7 @@ use crate::{
 
 async fn exchange(upstreams: &crate::upstream::Upstreams, server: &Server) -> (bool, Reply) {
     let pick = upstreams.plain(server.address);
-    let connection = pick.http(false).await.unwrap();
+    let connection = pick.http(Carry::Http1).await.unwrap();
     (connection.reused, get(connection).await.unwrap())
 }
 
@@ -89,7 +89,7 @@ async fn a_request_that_may_have_been_processed_is_not_sent_again() {
         let server = Server::start(|_, request| if request == 0 { OK } else { Act::Close }).await;
         let upstreams = upstreams();
         read(exchange(&upstreams, &server).await.1).await;
-        let connection = upstreams.plain(server.address).http(false).await.unwrap();
+        let connection = upstreams.plain(server.address).http(Carry::Http1).await.unwrap();
         let error = get(connection).await.unwrap_err();
         assert!(!error.not_processed && error.body.is_none(), "{error:?}");
         assert!(error.reused, "for the caller to decide");
@@ -103,7 +103,7 @@ async fn a_connection_without_a_request_goes_back() {
     on_worker(async {
         let server = Server::start(|_, _| OK).await;
         let upstreams = upstreams();
-        drop(upstreams.plain(server.address).http(false).await.unwrap());
+        drop(upstreams.plain(server.address).http(Carry::Http1).await.unwrap());
         server.until(|server| server.accepted.get() == 1).await;
         let (reused, response) = exchange(&upstreams, &server).await;
         assert!(reused);
@@ -119,13 +119,13 @@ async fn connections_go_when_their_endpoint_does() {
         let server = Server::start(|_, _| OK).await;
         let (upstreams, backend) = (upstreams(), backend(&[server.address]));
         let pick = upstreams.pick(&backend, &[]).await.unwrap();
-        let response = get(pick.http(false).await.unwrap()).await.unwrap();
+        let response = get(pick.http(Carry::Http1).await.unwrap()).await.unwrap();
         read(response).await;
         backend.publish(set(&[nobody().await]));
         drop(upstreams.pick(&backend, &[]).await.unwrap());
         server.until(|server| server.closed.get() == 1).await;
 
-        let late = pick.http(false).await.unwrap();
+        let late = pick.http(Carry::Http1).await.unwrap();
         read(get(late).await.unwrap()).await;
         server.until(|server| server.closed.get() == 2).await;
     })
@@ -167,13 +167,14 @@ async fn upgrades_pass() {
         });
         let upstreams = upstreams();
         let pick = upstreams.plain(address);
-        let mut head = RequestHead::new(http::Version::HTTP_11, Method::GET, "/");
+        let mut head = RequestHead::new(http::Version::HTTP_11, http::Method::GET, "/");
         head.set_authority("cart");
         head.fields = [("connection", "upgrade"), ("upgrade", "echo")].into_iter().collect();
-        let connection = pick.http(false).await.unwrap();
+        let connection = pick.http(Carry::Alone).await.unwrap();
         let reply = connection.send(&head, Body::empty(), Extras::default()).await.unwrap();
         assert_eq!(reply.head.status, 101);
-        let upgraded = reply.upgraded.unwrap().await.unwrap();
+        let Some(Upgraded::Hyper(upgraded)) = reply.upgraded else { panic!("no upgrade") };
+        let upgraded = upgraded.await.unwrap();
         let mut io = hyper_util::rt::TokioIo::new(upgraded);
         io.write_all(b"second").await.unwrap();
         let mut echoed = [0; 11];
@@ -193,7 +194,7 @@ fn http2_requests(upstreams: &Rc<crate::upstream::Upstreams>, server: &Http2Serv
         let (upstreams, results, address) = (Rc::clone(upstreams), Rc::clone(&results), server.address);
         tokio::task::spawn_local(async move {
             let pick = upstreams.plain(address);
-            let result = get(pick.http(true).await.unwrap()).await;
+            let result = get(pick.http(Carry::Http2).await.unwrap()).await;
             let result = match result {
                 Ok(reply) => {
                     read(reply).await;
@@ -335,7 +336,7 @@ async fn streams_above_goaway_were_not_processed() {
         });
         let upstreams = upstreams();
         let (one, three) = (upstreams.plain(address), upstreams.plain(address));
-        let (one, three) = (one.http(true).await.unwrap(), three.http(true).await.unwrap());
+        let (one, three) = (one.http(Carry::Http2).await.unwrap(), three.http(Carry::Http2).await.unwrap());
         let (one, three) = tokio::join!(get(one), get(three));
         let (one, three) = (one.unwrap_err(), three.unwrap_err());
         assert!(!one.not_processed, "{one:?}");
@@ -353,7 +354,7 @@ async fn waiting_requests_learn_that_the_handshake_failed() {
                 let (upstreams, backend) = (Rc::clone(&upstreams), Arc::clone(&backend));
                 tokio::task::spawn_local(async move {
                     let pick = upstreams.pick(&backend, &[]).await.unwrap();
-                    pick.http(true).await.err().unwrap().reason()
+                    pick.http(Carry::Http2).await.err().unwrap().reason()
                 })
             })
             .collect();
@@ -371,7 +372,7 @@ async fn leaving_early_resets_the_stream_and_gives_its_place_back() {
         let upstreams = Rc::new(upstreams());
         let pick = upstreams.plain(server.address);
         {
-            let connection = pick.http(true).await.unwrap();
+            let connection = pick.http(Carry::Http2).await.unwrap();
             let sent = get(connection);
             tokio::pin!(sent);
             tokio::select! {
