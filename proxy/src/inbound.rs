@@ -132,7 +132,8 @@ async fn meshed(
     protocol: Protocol,
 ) -> Result<(), Refusal> {
     let credentials = ctx.credentials.current().ok_or(TlsError::NoCredentials)?;
-    let (stream, identity, carried) = credentials.accept(stream).await?;
+    // Boxed like all that an idle connection has behind it, which else would keep the room.
+    let (stream, identity, carried) = Box::pin(credentials.accept(stream)).await?;
     drop(credentials);
     let application = application(ctx, address, protocol);
     let client = Client::new(peer, Some(identity));
@@ -150,7 +151,7 @@ async fn meshed(
         (MeshProtocol::Tcp, Protocol::Detect) => {
             let pick = ctx.upstreams.plain(address);
             let server = pick.tcp().await?;
-            let race = tcp::race(Prefixed::new(Bytes::new(), stream), server);
+            let race = Box::pin(tcp::race(Prefixed::new(Bytes::new(), stream), server));
             let first = ctx.drain.patiently(race).await.unwrap_or(tcp::First::Closed);
             carry(ctx, first, client, application).await;
         }
@@ -202,7 +203,7 @@ async fn silent(
     }
     let pick = ctx.upstreams.plain(address);
     let server = pick.tcp().await?;
-    match ctx.drain.patiently(tcp::race(stream, server)).await.unwrap_or(tcp::First::Closed) {
+    match ctx.drain.patiently(Box::pin(tcp::race(stream, server))).await.unwrap_or(tcp::First::Closed) {
         tcp::First::Client(Spoken::MeshTls, stream, _) => meshed(ctx, stream, peer, address, protocol).await,
         first => {
             carry(ctx, first, Client::new(peer, None), application(ctx, address, protocol)).await;

@@ -160,11 +160,11 @@ async fn silent(
 ) -> Result<(), Error> {
     let chosen = Chosen::opaque(ctx, destination, None)?;
     let carried = || chosen.carried(ctx, peer, &destination.key);
-    let (server, pick) = match tcp::connect(ctx, &chosen.backend).await {
+    let (server, pick) = match Box::pin(tcp::connect(ctx, &chosen.backend)).await {
         Ok(connected) => connected,
         Err(error) => return Err(carried().failed(error)),
     };
-    match ctx.drain.patiently(tcp::race(client, server)).await.unwrap_or(tcp::First::Closed) {
+    match ctx.drain.patiently(Box::pin(tcp::race(client, server))).await.unwrap_or(tcp::First::Closed) {
         tcp::First::Server(client, server) => {
             ctx.servers_first.borrow_mut().insert(&destination.key);
             carried().reached(&pick).relay(client, server).await;

@@ -147,7 +147,7 @@ impl<'a> Carried<'a> {
     /// # Errors
     /// If no connection can be made.
     pub(crate) async fn to(self, backend: &Arc<Backend>, client: impl Io) -> Result<(), Error> {
-        match connect(self.ctx, backend).await {
+        match Box::pin(connect(self.ctx, backend)).await {
             Ok((server, pick)) => {
                 self.reached(&pick).relay(client, server).await;
                 Ok(())
