@@ -7,6 +7,7 @@ use leno_e2e::{
     netns::sandbox,
     process::run,
     transparent::{LIMIT, TwoHosts, program},
+    wait::eventually,
 };
 
 const PYTHON: &str = "/usr/bin/python3";
@@ -188,6 +189,9 @@ fn postgresql() -> Result<()> {
         command.args(["-c", &format!("exec {programs}/postgres {options}")]);
         two.serve(5432, command).await?;
         let psql = "psql -h database -U postgres -v ON_ERROR_STOP=1 -qAt";
+        // It listens before it takes queries.
+        eventually("PostgreSQL takes queries", LIMIT, async || two.shell(&format!("{psql} -c 'select 1'")).await)
+            .await?;
         let printed = two.shell(&format!("{psql} -c 'select 6*7'")).await?;
         ensure!(printed.trim() == "42", "{printed}");
         let large = format!("{psql} -c \"select string_agg(n::text, ',') from generate_series(1, 500000) n\" | md5sum");

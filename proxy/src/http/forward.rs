@@ -295,7 +295,7 @@ impl<'a> Template<'a> {
 
     /// How the request wants to be carried; `http2`: see [`Plan`].
     fn carry(&self, http2: Option<bool>) -> Carry {
-        let http2 = http2.unwrap_or(self.head.is_http2());
+        let http2 = http2.unwrap_or_else(|| self.head.is_http2());
         let alone = self.upgrade.is_some() || self.expects_continue || self.head.method == Method::CONNECT;
         match (http2, alone) {
             _ if self.upgrade.is_some() => Carry::Alone,

@@ -4,7 +4,7 @@ use std::{
     convert::Infallible,
     future::{Future, poll_fn},
     io,
-    pin::pin,
+    pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
     task::Poll,
@@ -78,6 +78,9 @@ impl Received {
     }
 }
 
+/// What answers a request. On the heap from the beginning: it is large, and would be moved at every step to its task.
+pub(crate) type Answering = Pin<Box<dyn Future<Output = Response>>>;
+
 /// What ended a client's connection, if it was not a clean close.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Broken {
@@ -119,16 +122,15 @@ impl Broken {
 ///
 /// # Errors
 /// What ended the connection, if it was not a clean close.
-pub(crate) async fn http<S, F>(
+pub(crate) async fn http<S>(
     stream: S,
     wire: Wire,
     drain: &Drain,
     idle: Duration,
-    handle: impl Fn(Received) -> F,
+    handle: impl Fn(Received) -> Answering,
 ) -> Result<(), Broken>
 where
     S: Io + Backlog,
-    F: Future<Output = Response> + 'static,
 {
     match wire {
         Wire::Http1 => http1(stream, drain, idle, handle).await,
@@ -141,15 +143,18 @@ where
 ///
 /// Plain requests are read and answered by our own codec ([`h1`]); from the first that is not plain on, hyper serves the
 /// connection.
-async fn http1<S, F>(stream: S, drain: &Drain, idle: Duration, handle: impl Fn(Received) -> F) -> Result<(), Broken>
+async fn http1<S>(
+    stream: S,
+    drain: &Drain,
+    idle: Duration,
+    handle: impl Fn(Received) -> Answering,
+) -> Result<(), Broken>
 where
     S: Io + Backlog,
-    F: Future<Output = Response>,
 {
     let plain = |request: h1::Request| {
         let h1::Request { head, body, watch } = request;
-        // In a box: between two requests a connection is to be small.
-        let answer = Box::pin(handle(Received { head, body: Body::http1(body), watch, refused: None, upgrade: None }));
+        let answer = handle(Received { head, body: Body::http1(body), watch, refused: None, upgrade: None });
         async move {
             let Response { head, body } = answer.await;
             (head, body)
@@ -165,10 +170,14 @@ where
 }
 
 /// As [`http1`], all of it by hyper.
-async fn by_hyper<S, F>(stream: S, drain: Drain, idle: Duration, handle: impl Fn(Received) -> F) -> Result<(), Broken>
+async fn by_hyper<S>(
+    stream: S,
+    drain: Drain,
+    idle: Duration,
+    handle: impl Fn(Received) -> Answering,
+) -> Result<(), Broken>
 where
     S: Io + Backlog,
-    F: Future<Output = Response>,
 {
     let phase = Arc::new(ClientPhase::default());
     let watch = Watch::new(idle, Some(Arc::clone(&phase)));
@@ -229,16 +238,15 @@ fn ended_as(ended: Result<hyper::Result<()>, Overdue>) -> Result<(), Broken> {
 }
 
 /// Streams of HTTP/2; an exchange that is overdue ends its own stream alone. `version`: what the requests are.
-async fn http2<S, F>(
+async fn http2<S>(
     stream: S,
     drain: &Drain,
     idle: Duration,
     version: Version,
-    handle: impl Fn(Received) -> F,
+    handle: impl Fn(Received) -> Answering,
 ) -> Result<(), Broken>
 where
     S: Io,
-    F: Future<Output = Response> + 'static,
 {
     let on_request = |request: h2::Request| {
         let h2::Request { mut head, ambiguous, send, receive } = request;
@@ -262,13 +270,7 @@ where
 type Tunnel = (oneshot::Sender<Box<dyn Io>>, RecvStream);
 
 /// Answers one request; the client may lose interest meanwhile.
-async fn respond(
-    answer: impl Future<Output = Response>,
-    mut sender: SendStream,
-    tunnel: Option<Tunnel>,
-    watch: Rc<Watch>,
-) {
-    let mut answer = pin!(answer);
+async fn respond(mut answer: Answering, mut sender: SendStream, tunnel: Option<Tunnel>, watch: Rc<Watch>) {
     let answered = poll_fn(|cx| match answer.as_mut().poll(cx) {
         Poll::Ready(response) => Poll::Ready(Some(response)),
         Poll::Pending => sender.poll_reset(cx).map(|_| None),

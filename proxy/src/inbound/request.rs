@@ -6,12 +6,12 @@ use super::{Application, Client, PLAINTEXT, STRICT};
 use crate::{
     error::Error,
     http::{
-        Body, Response,
+        Body,
         exchange::Exchange,
         forward::{self, Answer, Outgoing, Plan, To},
         head::{Name, RequestHead, names},
         headers,
-        serve::{Begun, Received},
+        serve::{Answering, Begun, Received},
     },
     policy::Protocol,
     telemetry::Direction,
@@ -22,17 +22,14 @@ use crate::{
 const FORGED_IDENTITY: &str = "forged-identity";
 
 /// Answers one request to the workload.
-pub(super) async fn serve(
-    ctx: Context,
-    client: Rc<Client>,
-    application: Rc<Application>,
-    received: Received,
-) -> Response {
-    let Begun { head, body, mut exchange, upgrade } =
-        received.begin(&ctx, Direction::Inbound, client.identity.clone(), &application.requests);
-    let grpc = headers::is_grpc(&head.fields);
-    let answer = answer(&client, &application, &mut exchange, head, body).await;
-    exchange.respond(answer, upgrade, grpc)
+pub(super) fn serve(ctx: Context, client: Rc<Client>, application: Rc<Application>, received: Received) -> Answering {
+    Box::pin(async move {
+        let Begun { head, body, mut exchange, upgrade } =
+            received.begin(&ctx, Direction::Inbound, client.identity.clone(), &application.requests);
+        let grpc = headers::is_grpc(&head.fields);
+        let answer = answer(&client, &application, &mut exchange, head, body).await;
+        exchange.respond(answer, upgrade, grpc)
+    })
 }
 
 async fn answer(

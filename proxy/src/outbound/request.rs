@@ -12,7 +12,7 @@ use crate::{
         forward::{self, Answer, Outgoing, Plan, To},
         head::{Name, RequestHead, ResponseHead},
         headers,
-        serve::{Begun, Received},
+        serve::{Answering, Begun, Received},
     },
     policy::{DestinationKey, HttpAction, ServicePort, Target},
     telemetry::{Direction, RouteMetrics},
@@ -21,11 +21,14 @@ use crate::{
 };
 
 /// Answers one request of the workload.
-pub(super) async fn serve(ctx: Context, key: DestinationKey, received: Received) -> Response {
-    let Begun { head, body, mut exchange, upgrade } = received.begin(&ctx, Direction::Outbound, None, &ctx.undecided);
-    let grpc = headers::is_grpc(&head.fields);
-    let answer = answer(&ctx, &key, &mut exchange, head, body).await;
-    exchange.respond(answer, upgrade, grpc)
+pub(super) fn serve(ctx: Context, key: DestinationKey, received: Received) -> Answering {
+    Box::pin(async move {
+        let Begun { head, body, mut exchange, upgrade } =
+            received.begin(&ctx, Direction::Outbound, None, &ctx.undecided);
+        let grpc = headers::is_grpc(&head.fields);
+        let answer = answer(&ctx, &key, &mut exchange, head, body).await;
+        exchange.respond(answer, upgrade, grpc)
+    })
 }
 
 async fn answer(

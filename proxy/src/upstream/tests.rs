@@ -288,7 +288,7 @@ async fn mesh_peer(credentials: Credentials) -> SocketAddr {
 }
 
 /// Answers every request with `body`.
-async fn answer_streams(stream: impl crate::net::Io, body: String) {
+async fn answer_streams(stream: impl Io, body: String) {
     let drain = crate::drain::DrainOwner::default();
     let answer = |request: h2::Request| {
         let h2::Request { mut send, .. } = request;
