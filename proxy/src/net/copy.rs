@@ -218,8 +218,9 @@ impl Direction {
         if let Some(source) = reader.tcp() {
             if let Some(sink) = writer.tcp()
                 && (self.bulk.is_bulk || self.pipe.is_some())
+                && let Some(polled) = self.poll_splice(cx, source, sink, moved)
             {
-                return self.poll_splice(cx, source, sink, moved);
+                return polled;
             }
             for _ in 0..READS_PER_TURN {
                 match writer.poll_write_from(cx, source) {
@@ -236,16 +237,24 @@ impl Direction {
         self.poll_copy(cx, reader, writer, moved)
     }
 
+    /// Within the kernel. None: there is no pipe to be had, and bytes are to be copied.
     fn poll_splice(
         &mut self,
         cx: &mut Context<'_>,
         source: &TcpStream,
         sink: &TcpStream,
         moved: &Cell<u64>,
-    ) -> Poll<io::Result<()>> {
+    ) -> Option<Poll<io::Result<()>>> {
         let mut pipe = match self.pipe.take() {
             Some(pipe) => pipe,
-            None => Pipe::take()?,
+            None => match Pipe::take() {
+                Ok(pipe) => pipe,
+                Err(error) => {
+                    tracing::debug!(%error, "no pipe for bulk data: it is copied");
+                    self.bulk = Bulk::default();
+                    return None;
+                }
+            },
         };
         let mut polled = Poll::Pending;
         for _ in 0..READS_PER_TURN {
@@ -260,7 +269,7 @@ impl Direction {
             }
         }
         self.pipe = pipe.give_back();
-        match polled {
+        Some(match polled {
             Poll::Ready(Ok(0)) => Poll::Ready(Ok(())),
             Poll::Ready(Ok(_)) => {
                 cx.waker().wake_by_ref();
@@ -268,7 +277,7 @@ impl Direction {
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => Poll::Pending,
-        }
+        })
     }
 
     fn poll_copy<R: Io, W: Io>(

@@ -388,6 +388,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> TlsStream<T> {
             self.state.alert(alert);
             let _ = self.poll_send(cx);
         }
+        // RFC 8446 6.2: neither side sends any more, whoever found fault.
+        self.state.closed = true;
     }
 
     /// Sends what is unsent.
@@ -407,6 +409,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> TlsStream<T> {
         if self.state.closed {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
+        // One new key at a time waits to be told: a peer that asks for more and does not read makes nothing grow.
+        ready!(self.poll_send(cx))?;
         self.state.update_key().map_err(io::Error::other)?;
         self.poll_send(cx)
     }

@@ -103,7 +103,12 @@ impl Journal {
             return Err(io::Error::from(ErrorKind::FileTooLarge));
         }
         self.latest = Some(Arc::clone(world));
-        file.write_all(&text)
+        // Behind a part of a line nothing would be read again.
+        let written = file.write_all(&text);
+        if written.is_err() {
+            self.file = None;
+        }
+        written
     }
 
     /// Lines from now on go to another log, until those before are [`Self::folded`]. None: there is none.
