@@ -131,10 +131,11 @@ pub mod limits {
     pub const STREAMS_PER_CONNECTION: u32 = 256;
     /// Streams opened on one upstream HTTP/2 connection before another is made.
     pub const STREAMS_BEFORE_NEXT: usize = 100;
-    /// HTTP/2 windows. The connection's is 16 times the stream's, so one unread stream stalls no other.
+    /// HTTP/2 windows. The connection's is that of [`STREAMS_BEFORE_NEXT`] streams, so that those that nobody reads stall no
+    /// other: exchanges that have nothing to do with each other share connections.
     pub const H2_STREAM_WINDOW: u32 = 256 * 1024;
     /// See [`H2_STREAM_WINDOW`].
-    pub const H2_CONNECTION_WINDOW: u32 = 16 * 256 * 1024;
+    pub const H2_CONNECTION_WINDOW: u32 = STREAMS_BEFORE_NEXT as u32 * H2_STREAM_WINDOW;
     /// Largest HTTP/2 frame taken.
     pub const H2_FRAME_BYTES: u32 = 64 * 1024;
     /// Bytes of one HTTP/2 stream waiting to be written.

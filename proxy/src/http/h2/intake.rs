@@ -19,6 +19,8 @@ use crate::{
 /// Payload of the ping that asks whether our first GOAWAY has arrived, and of those that ask whether the peer lives.
 pub(super) const DRAIN_PING: [u8; 8] = *b"leno end";
 pub(super) const LIVE_PING: [u8; 8] = *b"leno now";
+/// By how much, at least, room grows for bytes that nobody has taken yet.
+const GROWTH_BYTES: usize = 32 * 1024;
 /// Compressed bytes of one header block: no block within the limits of a head has more.
 const BLOCK_BYTES: usize = 2 * limits::HEAD_BYTES;
 /// Frames of one header block.
@@ -219,8 +221,10 @@ impl Intake {
         if unread {
             state.take(bytes.len());
         } else if !bytes.is_empty() {
-            if receive.data.is_empty() {
-                receive.data.reserve_exact(bytes.len());
+            // Little more than what is there: it may stay for long, and is bounded by the window.
+            if receive.data.capacity() - receive.data.len() < bytes.len() {
+                let more = if receive.data.is_empty() { 0 } else { GROWTH_BYTES };
+                receive.data.reserve_exact(bytes.len().max(more));
             }
             receive.data.extend_from_slice(bytes);
             stream.wake_receiver();

@@ -4,9 +4,9 @@ use std::cell::RefCell;
 
 use super::frame;
 
-/// Spare buffers kept per thread, and the most that one of them holds.
+/// Spare buffers kept per thread, and the room they have together.
 const SPARES: usize = 16;
-const SPARE_BYTES: usize = 64 * 1024;
+const SPARE_BYTES: usize = 512 * 1024;
 
 thread_local! {
     static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
@@ -64,14 +64,16 @@ impl Output {
 
 /// Gives a buffer back to its thread.
 pub(super) fn spare(mut buffer: Vec<u8>) {
-    if (1..=SPARE_BYTES).contains(&buffer.capacity()) {
-        buffer.clear();
-        // While the thread ends there is no use for it.
-        let _ = SPARE.try_with(|spares| {
-            let mut spares = spares.borrow_mut();
-            if spares.len() < SPARES {
-                spares.push(buffer);
-            }
-        });
+    if buffer.capacity() == 0 {
+        return;
     }
+    buffer.clear();
+    // While the thread ends there is no use for it.
+    let _ = SPARE.try_with(|spares| {
+        let mut spares = spares.borrow_mut();
+        let held: usize = spares.iter().map(Vec::capacity).sum();
+        if spares.len() < SPARES && held + buffer.capacity() <= SPARE_BYTES {
+            spares.push(buffer);
+        }
+    });
 }

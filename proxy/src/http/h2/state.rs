@@ -294,7 +294,8 @@ impl State {
     /// Bytes that came have been taken, or are of no use: the peer may send more.
     pub(super) fn take(&mut self, count: usize) {
         self.taken += count as u32;
-        if self.taken >= self.settings.connection_window / 2 && !self.over {
+        // As soon as a stream's window needs it: of the connection's, streams that nobody reads may hold all but that.
+        if self.taken >= self.settings.stream_window / 2 && !self.over {
             let more = std::mem::take(&mut self.taken);
             self.receive_left += i64::from(more);
             self.output.frame(frame::WINDOW_UPDATE, 0, 0, &more.to_be_bytes());
@@ -461,6 +462,7 @@ impl State {
         self.send_left -= count as i64;
         let mut rest = bytes.get(..count).unwrap_or_default();
         let out = self.output.buffer();
+        out.reserve(count + (count / most + 1) * frame::HEADER_BYTES);
         loop {
             let (piece, after) = rest.split_at(rest.len().min(most));
             let flags = if end && after.is_empty() { frame::END_STREAM } else { 0 };

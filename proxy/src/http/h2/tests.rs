@@ -1,5 +1,6 @@
 //! Both roles against each other, over a pipe.
 
+mod differential;
 mod interop;
 mod protocol;
 
@@ -188,8 +189,10 @@ fn a_thousand_at_once() {
 fn who_does_not_read_stalls_nobody_else() {
     run(async {
         let pair = pair();
-        let (_send, mut unread) = pair.client.open(&request(Method::GET, "/bytes/10000000"), true).unwrap();
+        let ask = || pair.client.open(&request(Method::GET, "/bytes/10000000"), true).unwrap();
+        let (_send, mut unread) = ask();
         assert_eq!(head_of(&mut unread).await.unwrap().status, StatusCode::OK);
+        let _more: Vec<_> = (0..98).map(|_| ask()).collect();
         for _ in 0..20 {
             assert_eq!(get(&pair.client, "/bytes/1000000").await.unwrap().1.len(), 1_000_000);
         }

@@ -24,19 +24,19 @@ use std::{
 };
 
 /// One side of a connection; the test plays the other.
-struct Side {
+pub(super) struct Side {
     link: Link,
     intake: Intake,
 }
 
-fn framed(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(super) fn framed(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     frame::frame(&mut out, kind, flags, stream, payload);
     out
 }
 
 /// Literals, not indexed.
-fn block(fields: &[(&str, &str)]) -> Vec<u8> {
+pub(super) fn block(fields: &[(&str, &str)]) -> Vec<u8> {
     let mut out = Vec::new();
     for (name, value) in fields {
         out.push(0);
@@ -66,7 +66,7 @@ fn get_with(more: &[(&str, &str)]) -> Vec<u8> {
 }
 
 impl Side {
-    fn new(role: Role, settings: Settings) -> Self {
+    pub(super) fn new(role: Role, settings: Settings) -> Self {
         let link = Rc::new(RefCell::new(State::new(role, settings)));
         let intake = Intake::new(&link.borrow());
         let mut side = Self { link, intake };
@@ -90,7 +90,7 @@ impl Side {
         side
     }
 
-    fn feed(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+    pub(super) fn feed(&mut self, bytes: &[u8]) -> Result<(), Fault> {
         self.intake.feed(&mut self.link.borrow_mut(), bytes)
     }
 
@@ -125,7 +125,7 @@ impl Side {
     }
 
     /// The requests that came.
-    fn arrived(&mut self) -> Vec<(Arrived, SendStream, RecvStream)> {
+    pub(super) fn arrived(&mut self) -> Vec<(Arrived, SendStream, RecvStream)> {
         let all: Vec<_> = self.intake.arrived.drain(..).collect();
         let with_halves = |arrived: Arrived| {
             let (send, receive) = halves(&self.link, arrived.key);
@@ -460,7 +460,7 @@ fn windows_are_kept_and_given_back_as_bytes_are_taken() {
     assert_eq!(side.sent(), [], "nothing was taken");
     assert_eq!(body(&mut receive).unwrap().len(), 4 * 65_536);
     let update = 262_144_u32.to_be_bytes().to_vec();
-    assert_eq!(side.sent(), [(frame::WINDOW_UPDATE, 0, 1, update)]);
+    assert_eq!(side.sent(), [0, 1].map(|stream| (frame::WINDOW_UPDATE, 0, stream, update.clone())));
     for _ in 0..4 {
         side.frame(frame::DATA, 0, 1, &chunk).unwrap();
     }
@@ -483,15 +483,15 @@ fn windows_are_kept_and_given_back_as_bytes_are_taken() {
 fn the_connections_window_is_kept() {
     let mut side = Side::server();
     let mut open = Vec::new();
-    for n in 0..16 {
+    for n in 0..limits::H2_CONNECTION_WINDOW / limits::H2_STREAM_WINDOW {
         side.frame(frame::HEADERS, END_HEADERS, 2 * n + 1, &get_with(&[])).unwrap();
         open.extend(side.arrived());
         for _ in 0..4 {
             side.frame(frame::DATA, 0, 2 * n + 1, &[0; 65_536]).unwrap();
         }
     }
-    side.frame(frame::HEADERS, END_HEADERS, 99, &get_with(&[])).unwrap();
-    assert_eq!(side.fault(frame::DATA, 0, 99, b"x"), Code::FLOW_CONTROL_ERROR);
+    side.frame(frame::HEADERS, END_HEADERS, 999, &get_with(&[])).unwrap();
+    assert_eq!(side.fault(frame::DATA, 0, 999, b"x"), Code::FLOW_CONTROL_ERROR);
 }
 
 #[test]
