@@ -14,8 +14,9 @@ use super::{
     Body,
     body::{BodyError, Frame},
     h2::{Code, SendStream, StreamError},
-    watch::Watch,
+    watch::{Watch, Watched},
 };
+use crate::config::limits;
 
 /// Sends a body to its end. Dropped before it, the stream is reset.
 pub(crate) struct Outflow {
@@ -77,6 +78,23 @@ impl Outflow {
     }
 }
 
+/// Sends what is left of a request's body whose answer has begun, in a task of its own. As long as it does, `held` (the
+/// stream's place among its connection's) is kept; it ends when nothing moves for STREAM_IDLE.
+pub(crate) fn spawn(mut outflow: Outflow, held: impl Sized + 'static) {
+    let watch = Watch::new(limits::STREAM_IDLE, None);
+    watch.begin();
+    watch.answered(true);
+    outflow.watch = Some(Rc::clone(&watch));
+    tokio::task::spawn_local(async move {
+        match Watched::new(&watch, outflow).await {
+            Ok(Ok(())) => {}
+            Ok(Err(stopped)) => tracing::debug!(%stopped, "request not sent to its end"),
+            Err(overdue) => tracing::debug!(reason = overdue.reason(), "request not sent to its end"),
+        }
+        drop(held);
+    });
+}
+
 impl Future for Outflow {
     type Output = Result<(), Stopped>;
 
@@ -85,7 +103,9 @@ impl Future for Outflow {
     }
 }
 
-/// A reset keeps its code on the way through.
+/// A reset keeps its code on the way through, but for NO_ERROR: some recipients take that for the end of a body, and what
+/// broke off must not look complete.
 fn code_of(error: &BodyError) -> Code {
-    error.downcast_ref::<StreamError>().map_or(Code::INTERNAL_ERROR, |error| error.code)
+    let code = error.downcast_ref::<StreamError>().map(|error| error.code);
+    code.filter(|code| *code != Code::NO_ERROR).unwrap_or(Code::INTERNAL_ERROR)
 }

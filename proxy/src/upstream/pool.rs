@@ -257,7 +257,7 @@ impl HttpConnection {
     async fn send_once(mut self, head: &RequestHead, body: Body, extras: Extras) -> Result<Reply, SendError> {
         match self.kind.take() {
             Some(Kind::Http1(connection)) => connection.send(&self.pool, head, body).await,
-            Some(Kind::Stream(connection, _slot, _)) => connection.send(head, body).await,
+            Some(Kind::Stream(connection, slot, _)) => connection.send(head, body, &slot).await,
             Some(Kind::Alone(dialed)) => single::send(dialed, head, body, extras).await,
             // Only `drop` leaves it empty, after which nobody can call this.
             None => Err(SendError::unsent(body, "the connection was used already".into())),

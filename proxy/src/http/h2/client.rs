@@ -42,6 +42,11 @@ impl Connection {
         self.link.borrow().streams()
     }
 
+    /// Whether so much waits to be written that nothing more is to be added: the peer does not read.
+    pub fn is_crowded(&self) -> bool {
+        self.link.borrow().is_crowded()
+    }
+
     /// Streams that the peer allows; 100 until it has said so.
     pub fn most_streams(&self) -> usize {
         self.link.borrow().peer.most_streams as usize
@@ -82,7 +87,7 @@ impl Connection {
         if state.over || state.closing || state.next_id > LAST_STREAM {
             return Err(Refused::Closed);
         }
-        if state.streams() >= state.peer.most_streams as usize {
+        if state.streams() >= state.peer.most_streams as usize || state.is_crowded() {
             return Err(Refused::Full);
         }
         if head.protocol.is_some() && !state.peer.connect_protocol {

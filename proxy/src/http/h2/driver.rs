@@ -23,6 +23,7 @@ use super::{
     output,
     state::{LAST_STREAM, Role, State, set_waker},
 };
+use crate::config::limits;
 
 /// Largest single read.
 const SCRATCH_BYTES: usize = 64 * 1024;
@@ -57,6 +58,10 @@ pub(super) struct Driver<S> {
     draining: Draining,
     /// The connection is over; what is left is to write the last of it.
     over: Option<Result<(), H2Error>>,
+    /// Bytes written when it was last looked whether the peer takes the last of it.
+    farewell: u64,
+    /// The last of it is written.
+    said_all: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +88,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             amid: (0, 0),
             draining: Draining::No,
             over: None,
+            farewell: 0,
+            said_all: false,
         }
     }
 
@@ -199,10 +206,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             }
             H2Error::PingTimeout => {
                 goaway(&mut state, last, Code::NO_ERROR, "ping timeout");
-                Code::NO_ERROR
+                Code::INTERNAL_ERROR
             }
             H2Error::Peer(code) => *code,
-            H2Error::Io(_) | H2Error::Closed => Code::NO_ERROR,
+            H2Error::Io(_) | H2Error::Closed => Code::INTERNAL_ERROR,
         };
         state.end(code, &error.to_string());
         // What came before the fault is not looked at.
@@ -265,13 +272,42 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         Poll::Ready(Ok(()))
     }
 
-    /// Ends the connection once the last is written, or it takes too long.
+    /// Ends the connection once the last is written. After a fault that may take FAREWELL; after a clean end, when the last
+    /// of an answer may be on its way, the peer's PATIENCE as long as it takes something in it.
     fn poll_farewell(&mut self, cx: &mut Context<'_>, wrote: bool) -> Poll<Result<(), H2Error>> {
-        if !wrote || Pin::new(&mut self.io).poll_shutdown(cx).is_pending() {
-            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(FAREWELL)));
+        let clean = matches!(self.over, Some(Ok(())));
+        if wrote && !std::mem::replace(&mut self.said_all, true) {
+            self.timer = None;
+        }
+        loop {
+            if wrote
+                && (Pin::new(&mut self.io).poll_shutdown(cx).is_ready() && (!clean || self.poll_left(cx).is_ready()))
+            {
+                break;
+            }
+            let patience = if wrote || !clean { FAREWELL } else { limits::STREAM_IDLE };
+            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
             ready!(timer.as_mut().poll(cx));
+            let written = self.link.borrow().output.written();
+            if wrote || !clean || std::mem::replace(&mut self.farewell, written) == written {
+                break;
+            }
+            self.timer = None;
         }
         Poll::Ready(self.over.take().unwrap_or(Ok(())))
+    }
+
+    /// Ready: the peer has ended its side, too. What it still sends is dropped: a connection closed over unread bytes is
+    /// reset, and the peer would lose the last of what was sent.
+    fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut dropped = [0; 4096];
+        loop {
+            let mut buffer = ReadBuf::new(&mut dropped);
+            match ready!(Pin::new(&mut self.io).poll_read(cx, &mut buffer)) {
+                Ok(()) if !buffer.filled().is_empty() => {}
+                _ => return Poll::Ready(()),
+            }
+        }
     }
 
     /// Asks a peer that says nothing whether it lives, while something is owed to it or by it.
@@ -280,7 +316,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             let (interval, timeout, needed) = {
                 let state = self.link.borrow();
                 let draining = self.draining == Draining::Announced;
-                let needed = !state.is_idle() || draining || self.intake.is_amid();
+                // A ping without an answer is waited for, whoever has left meanwhile.
+                let needed = !state.is_idle() || draining || self.intake.is_amid() || self.pinged;
                 (state.settings.ping_interval, state.settings.ping_timeout, needed)
             };
             let Some(timer) = &mut self.timer else {

@@ -189,8 +189,8 @@ impl Intake {
     /// A stream that nobody has opened.
     fn is_unknown(state: &State, id: u32) -> bool {
         match state.role {
-            Role::Client => id % 2 == 0 || id >= state.next_id,
-            Role::Server => id % 2 == 0 || id > state.last_id,
+            Role::Client => id.is_multiple_of(2) || id >= state.next_id,
+            Role::Server => id.is_multiple_of(2) || id > state.last_id,
         }
     }
 
@@ -524,7 +524,9 @@ impl Intake {
         if more == 0 {
             return self.fail(state, key, Code::PROTOCOL_ERROR, "WINDOW_UPDATE by 0");
         }
-        state.widen(key, more);
+        if !state.widen(key, more) {
+            return self.fail(state, key, Code::FLOW_CONTROL_ERROR, "the stream's window is too large");
+        }
         Ok(())
     }
 

@@ -491,17 +491,15 @@ impl State {
         }
     }
 
-    /// The peer's WINDOW_UPDATE for a stream.
-    pub(super) fn widen(&mut self, key: Key, more: u32) {
-        let Some(stream) = self.stream(key) else { return };
+    /// The peer's WINDOW_UPDATE for a stream. False: its window is too large.
+    pub(super) fn widen(&mut self, key: Key, more: u32) -> bool {
+        let Some(stream) = self.stream(key) else { return true };
         let before = stream.send.left;
         stream.send.left += i64::from(more);
-        if stream.send.left > LARGEST_WINDOW {
-            let error = StreamError::new(Kind::Malformed, Code::FLOW_CONTROL_ERROR, "the peer's window is too large");
-            self.reset(key, Code::FLOW_CONTROL_ERROR, error);
-        } else if before <= 0 && stream.send.left > 0 {
+        if before <= 0 && stream.send.left > 0 {
             stream.wake_sender();
         }
+        stream.send.left <= LARGEST_WINDOW
     }
 
     /// The peer's SETTINGS_INITIAL_WINDOW_SIZE, for streams open (RFC 9113, 6.9.2).

@@ -20,7 +20,7 @@ use crate::{
         Body,
         h2::{self, RecvStream, StreamError},
         head::{RequestHead, ResponseHead},
-        outflow::{Outflow, Stopped},
+        outflow::{self, Outflow, Stopped},
         upgrade::{self, Upgraded},
     },
     tls::MeshProtocol,
@@ -144,7 +144,7 @@ fn start(dialed: Dialed, shared: &Rc<Shared>) -> Rc<Connection> {
 
 impl Connection {
     /// One exchange. The request's body goes on being sent, in a task of its own, if the answer begins before its end.
-    pub(super) async fn send(&self, head: &RequestHead, body: Body) -> Result<Reply, SendError> {
+    pub(super) async fn send(&self, head: &RequestHead, body: Body, slot: &StreamSlot) -> Result<Reply, SendError> {
         let tunnel = head.method == Method::CONNECT;
         let end = body.is_end() && !tunnel;
         if head.protocol.is_some() {
@@ -180,11 +180,7 @@ impl Connection {
         });
         let head = answered.await?;
         if let Some(upload) = upload {
-            tokio::task::spawn_local(async move {
-                if let Err(stopped) = upload.await {
-                    tracing::debug!(%stopped, "request not sent to its end");
-                }
-            });
+            outflow::spawn(upload, slot.clone());
         }
         Ok(Reply { head, body: Body::http2(receiver), upgraded: None })
     }
@@ -264,11 +260,16 @@ impl Connection {
 
     /// Time for another connection.
     fn is_busy(&self) -> bool {
-        self.streams.get() >= limits::STREAMS_BEFORE_NEXT.min(self.wire.most_streams())
+        self.taken() >= limits::STREAMS_BEFORE_NEXT.min(self.wire.most_streams()) || self.wire.is_crowded()
     }
 
     fn has_room(&self) -> bool {
-        self.streams.get() < self.wire.most_streams()
+        self.taken() < self.wire.most_streams() && !self.wire.is_crowded()
+    }
+
+    /// Streams claimed, and those that outlast their claims.
+    fn taken(&self) -> usize {
+        self.streams.get().max(self.wire.streams())
     }
 }
 
