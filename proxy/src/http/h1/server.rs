@@ -138,17 +138,17 @@ impl<S: Io + Backlog> Connection<S> {
         B: Outgoing,
         F: Future<Output = (ResponseHead, B)>,
     {
-        // Closed while idle, a connection may cross a request on its way (RFC 9112 9.5), which might not be safe to send
-        // again: for a while the client is told by its next response instead.
-        let drained = async {
-            drain.begun().await;
-            tokio::time::sleep(limits::DRAIN_LINGER).await;
-        };
-        let mut drained = std::pin::pin!(drained);
+        let mut begun = std::pin::pin!(drain.begun());
         loop {
-            let next = poll_fn(|cx| self.poll_head(cx, drain, drained.as_mut())).await?;
-            let (request, body) = match next {
-                Next::Request(request, body) => (request, body),
+            // Nothing but what the next wait needs is kept over it: an idle connection must be small.
+            let (method, mut exchange) = match poll_fn(|cx| self.poll_head(cx, drain, begun.as_mut())).await? {
+                Next::Request(request, body) => {
+                    self.timer.requests += 1;
+                    self.close = request.close;
+                    let method = request.head.method.clone();
+                    let received = Request { head: request.head, body, watch: Rc::clone(watch) };
+                    (method, Box::pin(handle(received)))
+                }
                 Next::Unusual => return Ok(End::Unusual),
                 Next::Closed => return Ok(End::Closed),
                 Next::Drained => {
@@ -156,26 +156,21 @@ impl<S: Io + Backlog> Connection<S> {
                     return Ok(End::Closed);
                 }
             };
-            self.timer.requests += 1;
-            self.close = request.close;
-            let method = request.head.method.clone();
-            let received = Request { head: request.head, body, watch: Rc::clone(watch) };
-            // On the heap only while there is an exchange: an idle connection must be small.
-            let mut exchange = Box::pin(handle(received));
-            let Some((head, body)) = poll_fn(|cx| self.poll_answer(cx, exchange.as_mut())).await? else {
-                return Ok(End::Closed);
+            let mut answer = match poll_fn(|cx| self.poll_answer(cx, exchange.as_mut())).await? {
+                Some((head, body)) => {
+                    let connection = head.fields.get(Name::Connection);
+                    let last = connection.is_some_and(|value| value.eq_ignore_ascii_case(b"close"));
+                    self.close |= last || drain.has_begun() || self.cannot_go_on();
+                    let plan = self.output.response(&method, &head, &body, self.close);
+                    Answer { body: Some(body), plan, broken: None }
+                }
+                None => return Ok(End::Closed),
             };
-            drop(exchange);
-            let last = head.fields.get(Name::Connection).is_some_and(|value| value.eq_ignore_ascii_case(b"close"));
-            self.close |= last || drain.has_begun() || self.cannot_go_on();
-            let mut plan = self.output.response(&method, &head, &body, self.close);
-            drop(head);
-            let mut body = Some(body);
-            let mut broken = None;
-            if !poll_fn(|cx| self.poll_respond(cx, &mut body, &mut plan, &mut broken)).await? {
+            drop((exchange, method));
+            if !poll_fn(|cx| self.poll_respond(cx, &mut answer)).await? {
                 return Ok(End::Closed);
             }
-            if let Some(error) = broken {
+            if let Some(error) = answer.broken {
                 tracing::debug!(error = %error, "response broke off");
                 return Ok(End::Closed);
             }
@@ -198,7 +193,7 @@ impl<S: Io + Backlog> Connection<S> {
         &mut self,
         cx: &mut Context<'_>,
         drain: &Drain,
-        drained: Pin<&mut impl Future<Output = ()>>,
+        begun: Pin<&mut impl Future<Output = ()>>,
     ) -> Poll<io::Result<Next>> {
         loop {
             if let Some(next) = self.next_in_buffer() {
@@ -237,10 +232,10 @@ impl<S: Io + Backlog> Connection<S> {
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => {
                     let in_head = self.scanned > 0;
-                    if !in_head && self.poll_drained(cx, drain, drained).is_ready() {
-                        return Poll::Ready(Ok(Next::Drained));
-                    }
-                    return self.timer.poll_late(cx, in_head).map(|()| Err(io::ErrorKind::TimedOut.into()));
+                    let draining = !in_head && self.poll_draining(cx, drain, begun);
+                    ready!(self.timer.poll_late(cx, in_head, draining));
+                    let late = Err(io::ErrorKind::TimedOut.into());
+                    return Poll::Ready(if draining { Ok(Next::Drained) } else { late });
                 }
             }
         }
@@ -271,19 +266,19 @@ impl<S: Io + Backlog> Connection<S> {
         }
     }
 
-    /// Ready some time after draining has begun.
-    fn poll_drained(
+    /// Whether draining has begun. If not, this task is woken when it does.
+    fn poll_draining(
         &mut self,
         cx: &mut Context<'_>,
         drain: &Drain,
-        drained: Pin<&mut impl Future<Output = ()>>,
-    ) -> Poll<()> {
+        begun: Pin<&mut impl Future<Output = ()>>,
+    ) -> bool {
         // Polled once, it wakes the same task: no need to take its lock for each request.
-        if drain.has_begun() || !self.told.as_ref().is_some_and(|told| told.will_wake(cx.waker())) {
+        if !drain.has_begun() && !self.told.as_ref().is_some_and(|told| told.will_wake(cx.waker())) {
             self.told = Some(cx.waker().clone());
-            return drained.poll(cx);
+            return begun.poll(cx).is_ready();
         }
-        Poll::Pending
+        drain.has_begun()
     }
 
     /// The exchange's answer; None: the client has left.
@@ -304,13 +299,8 @@ impl<S: Io + Backlog> Connection<S> {
     }
 
     /// Writes the response. Ready with false: the client has left.
-    fn poll_respond<B: Outgoing>(
-        &mut self,
-        cx: &mut Context<'_>,
-        body: &mut Option<B>,
-        plan: &mut Plan,
-        broken: &mut Option<BodyError>,
-    ) -> Poll<io::Result<bool>> {
+    fn poll_respond<B: Outgoing>(&mut self, cx: &mut Context<'_>, answer: &mut Answer<B>) -> Poll<io::Result<bool>> {
+        let Answer { body, plan, broken } = answer;
         loop {
             let filled = match body.as_mut().map(|body| self.output.fill(cx, body, plan)) {
                 None => Filled::Complete,
@@ -418,7 +408,9 @@ impl<S: Io + Backlog> Connection<S> {
             match self.poll_input(cx)? {
                 Poll::Ready(Heard::Body) => {}
                 Poll::Ready(Heard::Left) => return Poll::Ready(Ok(false)),
-                Poll::Pending => return self.timer.poll_late(cx, false).map(|()| Err(io::ErrorKind::TimedOut.into())),
+                Poll::Pending => {
+                    return self.timer.poll_late(cx, false, false).map(|()| Err(io::ErrorKind::TimedOut.into()));
+                }
             }
         }
     }
@@ -456,6 +448,15 @@ impl<S: Io + Backlog> Connection<S> {
     }
 }
 
+/// A response that is being written.
+struct Answer<B> {
+    /// None: all of it is in the output.
+    body: Option<B>,
+    plan: Plan,
+    /// Why the body ended early.
+    broken: Option<BodyError>,
+}
+
 /// What a connection goes on with.
 #[allow(clippy::large_enum_variant, reason = "moved once; the heap would cost more")]
 enum Next {
@@ -466,22 +467,29 @@ enum Next {
     Drained,
 }
 
-/// Keeps the time between exchanges: heads have HEADER_TIMEOUT, silence CLIENT_IDLE.
+/// Keeps the time between exchanges: heads have HEADER_TIMEOUT, silence CLIENT_IDLE, and once draining has begun
+/// DRAIN_LINGER. Closed while idle, a connection may cross a request on its way (RFC 9112 9.5), which might not be safe to send
+/// again: for so long the client is told by its next response instead.
 #[derive(Default)]
 struct Timer {
     sleep: Option<Pin<Box<Sleep>>>,
-    /// What it was set for: the requests until then, and whether a head had begun.
-    timed: (u64, bool),
+    /// What it was set for: the requests until then, whether a head had begun, and whether draining had.
+    timed: (u64, bool, bool),
     requests: u64,
 }
 
 impl Timer {
     /// Ready if the client takes too long. Re-armed when it fires, not at each request: late by twice the limit at most.
-    fn poll_late(&mut self, cx: &mut Context<'_>, in_head: bool) -> Poll<()> {
-        let now = (self.requests, in_head);
+    fn poll_late(&mut self, cx: &mut Context<'_>, in_head: bool, draining: bool) -> Poll<()> {
+        let now = (self.requests, in_head, draining);
         loop {
-            if self.sleep.is_none() || (in_head && !self.timed.1) {
-                let allowed = if in_head { limits::HEADER_TIMEOUT } else { limits::CLIENT_IDLE };
+            let sooner = (in_head && !self.timed.1) || (draining && !self.timed.2);
+            if self.sleep.is_none() || sooner {
+                let allowed = match (in_head, draining) {
+                    (true, _) => limits::HEADER_TIMEOUT,
+                    (_, true) => limits::DRAIN_LINGER,
+                    _ => limits::CLIENT_IDLE,
+                };
                 self.sleep = Some(Box::pin(tokio::time::sleep(allowed)));
                 self.timed = now;
             }

@@ -371,7 +371,7 @@ fn an_idle_connection_is_small() {
         let drain = DrainOwner::default();
         let served = serve(server, drain.handle(), IDLE, echo);
         let size = size_of_val(&served);
-        assert!(size <= 1600, "{size}");
+        assert!(size <= 900, "{size}");
         assert!(size_of::<Incoming>() <= 40);
         assert!(limits::HTTP1_BUFFER >= limits::HEAD_BYTES);
     });
