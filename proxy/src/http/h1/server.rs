@@ -151,10 +151,7 @@ impl<S: Io + Backlog> Connection<S> {
                 }
                 Next::Unusual => return Ok(End::Unusual),
                 Next::Closed => return Ok(End::Closed),
-                Next::Drained => {
-                    self.shutdown().await;
-                    return Ok(End::Closed);
-                }
+                Next::Drained => break,
             };
             let mut answer = match poll_fn(|cx| self.poll_answer(cx, exchange.as_mut())).await? {
                 Some((head, body)) => {
@@ -175,11 +172,12 @@ impl<S: Io + Backlog> Connection<S> {
                 return Ok(End::Closed);
             }
             if self.close || !poll_fn(|cx| self.poll_settled(cx)).await? {
-                self.shutdown().await;
-                self.linger().await;
-                return Ok(End::Closed);
+                break;
             }
         }
+        self.shutdown().await;
+        Box::pin(self.linger()).await;
+        Ok(End::Closed)
     }
 
     /// Whether it is known already that no further request can be read.
