@@ -28,13 +28,15 @@ use tokio::{
 
 use super::http2::{Bytewise, channel, client_of, full};
 use crate::{
-    policy::Target,
+    policy::{Protocol, Target},
     telemetry::{
         exposition,
         recorder::{Recorder, Registry},
     },
-    testing::LocalExecutor,
-    testing::{BOTH, Sidecar, Through, application, read_until, run, server_id, workload_source},
+    testing::{
+        BOTH, LocalExecutor, Sidecar, Through, application, reach, read_until, run, server_id, talk, workload,
+        workload_source,
+    },
 };
 
 const CHUNK: usize = 64 * 1024;
@@ -342,5 +344,73 @@ fn a_tunnel_keeps_its_own_time() {
         sleep(Duration::from_millis(100)).await;
         stream.write_all(b"ping").await.unwrap();
         assert_eq!(read_until(&mut stream, b"ping").await.unwrap(), b"ping");
+    });
+}
+
+/// An application that sends far more than anybody reads, to whoever asks for it; to others, a word.
+async fn generous() -> SocketAddr {
+    application(|mut stream| async move {
+        while let Some(head) = read_until(&mut stream, b"\r\n\r\n").await {
+            let large = head.starts_with(b"GET /large ");
+            let length = if large { 100 << 20 } else { 2 };
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            if !large {
+                stream.write_all(b"ok").await.unwrap();
+            }
+            let piece = vec![b'x'; 64 << 10];
+            while large {
+                if stream.write_all(&piece).await.is_err() {
+                    return;
+                }
+            }
+        }
+    })
+    .await
+}
+
+#[test]
+fn clients_that_do_not_read_stall_no_other_on_the_connection_they_share() {
+    run(async {
+        let address = reach(generous().await, Through::Mesh).await;
+        let mut stalled = Vec::new();
+        for _ in 0..40 {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            client.write_all(b"GET /large HTTP/1.1\r\nhost: shop\r\n\r\n").await.unwrap();
+            // The answer has begun.
+            client.readable().await.unwrap();
+            stalled.push(client);
+        }
+        for _ in 0..10 {
+            let answer = talk(address, b"GET /small HTTP/1.1\r\nhost: shop\r\nconnection: close\r\n\r\n").await;
+            assert!(answer.ends_with("\r\n\r\nok"), "{answer}");
+        }
+    });
+}
+
+#[test]
+fn a_body_that_breaks_off_never_looks_complete_to_an_http2_client() {
+    run(async {
+        let app = application(|mut stream| async move {
+            read_until(&mut stream, b"\r\n\r\n").await.unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").await.unwrap();
+        })
+        .await;
+        let address = Sidecar::new("client", move || workload(&[(app, None)], Protocol::Http1)).outbound().await;
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+        tokio::task::spawn_local(connection);
+        let request = Request::get("http://shop/").body(()).unwrap();
+        let answer = client.send_request(request, true).unwrap().0.await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        let mut body = answer.into_body();
+        let error = loop {
+            match body.data().await {
+                Some(Ok(_)) => {}
+                Some(Err(error)) => break error,
+                None => panic!("half a body looks whole"),
+            }
+        };
+        assert_ne!(error.reason(), Some(h2::Reason::NO_ERROR), "{error}");
     });
 }

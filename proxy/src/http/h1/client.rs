@@ -23,6 +23,7 @@ use crate::{
     http::{
         body::{BodyError, Frame},
         head::{RequestHead, ResponseHead},
+        watch::{Watch, Watched},
     },
     net::Io,
 };
@@ -184,7 +185,12 @@ impl ClientConnection {
         }
         wire.sent = false;
         let wire = Rc::new(RefCell::new(wire));
-        tokio::task::spawn_local(Pump { wire: Rc::clone(&wire), upload });
+        // Nobody waits for the request's end any more: it ends when nothing moves.
+        let watch = Watch::new(limits::STREAM_IDLE, None);
+        watch.begin();
+        watch.answered(true);
+        let pump = Pump { wire: Rc::clone(&wire), upload, watch: Rc::clone(&watch) };
+        tokio::task::spawn_local(Watched::new(&watch, pump));
         let mut reader = Reader { wire: Held::Shared(wire), decoder };
         reader.settle();
         (head, Incoming::response(reader))
@@ -412,6 +418,8 @@ impl ClientConnection {
 struct Pump<B> {
     wire: Rc<RefCell<Wire>>,
     upload: Upload<B>,
+    /// Told of what is sent.
+    watch: Rc<Watch>,
 }
 
 impl<B: Outgoing> Future for Pump<B> {
@@ -421,7 +429,12 @@ impl<B: Outgoing> Future for Pump<B> {
         let this = &mut *self;
         let mut wire = this.wire.borrow_mut();
         let Some(connection) = &mut wire.connection else { return Poll::Ready(()) };
-        match this.upload.poll(cx, &mut *connection.io) {
+        this.upload.written = false;
+        let polled = this.upload.poll(cx, &mut *connection.io);
+        if this.upload.written {
+            this.watch.moved(1);
+        }
+        match polled {
             Poll::Pending => {
                 wire.pump = Some(cx.waker().clone());
                 return Poll::Pending;
