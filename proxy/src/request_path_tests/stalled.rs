@@ -358,11 +358,10 @@ async fn generous() -> SocketAddr {
             if !large {
                 stream.write_all(b"ok").await.unwrap();
             }
-            let piece = vec![b'x'; 64 << 10];
-            while large {
-                if stream.write_all(&piece).await.is_err() {
-                    return;
-                }
+            if large {
+                let piece = vec![b'x'; CHUNK];
+                while stream.write_all(&piece).await.is_ok() {}
+                return;
             }
         }
     })

@@ -2,8 +2,11 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// Data, trailers, and what follows.
+type Whole = (Vec<u8>, Option<Fields>, Vec<u8>);
+
 /// The body, its trailers, and what is left of the bytes, read from parts cut at `cuts`.
-fn read(bytes: &[u8], cuts: &[usize]) -> Result<Option<(Vec<u8>, Option<Fields>, Vec<u8>)>, Malformed> {
+fn read(bytes: &[u8], cuts: &[usize]) -> Result<Option<Whole>, Malformed> {
     let mut decoder = Decoder::new(Framing::Chunked);
     let mut held = BytesMut::new();
     let mut body = Vec::new();
