@@ -30,3 +30,13 @@ pub enum Framing {
     /// By the connection's end; responses alone.
     Close,
 }
+
+impl Framing {
+    /// The body's length, if all of it is at the beginning of `bytes`.
+    fn within(self, bytes: &[u8]) -> Option<usize> {
+        match self {
+            Self::Length(length) => usize::try_from(length).ok().filter(|length| *length <= bytes.len()),
+            _ => None,
+        }
+    }
+}

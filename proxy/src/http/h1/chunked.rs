@@ -241,8 +241,8 @@ pub(super) fn consume(bytes: &mut BytesMut, count: usize) {
     }
 }
 
-/// Takes the first `limit` bytes, or all.
-fn take(bytes: &mut BytesMut, limit: u64) -> Bytes {
+/// Takes the first `limit` bytes, or all; and the buffer with the last.
+pub(super) fn take(bytes: &mut BytesMut, limit: u64) -> Bytes {
     if limit >= bytes.len() as u64 { std::mem::take(bytes).freeze() } else { bytes.split_to(limit as usize).freeze() }
 }
 

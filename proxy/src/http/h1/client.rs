@@ -13,8 +13,8 @@ use bytes::BytesMut;
 use http::Method;
 
 use super::{
-    Decoded, Decoder, Framing, Incoming, Outgoing, buffer,
-    chunked::consume,
+    Decoded, Decoder, Incoming, Outgoing, buffer,
+    chunked::{consume, take},
     parse::{self, Response},
     write::{Filled, Output, Plan},
 };
@@ -77,9 +77,15 @@ impl ClientConnection {
         body: B,
         home: impl FnOnce(Self) + 'static,
     ) -> Result<(ResponseHead, Incoming), SendError<B>> {
-        if !self.is_reusable() {
-            let reason = "the server had closed the connection".to_owned();
-            return Err(SendError { written: false, answered: false, reason, body: Some(body) });
+        let refused = if !is_line(head) {
+            Some("the target cannot be written in a request line")
+        } else if !self.is_reusable() {
+            Some("the server had closed the connection")
+        } else {
+            None
+        };
+        if let Some(reason) = refused {
+            return Err(SendError { written: false, answered: false, reason: reason.to_owned(), body: Some(body) });
         }
         let mut upload =
             Upload { output: Output::default(), body: Some(body), plan: Plan::None, written: false, stopped: None };
@@ -152,19 +158,12 @@ impl ClientConnection {
         home: impl FnOnce(Self) + 'static,
     ) -> (ResponseHead, Incoming) {
         let Response { head, framing, close, .. } = response;
-        let whole = match framing {
-            Framing::Length(length) if length <= self.bytes.len() as u64 => Some(length as usize),
-            _ => None,
-        };
+        let whole = framing.within(&self.bytes);
         let sent = upload.is_complete();
         if let Some(length) = whole
             && (sent || close)
         {
-            let body = if length == self.bytes.len() {
-                std::mem::take(&mut self.bytes).freeze()
-            } else {
-                self.bytes.split_to(length).freeze()
-            };
+            let body = take(&mut self.bytes, length as u64);
             if sent && !close && self.bytes.is_empty() {
                 home(self);
             }
@@ -195,6 +194,13 @@ impl ClientConnection {
         reader.settle();
         (head, Incoming::response(reader))
     }
+}
+
+/// Whether target and authority are what they seem, once written. Whoever read or rewrote them has seen to that; it is
+/// looked at again because a request could hide in them.
+fn is_line(head: &RequestHead) -> bool {
+    let fits = |text: &str| text.bytes().all(|byte| byte > b' ' && byte != 0x7f);
+    fits(head.target()) && !head.target().is_empty() && fits(head.authority().unwrap_or_default())
 }
 
 /// The response that counts among the heads at the beginning of `bytes`, and how many bytes were used.

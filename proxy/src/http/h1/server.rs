@@ -12,14 +12,14 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::time::Sleep;
 
 use self::shared::Held;
 pub(super) use self::shared::Reader;
 use super::{
     Incoming, Outgoing, buffer,
-    chunked::consume,
+    chunked::{consume, take},
     parse::{self, Parsed},
     write::{Filled, Output, Plan},
 };
@@ -212,7 +212,10 @@ impl<S: Io + Backlog> Connection<S> {
                 let (next, rest) = match parse::parse_request(new) {
                     Parsed::Request(request) => {
                         let rest = new.get(request.length..).unwrap_or_default();
-                        let (body, rest) = shared.begin_body(&held.0, request.framing, rest);
+                        let length = request.framing.within(rest);
+                        let whole = length.and_then(|length| rest.get(..length)).map(Bytes::copy_from_slice);
+                        let rest = rest.get(length.unwrap_or(0)..).unwrap_or_default();
+                        let body = shared.begin_body(&held.0, request.framing, whole);
                         (Some(Next::Request(request, body)), rest)
                     }
                     Parsed::Unusual => (Some(Next::Unusual), new),
@@ -251,9 +254,8 @@ impl<S: Io + Backlog> Connection<S> {
         match parse::parse_request(&shared.bytes) {
             Parsed::Request(request) => {
                 consume(&mut shared.bytes, request.length);
-                let bytes = std::mem::take(&mut shared.bytes).freeze();
-                let (body, rest) = shared.begin_body(&self.shared.0, request.framing, &bytes);
-                shared.bytes = BytesMut::from(rest);
+                let whole = request.framing.within(&shared.bytes).map(|length| take(&mut shared.bytes, length as u64));
+                let body = shared.begin_body(&self.shared.0, request.framing, whole);
                 Some(Next::Request(request, body))
             }
             Parsed::Unusual => Some(Next::Unusual),

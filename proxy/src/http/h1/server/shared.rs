@@ -102,24 +102,17 @@ impl Drop for Reader {
 }
 
 impl Shared {
-    /// A new request's body, of which `rest` was read with the head; and what of it belongs to the connection's bytes.
-    pub(super) fn begin_body<'a>(
-        &mut self,
-        held: &Rc<RefCell<Self>>,
-        framing: Framing,
-        rest: &'a [u8],
-    ) -> (Incoming, &'a [u8]) {
+    /// A new request's body. `whole`: all of it, if it was read with the head.
+    pub(super) fn begin_body(&mut self, held: &Rc<RefCell<Self>>, framing: Framing, whole: Option<Bytes>) -> Incoming {
         self.abandoned = false;
         self.reader = None;
         self.decoder = None;
         self.number += 1;
-        if let Framing::Length(length) = framing
-            && let Some((body, rest)) = usize::try_from(length).ok().and_then(|length| rest.split_at_checked(length))
-        {
-            return (Incoming::full(Bytes::copy_from_slice(body)), rest);
+        if let Some(whole) = whole {
+            return Incoming::full(whole);
         }
         self.decoder = Some(Decoder::new(framing));
-        (Incoming::request(Reader { shared: Rc::clone(held), number: self.number }), rest)
+        Incoming::request(Reader { shared: Rc::clone(held), number: self.number })
     }
 
     /// Whether the current request was read to its end.

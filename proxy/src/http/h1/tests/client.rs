@@ -236,6 +236,19 @@ fn a_closed_connection_is_not_written_to() {
 }
 
 #[test]
+fn a_target_that_would_hide_a_request_is_not_written() {
+    run(async {
+        for target in ["/ HTTP/1.1\r\nhost: b\r\n\r\nGET /", "/a b", "/\0", ""] {
+            let (mut server, client) = pair().await;
+            let head = RequestHead::new(Version::HTTP_11, Method::GET, target);
+            let (sent, _) = send(client, head, Parts::default()).await;
+            assert!(!sent.map(|(head, _)| head).unwrap_err().written, "{target:?}");
+            assert_eq!(server.read(&mut [0; 1]).await.unwrap(), 0);
+        }
+    });
+}
+
+#[test]
 fn a_response_may_come_before_the_end_of_its_request() {
     run(async {
         let (mut server, client) = pair().await;
