@@ -3,14 +3,20 @@
 mod differential;
 mod interop;
 mod protocol;
+mod side;
 
-use std::{future::poll_fn, rc::Rc};
+use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
+    rc::Rc,
+    task::Poll,
+};
 
 use bytes::Bytes;
 use http::{Method, StatusCode, Version};
 use tokio::{
-    io::DuplexStream,
-    task::{LocalSet, spawn_local},
+    io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream},
+    task::{JoinHandle, LocalSet, spawn_local},
 };
 
 use super::*;
@@ -97,8 +103,8 @@ async fn answer(request: Request) {
 
 struct Pair {
     client: Connection,
-    ended: tokio::task::JoinHandle<Result<(), H2Error>>,
-    served: tokio::task::JoinHandle<Result<(), H2Error>>,
+    ended: JoinHandle<Result<(), H2Error>>,
+    served: JoinHandle<Result<(), H2Error>>,
     drain: DrainOwner,
 }
 
@@ -228,7 +234,7 @@ fn draining_lets_streams_end() {
         pair.drain.begin();
         poll_fn(|cx| {
             cx.waker().wake_by_ref();
-            if pair.client.is_usable() { std::task::Poll::Pending } else { std::task::Poll::Ready(()) }
+            if pair.client.is_usable() { Poll::Pending } else { Poll::Ready(()) }
         })
         .await;
         assert_eq!(pair.client.open(&request(Method::GET, "/bytes/1"), true).err(), Some(Refused::Closed));
@@ -259,7 +265,6 @@ fn an_end_of_the_connection_ends_its_streams() {
 
 #[test]
 fn tunnels_carry_bytes() {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     run(async {
         let (near, far) = tokio::io::duplex(64 * 1024);
         let drain = DrainOwner::default();
@@ -290,5 +295,71 @@ fn tunnels_carry_bytes() {
         assert_eq!(&echoed, b"ping");
         tunnel.shutdown().await.unwrap();
         assert_eq!(tunnel.read(&mut echoed).await.unwrap(), 0);
+    });
+}
+
+/// The far end of a server's connection, after hello and `more`; and how the server ends.
+async fn bare(settings: Settings, more: &[u8]) -> (DuplexStream, JoinHandle<Result<(), H2Error>>) {
+    let (mut near, far) = tokio::io::duplex(64 * 1024);
+    let handle = DrainOwner::default().handle();
+    let served = spawn_local(serve(far, settings, handle, |request| drop(spawn_local(answer(request)))));
+    let hello = side::framed(frame::SETTINGS, 0, 0, &[]);
+    near.write_all(&[&frame::PREFACE[..], &hello, more].concat()).await.unwrap();
+    (near, served)
+}
+
+fn hasty() -> Settings {
+    let soon = Duration::from_millis(5);
+    Settings { ping_interval: soon, ping_timeout: soon, ..Settings::new() }
+}
+
+#[test]
+fn a_peer_that_is_gone_is_noticed_while_a_stream_is_open() {
+    run(async {
+        let asks = side::block(&[(":method", "GET"), (":scheme", "http"), (":path", "/never"), (":authority", "shop")]);
+        let head = side::framed(frame::HEADERS, frame::END_HEADERS | frame::END_STREAM, 1, &asks);
+        let (mut near, served) = bare(hasty(), &head).await;
+        assert!(matches!(served.await.unwrap(), Err(H2Error::PingTimeout)));
+        let mut told = Vec::new();
+        near.read_to_end(&mut told).await.unwrap();
+        assert!(told.windows(12).any(|bytes| bytes == b"ping timeout"));
+    });
+}
+
+#[test]
+fn a_head_that_takes_too_long_is_not_waited_for() {
+    run(async {
+        let begun = side::framed(frame::HEADERS, frame::END_STREAM, 1, &side::get_with(&[]));
+        let (mut near, served) = bare(hasty(), &begun).await;
+        // It answers pings, and adds nothing to the head.
+        let ping = side::framed(frame::HEADERS, 0, 1, b"");
+        let _ = near.write_all(ping.get(..3).unwrap()).await;
+        assert!(matches!(served.await.unwrap(), Err(H2Error::PingTimeout | H2Error::Fault { .. })));
+    });
+}
+
+#[test]
+fn who_does_not_read_its_answers_is_not_read() {
+    run(async {
+        let (mut near, served) = bare(Settings::new(), &[]).await;
+        let pings = side::framed(frame::PING, 0, 0, b"12345678").repeat(1000);
+        let mut written = 0;
+        let mut stuck = 0;
+        while stuck < 1000 {
+            assert!(written < 100 << 20, "it reads on and on");
+            let wrote =
+                poll_fn(|cx| Poll::Ready(Pin::new(&mut near).poll_write(cx, &pings[written % pings.len()..]))).await;
+            match wrote {
+                Poll::Ready(count) => (written, stuck) = (written + count.unwrap(), 0),
+                Poll::Pending => stuck += 1,
+            }
+            tokio::task::yield_now().await;
+        }
+        assert!(!served.is_finished());
+        // Read, it goes on.
+        let mut answers = vec![0; 1 << 20];
+        assert!(near.read(&mut answers).await.unwrap() > 0);
+        drop(near);
+        assert!(!matches!(served.await.unwrap(), Err(H2Error::Fault { .. })));
     });
 }

@@ -7,8 +7,8 @@ use tokio::{
 };
 
 use super::{
-    protocol::{Side, block, framed},
     run,
+    side::{Side, block, framed},
 };
 use crate::http::h2::{Settings, frame, state::Role};
 
