@@ -133,7 +133,7 @@ pub mod limits {
     pub const STREAMS_BEFORE_NEXT: usize = 100;
     /// HTTP/2 windows. The connection's is that of [`STREAMS_BEFORE_NEXT`] streams, so that those that nobody reads stall no
     /// other: exchanges that have nothing to do with each other share connections.
-    pub const H2_STREAM_WINDOW: u32 = 256 * 1024;
+    pub const H2_STREAM_WINDOW: u32 = 64 * 1024;
     /// See [`H2_STREAM_WINDOW`].
     pub const H2_CONNECTION_WINDOW: u32 = STREAMS_BEFORE_NEXT as u32 * H2_STREAM_WINDOW;
     /// Largest HTTP/2 frame taken.

@@ -292,14 +292,15 @@ fn windows_are_kept_and_given_back_as_bytes_are_taken() {
     let mut side = Side::server();
     let (_send, mut receive) = side.open();
     let chunk = vec![0; 65_536];
-    for _ in 0..4 {
+    let chunks = limits::H2_STREAM_WINDOW as usize / chunk.len();
+    for _ in 0..chunks {
         side.frame(frame::DATA, 0, 1, &chunk).unwrap();
     }
     assert_eq!(side.sent(), [], "nothing was taken");
-    assert_eq!(body(&mut receive).unwrap().len(), 4 * 65_536);
-    let update = 262_144_u32.to_be_bytes().to_vec();
+    assert_eq!(body(&mut receive).unwrap().len(), limits::H2_STREAM_WINDOW as usize);
+    let update = limits::H2_STREAM_WINDOW.to_be_bytes().to_vec();
     assert_eq!(side.sent(), [0, 1].map(|stream| (frame::WINDOW_UPDATE, 0, stream, update.clone())));
-    for _ in 0..4 {
+    for _ in 0..chunks {
         side.frame(frame::DATA, 0, 1, &chunk).unwrap();
     }
     side.frame(frame::DATA, 0, 1, b"x").unwrap();
@@ -324,7 +325,7 @@ fn the_connections_window_is_kept() {
     for n in 0..limits::H2_CONNECTION_WINDOW / limits::H2_STREAM_WINDOW {
         side.frame(frame::HEADERS, END_HEADERS, 2 * n + 1, &get_with(&[])).unwrap();
         open.extend(side.arrived());
-        for _ in 0..4 {
+        for _ in 0..limits::H2_STREAM_WINDOW / 65_536 {
             side.frame(frame::DATA, 0, 2 * n + 1, &[0; 65_536]).unwrap();
         }
     }
