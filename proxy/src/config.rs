@@ -140,10 +140,10 @@ pub mod limits {
     pub const H2_FRAME_BYTES: u32 = 64 * 1024;
     /// Bytes of one HTTP/2 stream waiting to be written.
     pub const H2_SEND_BUFFER: usize = 128 * 1024;
-    /// Streams that a client opened and reset before we looked at them (rapid reset, CVE-2023-44487).
-    pub const H2_PENDING_RESETS: usize = 20;
-    /// Requests per second that an HTTP/2 client may take back before they are answered (rapid reset, CVE-2023-44487).
-    pub const H2_EARLY_RESETS: u32 = 1000;
+    /// Requests per second that an HTTP/2 client may take back as soon as they are sent (rapid reset, CVE-2023-44487).
+    pub const H2_RAPID_RESETS: u32 = 1000;
+    /// Requests per second that it may take back before they are answered: many do when a server stalls.
+    pub const H2_EARLY_RESETS: u32 = 20_000;
     /// Streams that a client made us reset (CVE-2025-8671).
     pub const H2_LOCAL_RESETS: usize = 256;
     /// Pings on HTTP/2 connections with open streams, to notice a dead peer.

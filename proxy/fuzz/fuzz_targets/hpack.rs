@@ -20,7 +20,7 @@ fuzz_target!(|bytes: &[u8]| {
         let (block, after) = after.split_at(after.len().min(usize::from(length)));
         rest = after;
         let mut fields = Fields::new();
-        let read = decoder.decode(block, |name, value| {
+        let read = decoder.decode(block, |name, value, _| {
             if fields.len() < FIELDS {
                 fields.push_lower(name, value);
             }
@@ -35,7 +35,7 @@ fuzz_target!(|bytes: &[u8]| {
         encoder.trailers(&fields, &mut written);
         let mut fields_again = Fields::new();
         again
-            .decode(&written, |name, value| {
+            .decode(&written, |name, value, _| {
                 fields_again.push_lower(name, value);
             })
             .expect("our own block");

@@ -46,8 +46,6 @@ pub struct Settings {
     pub most_streams: u32,
     /// Server: whether extended CONNECT (RFC 8441) is taken.
     pub connect_protocol: bool,
-    /// Server: requests per second that may be taken back before they are answered (CVE-2023-44487).
-    pub early_resets: u32,
     /// With streams open, and nothing heard for so long, a ping is sent.
     pub ping_interval: Duration,
     /// The connection ends if nothing is heard for so long after a ping.
@@ -63,7 +61,6 @@ impl Settings {
             frame_bytes: limits::H2_FRAME_BYTES,
             most_streams: limits::STREAMS_PER_CONNECTION,
             connect_protocol: true,
-            early_resets: limits::H2_EARLY_RESETS,
             ping_interval: limits::H2_PING_INTERVAL,
             ping_timeout: limits::H2_PING_TIMEOUT,
         }

@@ -159,6 +159,8 @@ struct Entry {
     name: u16,
     value: u32,
     known: Name,
+    /// See [`Fields::seal_last`].
+    sealed: bool,
 }
 
 impl Fields {
@@ -215,6 +217,13 @@ impl Fields {
         known
     }
 
+    /// The last field is never to be indexed: its sender wants it kept out of compression (RFC 7541, 7.1.3).
+    pub fn seal_last(&mut self) {
+        if let Some(entry) = self.entries.last_mut() {
+            entry.sealed = true;
+        }
+    }
+
     /// Adds a field whose name is known.
     pub fn push_known(&mut self, name: Name, value: &[u8]) {
         let start = self.bytes.len();
@@ -225,7 +234,7 @@ impl Fields {
 
     fn add(&mut self, start: usize, name: usize, value: usize, known: Name) {
         self.present |= known.bit();
-        self.entries.push(Entry { start: start as u32, name: name as u16, value: value as u32, known });
+        self.entries.push(Entry { start: start as u32, name: name as u16, value: value as u32, known, sealed: false });
     }
 
     /// Whether a field of that name is there.
@@ -273,6 +282,11 @@ impl Fields {
     /// As [`Self::iter`], with what each name is known as.
     pub fn iter_known(&self) -> impl Iterator<Item = (Name, &[u8], &[u8])> {
         self.entries.iter().map(|entry| (entry.known, self.name_of(entry), self.value_of(entry)))
+    }
+
+    /// As [`Self::iter_known`], with whether the field is never to be indexed (see [`Self::seal_last`]).
+    pub fn iter_sealed(&self) -> impl Iterator<Item = (Name, &[u8], &[u8], bool)> {
+        self.entries.iter().map(|entry| (entry.known, self.name_of(entry), self.value_of(entry), entry.sealed))
     }
 
     /// Removes every field of any of `names` (see [`names`]).

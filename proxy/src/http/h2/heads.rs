@@ -41,7 +41,7 @@ impl Regular {
         self.wrong = Some(Unfit::Malformed(why));
     }
 
-    fn push(&mut self, name: &[u8], value: &[u8]) {
+    fn push(&mut self, name: &[u8], value: &[u8], sealed: bool) {
         if name.is_empty() || !name.iter().all(|&byte| is_name(byte)) {
             return self.refuse("a field name with characters that must not be there");
         }
@@ -50,6 +50,9 @@ impl Regular {
         }
         if self.fields.push_lower(name, value) == Name::Te && value != b"trailers" {
             self.refuse("te other than trailers");
+        }
+        if sealed {
+            self.fields.seal_last();
         }
     }
 
@@ -95,7 +98,7 @@ impl RequestReader {
         }
     }
 
-    pub(super) fn field(&mut self, name: &[u8], value: &[u8]) {
+    pub(super) fn field(&mut self, name: &[u8], value: &[u8], sealed: bool) {
         if !self.regular.count(name, value) {
             return;
         }
@@ -112,7 +115,7 @@ impl RequestReader {
             }
             return;
         }
-        self.regular.push(name, value);
+        self.regular.push(name, value, sealed);
     }
 
     fn pseudo(&mut self, name: &[u8], value: &[u8]) -> Result<(), &'static str> {
@@ -199,13 +202,13 @@ impl ResponseReader {
         Self { regular, status: None, any_regular: false }
     }
 
-    pub(super) fn field(&mut self, name: &[u8], value: &[u8]) {
+    pub(super) fn field(&mut self, name: &[u8], value: &[u8], sealed: bool) {
         if !self.regular.count(name, value) {
             return;
         }
         if name.first() != Some(&b':') {
             self.any_regular = true;
-            return self.regular.push(name, value);
+            return self.regular.push(name, value, sealed);
         }
         let status = StatusCode::from_bytes(value).ok().filter(|_| name == b":status" && !self.any_regular);
         if status.is_none() || self.status.is_some() {
@@ -230,14 +233,14 @@ impl ResponseReader {
 pub(super) struct TrailerReader(Regular);
 
 impl TrailerReader {
-    pub(super) fn field(&mut self, name: &[u8], value: &[u8]) {
+    pub(super) fn field(&mut self, name: &[u8], value: &[u8], sealed: bool) {
         if !self.0.count(name, value) {
             return;
         }
         if name.first() == Some(&b':') {
             return self.0.refuse("a pseudo-field in trailers");
         }
-        self.0.push(name, value);
+        self.0.push(name, value, sealed);
     }
 
     pub(super) fn finish(self) -> Result<Fields, Unfit> {

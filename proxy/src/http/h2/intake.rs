@@ -52,6 +52,7 @@ pub(super) struct Intake {
     /// In order.
     pub(super) arrived: Vec<Arrived>,
     useless: Rate,
+    rapid_resets: Rate,
     early_resets: Rate,
     faults: Rate,
     /// Our first GOAWAY has arrived.
@@ -60,6 +61,8 @@ pub(super) struct Intake {
     pub(super) last_taken: u32,
     /// Something has come since this was last cleared.
     pub(super) heard: bool,
+    /// How often something was read.
+    turn: u32,
     /// Frames and whole header blocks that have come.
     pub(super) complete: u64,
 }
@@ -83,11 +86,13 @@ impl Intake {
             data: 0,
             arrived: Vec::new(),
             useless: Rate::new(USELESS_FRAMES),
-            early_resets: Rate::new(state.settings.early_resets),
+            rapid_resets: Rate::new(limits::H2_RAPID_RESETS),
+            early_resets: Rate::new(limits::H2_EARLY_RESETS),
             faults: Rate::new(limits::H2_LOCAL_RESETS as u32),
             drain_seen: false,
             last_taken: LAST_STREAM,
             heard: false,
+            turn: 0,
             complete: 0,
         }
     }
@@ -100,6 +105,7 @@ impl Intake {
     /// All that was read.
     pub(super) fn feed(&mut self, state: &mut State, mut input: &[u8]) -> Result<(), Fault> {
         self.heard = true;
+        self.turn = self.turn.wrapping_add(1);
         if !self.preface.is_empty() {
             let count = self.preface.len().min(input.len());
             let (read, rest) = input.split_at(count);
@@ -332,7 +338,7 @@ impl Intake {
                 if Self::is_unknown(state, id) {
                     return Err(Fault::protocol("HEADERS on a stream that nobody can have opened"));
                 }
-                self.decode(block, |_, _| {})?;
+                self.decode(block, |_, _, _| {})?;
                 if !state.was_reset(id) {
                     state.send_reset(id, Code::STREAM_CLOSED);
                     state.answers += frame::HEADER_BYTES + 4;
@@ -342,7 +348,7 @@ impl Intake {
         }
     }
 
-    fn decode(&mut self, block: &[u8], field: impl FnMut(&[u8], &[u8])) -> Result<(), Fault> {
+    fn decode(&mut self, block: &[u8], field: impl FnMut(&[u8], &[u8], bool)) -> Result<(), Fault> {
         let unreadable = Fault::new(Code::COMPRESSION_ERROR, "a header block that cannot be read");
         self.decoder.decode(block, field).map_err(|_| unreadable)
     }
@@ -350,7 +356,7 @@ impl Intake {
     fn request(&mut self, state: &mut State, id: u32, end: bool, block: &[u8]) -> Result<(), Fault> {
         state.last_id = id;
         let mut reader = RequestReader::new();
-        self.decode(block, |name, value| reader.field(name, value))?;
+        self.decode(block, |name, value, sealed| reader.field(name, value, sealed))?;
         if id > self.last_taken {
             // Told so by our GOAWAY.
             return Ok(());
@@ -376,6 +382,7 @@ impl Intake {
             Ok((head, ambiguous, length)) => {
                 let key = state.add(id);
                 if let Some(stream) = state.stream(key) {
+                    stream.born = self.turn;
                     stream.receive.begun = true;
                     stream.receive.ended = end;
                     stream.receive.length = length;
@@ -397,7 +404,7 @@ impl Intake {
 
     fn response(&mut self, state: &mut State, key: Key, end: bool, block: &[u8]) -> Result<(), Fault> {
         let mut reader = ResponseReader::new();
-        self.decode(block, |name, value| reader.field(name, value))?;
+        self.decode(block, |name, value, sealed| reader.field(name, value, sealed))?;
         let Some(stream) = state.stream(key) else { return Ok(()) };
         let head = match reader.finish() {
             Ok(head) => head,
@@ -424,7 +431,7 @@ impl Intake {
 
     fn trailers(&mut self, state: &mut State, key: Key, end: bool, block: &[u8]) -> Result<(), Fault> {
         let mut reader = TrailerReader::default();
-        self.decode(block, |name, value| reader.field(name, value))?;
+        self.decode(block, |name, value, sealed| reader.field(name, value, sealed))?;
         let Some(stream) = state.stream(key) else { return Ok(()) };
         if stream.receive.ended {
             return self.fail(state, key, Code::STREAM_CLOSED, "HEADERS after END_STREAM");

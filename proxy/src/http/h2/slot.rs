@@ -22,6 +22,8 @@ pub(super) struct Stream {
     pub(super) open: bool,
     /// Why it ended early.
     pub(super) error: Option<StreamError>,
+    /// Server: the read that its head came with.
+    pub(super) born: u32,
     pub(super) receive: Receive,
     pub(super) send: Send,
 }

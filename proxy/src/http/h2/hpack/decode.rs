@@ -18,20 +18,20 @@ impl Decoder {
         Self { table: Table::new(most), most, name: Vec::new(), value: Vec::new() }
     }
 
-    /// Calls `field` with each name and value of a whole block.
+    /// Calls `field` with each name and value of a whole block, and whether it is never to be indexed.
     ///
     /// # Errors
     /// The block breaks the rules. No further one can be read.
-    pub fn decode(&mut self, block: &[u8], mut field: impl FnMut(&[u8], &[u8])) -> Result<(), Malformed> {
+    pub fn decode(&mut self, block: &[u8], mut field: impl FnMut(&[u8], &[u8], bool)) -> Result<(), Malformed> {
         let mut input = block;
         let mut begun = false;
         while let Some(&first) = input.first() {
             match first {
                 0x80.. => {
                     let (name, value) = self.table.get(integer(&mut input, 7)?).ok_or(Malformed)?;
-                    field(name, value);
+                    field(name, value, false);
                 }
-                0x40.. => self.literal(&mut input, 6, true, &mut field)?,
+                0x40.. => self.literal(&mut input, 6, true, &mut |name, value| field(name, value, false))?,
                 0x20.. => {
                     let limit = integer(&mut input, 5)?;
                     if begun || limit > self.most {
@@ -40,8 +40,7 @@ impl Decoder {
                     self.table.set_limit(limit);
                     continue;
                 }
-                // Never indexed (0x10) or not: the same to who reads.
-                _ => self.literal(&mut input, 4, false, &mut field)?,
+                _ => self.literal(&mut input, 4, false, &mut |name, value| field(name, value, first & 0x10 != 0))?,
             }
             begun = true;
         }

@@ -133,8 +133,9 @@ impl Encoder {
     }
 
     fn fields(&mut self, fields: &Fields, out: &mut Vec<u8>) {
-        for (known, name, value) in fields.iter_known() {
+        for (known, name, value, sealed) in fields.iter_sealed() {
             match known {
+                _ if sealed => field(out, NEVER_INDEXED, name, value),
                 Name::Authorization | Name::ProxyAuthorization | Name::Cookie => field(out, NEVER_INDEXED, name, value),
                 Name::ContentLength
                 | Name::Traceparent

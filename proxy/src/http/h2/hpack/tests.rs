@@ -14,7 +14,7 @@ fn hex(text: &str) -> Vec<u8> {
 fn read(decoder: &mut Decoder, block: &[u8]) -> Result<Vec<(String, String)>, Malformed> {
     let mut all = Vec::new();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    decoder.decode(block, |name, value| all.push((text(name), text(value))))?;
+    decoder.decode(block, |name, value, _| all.push((text(name), text(value))))?;
     Ok(all)
 }
 
@@ -156,6 +156,22 @@ fn what_comes_again_is_one_byte() {
         .collect();
     assert_eq!(sizes[2], 2 + 8 + 1 + 1 + 1 + 9, "{sizes:?}");
     assert_eq!(sizes[2], sizes[3]);
+}
+
+#[test]
+fn what_is_never_to_be_indexed_stays_so() {
+    let mut fields = Fields::default();
+    fields.push(b"x-key", b"secret");
+    fields.seal_last();
+    fields.push(b"cookie", b"secret");
+    fields.push(b"x-tenant", b"blue");
+    let mut encoder = Encoder::default();
+    for _ in 0..3 {
+        let (mut block, mut sealed) = (Vec::new(), Vec::new());
+        encoder.trailers(&fields, &mut block);
+        Decoder::new(4096).decode(&block, |_, _, never| sealed.push(never)).unwrap_or_default();
+        assert_eq!(sealed.get(..2), Some(&[true, true][..]));
+    }
 }
 
 #[test]

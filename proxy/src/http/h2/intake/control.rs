@@ -6,6 +6,7 @@ use super::{DRAIN_PING, Intake};
 use crate::http::h2::{
     error::{Code, Fault, StreamError},
     frame::{self, Header},
+    slot::Stream,
     state::{LAST_STREAM, Role, State},
 };
 
@@ -17,9 +18,13 @@ impl Intake {
             return Err(Fault::protocol("RST_STREAM of a stream that is not open"));
         }
         let Some(key) = state.key_of(header.stream) else { return self.useless() };
-        let early = state.role == Role::Server && state.stream(key).is_some_and(|stream| !stream.send.begun);
+        let unanswered = |stream: &mut Stream| (!stream.send.begun).then_some(stream.born);
+        let born = state.stream(key).and_then(unanswered).filter(|_| state.role == Role::Server);
         state.fail(key, StreamError::reset(code));
-        if early && self.early_resets.is_beyond(Instant::now) {
+        let Some(born) = born else { return Ok(()) };
+        // Taken back before anybody can have looked at it, it is not deadlines that run out, or people who lose patience.
+        let rapid = self.turn.wrapping_sub(born) <= 1;
+        if self.early_resets.is_beyond(Instant::now) || (rapid && self.rapid_resets.is_beyond(Instant::now)) {
             return Err(Fault::flood("too many requests taken back"));
         }
         Ok(())

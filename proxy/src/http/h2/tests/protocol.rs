@@ -383,6 +383,16 @@ fn floods_are_ended() {
         [head, framed(frame::RST_STREAM, 0, 2 * n + 1, &[0, 0, 0, 8])].concat()
     };
     assert_eq!(flood(false, &taken_back), calm, "rapid reset");
+    // Later, and each for its own reason, perhaps.
+    let open = |n: u32| framed(frame::HEADERS, END_HEADERS | END_STREAM, 2 * n + 1, &request);
+    let reset = |n: u32| framed(frame::RST_STREAM, 0, 2 * n + 1, &[0, 0, 0, 8]);
+    let mut side = Side::server();
+    for n in 0..5000 {
+        side.feed(&open(n)).unwrap();
+        if let Some(earlier) = n.checked_sub(50) {
+            side.feed(&reset(earlier)).unwrap();
+        }
+    }
     let malformed = |n: u32| framed(frame::HEADERS, END_HEADERS | END_STREAM, 2 * n + 1, &[0x82]);
     assert_eq!(flood(false, &malformed), calm, "made-you-reset");
     assert_eq!(flood(true, &|_| framed(frame::DATA, 0, 1, &[])), calm, "empty DATA");
