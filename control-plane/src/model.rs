@@ -22,7 +22,8 @@ pub(crate) use index::{EndpointUse, InboundPort, missing_pod, namespace, pod, ro
 pub use intake::FileContent;
 pub use object::*;
 pub(crate) use routes::{backend_service, resolve};
-pub use world::World;
+pub use topics::{ByTopicId, TopicId};
+pub use world::{Touched, World};
 
 /// Hash of content, as versions and generations use it.
 pub(crate) fn content_hash(bytes: &[u8]) -> String {

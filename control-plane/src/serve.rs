@@ -12,6 +12,7 @@ mod roster;
 pub mod session;
 mod strangers;
 pub mod tracker;
+pub mod wire;
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
@@ -24,7 +25,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
-use leno_proto::v1::{discovery_server::DiscoveryServer, identity_server::IdentityServer};
+use leno_proto::v1::identity_server::IdentityServer;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet, time::sleep};
 
 use self::{discovery::Distributor, listener::ServerCredentials, metrics::Metrics, tracker::Tracker};
@@ -59,8 +60,9 @@ pub mod limits {
     pub const REQUEST_BYTES: usize = 8 << 20;
     /// HTTP/2 request head, in bytes.
     pub const HEAD_BYTES: u32 = 16 * 1024;
-    /// HTTP/2 ping, and how long its answer may take.
-    pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+    /// HTTP/2 ping, and how long its answer may take. Proxies send theirs too, and more often: they must know soon when to go
+    /// elsewhere; of a proxy that vanished it is enough to know within minutes.
+    pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
     /// See [`KEEPALIVE_INTERVAL`].
     pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
     /// A stream is ended after about this long (± 20 %), so that replicas share the load again.
@@ -218,9 +220,7 @@ impl ControlPlane {
         let services = listener::Services {
             identity: IdentityServer::new(Certifier::new(Arc::clone(&self.authority), on_issued))
                 .max_decoding_message_size(64 * 1024),
-            discovery: DiscoveryServer::new(distributor)
-                .max_decoding_message_size(limits::REQUEST_BYTES)
-                .max_encoding_message_size(2 * limits::RESOURCE_BYTES),
+            discovery: distributor,
         };
         tasks.spawn(listener::serve(
             self.tcp,

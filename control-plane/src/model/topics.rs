@@ -1,6 +1,10 @@
 //! What a change touches: from objects that changed to the topics that compiled resources depend on.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::HashSet,
+    hash::{BuildHasherDefault, DefaultHasher, Hash as _, Hasher},
+    sync::Arc,
+};
 
 use super::{
     Kind, ObjectKey, Topic,
@@ -8,6 +12,40 @@ use super::{
     object::{EndpointSlice, Object},
     routes,
 };
+
+/// A topic as it is remembered and looked up: thousands of times for each change. Two topics with one id would only mean
+/// that something is compiled again although nothing changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TopicId(u64);
+
+impl Topic {
+    pub fn id(&self) -> TopicId {
+        let mut hasher = DefaultHasher::new();
+        self.hash(&mut hasher);
+        TopicId(hasher.finish())
+    }
+}
+
+/// For maps and sets of ids, which are hashes already.
+pub type ByTopicId = BuildHasherDefault<Unhashed>;
+
+/// See [`ByTopicId`].
+#[derive(Debug, Default)]
+pub struct Unhashed(u64);
+
+impl Hasher for Unhashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.0 = self.0.rotate_left(8) ^ u64::from(*byte));
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        self.0 = id;
+    }
+}
 
 /// One side of a change.
 pub(crate) struct Side<'a> {

@@ -14,7 +14,7 @@ use super::{
     parse::{self, Item, Parsed},
     routes::RouteIndex,
     shared_map::SharedMap,
-    topics::{self, Side},
+    topics::{self, ByTopicId, Side, TopicId},
 };
 
 /// Topics whose last change is remembered one by one. Beyond, the older half is forgotten: who asks about a time before that
@@ -24,6 +24,9 @@ const MAX_TOPICS: usize = 65_536;
 const RECENT: usize = 32;
 /// Removed objects whose generation is remembered, so that one of the same name goes on from there.
 const MAX_REMOVED: usize = 4_096;
+
+/// What a change touched.
+pub type Touched = HashSet<TopicId, ByTopicId>;
 
 /// All facts at one mesh-wide generation. Cheap to share (`Arc<World>`), never changed. The next one shares with it what did
 /// not change.
@@ -43,10 +46,10 @@ pub struct World {
     /// Generation and spec hash of objects that are not in force. An empty hash: removed while we looked on.
     gone: Arc<BTreeMap<String, (u64, String)>>,
     /// Mesh generation of the last change of each topic; of all others: `unchanged_since` or before.
-    changed_at: SharedMap<Topic, u64>,
+    changed_at: SharedMap<TopicId, u64>,
     unchanged_since: u64,
     /// The last changes, the latest last: which generation they made, and what they touched.
-    recent: VecDeque<(u64, Arc<HashSet<Topic>>)>,
+    recent: VecDeque<(u64, Arc<Touched>)>,
     /// Objects that the last change gave another generation, or removed.
     changed: Vec<ObjectKey>,
     /// See [`World::last_good_version`].
@@ -263,8 +266,9 @@ impl World {
         for key in &self.changed {
             topics::touched(key, &before, &after, &mut touched);
         }
+        let touched: Touched = touched.iter().map(Topic::id).collect();
         for topic in &touched {
-            self.changed_at.insert(topic.clone(), self.generation);
+            self.changed_at.insert(*topic, self.generation);
         }
         self.recent.push_back((self.generation, Arc::new(touched)));
         if self.recent.len() > RECENT {
@@ -276,7 +280,7 @@ impl World {
             let (_, median, _) = times.select_nth_unstable(middle);
             let forget = *median;
             let kept = self.changed_at.iter().filter(|(_, at)| **at > forget);
-            self.changed_at = kept.map(|(topic, at)| (topic.clone(), *at)).collect();
+            self.changed_at = kept.map(|(topic, at)| (*topic, *at)).collect();
             self.unchanged_since = forget;
         }
     }
@@ -321,7 +325,7 @@ impl World {
     }
 
     /// Whether any of `topics` changed after mesh generation `since`.
-    pub fn changed_since(&self, topics: &[Topic], since: u64) -> bool {
+    pub fn changed_since(&self, topics: &[TopicId], since: u64) -> bool {
         if since >= self.generation {
             return false;
         }
@@ -335,7 +339,7 @@ impl World {
     }
 
     /// What was touched after mesh generation `since`; None: that is too long ago, it may be anything.
-    pub fn recent_changes(&self, since: u64) -> Option<impl Iterator<Item = &HashSet<Topic>>> {
+    pub fn recent_changes(&self, since: u64) -> Option<impl Iterator<Item = &Touched>> {
         // Each generation is one change. The oldest at hand tells what changed since the one before it.
         let oldest = self.recent.front().map_or(self.generation, |(generation, _)| generation - 1);
         let changes = self.recent.iter().rev().take_while(move |(generation, _)| *generation > since);

@@ -3,19 +3,22 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Weak,
+        Arc, OnceLock, Weak,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-use leno_proto::v1::{Resource, ResourceKind, ResourceName};
+use bytes::Bytes;
+use leno_proto::v1::{ObjectGeneration, Resource, ResourceKind, ResourceName};
 use parking_lot::Mutex;
 use prost::Message as _;
 
 use crate::{
     compile::{Subscriber, compile},
-    model::{Topic, World},
+    model::{Topic, TopicId, World},
 };
+
+mod endpoints;
 
 /// What a name stood for at some generation. Immutable.
 #[derive(Debug)]
@@ -23,20 +26,62 @@ pub struct Compiled {
     /// None: it does not exist.
     pub resource: Option<Resource>,
     /// It was made from these, and is current until one of them changes.
-    pub topics: Vec<Topic>,
+    pub topics: Box<[TopicId]>,
     /// The generation it was made at.
     pub generation: u64,
     /// A generation, that one or a later, at which it was found to be current. Shared, so that not each of thousands looks.
     current_at: AtomicU64,
     /// Encoded size in bytes, body and all.
     pub size: usize,
+    /// The resource, once somebody is sent it.
+    encoded: OnceLock<Bytes>,
+    /// By the version of an earlier form of it, the latest last: the difference to that. None: it is no shorter.
+    shortened: Mutex<Vec<(String, Option<Bytes>)>>,
 }
+
+/// Differences to earlier forms that are kept: all but a few proxies have the last.
+const SHORTENED: usize = 4;
 
 impl Compiled {
     /// Measures `resource`.
     pub fn new(resource: Option<Resource>, topics: Vec<Topic>, generation: u64) -> Self {
         let size = resource.as_ref().map_or(0, |r| r.encoded_len());
-        Self { resource, topics, generation, current_at: AtomicU64::new(generation), size }
+        let topics = topics.iter().map(Topic::id).collect();
+        Self {
+            resource,
+            topics,
+            generation,
+            current_at: AtomicU64::new(generation),
+            size,
+            encoded: OnceLock::new(),
+            shortened: Mutex::default(),
+        }
+    }
+
+    /// None: it does not exist.
+    pub fn encoded(&self) -> Option<Bytes> {
+        let resource = self.resource.as_ref()?;
+        Some(self.encoded.get_or_init(|| resource.encode_to_vec().into()).clone())
+    }
+
+    /// The same as a difference to `base`. None: there is none, or it is no shorter.
+    pub fn shortened(&self, base: &Self) -> Option<Bytes> {
+        let (old, new) = (base.resource.as_ref()?, self.resource.as_ref()?);
+        let mut known = self.shortened.lock();
+        if let Some((_, shortened)) = known.iter().find(|(version, _)| *version == old.version) {
+            return shortened.clone();
+        }
+        let shortened = endpoints::shorten(old, new).map(|delta| Bytes::from(delta.encode_to_vec()));
+        if known.len() == SHORTENED {
+            known.remove(0);
+        }
+        known.push((old.version.clone(), shortened.clone()));
+        shortened
+    }
+
+    /// What it was made from.
+    pub fn origins(&self) -> &[ObjectGeneration] {
+        self.resource.as_ref().map(|r| r.origins.as_slice()).unwrap_or_default()
     }
 
     /// None: it does not exist.
@@ -65,8 +110,40 @@ type Key = (Option<Arc<str>>, ResourceName);
 #[derive(Default)]
 struct Shared {
     compiled: HashMap<Key, Weak<Compiled>>,
+    /// The forms of each destination: mostly one, whatever the namespace.
+    forms: HashMap<ResourceName, Vec<Weak<Compiled>>>,
     /// Dead entries are swept when the map reaches this size.
     sweep_at: usize,
+}
+
+impl Shared {
+    /// The same, made for another namespace; else `compiled`, for others to come.
+    fn intern(&mut self, name: &ResourceName, compiled: Arc<Compiled>) -> Arc<Compiled> {
+        if name.kind() != ResourceKind::Destination {
+            return compiled;
+        }
+        let forms = self.forms.entry(name.clone()).or_default();
+        let same = |known: &Arc<Compiled>| {
+            known.generation <= compiled.generation
+                && (&known.topics, &known.resource) == (&compiled.topics, &compiled.resource)
+        };
+        if let Some(known) = forms.iter().filter_map(Weak::upgrade).find(same) {
+            known.current_at.fetch_max(compiled.generation, Ordering::Relaxed);
+            return known;
+        }
+        forms.retain(|known| known.strong_count() > 0);
+        forms.push(Arc::downgrade(&compiled));
+        compiled
+    }
+
+    fn keep(&mut self, key: Key, compiled: &Arc<Compiled>) {
+        self.compiled.insert(key, Arc::downgrade(compiled));
+        if self.compiled.len() >= self.sweep_at.max(LEAST_SWEEP) {
+            self.compiled.retain(|_, compiled| compiled.strong_count() > 0);
+            self.forms.retain(|_, forms| forms.iter().any(|known| known.strong_count() > 0));
+            self.sweep_at = self.compiled.len() * 2;
+        }
+    }
 }
 
 const LEAST_SWEEP: usize = 1024;
@@ -144,11 +221,8 @@ impl View for WorldView<'_> {
         }
         let compiled = self.compile(name);
         let mut shared = self.compiler.shared.lock();
-        shared.compiled.insert(key, Arc::downgrade(&compiled));
-        if shared.compiled.len() >= shared.sweep_at.max(LEAST_SWEEP) {
-            shared.compiled.retain(|_, compiled| compiled.strong_count() > 0);
-            shared.sweep_at = shared.compiled.len() * 2;
-        }
+        let compiled = shared.intern(name, compiled);
+        shared.keep(key, &compiled);
         compiled
     }
 }

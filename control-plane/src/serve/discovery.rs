@@ -1,6 +1,7 @@
 //! `Discovery.Subscribe`: one task per proxy, which owns its [`Session`].
 
 use std::{
+    future::{Ready, ready},
     net::SocketAddr,
     pin::Pin,
     sync::Arc,
@@ -8,18 +9,14 @@ use std::{
 };
 
 use anyhow::Context as _;
-use leno_proto::v1::{
-    Delta, Goodbye, Resource, SubscribeRequest, SubscribeResponse, discovery_server::Discovery, subscribe_request,
-    subscribe_response,
-};
-use prost::Message as _;
+use leno_proto::v1::{Goodbye, Resource, SubscribeRequest, subscribe_request};
 use rustls::crypto::aws_lc_rs;
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant as TokioInstant, sleep_until, timeout},
 };
-use tokio_stream::{Stream, wrappers::ReceiverStream};
-use tonic::{Request, Response, Status, Streaming};
+use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status, Streaming, body::Body, codegen::http, server::StreamingService};
 
 use super::{
     compiled::{Compiled, Compiler},
@@ -29,11 +26,12 @@ use super::{
     metrics::Metrics,
     session::{Session, Violation},
     tracker::{Claim, Holder, Opened, Order, Orders, Report, StreamId, Tracker},
+    wire::{Outgoing, Update, Wire},
 };
 use crate::{
     authority::issue,
     compile::Subscriber,
-    model::{Topic, World},
+    model::{Topic, TopicId, World},
 };
 use leno_proto::spiffe::SpiffeId;
 
@@ -84,8 +82,8 @@ impl Distributor {
 }
 
 /// What [`authorize`] depends on.
-fn workload_topic(identity: &SpiffeId, workload: &str) -> Topic {
-    Topic::Workload(format!("{}/{workload}", identity.namespace()).into())
+fn workload_topic(identity: &SpiffeId, workload: &str) -> TopicId {
+    Topic::Workload(format!("{}/{workload}", identity.namespace()).into()).id()
 }
 
 /// That the workload's Pod runs as the service account of the certificate. Returns whether there is such a Pod.
@@ -103,14 +101,31 @@ fn authorize(world: &World, identity: &SpiffeId, workload: &str) -> Result<bool,
     }
 }
 
-#[tonic::async_trait]
-impl Discovery for Distributor {
-    type SubscribeStream = Pin<Box<dyn Stream<Item = Result<SubscribeResponse, Status>> + Send>>;
+/// The path of `Discovery.Subscribe`.
+pub const SUBSCRIBE: &str = "/leno.v1.Discovery/Subscribe";
 
-    async fn subscribe(
-        &self,
-        request: Request<Streaming<SubscribeRequest>>,
-    ) -> Result<Response<Self::SubscribeStream>, Status> {
+type Outgoings = Pin<Box<dyn Stream<Item = Result<Outgoing, Status>> + Send>>;
+
+impl StreamingService<SubscribeRequest> for Distributor {
+    type Response = Outgoing;
+    type ResponseStream = Outgoings;
+    type Future = Ready<Result<Response<Outgoings>, Status>>;
+
+    fn call(&mut self, request: Request<Streaming<SubscribeRequest>>) -> Self::Future {
+        ready(self.subscribe(request))
+    }
+}
+
+impl Distributor {
+    /// Answers a request for [`SUBSCRIBE`].
+    pub async fn answer(self, request: http::Request<Body>) -> http::Response<Body> {
+        tonic::server::Grpc::new(Wire)
+            .apply_max_message_size_config(Some(limits::REQUEST_BYTES), Some(2 * limits::RESOURCE_BYTES))
+            .streaming(self, request)
+            .await
+    }
+
+    fn subscribe(&self, request: Request<Streaming<SubscribeRequest>>) -> Result<Response<Outgoings>, Status> {
         let Some(peer) = request.extensions().get::<Peer>().cloned() else {
             return Err(Status::internal("the connection has no peer"));
         };
@@ -127,11 +142,12 @@ impl Discovery for Distributor {
         let (responses, receiver) = mpsc::channel(4);
         let distributor = self.clone();
         tokio::spawn(distributor.serve(peer.address, certificate, request.into_inner(), responses));
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver).map(|response| *response))))
     }
 }
 
-type Responses = mpsc::Sender<Result<SubscribeResponse, Status>>;
+/// Boxed, because a channel has room for many more than there ever are.
+type Responses = mpsc::Sender<Box<Result<Outgoing, Status>>>;
 
 impl Distributor {
     /// One stream, from `Open` to its end; and after that, what its proxy may be serving still.
@@ -145,7 +161,7 @@ impl Distributor {
         let (mut stream, orders) = match self.admit(address, certificate, &mut requests).await {
             Ok(admitted) => admitted,
             Err(Refusal { status, duplicate }) => {
-                let _ = responses.send(Err(status)).await;
+                let _ = responses.send(Box::new(Err(status))).await;
                 drop((requests, responses));
                 if let Some((stream, orders)) = duplicate {
                     stream.watch_lost(orders).await;
@@ -162,7 +178,7 @@ impl Distributor {
             Ok(End::Goodbye(reason)) => tracing::info!(proxy, reason, "stream ended"),
             Err(status) => {
                 tracing::info!(proxy, code = ?status.code(), reason = status.message(), "proxy disconnected");
-                let _ = responses.send(Err(status)).await;
+                let _ = responses.send(Box::new(Err(status))).await;
             }
         }
         drop((requests, responses));
@@ -483,7 +499,7 @@ impl ProxyStream {
         format!("{}/{}", self.namespace, self.subscriber.workload)
     }
 
-    async fn send(&mut self, delta: Delta, responses: &Responses) -> Result<(), Status> {
+    async fn send(&mut self, delta: Update, responses: &Responses) -> Result<(), Status> {
         let resources = delta.changed.len() + delta.removed.len();
         let bytes = delta.encoded_len();
         self.unreported.resources_sent += resources as u64;
@@ -499,8 +515,7 @@ impl ProxyStream {
             bytes,
             "sent"
         );
-        let response = SubscribeResponse { response: Some(subscribe_response::Response::Delta(delta)) };
-        responses.send(Ok(response)).await.map_err(|_| Status::cancelled("the proxy is gone"))
+        responses.send(Box::new(Ok(Outgoing::Update(delta)))).await.map_err(|_| Status::cancelled("the proxy is gone"))
     }
 
     fn take(&mut self, request: subscribe_request::Request) -> Result<(), Status> {
@@ -534,8 +549,8 @@ impl ProxyStream {
         requests: &mut Streaming<SubscribeRequest>,
         responses: &Responses,
     ) -> Result<End, Status> {
-        let goodbye = subscribe_response::Response::Goodbye(Goodbye { reason: reason.to_owned() });
-        let _ = responses.send(Ok(SubscribeResponse { response: Some(goodbye) })).await;
+        let goodbye = Outgoing::Goodbye(Goodbye { reason: reason.to_owned() });
+        let _ = responses.send(Box::new(Ok(goodbye))).await;
         let hang_up = async { while let Ok(Some(_)) = requests.message().await {} };
         let _ = timeout(limits::GOODBYE_GRACE, hang_up).await;
         Ok(End::Goodbye(reason))
@@ -556,8 +571,8 @@ impl Drop for ProxyStream {
     }
 }
 
-fn topics(compiled: Option<&Arc<Compiled>>) -> &[Topic] {
-    compiled.map(|compiled| compiled.topics.as_slice()).unwrap_or_default()
+fn topics(compiled: Option<&Arc<Compiled>>) -> &[TopicId] {
+    compiled.map(|compiled| &*compiled.topics).unwrap_or_default()
 }
 
 fn compiled_bundle(bundle: &Arc<Resource>) -> Arc<Compiled> {

@@ -5,23 +5,23 @@ use std::collections::{HashMap, HashSet};
 use parking_lot::Mutex;
 
 use super::tracker::StreamId;
-use crate::model::Topic;
+use crate::model::{ByTopicId, TopicId};
 
 /// Shared by all streams.
 #[derive(Default)]
 pub struct Interests {
     /// By topic: who, and in how many things.
-    by_topic: Mutex<HashMap<Topic, HashMap<StreamId, u32>>>,
+    by_topic: Mutex<HashMap<TopicId, HashMap<StreamId, u32>, ByTopicId>>,
 }
 
 impl Interests {
     /// Something of a stream is made from `after`, and no longer from `before`.
-    pub fn change(&self, stream: StreamId, before: &[Topic], after: &[Topic]) {
+    pub fn change(&self, stream: StreamId, before: &[TopicId], after: &[TopicId]) {
         let mut by_topic = self.by_topic.lock();
         for topic in after {
             match by_topic.get_mut(topic) {
                 Some(streams) => *streams.entry(stream).or_default() += 1,
-                None => drop(by_topic.insert(topic.clone(), HashMap::from([(stream, 1)]))),
+                None => drop(by_topic.insert(*topic, HashMap::from([(stream, 1)]))),
             }
         }
         for topic in before {
@@ -39,7 +39,7 @@ impl Interests {
     }
 
     /// Streams that a change of `topics` touches.
-    pub fn in_any<'a>(&self, topics: impl IntoIterator<Item = &'a Topic>) -> HashSet<StreamId> {
+    pub fn in_any<'a>(&self, topics: impl IntoIterator<Item = &'a TopicId>) -> HashSet<StreamId> {
         let by_topic = self.by_topic.lock();
         topics.into_iter().filter_map(|topic| by_topic.get(topic)).flat_map(HashMap::keys).copied().collect()
     }
@@ -48,9 +48,10 @@ impl Interests {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Topic;
 
-    fn topic(name: &str) -> Topic {
-        Topic::Service(name.into())
+    fn topic(name: &str) -> TopicId {
+        Topic::Service(name.into()).id()
     }
 
     #[test]
@@ -58,12 +59,12 @@ mod tests {
         let interests = Interests::default();
         let [one, two] = [StreamId::of(1), StreamId::of(2)];
         let [a, b] = [topic("a"), topic("b")];
-        interests.change(one, &[], &[a.clone(), b.clone()]);
+        interests.change(one, &[], &[a, b]);
         interests.change(one, &[], std::slice::from_ref(&a));
         interests.change(two, &[], std::slice::from_ref(&b));
         assert_eq!(interests.in_any([&a]), HashSet::from([one]));
         assert_eq!(interests.in_any([&a, &b, &topic("c")]), HashSet::from([one, two]));
-        interests.change(one, &[a.clone(), b.clone()], std::slice::from_ref(&b));
+        interests.change(one, &[a, b], std::slice::from_ref(&b));
         assert_eq!(interests.in_any([&a]), HashSet::from([one]));
         interests.change(one, std::slice::from_ref(&a), &[]);
         assert!(interests.in_any([&a]).is_empty());

@@ -14,10 +14,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
-use leno_proto::{
-    spiffe::SpiffeId,
-    v1::{discovery_server::DiscoveryServer, identity_server::IdentityServer},
-};
+use leno_proto::{spiffe::SpiffeId, v1::identity_server::IdentityServer};
 use parking_lot::Mutex;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::{
@@ -37,7 +34,7 @@ use tonic::{body::Body, codegen::http, server::NamedService, transport::server::
 use tower::Service;
 
 use super::{
-    discovery::Distributor,
+    discovery::{self, Distributor},
     limits,
     metrics::Metrics,
     strangers::{Place, Strangers},
@@ -138,7 +135,7 @@ fn provider() -> CryptoProvider {
 #[derive(Clone)]
 pub struct Services {
     pub identity: IdentityServer<Certifier>,
-    pub discovery: DiscoveryServer<Distributor>,
+    pub discovery: Distributor,
 }
 
 type Answer = Pin<Box<dyn Future<Output = Result<http::Response<Body>, std::convert::Infallible>> + Send>>;
@@ -153,9 +150,11 @@ impl Service<http::Request<Body>> for Services {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Answer {
-        let service = request.uri().path().trim_start_matches('/').split('/').next().unwrap_or_default();
-        if service == <DiscoveryServer<Distributor> as NamedService>::NAME {
-            self.discovery.call(request)
+        let path = request.uri().path();
+        let service = path.trim_start_matches('/').split('/').next().unwrap_or_default();
+        if path == discovery::SUBSCRIBE {
+            let distributor = self.discovery.clone();
+            Box::pin(async move { Ok(distributor.answer(request).await) })
         } else if service == <IdentityServer<Certifier> as NamedService>::NAME {
             self.identity.call(request)
         } else {

@@ -6,19 +6,17 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
+    ops::Deref,
     sync::Arc,
 };
 
-use leno_proto::v1::{
-    Delta, Interest, ObjectGeneration, Open, Resource, ResourceKind, ResourceName, Verdict, resource::Body,
-};
+use leno_proto::v1::{Interest, ObjectGeneration, Open, ResourceKind, ResourceName, Verdict, resource::Body};
 
 use super::{
     compiled::{Compiled, View},
     limits,
+    wire::Update,
 };
-
-mod endpoints;
 
 /// A proxy broke the protocol, or a limit: its stream is ended with this.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -41,8 +39,26 @@ pub struct Standing {
     /// What it should have.
     pub wanted: Arc<Compiled>,
     /// What it was compiled from, of the version that is in force at the proxy. None: no version is.
-    pub in_force: Option<Vec<ObjectGeneration>>,
+    pub in_force: Option<Origins>,
     pub lag: Option<Lag>,
+}
+
+/// What something was compiled from.
+#[derive(Debug, Clone)]
+pub enum Origins {
+    Of(Arc<Compiled>),
+    Known(Vec<ObjectGeneration>),
+}
+
+impl Deref for Origins {
+    type Target = [ObjectGeneration];
+
+    fn deref(&self) -> &[ObjectGeneration] {
+        match self {
+            Self::Of(compiled) => compiled.origins(),
+            Self::Known(origins) => origins,
+        }
+    }
 }
 
 /// Why the wanted version is not in force.
@@ -266,11 +282,11 @@ impl Session {
     }
 
     /// The next delta, if one may be sent and there is something to say. Call [`Self::refresh`] first.
-    pub fn poll(&mut self) -> Option<Delta> {
+    pub fn poll(&mut self) -> Option<Update> {
         if self.outstanding.is_some() {
             return None;
         }
-        let mut delta = Delta { nonce: self.next_nonce, generation: self.seen, ..Delta::default() };
+        let mut delta = Update { nonce: self.next_nonce, generation: self.seen, ..Update::default() };
         let mut sent = Vec::new();
         let mut bytes = 0;
         while bytes < limits::DELTA_BYTES
@@ -279,13 +295,11 @@ impl Session {
             let name = ResourceName { kind, key };
             let Some(entry) = self.entries.get(&name) else { continue };
             let Some(wanted) = entry.wanted.as_ref().filter(|_| entry.is_due(&self.capabilities)) else { continue };
-            match &wanted.resource {
-                Some(resource) => {
-                    let resource = entry.base(&name).map_or_else(
-                        || resource.clone(),
-                        |base| endpoints::shorten(base, resource).unwrap_or_else(|| resource.clone()),
-                    );
-                    bytes += prost::Message::encoded_len(&resource);
+            match wanted.encoded() {
+                Some(whole) => {
+                    let shorter = entry.base(&name).and_then(|base| wanted.shortened(base));
+                    let resource = shorter.unwrap_or(whole);
+                    bytes += resource.len();
                     delta.changed.push(resource);
                 }
                 None => {
@@ -305,11 +319,11 @@ impl Session {
     }
 
     /// A delta without content, to be answered like any other: whether the proxy is there. None: an answer is due anyhow.
-    pub fn probe(&mut self) -> Option<Delta> {
+    pub fn probe(&mut self) -> Option<Update> {
         if self.outstanding.is_some() {
             return None;
         }
-        let delta = Delta { nonce: self.next_nonce, generation: self.answered, ..Delta::default() };
+        let delta = Update { nonce: self.next_nonce, generation: self.answered, ..Update::default() };
         self.outstanding = Some(Outstanding { nonce: self.next_nonce, sent: Vec::new() });
         self.next_nonce += 1;
         Some(delta)
@@ -405,11 +419,9 @@ impl Entry {
     }
 
     /// What the proxy surely holds, whole.
-    fn base(&self, name: &ResourceName) -> Option<&Resource> {
+    fn base(&self, name: &ResourceName) -> Option<&Compiled> {
         match &self.in_force {
-            InForce::Sent(compiled) if name.kind() == ResourceKind::Endpoints && !self.send_whole => {
-                compiled.resource.as_ref()
-            }
+            InForce::Sent(compiled) if name.kind() == ResourceKind::Endpoints && !self.send_whole => Some(compiled),
             _ => None,
         }
     }
@@ -418,17 +430,18 @@ impl Entry {
         let wanted = self.wanted.as_ref()?;
         let mut in_force = match &self.in_force {
             InForce::Nothing => None,
-            InForce::Held(_) => Some(Vec::new()),
-            InForce::Sent(compiled) => compiled.resource.as_ref().map(|r| r.origins.clone()),
+            InForce::Held(_) => Some(Origins::Known(Vec::new())),
+            InForce::Sent(compiled) => compiled.resource.is_some().then(|| Origins::Of(Arc::clone(compiled))),
         };
         if let Some(sent) = &self.in_doubt {
             // Whatever it was made from may be in force, and in no generation that can be counted on.
-            let known = in_force.get_or_insert_default();
+            let mut known = in_force.as_deref().unwrap_or_default().to_vec();
             for origin in sent.resource.iter().flat_map(|r| &r.origins) {
                 if !known.iter().any(|o| o.object == origin.object) {
                     known.push(ObjectGeneration { object: origin.object.clone(), generation: 0 });
                 }
             }
+            in_force = Some(Origins::Known(known));
         }
         let lag = if self.in_doubt.is_some() {
             Some(Lag::Pending)

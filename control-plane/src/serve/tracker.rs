@@ -9,7 +9,7 @@ use std::{
 
 use leno_proto::{
     spiffe::SpiffeId,
-    v1::{Laggard, ObjectRef, ProxyStatus, Rejection, ResourceKind, ResourceName},
+    v1::{Laggard, ObjectGeneration, ObjectRef, ProxyStatus, Rejection, ResourceKind, ResourceName},
 };
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -185,15 +185,21 @@ impl Tracker {
         record.resources_sent += report.resources_sent;
         record.bytes_sent += report.bytes_sent;
         for (name, standing) in report.changes {
-            let before = match standing {
-                Some(standing) => {
-                    count(by_object, id, &standing);
-                    record.standings.insert(name, standing)
+            match (standing, record.standings.get_mut(&name)) {
+                // The usual change: another generation, of the same objects.
+                (Some(after), Some(before)) if before.has_same_objects(&after) => *before = after,
+                (Some(after), before) => {
+                    count(by_object, id, &after);
+                    match before {
+                        Some(before) => discount(by_object, id, &std::mem::replace(before, after)),
+                        None => drop(record.standings.insert(name, after)),
+                    }
                 }
-                None => record.standings.remove(&name),
-            };
-            if let Some(before) = before {
-                discount(by_object, id, &before);
+                (None, _) => {
+                    if let Some(before) = record.standings.remove(&name) {
+                        discount(by_object, id, &before);
+                    }
+                }
             }
         }
         drop(state);
@@ -453,29 +459,40 @@ impl Record {
 
 impl Standing {
     fn wanted_generation(&self, object: &ObjectRef) -> Option<u64> {
-        let origins = self.wanted.resource.as_ref().map(|r| r.origins.as_slice());
-        generation_of(origins.unwrap_or_default(), object)
+        generation_of(self.wanted.origins(), object)
     }
 
     fn in_force_generation(&self, object: &ObjectRef) -> Option<u64> {
-        generation_of(self.in_force.as_deref().unwrap_or_default(), object)
+        generation_of(self.in_force(), object)
     }
 
     /// What is in force is from an earlier stream, and of a version that is not known here: it may be made from anything.
     fn is_unknown(&self, name: &ResourceName) -> bool {
         let of_objects =
             matches!(name.kind(), ResourceKind::Inbound | ResourceKind::Destination | ResourceKind::Endpoints);
-        of_objects && self.lag.is_some() && self.in_force.as_ref().is_some_and(Vec::is_empty)
+        of_objects && self.lag.is_some() && self.in_force.as_deref().is_some_and(<[_]>::is_empty)
     }
 
     /// Every object that it is, or should be, made from, once.
     fn objects(&self) -> HashSet<&ObjectRef> {
-        let wanted = self.wanted.resource.iter().flat_map(|r| &r.origins);
-        wanted.chain(self.in_force.iter().flatten()).filter_map(|origin| origin.object.as_ref()).collect()
+        self.wanted.origins().iter().chain(self.in_force()).filter_map(|origin| origin.object.as_ref()).collect()
+    }
+
+    fn in_force(&self) -> &[ObjectGeneration] {
+        self.in_force.as_deref().unwrap_or_default()
+    }
+
+    /// True also tells that [`Self::objects`] are the same.
+    fn has_same_objects(&self, other: &Self) -> bool {
+        let all = [self.wanted.origins(), self.in_force(), other.wanted.origins(), other.in_force()];
+        let same = |a: &[ObjectGeneration], b: &[ObjectGeneration]| {
+            a.iter().map(|o| &o.object).eq(b.iter().map(|o| &o.object))
+        };
+        all.windows(2).all(|pair| matches!(pair, [a, b] if same(a, b)))
     }
 }
 
-fn generation_of(origins: &[leno_proto::v1::ObjectGeneration], object: &ObjectRef) -> Option<u64> {
+fn generation_of(origins: &[ObjectGeneration], object: &ObjectRef) -> Option<u64> {
     origins.iter().find(|origin| origin.object.as_ref() == Some(object)).map(|origin| origin.generation)
 }
 

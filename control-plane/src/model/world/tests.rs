@@ -39,7 +39,7 @@ fn generations(world: &World) -> Vec<(String, u64)> {
 }
 
 fn touched(before: &World, after: &World, topic: &Topic) -> bool {
-    after.changed_since(std::slice::from_ref(topic), before.generation())
+    after.changed_since(&[topic.id()], before.generation())
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn the_same_documents_are_the_same_generation() {
     assert_eq!(first.generation(), 1);
     let again = apply(&first, &[pod("p", "10.0.0.1"), service("a", 80)]);
     assert_eq!((again.generation(), generations(&again)), (1, vec![("a".into(), 1), ("p".into(), 1)]));
-    assert!(!again.changed_since(&[Topic::Service("default/a".into())], 1));
+    assert!(!again.changed_since(&[Topic::Service("default/a".into()).id()], 1));
 }
 
 #[test]
@@ -58,9 +58,9 @@ fn a_change_counts_for_its_object_and_touches_its_topics_only() {
     assert_eq!((second.generation(), generations(&second)), (2, vec![("a".into(), 2), ("b".into(), 1)]));
     assert!(touched(&first, &second, &Topic::Service("default/a".into())));
     assert!(!touched(&first, &second, &Topic::Service("default/b".into())));
-    assert!(!second.changed_since(&[Topic::Service("default/a".into())], 2));
+    assert!(!second.changed_since(&[Topic::Service("default/a".into()).id()], 2));
     // Who has never looked is told that everything changed.
-    assert!(second.changed_since(&[Topic::Service("default/b".into())], 0));
+    assert!(second.changed_since(&[Topic::Service("default/b".into()).id()], 0));
 }
 
 #[test]
@@ -188,7 +188,7 @@ fn a_document_that_is_bad_after_a_restart_leaves_its_last_good_version() {
         let held_over: Vec<bool> = after.objects().iter().map(|object| object.held_over).collect();
         assert_eq!((held_over, after.held_over()), (vec![true, false, false, true], 2));
         assert_eq!(index::service(&after.objects, &after.objects()[0].key).unwrap().ports[0].number, 80);
-        assert!(after.index == Index::default() && after.changed_since(&[Topic::Settings], 0));
+        assert!(after.index == Index::default() && after.changed_since(&[Topic::Settings.id()], 0));
         // And after another one.
         let again = restarted(&after, now.clone(), vec![not_yaml("c.yaml")]);
         assert_eq!((again.generation(), generations(&again)), (2, generations(&after)));
@@ -331,11 +331,11 @@ fn two_services_cannot_have_one_address() {
 #[test]
 fn old_topics_are_forgotten_towards_more_work_not_less() {
     let mut world = apply(&empty(), &[]);
-    world.changed_at = (0..=MAX_TOPICS as u64).map(|n| (Topic::Service(n.to_string().into()), n)).collect();
+    world.changed_at = (0..=MAX_TOPICS as u64).map(|n| (Topic::Service(n.to_string().into()).id(), n)).collect();
     world.generation = MAX_TOPICS as u64;
     let next = apply(&world, &[service("a", 80)]);
     assert!(next.changed_at.len() <= MAX_TOPICS / 2 + 2);
-    assert!(next.changed_since(&[Topic::Settings], 1));
-    assert!(!next.changed_since(&[Topic::Settings], world.generation));
+    assert!(next.changed_since(&[Topic::Settings.id()], 1));
+    assert!(!next.changed_since(&[Topic::Settings.id()], world.generation));
     assert!(touched(&world, &next, &Topic::Service("default/a".into())));
 }

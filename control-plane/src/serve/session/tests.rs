@@ -1,7 +1,8 @@
 use std::{cell::RefCell, collections::BTreeMap};
 
 use leno_proto::v1::{
-    Destination, Endpoint, Endpoints, HeldResource, ObjectRef, Outside, Protocol, Rejection, destination::Target,
+    Delta, Destination, Endpoint, Endpoints, HeldResource, ObjectRef, Outside, Protocol, Rejection, Resource,
+    destination::Target,
 };
 use proptest::prelude::*;
 use prost::Message as _;
@@ -95,7 +96,7 @@ fn accept(delta: &Delta) -> Verdict {
 
 fn step(session: &mut Session, world: &Fake) -> Option<Delta> {
     session.refresh(world);
-    session.poll()
+    session.poll().map(|update| update.message())
 }
 
 #[test]
@@ -436,7 +437,7 @@ fn what_was_sent_and_not_answered_is_in_doubt_once_the_stream_is_lost() {
     })
     .unwrap();
     session.refresh(&fake);
-    let delta = session.poll().unwrap();
+    let delta = session.poll().unwrap().message();
     session.verdict(Verdict { nonce: delta.nonce, rejected: Vec::new() }).unwrap();
     fake.set(&name, 2);
     session.refresh(&fake);

@@ -3,7 +3,7 @@ use std::{sync::Arc, time::Duration};
 use leno_proto::v1::{ObjectGeneration, Resource, ResourceKind};
 
 use super::*;
-use crate::serve::compiled::Compiled;
+use crate::serve::{compiled::Compiled, session::Origins};
 
 fn route() -> ObjectRef {
     ObjectRef { kind: "HTTPRoute".into(), namespace: "shop".into(), name: "cart".into() }
@@ -55,7 +55,11 @@ fn name() -> ResourceName {
 /// Of the route: the generation wanted (None: it is not made from the route), and the one in force.
 fn standing(wanted: Option<u64>, in_force: Option<u64>, lag: Option<Lag>) -> Standing {
     let resource = Resource { origins: wanted.map(origins).unwrap_or_default(), ..Resource::default() };
-    Standing { wanted: Arc::new(Compiled::new(Some(resource), Vec::new(), 1)), in_force: in_force.map(origins), lag }
+    Standing {
+        wanted: Arc::new(Compiled::new(Some(resource), Vec::new(), 1)),
+        in_force: in_force.map(|g| Origins::Known(origins(g))),
+        lag,
+    }
 }
 
 fn report(seen: u64, standing: Option<Standing>) -> Report {
@@ -247,7 +251,7 @@ fn those_that_an_earlier_control_plane_knew_are_missed_until_they_are_back() {
 fn what_is_held_in_an_unknown_version_may_be_made_from_what_is_gone() {
     let tracker = Tracker::default();
     let (a, _keep) = open(&tracker, opened("a"));
-    let held = Standing { in_force: Some(Vec::new()), ..standing(None, None, Some(Lag::Pending)) };
+    let held = Standing { in_force: Some(Origins::Known(Vec::new())), ..standing(None, None, Some(Lag::Pending)) };
     tracker.report(a, report(1, Some(held)));
     assert_eq!(laggards(&tracker, None), [("shop/a".into(), "pending".into())]);
     tracker.report(a, report(1, Some(standing(None, None, None))));
