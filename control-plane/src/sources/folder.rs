@@ -75,6 +75,8 @@ pub async fn watch(
     settings: MeshSettings,
 ) -> anyhow::Result<(watch::Receiver<Arc<World>>, Prompt)> {
     fs::create_dir_all(&state).with_context(|| format!("cannot make the state folder {}", state.display()))?;
+    // As events name what is in it.
+    let config = std::path::absolute(&config).with_context(|| format!("cannot tell where {} is", config.display()))?;
     let record = Record::open(&state)?;
     let events = Arc::new(Events::default());
     // Before the first look, so that no change falls between.
