@@ -8,6 +8,7 @@ mod print;
 mod check;
 mod connect;
 mod control_plane;
+mod crds;
 mod describe;
 mod duration;
 mod get;
@@ -49,6 +50,7 @@ enum Command {
     Wait(wait::Args),
     Check(check::Args),
     Token(token::Args),
+    Crds(crds::Args),
 }
 
 /// Where the control plane keeps its state, for commands that ask it.
@@ -69,6 +71,7 @@ pub fn main() -> ExitCode {
         Command::Wait(args) => wait::run(args),
         Command::Check(args) => check::run(args),
         Command::Token(args) => token::run(args),
+        Command::Crds(args) => crds::run(args),
     };
     match done {
         Ok(code) => ExitCode::from(code),

@@ -13,13 +13,14 @@ use leno_proto::{
 };
 use prost::Message;
 
-use crate::model::{ObjectKey, Topic, World};
+use crate::model::{self, Kind, ObjectKey, Topic, World, policy::PolicySpec};
 
 mod address;
 mod destination;
 mod endpoints;
 mod http;
 mod inbound;
+mod policy;
 
 /// Who asks.
 #[derive(Debug, Clone)]
@@ -50,7 +51,7 @@ pub fn compile(world: &World, subscriber: &Subscriber, name: &ResourceName) -> (
     let resource = body.map(|body| {
         let mut resource =
             Resource { name: Some(name.clone()), version: String::new(), origins: Vec::new(), body: Some(body) };
-        resource.version = crate::model::content_hash(&resource.encode_to_vec());
+        resource.version = model::content_hash(&resource.encode_to_vec());
         resource.origins = sources.object_generations();
         resource
     });
@@ -71,7 +72,7 @@ struct Sources<'a> {
     topics: BTreeSet<Topic>,
 }
 
-impl Sources<'_> {
+impl<'a> Sources<'a> {
     /// Depends on everything about a Service, which need not exist.
     fn service(&mut self, key: &ObjectKey) {
         self.topics.insert(Topic::Service(format!("{}/{}", key.namespace, key.name).into()));
@@ -97,6 +98,14 @@ impl Sources<'_> {
         self.topics.insert(Topic::Address(ip.to_string().into()));
     }
 
+    /// The policy of a kind for a section (a port's or rule's name) of an object that is depended on.
+    fn policy(&mut self, kind: Kind, object: &ObjectKey, section: &str) -> Option<(&'a ObjectKey, &'a PolicySpec)> {
+        let world = self.world;
+        let key = world.policies.at(kind, object, section)?;
+        self.origin(key);
+        Some((key, &model::policy(&world.objects, key)?.spec))
+    }
+
     fn origin(&mut self, key: &ObjectKey) {
         if self.world.objects.contains_key(key) {
             self.origins.insert(key.clone());
@@ -117,7 +126,7 @@ fn object_ref(key: &ObjectKey) -> ObjectRef {
 }
 
 fn service_key(namespace: &str, name: &str) -> ObjectKey {
-    ObjectKey { kind: crate::model::Kind::Service, namespace: Arc::from(namespace), name: Arc::from(name) }
+    ObjectKey { kind: Kind::Service, namespace: Arc::from(namespace), name: Arc::from(name) }
 }
 
 #[cfg(test)]

@@ -4,9 +4,10 @@
 //! and validated, with a generation for each object → [`compile`] turns world and subscriber into resources (a pure
 //! function) → [`serve`] streams what changed to the proxies that subscribed, and tracks their verdicts.
 //!
-//! Beside it: [`authority`] issues certificates, [`operator`] answers `leno get`, `leno wait` and friends
+//! Beside it: [`api`] holds our own kinds as authors write them, [`authority`] issues certificates, [`operator`] answers `leno get`, `leno wait` and friends
 //! over a Unix socket, [`cli`] asks.
 
+pub mod api;
 pub mod authority;
 pub mod cli;
 pub mod compile;

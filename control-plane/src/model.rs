@@ -13,12 +13,16 @@ mod index;
 mod intake;
 mod object;
 mod parse;
+mod policies;
+pub mod policy;
 mod routes;
 mod shared_map;
 mod topics;
 mod world;
 
-pub(crate) use index::{EndpointUse, InboundPort, missing_pod, namespace, pod, route, service, slice, target_number};
+pub(crate) use index::{
+    EndpointUse, InboundPort, missing_pod, namespace, pod, policy, route, service, slice, target_number,
+};
 pub use intake::FileContent;
 pub use object::*;
 pub(crate) use routes::{backend_service, resolve};
@@ -59,10 +63,14 @@ pub enum Kind {
     GrpcRoute,
     TlsRoute,
     TcpRoute,
+    BackendPolicy,
+    FaultPolicy,
+    InboundPolicy,
+    RoutePolicy,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Namespace,
         Self::Service,
         Self::EndpointSlice,
@@ -71,11 +79,20 @@ impl Kind {
         Self::GrpcRoute,
         Self::TlsRoute,
         Self::TcpRoute,
+        Self::BackendPolicy,
+        Self::FaultPolicy,
+        Self::InboundPolicy,
+        Self::RoutePolicy,
     ];
 
     /// Whether it routes traffic.
     pub fn is_route(self) -> bool {
         matches!(self, Self::HttpRoute | Self::GrpcRoute | Self::TlsRoute | Self::TcpRoute)
+    }
+
+    /// Whether it is a policy of ours, attached by `targetRefs`.
+    pub fn is_policy(self) -> bool {
+        matches!(self, Self::BackendPolicy | Self::FaultPolicy | Self::InboundPolicy | Self::RoutePolicy)
     }
 
     /// As in the document: "HTTPRoute".
@@ -89,6 +106,10 @@ impl Kind {
             Self::GrpcRoute => "GRPCRoute",
             Self::TlsRoute => "TLSRoute",
             Self::TcpRoute => "TCPRoute",
+            Self::BackendPolicy => "BackendPolicy",
+            Self::FaultPolicy => "FaultPolicy",
+            Self::InboundPolicy => "InboundPolicy",
+            Self::RoutePolicy => "RoutePolicy",
         }
     }
 }
@@ -143,7 +164,7 @@ pub struct ObjectInfo {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Topic {
     Settings,
-    /// Everything about a Service (itself, its slices, routes attached to it): "namespace/name".
+    /// Everything about a Service (itself, its slices, routes attached to it, policies for any of these): "namespace/name".
     Service(Arc<str>),
     /// A Pod, and the ports that Services name: "namespace/name".
     Workload(Arc<str>),

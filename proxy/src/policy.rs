@@ -4,6 +4,7 @@
 //! What must survive a swap (endpoint state, budgets) is shared by `Arc` and carried over by key.
 
 pub mod apply;
+pub mod backend_policy;
 pub mod client;
 mod dump;
 pub mod http_match;
@@ -18,6 +19,7 @@ use std::{
     sync::Arc,
 };
 
+pub use backend_policy::BackendPolicy;
 pub use http_route::{HttpAction, HttpRoutes, Matched};
 use ipnet::IpNet;
 use leno_proto::v1::{ResourceKind, ResourceName};

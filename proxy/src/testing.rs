@@ -280,7 +280,7 @@ impl Sidecar {
             state: v1::endpoint::State::Ready.into(),
             ..Default::default()
         });
-        let endpoints = v1::Endpoints { protocol: 0, endpoints: endpoints.collect(), host_name: None };
+        let endpoints = v1::Endpoints { protocol: 0, endpoints: endpoints.collect(), ..v1::Endpoints::default() };
         self.apply(vec![
             (v1::ResourceKind::Destination, "shop.shop:80", v1::resource::Body::Destination(destination)),
             (v1::ResourceKind::Endpoints, "shop/shop:80", v1::resource::Body::Endpoints(endpoints)),

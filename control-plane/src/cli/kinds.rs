@@ -1,11 +1,15 @@
 //! Names of kinds, in any usual spelling.
 
 /// The kinds there are, each with the other names it goes by.
-const KINDS: [(&str, &[&str]); 8] = [
+const KINDS: [(&str, &[&str]); 12] = [
     ("HTTPRoute", &["httproute", "httproutes", "http"]),
     ("GRPCRoute", &["grpcroute", "grpcroutes", "grpc"]),
     ("TLSRoute", &["tlsroute", "tlsroutes", "tls"]),
     ("TCPRoute", &["tcproute", "tcproutes", "tcp"]),
+    ("BackendPolicy", &["backendpolicy", "backendpolicies"]),
+    ("RoutePolicy", &["routepolicy", "routepolicies"]),
+    ("InboundPolicy", &["inboundpolicy", "inboundpolicies"]),
+    ("FaultPolicy", &["faultpolicy", "faultpolicies"]),
     ("Service", &["service", "services", "svc"]),
     ("EndpointSlice", &["endpointslice", "endpointslices", "eps"]),
     ("Pod", &["pod", "pods", "po"]),

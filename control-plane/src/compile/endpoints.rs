@@ -10,7 +10,7 @@ use leno_proto::{
     v1::{Endpoint, Endpoints, HostName, Protocol, endpoint::State},
 };
 
-use super::{Sources, address, service_key};
+use super::{Sources, address, policy, service_key};
 use crate::model::{self, EndpointState, Kind, ObjectKey, Pod, ServiceKind};
 
 /// `key`: "namespace/service:port"; "namespace/pod/name:port" for one workload, "namespace/pod/name/address:port" at that
@@ -52,7 +52,7 @@ fn of_workload(sources: &mut Sources<'_>, key: &ObjectKey, ip: Option<IpAddr>, p
         workload: key.name.to_string(),
     };
     let protocol = ports.get(&port).map_or(Protocol::Detect, model::InboundPort::protocol);
-    Some(Endpoints { protocol: protocol.into(), endpoints: vec![endpoint], host_name: None })
+    Some(Endpoints { protocol: protocol.into(), endpoints: vec![endpoint], ..Endpoints::default() })
 }
 
 fn of_hostname(sources: &mut Sources<'_>, key: &ObjectKey, hostname: &str, port: u16) -> Option<Endpoints> {
@@ -66,7 +66,7 @@ fn of_hostname(sources: &mut Sources<'_>, key: &ObjectKey, hostname: &str, port:
     let found = endpoint_at(sources, slice_key, &endpoint, *ip, port)?;
     let declared = service.ports.iter().find(|known| model::target_number(service, known, slice) == Some(port));
     let protocol = declared.map_or(Protocol::Detect, |port| port.protocol);
-    Some(Endpoints { protocol: protocol.into(), endpoints: vec![found], host_name: None })
+    Some(Endpoints { protocol: protocol.into(), endpoints: vec![found], ..Endpoints::default() })
 }
 
 /// Empty: reached in plaintext. None: it is meshed, and no identity can be made of its names.
@@ -93,7 +93,8 @@ fn of_service(sources: &mut Sources<'_>, key: &ObjectKey, number: u16) -> Option
         };
         let host_name = Some(HostName { host: host.to_string(), port: u32::from(port) });
         let protocol = spoken(sources, key, number, declared.map_or(Protocol::Detect, |port| port.protocol));
-        return Some(Endpoints { protocol: protocol.into(), endpoints: Vec::new(), host_name });
+        let policy = policy::of_backend(sources, key, declared.map_or("", |port| &port.name));
+        return Some(Endpoints { protocol: protocol.into(), endpoints: Vec::new(), host_name, policy });
     }
     let port = service.port(number)?;
     let protocol = spoken(sources, key, number, port.protocol);
@@ -113,7 +114,8 @@ fn of_service(sources: &mut Sources<'_>, key: &ObjectKey, number: u16) -> Option
             }
         }
     }
-    Some(Endpoints { protocol: protocol.into(), endpoints: found.into_values().collect(), host_name: None })
+    let policy = policy::of_backend(sources, key, &port.name);
+    Some(Endpoints { protocol: protocol.into(), endpoints: found.into_values().collect(), host_name: None, policy })
 }
 
 fn endpoint_at(

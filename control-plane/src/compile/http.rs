@@ -5,7 +5,7 @@ use leno_proto::v1::{
     http_filter, named_match, path_match, path_modifier,
 };
 
-use super::{Sources, destination};
+use super::{Sources, destination, policy};
 use crate::model::{self, HttpFilter, ObjectKey, Rules, ValueMatch};
 
 /// Rules of the routes attached to one port, `routes` oldest first, as Gateway API orders them: by how specific the match is,
@@ -43,7 +43,7 @@ pub(super) fn default_routes(backends: Vec<WeightedBackend>) -> HttpRoutes {
 }
 
 fn action_of(sources: &mut Sources<'_>, key: &ObjectKey, rule: &model::HttpRule) -> HttpAction {
-    HttpAction {
+    let mut action = HttpAction {
         origin: Some(destination::origin(key, &rule.name)),
         filters: rule.filters.iter().map(filter).collect(),
         backends: rule.backends.iter().map(|backend| destination::weighted(sources, backend)).collect(),
@@ -54,11 +54,13 @@ fn action_of(sources: &mut Sources<'_>, key: &ObjectKey, rule: &model::HttpRule)
             attempts: retry.attempts,
             backoff: retry.backoff.map(duration),
         }),
-    }
+    };
+    policy::of_rule(sources, key, &rule.name, &mut action);
+    action
 }
 
 /// At the door a duration is at most some years: it fits.
-fn duration(duration: std::time::Duration) -> prost_types::Duration {
+pub(super) fn duration(duration: std::time::Duration) -> prost_types::Duration {
     prost_types::Duration {
         seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
         nanos: i32::try_from(duration.subsec_nanos()).unwrap_or_default(),

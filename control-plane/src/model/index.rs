@@ -11,6 +11,7 @@ use leno_proto::v1::Protocol;
 use super::{
     Kind, ObjectKey,
     object::{Endpoint, EndpointSlice, Namespace, Object, Pod, Route, Service, ServicePort, Stored, TargetPort},
+    policy::Policy,
     shared_map::SharedMap,
 };
 
@@ -49,6 +50,13 @@ pub(crate) fn slice<'a>(objects: &'a Objects, key: &ObjectKey) -> Option<&'a End
 pub(crate) fn route<'a>(objects: &'a Objects, key: &ObjectKey) -> Option<&'a Route> {
     match objects.get(key).map(|stored| stored.object.as_ref()) {
         Some(Object::Route(route)) => Some(route),
+        _ => None,
+    }
+}
+
+pub(crate) fn policy<'a>(objects: &'a Objects, key: &ObjectKey) -> Option<&'a Policy> {
+    match objects.get(key).map(|stored| stored.object.as_ref()) {
+        Some(Object::Policy(policy)) => Some(policy),
         _ => None,
     }
 }
@@ -126,7 +134,7 @@ impl Index {
             }
             Object::Pod(pod) => pod.ips.iter().for_each(|ip| count(&mut self.pod_ips, ip, key.clone(), part)),
             Object::EndpointSlice(slice) => self.part_of_slice(key, slice, part),
-            Object::Namespace(_) | Object::Route(_) => {}
+            Object::Namespace(_) | Object::Route(_) | Object::Policy(_) => {}
         }
     }
 

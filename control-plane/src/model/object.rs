@@ -4,7 +4,7 @@ use std::{cmp::Reverse, net::IpAddr, sync::Arc, time::Duration};
 
 use leno_proto::v1::Protocol;
 
-use super::ObjectKey;
+use super::{ObjectKey, policy::Policy};
 
 /// One object of the configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -14,6 +14,7 @@ pub enum Object {
     EndpointSlice(EndpointSlice),
     Pod(Pod),
     Route(Route),
+    Policy(Policy),
 }
 
 /// What plaintext gets at a workload's ports.

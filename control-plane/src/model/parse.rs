@@ -10,10 +10,12 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use super::{Document, DocumentError, Kind, Object, ObjectKey, hash::ContentHash};
+use crate::api;
 
 mod core;
 mod filter;
 mod http;
+mod policy;
 mod route;
 mod value;
 
@@ -206,6 +208,9 @@ fn kind_of(identity: &Identity) -> Result<Option<Kind>, FieldError> {
         Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => {
             ("gateway.networking.k8s.io", &ROUTE_VERSIONS)
         }
+        Kind::BackendPolicy | Kind::FaultPolicy | Kind::InboundPolicy | Kind::RoutePolicy => {
+            (api::GROUP, &[api::VERSION])
+        }
     };
     if group != its_group {
         // Somebody else's kind of the same name (Knative has a Service).
@@ -250,6 +255,10 @@ fn object(key: &ObjectKey, identity: &Identity, content: &Value) -> Result<(Obje
             let (route, unknown) = route::route(key, &identity.metadata, content)?;
             (Object::Route(route), unknown)
         }
+        Kind::BackendPolicy | Kind::FaultPolicy | Kind::InboundPolicy | Kind::RoutePolicy => {
+            let (policy, unknown) = policy::policy(key, &identity.metadata, content)?;
+            (Object::Policy(policy), unknown)
+        }
     };
     Ok((object, unknown.into_iter().chain(unknown_marks(key.kind, &identity.metadata)).collect()))
 }
@@ -288,9 +297,14 @@ fn significant(kind: Kind, metadata: &Metadata, content: &Value) -> ContentHash 
         Kind::EndpointSlice => &["/addressType", "/ports", "/endpoints"],
         // A Pod's status changes with every probe; only its addresses matter.
         Kind::Pod => &["/spec/serviceAccountName", "/status/podIP", "/status/podIPs"],
-        Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => {
-            &["/spec", "/metadata/creationTimestamp"]
-        }
+        Kind::HttpRoute
+        | Kind::GrpcRoute
+        | Kind::TlsRoute
+        | Kind::TcpRoute
+        | Kind::BackendPolicy
+        | Kind::FaultPolicy
+        | Kind::InboundPolicy
+        | Kind::RoutePolicy => &["/spec", "/metadata/creationTimestamp"],
     };
     for pointer in pointers {
         hash.text(pointer);

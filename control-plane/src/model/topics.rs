@@ -9,7 +9,7 @@ use std::{
 use super::{
     Kind, ObjectKey, Topic,
     index::{self, Index, Objects},
-    object::{EndpointSlice, Object},
+    object::{EndpointSlice, Object, Route},
     routes,
 };
 
@@ -106,14 +106,41 @@ pub(crate) fn touched(key: &ObjectKey, before: &Side<'_>, after: &Side<'_>, topi
                 }
             }
             Object::Route(route) => {
-                for parent in route.parents.iter().filter(|parent| parent.is_service) {
-                    topics.insert(Topic::Service(format!("{}/{}", parent.namespace, parent.name).into()));
-                }
+                route_topics(route, topics);
                 if key.kind == Kind::GrpcRoute {
                     let backends =
                         route.rules.backends().filter_map(|backend| routes::backend_service(&backend.target));
                     topics.extend(backends.map(|(service, _)| Topic::Service(name_of(&service))));
                 }
+            }
+            Object::Policy(policy) => {
+                // Whoever it is attached to, before or after.
+                for (target, side) in policy.targets.iter().flat_map(|target| [(target, before), (target, after)]) {
+                    policy_topics(key.kind, &target.object, side, topics);
+                }
+            }
+        }
+    }
+}
+
+/// A route shapes what clients of its parents get.
+fn route_topics(route: &Route, topics: &mut HashSet<Topic>) {
+    for parent in route.parents.iter().filter(|parent| parent.is_service) {
+        topics.insert(Topic::Service(format!("{}/{}", parent.namespace, parent.name).into()));
+    }
+}
+
+/// What a policy of that kind shapes at its target.
+fn policy_topics(policy: Kind, target: &ObjectKey, side: &Side<'_>, topics: &mut HashSet<Topic>) {
+    if target.kind == Kind::Service {
+        topics.insert(Topic::Service(name_of(target)));
+    } else if let Some(route) = index::route(side.objects, target) {
+        route_topics(route, topics);
+    }
+    if policy == Kind::InboundPolicy {
+        for slice in side.index.slices_of(target) {
+            if let Some(endpoints) = index::slice(side.objects, slice) {
+                workload_topics(slice, endpoints, side, topics);
             }
         }
     }

@@ -12,6 +12,7 @@ use super::{
     intake::{Claim, FileContent, Intake, Place, Verdict, source},
     object::Stored,
     parse::{self, Item, Parsed},
+    policies::PolicyIndex,
     routes::RouteIndex,
     shared_map::SharedMap,
     topics::{self, ByTopicId, Side, TopicId},
@@ -36,6 +37,7 @@ pub struct World {
     pub(crate) objects: Objects,
     pub(crate) index: Index,
     pub(crate) routes: Arc<RouteIndex>,
+    pub(crate) policies: Arc<PolicyIndex>,
     generation: u64,
     errors: Arc<[DocumentError]>,
     /// Objects in force whose document is bad.
@@ -66,6 +68,7 @@ impl World {
             objects: Objects::default(),
             index: Index::default(),
             routes: Arc::default(),
+            policies: Arc::default(),
             generation: generations.mesh,
             errors: Arc::default(),
             held_over: Arc::default(),
@@ -143,6 +146,7 @@ impl World {
             objects: self.objects.clone(),
             index: self.index.clone(),
             routes: Arc::clone(&self.routes),
+            policies: Arc::clone(&self.policies),
             generation: self.generation,
             errors: if errors_moved { intake.errors().into() } else { Arc::clone(&self.errors) },
             held_over: Arc::clone(&self.held_over),
@@ -255,6 +259,11 @@ impl World {
         // Routes depend on routes and Services only.
         if self.changed.iter().any(|key| key.kind.is_route() || key.kind == Kind::Service) {
             self.routes = Arc::new(RouteIndex::build(&self.objects));
+        }
+        // Policies on what they are attached to, too.
+        let concerns = |kind: Kind| kind.is_policy() || kind.is_route() || kind == Kind::Service;
+        if self.changed.iter().any(|key| concerns(key.kind)) {
+            self.policies = Arc::new(PolicyIndex::build(&self.objects));
         }
         if !before.loaded {
             // Who has never looked is told that everything changed.
@@ -382,7 +391,9 @@ impl World {
     }
 
     fn conditions(&self, stored: &Stored) -> Vec<Condition> {
-        let mut conditions = self.routes.conditions.get(&stored.key).cloned().unwrap_or_default();
+        let of_routes = self.routes.conditions.get(&stored.key);
+        let mut conditions =
+            of_routes.or_else(|| self.policies.conditions.get(&stored.key)).cloned().unwrap_or_default();
         let ips = match stored.object.as_ref() {
             Object::Service(service) => service.cluster_ips.as_slice(),
             _ => &[],

@@ -15,19 +15,19 @@ use tokio::{
 use super::set_keepalive;
 use crate::config::limits;
 
-/// Connects within [`limits::CONNECT_TIMEOUT`]. `mark`: see `config::Transparent::mark`.
+/// Connects within that time. `mark`: see `config::Transparent::mark`.
 ///
 /// # Errors
 /// Those of the kernel, or `TimedOut`.
-pub async fn connect(addr: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
-    connect_within(addr, mark, limits::CONNECT_TIMEOUT).await
+pub async fn connect(addr: SocketAddr, mark: Option<u32>, within: Duration) -> io::Result<TcpStream> {
+    establish(open(addr, mark)?, addr, within).await
 }
 
 /// SO_PRIORITY of a connection to a mesh peer while it is made; see [`connect_peer`]. One that needs no
 /// capability, and that queues treat like the default (TC_PRIO_INTERACTIVE_BULK).
 pub const PEER_PRIORITY: u32 = 4;
 
-/// Connects to a mesh peer within [`limits::CONNECT_TIMEOUT`].
+/// Connects to a mesh peer within that time.
 ///
 /// The peer may be this very workload, called by its service's address. Such a connection never leaves the
 /// host, and would reach the application instead of the proxy: by its priority the redirect's rules know it
@@ -35,10 +35,10 @@ pub const PEER_PRIORITY: u32 = 4;
 ///
 /// # Errors
 /// Those of the kernel, or `TimedOut`.
-pub async fn connect_peer(addr: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
+pub async fn connect_peer(addr: SocketAddr, mark: Option<u32>, within: Duration) -> io::Result<TcpStream> {
     let socket = open(addr, mark)?;
     SockRef::from(&socket).set_priority(PEER_PRIORITY)?;
-    let stream = establish(socket, addr, limits::CONNECT_TIMEOUT).await?;
+    let stream = establish(socket, addr, within).await?;
     // The rules look at the first packet only.
     SockRef::from(&stream).set_priority(0)?;
     Ok(stream)
@@ -57,16 +57,12 @@ pub async fn connect_host(host_port: &str, mark: Option<u32>) -> io::Result<TcpS
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("looking up {host_port}: no answer")))??;
     let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{host_port} has no address"));
     for addr in addrs {
-        match connect_within(addr, mark, left()).await {
+        match connect(addr, mark, left()).await {
             Ok(stream) => return Ok(stream),
             Err(error) => last = error,
         }
     }
     Err(last)
-}
-
-async fn connect_within(addr: SocketAddr, mark: Option<u32>, limit: Duration) -> io::Result<TcpStream> {
-    establish(open(addr, mark)?, addr, limit).await
 }
 
 fn open(addr: SocketAddr, mark: Option<u32>) -> io::Result<TcpSocket> {

@@ -134,8 +134,10 @@ mod tests {
             let again = bind(local).unwrap();
             assert_eq!(again.local_addr().unwrap(), local, "a second worker binds the same address");
             drop(again);
-            let (client, accepted) =
-                tokio::join!(super::super::connect::connect(local, None), accept(&listener, false));
+            let (client, accepted) = tokio::join!(
+                super::super::connect::connect(local, None, Duration::from_secs(5)),
+                accept(&listener, false)
+            );
             let client = client.unwrap();
             assert_eq!(accepted.peer, client.local_addr().unwrap());
             assert_eq!(accepted.destination, local);
@@ -153,7 +155,7 @@ mod tests {
         let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let addr = listener.local_addr().unwrap();
         let client = async {
-            let mut stream = super::super::connect::connect(addr, None).await.unwrap();
+            let mut stream = super::super::connect::connect(addr, None, Duration::from_secs(5)).await.unwrap();
             stream.read(&mut [0; 1]).await.unwrap()
         };
         tokio::select! {

@@ -5,6 +5,7 @@
 //! What must outlive a version is carried over: a backend by its key, an endpoint by address and identity,
 //! metric handles by their labels.
 
+mod backend_policy;
 mod destination;
 mod endpoints;
 mod filters;
@@ -16,6 +17,7 @@ use std::{
     collections::{HashMap, HashSet},
     fmt,
     sync::{Arc, atomic::AtomicBool},
+    time::Duration,
 };
 
 use leno_proto::v1::{self, Rejection, ResourceKind, ResourceName, resource::Body};
@@ -265,6 +267,11 @@ fn parse_inbound(inbound: v1::Inbound) -> Result<Inbound, Invalid> {
     ports.sort_unstable_by_key(|(port, _)| *port);
     ports.dedup_by_key(|(port, _)| *port);
     Ok(Inbound { strict, ports })
+}
+
+/// As it was sent; None if it was not.
+fn parse_duration(field: &str, duration: Option<prost_types::Duration>) -> Result<Option<Duration>, Invalid> {
+    duration.map(|duration| Duration::try_from(duration).map_err(|error| Invalid::new(field, error))).transpose()
 }
 
 fn parse_port(port: u32) -> Result<u16, Invalid> {

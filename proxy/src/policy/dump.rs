@@ -7,7 +7,7 @@ use leno_proto::v1::{ResourceKind, ResourceName};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Destination, HttpAction, Protocol, ServicePort, Store, Target, WeightedBackends,
+    BackendPolicy, Destination, HttpAction, Protocol, ServicePort, Store, Target, WeightedBackends,
     apply::endpoints_name,
     http_match::{HttpMatch, PathMatch, ValueMatch},
     http_route::{HttpBackend, HttpRule},
@@ -226,8 +226,17 @@ fn backend(snapshot: &Snapshot, backend: &Backend, now: Instant) -> Value {
         "origins": origins,
         "known": backend.is_known(),
         "protocol": set.protocol.as_str(),
+        "policy": policy(&set.policy),
         "host_name": backend.host_name.load().as_ref().map(|name| format!("{}:{}", name.host, name.port)),
         "endpoints": set.endpoints.iter().map(|it| endpoint(it, now)).collect::<Vec<_>>(),
+    })
+}
+
+/// How a backend is called, defaults included.
+fn policy(policy: &BackendPolicy) -> Value {
+    json!({
+        "origin": policy.origin.as_deref(),
+        "connect_timeout": format!("{:?}", policy.connect_timeout),
     })
 }
 

@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -13,7 +13,7 @@ use leno_proto::spiffe::SpiffeId;
 use tokio::sync::Notify;
 
 use super::{budget::RetryBudget, dns, outlier::Gate};
-use crate::policy::Protocol;
+use crate::policy::{BackendPolicy, Protocol};
 
 /// A set of endpoints that are alike. Made by `policy::apply`, one per ENDPOINTS key, kept as long as
 /// some destination or subscription needs it.
@@ -46,6 +46,8 @@ pub struct EndpointSet {
     pub known: bool,
     /// What endpoints speak; `Http2`: also HTTP/1 requests are sent as HTTP/2 (h2c).
     pub protocol: Protocol,
+    /// How they are called.
+    pub policy: Arc<BackendPolicy>,
     pub endpoints: Vec<Arc<Endpoint>>,
 }
 
@@ -104,10 +106,17 @@ impl Backend {
 }
 
 impl EndpointSet {
-    /// A set with a serial of its own.
+    /// A set with a serial of its own, under the default policy.
     pub fn new(known: bool, protocol: Protocol, endpoints: Vec<Arc<Endpoint>>) -> Self {
         static SERIAL: AtomicU64 = AtomicU64::new(1);
-        Self { serial: SERIAL.fetch_add(1, Ordering::Relaxed), known, protocol, endpoints }
+        static DEFAULT: LazyLock<Arc<BackendPolicy>> = LazyLock::new(Arc::default);
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        Self { serial, known, protocol, policy: Arc::clone(&DEFAULT), endpoints }
+    }
+
+    /// The same under a policy.
+    pub fn under(self, policy: Arc<BackendPolicy>) -> Self {
+        Self { policy, ..self }
     }
 }
 

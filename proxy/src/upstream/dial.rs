@@ -1,11 +1,14 @@
-//! Makes connections to endpoints: TCP, then mesh TLS if the endpoint has an identity, within CONNECT_TIMEOUT
-//! together. An endpoint with an identity is never reached in plaintext.
+//! Makes connections to endpoints: TCP, then mesh TLS if the endpoint has an identity, within one time for
+//! both. An endpoint with an identity is never reached in plaintext.
 
-use std::{rc::Rc, sync::Arc, time::SystemTime};
+use std::{
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use super::Endpoint;
 use crate::{
-    config::limits,
     error::Error,
     net::{self, Io},
     telemetry::access_log::rfc3339,
@@ -43,23 +46,33 @@ impl Dialer {
     }
 
     /// Connects to an endpoint; `protocol` is what ALPN says to a mesh peer.
-    pub async fn dial(&self, endpoint: &Endpoint, protocol: MeshProtocol) -> Result<Dialed, DialError> {
-        match tokio::time::timeout(limits::CONNECT_TIMEOUT, self.establish(endpoint, protocol)).await {
+    pub async fn dial(
+        &self,
+        endpoint: &Endpoint,
+        protocol: MeshProtocol,
+        within: Duration,
+    ) -> Result<Dialed, DialError> {
+        match tokio::time::timeout(within, self.establish(endpoint, protocol, within)).await {
             Ok(dialed) => dialed,
-            Err(_) => Err(DialError::Connect(format!("no connection within {:?}", limits::CONNECT_TIMEOUT))),
+            Err(_) => Err(DialError::Connect(format!("no connection within {within:?}"))),
         }
     }
 
-    async fn establish(&self, endpoint: &Endpoint, protocol: MeshProtocol) -> Result<Dialed, DialError> {
+    async fn establish(
+        &self,
+        endpoint: &Endpoint,
+        protocol: MeshProtocol,
+        within: Duration,
+    ) -> Result<Dialed, DialError> {
         let Some(identity) = &endpoint.identity else {
-            let tcp = net::connect::connect(endpoint.address, self.mark).await?;
+            let tcp = net::connect::connect(endpoint.address, self.mark, within).await?;
             return Ok(Dialed { io: Box::new(tcp), epoch: None });
         };
         let credentials = self.credentials.current().ok_or(TlsError::NoCredentials)?;
         if credentials.not_after <= SystemTime::now() {
             return Err(TlsError::OwnExpired(rfc3339(credentials.not_after)).into());
         }
-        let tcp = net::connect::connect_peer(endpoint.address, self.mark).await?;
+        let tcp = net::connect::connect_peer(endpoint.address, self.mark, within).await?;
         let tls = credentials.connect(tcp, identity, protocol).await?;
         Ok(Dialed { io: Box::new(tls), epoch: Some(credentials.epoch) })
     }

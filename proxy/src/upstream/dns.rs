@@ -125,7 +125,7 @@ impl Inner {
             let kept = current.endpoints.iter().find(|endpoint| endpoint.address == address);
             kept.map_or_else(|| Endpoint::new(address, None, name.host.as_str(), "", 1), Arc::clone)
         });
-        let set = EndpointSet::new(true, current.protocol, endpoints.collect());
+        let set = EndpointSet::new(true, current.protocol, endpoints.collect()).under(Arc::clone(&current.policy));
         backend.answer.expires.store(millis(Instant::now() + ttl), Ordering::Relaxed);
         let unchanged = set.endpoints.len() == current.endpoints.len()
             && set.endpoints.iter().all(|new| current.endpoints.iter().any(|old| Arc::ptr_eq(old, new)));

@@ -32,6 +32,7 @@ use crate::{
         request_body::ContinueGate,
         upgrade::Upgraded,
     },
+    policy::BackendPolicy,
     tls::MeshProtocol,
 };
 
@@ -43,6 +44,8 @@ pub struct Pool {
     pub endpoint: Arc<Endpoint>,
     dialer: Rc<Dialer>,
     pub stats: Rc<BackendStats>,
+    /// To make a connection.
+    connect_timeout: Cell<Duration>,
     /// The endpoint left its backend: what is in use finishes, nothing comes back.
     retired: Cell<bool>,
     idle: RefCell<Vec<http1::Idle>>,
@@ -115,6 +118,7 @@ impl Pool {
             endpoint,
             dialer,
             stats,
+            connect_timeout: Cell::new(limits::CONNECT_TIMEOUT),
             retired: Cell::new(false),
             idle: RefCell::default(),
             mux: http2::Shared::new(MeshProtocol::Http1Mux),
@@ -122,9 +126,14 @@ impl Pool {
         })
     }
 
+    /// Takes what the backend's policy says of connections.
+    pub(super) fn under(&self, policy: &BackendPolicy) {
+        self.connect_timeout.set(policy.connect_timeout);
+    }
+
     /// A new connection, counted.
     pub(super) async fn dial(&self, protocol: MeshProtocol) -> Result<Dialed, DialError> {
-        let dialed = self.dialer.dial(&self.endpoint, protocol).await;
+        let dialed = self.dialer.dial(&self.endpoint, protocol, self.connect_timeout.get()).await;
         match &dialed {
             Ok(_) => self.stats.connections.increment(1),
             Err(error) => {

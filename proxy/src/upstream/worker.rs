@@ -175,6 +175,7 @@ impl Balancer {
             None => Rc::new(LocalEndpoint::new(Arc::clone(endpoint), dialer, &self.stats, seed)),
         });
         let new: Rc<[Rc<LocalEndpoint>]> = new.collect();
+        new.iter().for_each(|local| local.pool.under(&set.policy));
         for gone in old.values() {
             gone.pool.retire();
         }

@@ -7,7 +7,7 @@ use leno_proto::v1::{Endpoint, EndpointsDelta, Resource, resource::Body};
 /// `next` as a delta against `base`; None if the whole is no longer than that.
 pub(super) fn shorten(base: &Resource, next: &Resource) -> Option<Resource> {
     let (Some(Body::Endpoints(old)), Some(Body::Endpoints(new))) = (&base.body, &next.body) else { return None };
-    if old.protocol != new.protocol || old.host_name != new.host_name {
+    if (old.protocol, &old.host_name, &old.policy) != (new.protocol, &new.host_name, &new.policy) {
         return None;
     }
     let mut before: HashMap<&str, &Endpoint> = old.endpoints.iter().map(|e| (e.address.as_str(), e)).collect();

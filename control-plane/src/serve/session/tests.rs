@@ -75,7 +75,7 @@ fn endpoints_of(value: u64) -> Endpoints {
         weight: if i == 1 { u32::try_from(value).unwrap() } else { 1 },
         ..Endpoint::default()
     });
-    Endpoints { protocol: Protocol::Detect.into(), endpoints: endpoints.collect(), host_name: None }
+    Endpoints { protocol: Protocol::Detect.into(), endpoints: endpoints.collect(), ..Endpoints::default() }
 }
 
 fn destination(key: &str) -> ResourceName {

@@ -1,5 +1,7 @@
 //! Destinations: what a client's address stands for, and the routes of connections.
 
+use std::sync::Arc;
+
 use leno_proto::v1;
 
 use super::{Backends, Invalid, http, parse_port, parse_protocol};
@@ -88,11 +90,16 @@ fn parse_tcp(service: &str, route: v1::TcpRoute, backends: &mut Backends<'_>) ->
     Ok(TcpRoute { origin, backends: WeightedBackends::new(entries) })
 }
 
+/// "HTTPRoute shop/cart"
+pub(super) fn object_text(v1::ObjectRef { kind, namespace, name }: &v1::ObjectRef) -> Arc<str> {
+    format!("{kind} {namespace}/{name}").into()
+}
+
 /// "HTTPRoute shop/cart"; "default" for what no route says.
 pub(super) fn parse_origin(origin: Option<v1::RuleOrigin>) -> RuleOrigin {
     let origin = origin.unwrap_or_default();
     let route = match origin.route {
-        Some(v1::ObjectRef { kind, namespace, name }) => format!("{kind} {namespace}/{name}").into(),
+        Some(route) => object_text(&route),
         None => "default".into(),
     };
     RuleOrigin { route, rule: origin.rule.into() }

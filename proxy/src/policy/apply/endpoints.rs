@@ -8,9 +8,9 @@ use std::{
 
 use leno_proto::{spiffe::SpiffeId, v1};
 
-use super::{Invalid, parse_port, parse_protocol};
+use super::{Invalid, backend_policy, parse_port, parse_protocol};
 use crate::{
-    policy::Protocol,
+    policy::{BackendPolicy, Protocol},
     upstream::{Backend, Endpoint, EndpointSet, HostName},
 };
 
@@ -18,6 +18,7 @@ use crate::{
 pub(super) struct EndpointsUpdate {
     backend: Arc<Backend>,
     protocol: Protocol,
+    policy: Arc<BackendPolicy>,
     content: Content,
 }
 
@@ -32,6 +33,9 @@ impl EndpointsUpdate {
     /// All endpoints anew.
     pub(super) fn whole(backend: &Arc<Backend>, endpoints: v1::Endpoints) -> Result<Self, Invalid> {
         let protocol = parse_protocol(endpoints.protocol).map_err(|invalid| invalid.within("endpoints"))?;
+        let policy = backend_policy::parse(endpoints.policy).map_err(|invalid| invalid.within("endpoints.policy"))?;
+        let current = Arc::clone(&backend.endpoints.load().policy);
+        let policy = if *current == policy { current } else { Arc::new(policy) };
         let content = match endpoints.host_name {
             Some(name) => {
                 Content::Name(parse_host_name(name).map_err(|invalid| invalid.within("endpoints.host_name"))?)
@@ -51,7 +55,7 @@ impl EndpointsUpdate {
                 Content::Endpoints(order.iter().filter_map(|address| next.remove(address)).collect())
             }
         };
-        Ok(Self { backend: backend.clone(), protocol, content })
+        Ok(Self { backend: backend.clone(), protocol, policy, content })
     }
 
     /// The endpoints held, with changes.
@@ -86,13 +90,15 @@ impl EndpointsUpdate {
             }
         }
         next.extend(added.iter().filter_map(|address| upserted.remove(address)));
-        Ok(Self { backend: backend.clone(), protocol: current.protocol, content: Content::Endpoints(next) })
+        let (protocol, policy) = (current.protocol, Arc::clone(&current.policy));
+        Ok(Self { backend: backend.clone(), protocol, policy, content: Content::Endpoints(next) })
     }
 
     /// The backend is known to have none.
     pub(super) fn none(backend: &Arc<Backend>) -> Self {
-        let protocol = backend.endpoints.load().protocol;
-        Self { backend: backend.clone(), protocol, content: Content::Endpoints(Vec::new()) }
+        let current = backend.endpoints.load();
+        let (protocol, policy) = (current.protocol, Arc::clone(&current.policy));
+        Self { backend: backend.clone(), protocol, policy, content: Content::Endpoints(Vec::new()) }
     }
 
     pub(super) fn is_of(&self, backend: &Arc<Backend>) -> bool {
@@ -108,17 +114,17 @@ impl EndpointsUpdate {
                 }
                 let endpoints = endpoints.into_iter().map(|(endpoint, _)| endpoint).collect();
                 self.backend.host_name.store(None);
-                self.backend.publish(EndpointSet::new(true, self.protocol, endpoints));
+                self.backend.publish(EndpointSet::new(true, self.protocol, endpoints).under(self.policy));
             }
             Content::Name(name) => {
                 let current = self.backend.endpoints.load_full();
                 let same_name = self.backend.host_name.load().as_ref().is_some_and(|held| **held == name);
-                if same_name && current.protocol == self.protocol {
+                if same_name && current.protocol == self.protocol && current.policy == self.policy {
                     return;
                 }
                 let endpoints = if same_name { current.endpoints.clone() } else { Vec::new() };
                 self.backend.host_name.store(Some(Arc::new(name)));
-                self.backend.publish(EndpointSet::new(false, self.protocol, endpoints));
+                self.backend.publish(EndpointSet::new(false, self.protocol, endpoints).under(self.policy));
             }
         }
     }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use http::{HeaderName, Method, StatusCode};
 use leno_proto::{pattern, v1};
 
-use super::{Backends, Invalid, destination::parse_origin, filters};
+use super::{Backends, Invalid, destination::parse_origin, filters, parse_duration};
 use crate::{
     policy::{
         HttpAction, HttpRoutes, WeightedBackends,
@@ -132,9 +132,7 @@ fn parse_action(service: &str, action: v1::HttpAction, backends: &mut Backends<'
 
 /// Zero means none (GEP-1742).
 fn parse_timeout(field: &str, duration: Option<prost_types::Duration>) -> Result<Option<Duration>, Invalid> {
-    let Some(duration) = duration else { return Ok(None) };
-    let duration = Duration::try_from(duration).map_err(|error| Invalid::new(field, error))?;
-    Ok(Some(duration).filter(|duration| !duration.is_zero()))
+    Ok(parse_duration(field, duration)?.filter(|duration| !duration.is_zero()))
 }
 
 fn parse_retry(retry: v1::Retry) -> Result<Retry, Invalid> {

@@ -71,10 +71,9 @@ pub(super) async fn claim(
         slot.fill(&connection, shared);
         return Ok((connection, true));
     }
-    let waited = tokio::time::timeout(limits::CONNECT_TIMEOUT, wait_for_stream(pool, shared, slot)).await;
-    waited.unwrap_or_else(|_| {
-        Err(DialError::Connect(format!("no HTTP/2 stream to be had within {:?}", limits::CONNECT_TIMEOUT)))
-    })
+    let within = pool.connect_timeout.get();
+    let waited = tokio::time::timeout(within, wait_for_stream(pool, shared, slot)).await;
+    waited.unwrap_or_else(|_| Err(DialError::Connect(format!("no HTTP/2 stream to be had within {within:?}"))))
 }
 
 async fn wait_for_stream(

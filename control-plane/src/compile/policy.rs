@@ -1,0 +1,25 @@
+//! Policies of ours, where they are sent to proxies: with the backend, the rule or the inbound port that they hold for.
+
+use std::time::Duration;
+
+use leno_proto::v1::{self, HttpAction};
+
+use super::{Sources, http::duration, object_ref};
+use crate::model::{Kind, ObjectKey, policy::PolicySpec};
+
+/// How a Service's port is called, if a policy says.
+pub(super) fn of_backend(sources: &mut Sources<'_>, service: &ObjectKey, port: &str) -> Option<v1::BackendPolicy> {
+    let (key, PolicySpec::Backend(policy)) = sources.policy(Kind::BackendPolicy, service, port)? else { return None };
+    Some(v1::BackendPolicy { origin: Some(object_ref(key)), connect_timeout: policy.connect_timeout.map(duration) })
+}
+
+/// What policies add to a rule. What the route says itself stays.
+pub(super) fn of_rule(sources: &mut Sources<'_>, route: &ObjectKey, rule: &str, action: &mut HttpAction) {
+    if let Some((_, PolicySpec::Route(policy))) = sources.policy(Kind::RoutePolicy, route, rule) {
+        // Zero switches it off.
+        let given = |timeout: Option<Duration>| timeout.filter(|timeout| !timeout.is_zero()).map(duration);
+        action.request_timeout = action.request_timeout.or_else(|| given(policy.request_timeout));
+        action.backend_request_timeout =
+            action.backend_request_timeout.or_else(|| given(policy.backend_request_timeout));
+    }
+}

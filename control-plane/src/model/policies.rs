@@ -1,0 +1,103 @@
+//! Which policy is in force where (GEP-713, direct policies), and what every policy is told about it.
+//!
+//! For one place, an object or a section of it, the oldest policy of a kind is in force; one for a section goes before one
+//! for the whole object.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use super::{
+    Condition, Kind, ObjectKey,
+    index::{self, Objects},
+    object::Rules,
+    policy::{Policy, Target},
+};
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct PolicyIndex {
+    /// By kind of policy and target: for each section (None: the whole), the policy.
+    in_force: HashMap<(Kind, ObjectKey), BTreeMap<Option<Arc<str>>, ObjectKey>>,
+    pub(crate) conditions: BTreeMap<ObjectKey, Vec<Condition>>,
+}
+
+impl PolicyIndex {
+    pub(crate) fn build(objects: &Objects) -> Self {
+        let keys = objects.keys().filter(|key| key.kind.is_policy());
+        let mut policies: Vec<(&ObjectKey, &Policy)> =
+            keys.filter_map(|key| Some((key, index::policy(objects, key)?))).collect();
+        // Without a time of creation: after those that have one.
+        policies.sort_by_key(|(key, policy)| {
+            (policy.created.is_none(), policy.created.clone(), key.namespace.clone(), key.name.clone())
+        });
+        let mut index = Self::default();
+        for (key, policy) in &policies {
+            for target in policy.targets.iter().filter(|target| missing(objects, target).is_none()) {
+                let at = index.in_force.entry((key.kind, target.object.clone())).or_default();
+                at.entry(target.section.clone()).or_insert_with(|| (*key).clone());
+            }
+        }
+        for (key, policy) in policies {
+            let conditions = policy.targets.iter().map(|target| index.accepted(objects, key, target)).collect();
+            index.conditions.insert(key.clone(), conditions);
+        }
+        index
+    }
+
+    /// The policy of a kind for a section of an object.
+    pub(crate) fn at(&self, kind: Kind, object: &ObjectKey, section: &str) -> Option<&ObjectKey> {
+        let sections = self.in_force.get(&(kind, object.clone()))?;
+        sections.get(&Some(section.into())).or_else(|| sections.get(&None))
+    }
+
+    fn accepted(&self, objects: &Objects, key: &ObjectKey, target: &Target) -> Condition {
+        let (status, reason, message) = match missing(objects, target) {
+            Some(message) => (false, "TargetNotFound", message),
+            None => self.precedence(key, target),
+        };
+        let mut parent = target.object.to_string();
+        if let Some(section) = &target.section {
+            parent.push_str(&format!(":{section}"));
+        }
+        Condition { kind: "Accepted", status, reason: reason.to_owned(), message, parent: Some(parent) }
+    }
+
+    fn precedence(&self, key: &ObjectKey, target: &Target) -> (bool, &'static str, String) {
+        let Some(sections) = self.in_force.get(&(key.kind, target.object.clone())) else {
+            return (true, "Accepted", String::new());
+        };
+        if let Some(winner) = sections.get(&target.section).filter(|winner| *winner != key) {
+            return (false, "Conflicted", format!("{winner} is older, and in force"));
+        }
+        let others = sections.iter().filter(|(section, policy)| section.is_some() && *policy != key);
+        let overridden: Vec<String> =
+            others.filter_map(|(section, policy)| Some(format!("{}: {policy}", section.as_deref()?))).collect();
+        let message = if target.section.is_none() && !overridden.is_empty() {
+            format!("not in force where another is more specific: {}", overridden.join("; "))
+        } else {
+            String::new()
+        };
+        (true, "Accepted", message)
+    }
+}
+
+/// Why a target does not exist.
+fn missing(objects: &Objects, target: &Target) -> Option<String> {
+    let Target { object, section } = target;
+    let sections: Option<Vec<Arc<str>>> = match object.kind {
+        Kind::Service => {
+            let service = index::service(objects, object);
+            service.map(|service| service.ports.iter().map(|port| port.name.clone()).collect())
+        }
+        _ => index::route(objects, object).map(|route| match &route.rules {
+            Rules::Http(rules) => rules.iter().map(|rule| rule.name.clone()).collect(),
+            Rules::Tls { .. } | Rules::Tcp { .. } => Vec::new(),
+        }),
+    };
+    let Some(sections) = sections else { return Some(format!("{object} does not exist")) };
+    let section = section.as_ref().filter(|section| !sections.contains(section))?;
+    let what = if object.kind == Kind::Service { "port" } else { "rule" };
+    Some(format!("{object} has no {what} named {section:?}"))
+}

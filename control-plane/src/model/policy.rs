@@ -1,0 +1,64 @@
+//! Policies of ours after the door: validated and defaulted.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{Kind, ObjectKey};
+
+/// A policy of any kind.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policy {
+    /// RFC 3339 in UTC: of two policies for one place the older is in force. A folder has none.
+    pub created: Option<Arc<str>>,
+    /// In the policy's own namespace.
+    pub targets: Vec<Target>,
+    pub spec: PolicySpec,
+}
+
+/// What a policy is attached to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    pub object: ObjectKey,
+    /// Name of a Service's port or of a route's rule; None: all of them.
+    pub section: Option<Arc<str>>,
+}
+
+/// What a policy says, by its kind.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PolicySpec {
+    Backend(BackendPolicy),
+    Route(RoutePolicy),
+    Inbound(InboundPolicy),
+    Fault(FaultPolicy),
+}
+
+/// How a Service's endpoints are called.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct BackendPolicy {
+    pub connect_timeout: Option<Duration>,
+}
+
+/// What a route or rule adds.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct RoutePolicy {
+    /// Some(zero): switched off.
+    pub request_timeout: Option<Duration>,
+    /// Some(zero): switched off.
+    pub backend_request_timeout: Option<Duration>,
+}
+
+/// What workloads accept.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct InboundPolicy {}
+
+/// Faults made on purpose.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct FaultPolicy {}
+
+/// Kinds that a kind of policy can be attached to.
+pub(crate) fn target_kinds(policy: Kind) -> &'static [Kind] {
+    match policy {
+        Kind::BackendPolicy | Kind::InboundPolicy => &[Kind::Service],
+        Kind::RoutePolicy | Kind::FaultPolicy => &[Kind::HttpRoute, Kind::GrpcRoute],
+        _ => &[],
+    }
+}
