@@ -11,6 +11,7 @@ mod control_plane;
 mod crds;
 mod describe;
 mod duration;
+mod explain;
 mod get;
 mod kinds;
 mod token;
@@ -47,6 +48,7 @@ enum Command {
     ControlPlane(Box<control_plane::Args>),
     Get(get::Args),
     Describe(describe::Args),
+    Explain(explain::Args),
     Wait(wait::Args),
     Check(check::Args),
     Token(token::Args),
@@ -70,6 +72,7 @@ pub fn main() -> ExitCode {
         Command::Describe(args) => describe::run(args),
         Command::Wait(args) => wait::run(args),
         Command::Check(args) => check::run(args),
+        Command::Explain(args) => explain::run(args),
         Command::Token(args) => token::run(args),
         Command::Crds(args) => crds::run(args),
     };

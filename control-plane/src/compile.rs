@@ -132,4 +132,4 @@ fn service_key(namespace: &str, name: &str) -> ObjectKey {
 #[cfg(test)]
 mod properties;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

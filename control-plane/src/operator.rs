@@ -12,8 +12,9 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use leno_proto::v1::{
-    self, CheckAuthorityRequest, CheckAuthorityResponse, IssueTokenRequest, IssueTokenResponse, ListObjectsRequest,
-    ListObjectsResponse, ListProxiesRequest, ListProxiesResponse, ObjectRef, ObjectStatus, WatchObjectRequest,
+    self, CheckAuthorityRequest, CheckAuthorityResponse, ExplainRequest, Explanation, IssueTokenRequest,
+    IssueTokenResponse, ListObjectsRequest, ListObjectsResponse, ListProxiesRequest, ListProxiesResponse, ObjectRef,
+    ObjectStatus, WatchObjectRequest,
     operator_server::{Operator, OperatorServer},
 };
 use tokio::{
@@ -30,7 +31,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     authority::{Authority, issue, token},
     model::{DocumentError, Kind, ObjectInfo, ObjectKey, World},
-    serve::tracker::Tracker,
+    serve::{limits, questions::NoAnswer, tracker::Tracker},
     sources::folder::Prompt,
 };
 
@@ -242,6 +243,22 @@ impl Operator for Answers {
             answers.watch(object, sender).await;
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<Explanation>, Status> {
+        let ExplainRequest { proxy, request } = request.into_inner();
+        let request = request.ok_or_else(|| Status::invalid_argument("which request?"))?;
+        let asked =
+            self.tracker.questions.ask(&proxy, request, limits::ANSWER, |proxy| self.tracker.tell_of_questions(proxy));
+        asked.await.map(Response::new).map_err(|why| match why {
+            NoAnswer::TooManyQuestions => Status::resource_exhausted("too many questions at once: ask again"),
+            NoAnswer::NotConnected => Status::not_found(format!(
+                "no proxy {proxy} is connected here: `leno get proxies` shows those that are"
+            )),
+            NoAnswer::InTime(limit) => Status::deadline_exceeded(format!(
+                "proxy {proxy} did not answer within {limit:?}: it is busy, or older than this question"
+            )),
+        })
     }
 
     async fn issue_token(&self, request: Request<IssueTokenRequest>) -> Result<Response<IssueTokenResponse>, Status> {

@@ -8,6 +8,7 @@ pub mod discovery;
 pub mod interests;
 pub mod listener;
 pub mod metrics;
+pub mod questions;
 mod roster;
 pub mod session;
 mod strangers;
@@ -48,6 +49,10 @@ pub mod limits {
     pub const OTHER_FILES: usize = 128;
     /// A client's part of the TLS handshake.
     pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+    /// For a proxy's answer to an operator's question.
+    pub const ANSWER: Duration = Duration::from_secs(5);
+    /// Operators' questions at once.
+    pub const QUESTIONS: usize = 64;
     /// Refused connections that are logged one by one within [`REFUSALS_PERIOD`]; of the others, how many there were.
     pub const REFUSALS_LOGGED: u32 = 20;
     /// See [`REFUSALS_LOGGED`].

@@ -119,8 +119,9 @@ pub mod limits {
     pub const POOL_IDLE: Duration = Duration::from_secs(4);
     /// The same to a mesh peer, which keeps its side open longer, and whose handshake costs more.
     pub const MESH_POOL_IDLE: Duration = Duration::from_secs(60);
-    /// Pooled connections to one endpoint, per worker.
-    pub const POOL_IDLE_PER_ENDPOINT: usize = 128;
+    /// Idle HTTP/1 connections kept to one endpoint, per worker: as many as a burst may have needed, lest each further
+    /// request of it makes one anew. [`POOL_IDLE`] bounds how long.
+    pub const POOL_IDLE_PER_ENDPOINT: usize = 1024;
     /// A request or response head, HTTP/1 and HTTP/2.
     pub const HEAD_BYTES: usize = 64 * 1024;
     /// What one HTTP/1 connection buffers in either direction.

@@ -7,6 +7,7 @@ pub mod apply;
 pub mod backend_policy;
 pub mod client;
 mod dump;
+mod explain;
 pub mod http_match;
 pub mod http_route;
 pub mod session;

@@ -177,7 +177,7 @@ impl Proxy {
             let delta = match response.response {
                 Some(Response::Delta(delta)) => delta,
                 Some(Response::Goodbye(goodbye)) => bail!("the control plane leaves: {}", goodbye.reason),
-                None => continue,
+                Some(Response::Question(_)) | None => continue,
             };
             requests.send(say(Request::Verdict(Verdict { nonce: delta.nonce, rejected: Vec::new() }))).await?;
             self.crowd.answered(self.number, &delta);

@@ -23,11 +23,13 @@ use crate::authority::issue;
 /// are listed below, with file, document, field and reason. An object that was good before is held over: the generation
 /// shown stays in force, through restarts too, until its document is mended or removed.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  leno get\n  leno get httproutes -n shop\n  leno get svc cart -n shop -o json\n  \
+#[command(
+    after_help = "Examples:\n  leno get\n  leno get httproutes -n shop\n  leno get policies\n  leno get svc cart -n shop -o json\n  \
                         leno get proxies -o wide\n\nExit codes: 0 shown; 1 what was asked for does not exist, or cannot be \
-                        shown; 2 the command line is wrong. Whether all is well: leno check.")]
+                        shown; 2 the command line is wrong. Whether all is well: leno check."
+)]
 pub(super) struct Args {
-    /// Kind (httproute, grpcroute, tlsroute, tcproute, service, endpointslice, pod, namespace), or proxies [default: all]
+    /// Kind (httproute, backendpolicy, service, pod, …), routes, policies, or proxies [default: all]
     #[arg(value_name = "KIND[/NAME]")]
     kind: Option<String>,
     /// Name of one object or proxy
@@ -64,10 +66,14 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         namespace: namespace.unwrap_or_default().to_owned(),
         name: name.unwrap_or_default().to_owned(),
     };
-    let answer = block_on(async {
+    let mut answer = block_on(async {
         let answer = connect::connect(&args.state.folder).await?.list_objects(request).await;
         Ok(answer.map_err(connect::said)?.into_inner())
     })?;
+    if let Some(kinds) = args.kind.as_deref().and_then(kinds::group) {
+        let is_of = |object: &ObjectStatus| object.object.as_ref().is_some_and(|name| kinds.contains(&&*name.kind));
+        answer.objects.retain(is_of);
+    }
     match args.output {
         Output::Json => outln!("{:#}", objects_json(&answer.objects, &answer.errors, answer.generation)),
         Output::Table | Output::Wide => {
@@ -87,6 +93,7 @@ fn asked_for(args: &Args) -> Result<(&'static str, Option<&str>, Option<&str>), 
     let (namespace, name) = (args.namespace.as_deref(), args.name.as_deref());
     match args.kind.as_deref() {
         None | Some("all") => Ok(("", namespace, name)),
+        Some(group) if kinds::group(group).is_some() => Ok(("", namespace, name)),
         Some(object) if object.contains('/') && name.is_none() => {
             let (kind, of, name) = kinds::parse_object(object)?;
             Ok((kind, of.or(namespace), Some(name)))

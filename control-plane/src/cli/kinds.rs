@@ -16,6 +16,18 @@ const KINDS: [(&str, &[&str]); 12] = [
     ("Namespace", &["namespace", "namespaces", "ns"]),
 ];
 
+/// Names that stand for several kinds.
+const GROUPS: [(&str, &[&str]); 2] = [
+    ("routes", &["HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute"]),
+    ("policies", &["BackendPolicy", "RoutePolicy", "InboundPolicy", "FaultPolicy"]),
+];
+
+/// The kinds of a group: "policies".
+pub(super) fn group(text: &str) -> Option<&'static [&'static str]> {
+    let text = text.to_ascii_lowercase();
+    GROUPS.iter().find(|(name, _)| *name == text).map(|(_, kinds)| *kinds)
+}
+
 /// The kind's own name: "svc" is "Service". An API group after a dot is ignored, as kubectl allows one.
 ///
 /// # Errors
@@ -26,7 +38,7 @@ pub(super) fn parse(text: &str) -> Result<&'static str, String> {
     let found = KINDS.iter().find(|(_, names)| names.contains(&short.as_str()));
     found.map(|(kind, _)| *kind).ok_or_else(|| {
         let kinds: Vec<&str> = KINDS.iter().filter_map(|(_, names)| names.first().copied()).collect();
-        format!("there is no kind {text:?}; there are {}, and proxy", kinds.join(", "))
+        format!("there is no kind {text:?}; there are {}, routes, policies, and proxy", kinds.join(", "))
     })
 }
 
@@ -52,6 +64,14 @@ pub(super) fn parse_object(text: &str) -> Result<(&'static str, Option<&str>, &s
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn groups_hold_kinds_that_there_are() {
+        for kind in GROUPS.iter().flat_map(|(_, kinds)| *kinds) {
+            assert!(KINDS.iter().any(|(known, _)| known == kind), "{kind}");
+        }
+        assert!(group("Policies").is_some_and(|kinds| kinds.contains(&"BackendPolicy")));
+    }
 
     #[test]
     fn kinds_go_by_many_names() {

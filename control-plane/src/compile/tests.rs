@@ -10,6 +10,7 @@ use crate::{
 };
 
 mod addressed;
+mod policy;
 
 pub(crate) fn world(yaml: &str) -> World {
     world_with(MeshSettings::strict("cluster.local"), yaml)

@@ -101,3 +101,6 @@ fn missing(objects: &Objects, target: &Target) -> Option<String> {
     let what = if object.kind == Kind::Service { "port" } else { "rule" };
     Some(format!("{object} has no {what} named {section:?}"))
 }
+
+#[cfg(test)]
+mod tests;

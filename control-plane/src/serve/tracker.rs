@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use super::{
     limits,
+    questions::Questions,
     session::{Lag, Standing},
 };
 use crate::authority::issue;
@@ -69,6 +70,8 @@ pub type Orders = watch::Receiver<Order>;
 pub struct Order {
     /// How often it was asked to show that its proxy is there.
     pub prove: u64,
+    /// How often there was an operator's question for its proxy.
+    pub ask: u64,
     /// Compare what is subscribed with this generation, or a later one.
     pub compare: u64,
 }
@@ -131,6 +134,8 @@ pub struct Tracker {
     revision: watch::Sender<u64>,
     /// Counts changes of [`Self::names`].
     roster: watch::Sender<u64>,
+    /// For proxies that are connected.
+    pub questions: Questions,
 }
 
 #[derive(Default)]
@@ -221,6 +226,18 @@ impl Tracker {
         }
         drop(state);
         self.bump();
+    }
+
+    /// Has a proxy ("namespace/workload") take its questions. False: it is not connected.
+    pub fn tell_of_questions(&self, proxy: &str) -> bool {
+        let state = self.state.lock();
+        let serving = |record: &&Record| record.name == proxy && record.vanished.is_none() && !record.duplicate;
+        let mut found = false;
+        for record in state.streams.values().filter(serving) {
+            record.orders.send_modify(|order| order.ask += 1);
+            found = true;
+        }
+        found
     }
 
     /// The stream ended: with a word (the proxy exits and is forgotten), or without (it may be serving still).

@@ -2,7 +2,9 @@
 //! are as small as what usually goes through.
 
 use bytes::{BufMut, Bytes};
-use leno_proto::v1::{Delta, Goodbye, ResourceName, SubscribeRequest, SubscribeResponse, subscribe_response::Response};
+use leno_proto::v1::{
+    Delta, Goodbye, Question, ResourceName, SubscribeRequest, SubscribeResponse, subscribe_response::Response,
+};
 use prost::{
     Message as _,
     encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len},
@@ -77,6 +79,7 @@ fn begin_field(tag: u32, len: usize, buffer: &mut impl BufMut) {
 pub enum Outgoing {
     Update(Update),
     Goodbye(Goodbye),
+    Question(Question),
 }
 
 /// See the module.
@@ -110,6 +113,9 @@ impl Encoder for Wire {
             }
             Outgoing::Goodbye(goodbye) => {
                 SubscribeResponse { response: Some(Response::Goodbye(goodbye)) }.encode(buffer)
+            }
+            Outgoing::Question(question) => {
+                SubscribeResponse { response: Some(Response::Question(question)) }.encode(buffer)
             }
         };
         encoded.map_err(|error| Status::internal(format!("cannot encode a response: {error}")))

@@ -13,8 +13,8 @@ use std::{
 
 use hyper_util::rt::TokioIo;
 use leno_proto::v1::{
-    Delta, SubscribeRequest, SubscribeResponse, Verdict, discovery_client::DiscoveryClient, subscribe_request::Request,
-    subscribe_response::Response,
+    Delta, Explanation, Question, SubscribeRequest, SubscribeResponse, Verdict, discovery_client::DiscoveryClient,
+    subscribe_request::Request, subscribe_response::Response,
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -24,7 +24,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Streaming, transport::Endpoint};
 
 use super::{
-    Destination, DestinationKey, Store, Unavailable, apply, session,
+    Destination, DestinationKey, Store, Unavailable, apply, explain, session,
     session::{Denied, Session},
     store::{self, Ask},
 };
@@ -262,6 +262,10 @@ impl Client {
                     Ok(Some(SubscribeResponse { response: Some(Response::Goodbye(goodbye)) })) => {
                         return End::Goodbye(goodbye.reason);
                     }
+                    Ok(Some(SubscribeResponse { response: Some(Response::Question(question)) })) => {
+                        self.explain(question, stream);
+                        Ok(())
+                    }
                     // Of a later version of the protocol.
                     Ok(Some(SubscribeResponse { response: None })) => Ok(()),
                     Ok(None) => Err(Failure::Ended),
@@ -285,6 +289,21 @@ impl Client {
                 return End::Broken { answered: answered || opened.elapsed() >= OPEN_TIMEOUT, failure };
             }
         }
+    }
+
+    /// Answers an operator's question, for which a destination may have to be asked for first.
+    fn explain(&self, question: Question, stream: &Stream) {
+        let (store, requests) = (Arc::clone(&self.store), stream.requests.clone());
+        tokio::spawn(async move {
+            let explained = explain::explain(&store, &question.request.unwrap_or_default()).await;
+            let (decisions, error) = match explained {
+                Ok(decisions) => (decisions, String::new()),
+                Err(error) => (Vec::new(), error),
+            };
+            let answer = Request::Explanation(Explanation { id: question.id, decisions, error });
+            // If the stream is gone, so is who asked.
+            let _ = requests.send(SubscribeRequest { request: Some(answer) }).await;
+        });
     }
 
     /// Puts a delta in force and answers it.

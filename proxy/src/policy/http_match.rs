@@ -64,6 +64,38 @@ impl HttpMatch {
     }
 }
 
+impl HttpMatch {
+    /// As [`Self::holds`]; the first part that does not hold is told in words.
+    pub(super) fn fits(&self, request: &RequestHead) -> Result<(), String> {
+        if self.holds(request).is_some() {
+            return Ok(());
+        }
+        if let Some(method) = self.method.as_ref().filter(|method| **method != request.method) {
+            return Err(format!("the method is not {method}"));
+        }
+        if self.path.holds(request.path()).is_none() {
+            return Err(match &self.path {
+                PathMatch::Any => "the path does not fit".to_owned(),
+                PathMatch::Exact(exact) => format!("the path is not {exact}"),
+                PathMatch::Prefix(prefix) => format!("the path is not under {prefix}"),
+                PathMatch::Regex(regex) => format!("the path does not fit {regex}"),
+            });
+        }
+        if self.grpc && !is_grpc(&request.fields) {
+            return Err("it is no gRPC request (content-type)".to_owned());
+        }
+        if let Some(header) = self.headers.iter().find(|wanted| !wanted.holds(request)) {
+            return Err(format!("the header {} is not {}", header.name, header.value.text()));
+        }
+        let query = request.query().unwrap_or_default().as_bytes();
+        let parameter = self.query.iter().find(|wanted| !wanted.holds(query));
+        Err(parameter.map_or_else(
+            || "it does not match".to_owned(),
+            |wanted| format!("the query parameter {} is not {}", wanted.name, wanted.value.text()),
+        ))
+    }
+}
+
 impl PathMatch {
     /// A prefix of whole segments: "/v2" and "/v2/" are the same, "/" holds for every path.
     pub fn prefix(prefix: &str) -> Self {
@@ -117,6 +149,13 @@ impl QueryMatch {
 }
 
 impl ValueMatch {
+    fn text(&self) -> String {
+        match self {
+            Self::Exact(exact) => format!("{:?}", String::from_utf8_lossy(exact)),
+            Self::Regex(regex) => format!("like {regex}"),
+        }
+    }
+
     fn holds(&self, value: &[u8]) -> bool {
         match self {
             Self::Exact(exact) => **exact == *value,

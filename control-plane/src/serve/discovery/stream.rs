@@ -53,6 +53,8 @@ pub(super) struct ProxyStream {
     proved: u64,
     /// The proxy is to show that it is there.
     prove: bool,
+    /// How often there were questions for it.
+    asked: u64,
     unreported: Report,
     /// When the first change, or subscription, came that no delta was sent for yet.
     due_since: Option<Instant>,
@@ -76,6 +78,7 @@ impl ProxyStream {
             heard: 0,
             proved: 0,
             prove: false,
+            asked: 0,
             unreported: Report::default(),
             due_since: None,
             sent_for: None,
@@ -114,7 +117,9 @@ impl ProxyStream {
                 }
                 asked = orders.changed() => {
                     asked.map_err(|_| Status::aborted("another stream was opened for this workload"))?;
-                    self.obey(*orders.borrow_and_update());
+                    let order = *orders.borrow_and_update();
+                    self.obey(order);
+                    self.ask(order, responses);
                     continue;
                 }
                 () = sleep_until(end_at) => "the stream has lived long enough: reconnect",
@@ -129,6 +134,16 @@ impl ProxyStream {
         self.proved = order.prove;
         if order.compare > self.session.seen() {
             self.due();
+        }
+    }
+
+    /// Passes questions on. A proxy that is so slow that there is no room for them does not get them.
+    fn ask(&mut self, order: Order, responses: &Responses) {
+        if order.ask > self.asked {
+            self.asked = order.ask;
+            for question in self.distributor.tracker.questions.take(&self.proxy()) {
+                let _ = responses.try_send(Box::new(Ok(Outgoing::Question(question))));
+            }
         }
     }
 
@@ -266,6 +281,10 @@ impl ProxyStream {
                 let waited = self.sent_for.take().map(|since| since.elapsed());
                 self.distributor.metrics.verdict(verdict.rejected.len(), waited);
                 self.session.verdict(verdict).map_err(violation)
+            }
+            subscribe_request::Request::Explanation(explanation) => {
+                self.distributor.tracker.questions.answer(explanation);
+                Ok(())
             }
         }
     }

@@ -111,7 +111,7 @@ impl State {
     fn add(&mut self, opened: Opened, refused: Option<Instant>) -> (StreamId, Orders) {
         self.next += 1;
         let id = StreamId(self.next);
-        let (orders, receiver) = watch::channel(Order { prove: 0, compare: self.told.max(1) });
+        let (orders, receiver) = watch::channel(Order { prove: 0, ask: 0, compare: self.told.max(1) });
         let record = Record {
             name: opened.name(),
             opened,

@@ -61,7 +61,7 @@ pub(in crate::policy) fn endpoint(address: &str) -> Endpoint {
     }
 }
 
-fn endpoints(addresses: &[&str]) -> Endpoints {
+pub(in crate::policy) fn endpoints(addresses: &[&str]) -> Endpoints {
     Endpoints { endpoints: addresses.iter().map(|address| endpoint(address)).collect(), ..Endpoints::default() }
 }
 
@@ -70,7 +70,7 @@ pub(in crate::policy) fn delta(changed: Vec<Resource>, removed: Vec<ResourceName
 }
 
 /// Applies to `store`, everything wanted and every anchor trusted.
-fn take(store: &Store, changed: Vec<Resource>, removed: Vec<ResourceName>) -> Vec<Rejection> {
+pub(in crate::policy) fn take(store: &Store, changed: Vec<Resource>, removed: Vec<ResourceName>) -> Vec<Rejection> {
     apply(&store.snapshot(), delta(changed, removed), |_| true, &mut |_, _| Ok(())).commit(store)
 }
 

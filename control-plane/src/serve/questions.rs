@@ -1,0 +1,120 @@
+//! What operators ask proxies, and what comes back: over the proxies' own streams, so that no proxy need be reached otherwise.
+
+use std::{collections::HashMap, time::Duration};
+
+use leno_proto::v1::{Explanation, Question, RequestToExplain};
+use parking_lot::Mutex;
+use tokio::{sync::oneshot, time::timeout};
+
+use super::limits;
+
+/// Questions that nobody has answered yet.
+#[derive(Default)]
+pub struct Questions {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    last: u64,
+    /// Not yet sent, by proxy ("namespace/workload").
+    unsent: HashMap<String, Vec<Question>>,
+    asking: HashMap<u64, oneshot::Sender<Explanation>>,
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoAnswer {
+    TooManyQuestions,
+    NotConnected,
+    /// An older proxy does not know the question.
+    InTime(Duration),
+}
+
+impl Questions {
+    /// Asks a proxy. `tell` lets its stream know, and says whether there is one.
+    ///
+    /// # Errors
+    /// If no answer comes.
+    pub async fn ask(
+        &self,
+        proxy: &str,
+        request: RequestToExplain,
+        within: Duration,
+        tell: impl FnOnce(&str) -> bool,
+    ) -> Result<Explanation, NoAnswer> {
+        let (id, answer) = self.put(proxy, request).ok_or(NoAnswer::TooManyQuestions)?;
+        let answer = if tell(proxy) {
+            timeout(within, answer).await.map_err(|_| NoAnswer::InTime(within))
+        } else {
+            Err(NoAnswer::NotConnected)
+        };
+        self.forget(proxy, id);
+        answer?.map_err(|_| NoAnswer::NotConnected)
+    }
+
+    fn put(&self, proxy: &str, request: RequestToExplain) -> Option<(u64, oneshot::Receiver<Explanation>)> {
+        let mut state = self.state.lock();
+        if state.asking.len() >= limits::QUESTIONS {
+            return None;
+        }
+        state.last += 1;
+        let id = state.last;
+        let (sender, receiver) = oneshot::channel();
+        state.asking.insert(id, sender);
+        state.unsent.entry(proxy.to_owned()).or_default().push(Question { id, request: Some(request) });
+        Some((id, receiver))
+    }
+
+    fn forget(&self, proxy: &str, id: u64) {
+        let mut state = self.state.lock();
+        state.asking.remove(&id);
+        if let Some(unsent) = state.unsent.get_mut(proxy) {
+            unsent.retain(|question| question.id != id);
+            if unsent.is_empty() {
+                state.unsent.remove(proxy);
+            }
+        }
+    }
+
+    /// What a proxy's stream has to send.
+    pub fn take(&self, proxy: &str) -> Vec<Question> {
+        self.state.lock().unsent.remove(proxy).unwrap_or_default()
+    }
+
+    /// A proxy's answer. One that nobody waits for any more is dropped.
+    pub fn answer(&self, explanation: Explanation) {
+        if let Some(asking) = self.state.lock().asking.remove(&explanation.id) {
+            let _ = asking.send(explanation);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_finds_who_asked() {
+        let questions = Questions::default();
+        let asked = questions.ask("a/b", RequestToExplain::default(), limits::ANSWER, |proxy| {
+            let [question] = questions.take(proxy).try_into().unwrap();
+            questions.answer(Explanation { id: question.id, ..Explanation::default() });
+            true
+        });
+        assert!(asked.await.is_ok());
+        assert!(questions.state.lock().asking.is_empty());
+    }
+
+    #[tokio::test]
+    async fn nothing_is_left_of_questions_that_nobody_answers() {
+        let questions = Questions::default();
+        let soon = Duration::from_millis(1);
+        let asked = questions.ask("a/b", RequestToExplain::default(), soon, |_| true).await;
+        assert_eq!(asked, Err(NoAnswer::InTime(soon)));
+        let asked = questions.ask("a/c", RequestToExplain::default(), soon, |_| false).await;
+        assert_eq!(asked, Err(NoAnswer::NotConnected));
+        let state = questions.state.lock();
+        assert!(state.asking.is_empty() && state.unsent.is_empty());
+    }
+}

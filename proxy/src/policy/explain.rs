@@ -1,0 +1,225 @@
+//! What would be done with a request, and why: the decisions of its way, made by the same policy and the same matches as a
+//! real one's, and put into words. Nothing is sent, and nothing changes by it.
+
+use std::{sync::Arc, time::Instant};
+
+use http::{Method, Version};
+use leno_proto::v1::{Decision, RequestToExplain};
+
+use super::{
+    Destination, DestinationKey, HttpAction, RuleOrigin, ServicePort, Store, Target,
+    http_route::{HttpBackend, HttpRoutes},
+    store::Snapshot,
+};
+use crate::{
+    config::limits,
+    http::head::RequestHead,
+    upstream::{Backend, Endpoint, outlier::Health},
+};
+
+/// Rules that are told of, beside the one that holds; of the others, how many there are.
+const RULES_TOLD: usize = 32;
+/// The same of the endpoints of a backend.
+const ENDPOINTS_TOLD: usize = 32;
+
+/// Asks the control plane if the destination was never called.
+///
+/// # Errors
+/// If the question makes no sense, or the destination is not known.
+pub(super) async fn explain(store: &Store, question: &RequestToExplain) -> Result<Vec<Decision>, String> {
+    let key: DestinationKey = question.destination.as_str().into();
+    let head = head(question)?;
+    let destination = store.resolve(&key).await.map_err(|error| error.to_string())?;
+    let mut explanation = Explainer { snapshot: &store.snapshot(), now: Instant::now(), decisions: Vec::new() };
+    explanation.destination(&destination, &head);
+    Ok(explanation.decisions)
+}
+
+fn head(question: &RequestToExplain) -> Result<RequestHead, String> {
+    let method = match question.method.as_str() {
+        "" => Method::GET,
+        text => Method::from_bytes(text.as_bytes()).map_err(|_| format!("{text:?} is not a method"))?,
+    };
+    let target = if question.target.is_empty() { "/" } else { question.target.as_str() };
+    if !target.starts_with('/') {
+        return Err(format!("{target:?} does not begin with a slash"));
+    }
+    let mut head = RequestHead::new(Version::HTTP_11, method, target);
+    head.set_authority(if question.authority.is_empty() { &question.destination } else { &question.authority });
+    for header in question.headers.iter().take(limits::HEADERS) {
+        head.fields.push(header.name.as_bytes(), header.value.as_bytes());
+    }
+    Ok(head)
+}
+
+struct Explainer<'a> {
+    snapshot: &'a Snapshot,
+    now: Instant,
+    decisions: Vec<Decision>,
+}
+
+impl Explainer<'_> {
+    fn add(&mut self, subject: &str, applies: bool, text: String) {
+        self.add_by(subject, applies, text, String::new(), 0);
+    }
+
+    fn add_by(&mut self, subject: &str, applies: bool, text: String, origin: String, generation: u64) {
+        self.decisions.push(Decision { subject: subject.to_owned(), text, applies, origin, generation });
+    }
+
+    /// The generation of an object ("HTTPRoute shop/cart") by which a resource was compiled.
+    fn generation(&self, object: &str) -> u64 {
+        let origins = self.snapshot.provenance.values().flat_map(|held| &held.origins);
+        let named = |origin: &&leno_proto::v1::ObjectGeneration| {
+            let found = origin.object.as_ref();
+            found.is_some_and(|found| format!("{} {}/{}", found.kind, found.namespace, found.name) == object)
+        };
+        origins.filter(named).map(|origin| origin.generation).max().unwrap_or_default()
+    }
+
+    fn by(&mut self, subject: &str, applies: bool, text: String, origin: &RuleOrigin) {
+        if origin.rule.is_empty() {
+            return self.add_by(subject, applies, text, "the Service's default".to_owned(), 0);
+        }
+        let generation = self.generation(&origin.route);
+        self.add_by(subject, applies, text, format!("{}, rule {}", origin.route, origin.rule), generation);
+    }
+
+    fn destination(&mut self, destination: &Destination, head: &RequestHead) {
+        let key = &destination.key;
+        match &destination.target {
+            Target::Outside => {
+                self.add("destination", true, format!("{key} is outside the mesh: passed through unchanged"));
+            }
+            Target::Workload(backend) => {
+                self.add("destination", true, format!("{key} is one workload: no route applies"));
+                self.backend(backend);
+            }
+            Target::Service(port) => {
+                let text = format!(
+                    "{key} is Service {} port {}, which speaks {}",
+                    port.service,
+                    port.port,
+                    port.protocol.as_str()
+                );
+                self.add("destination", true, text);
+                self.service(port, head);
+            }
+        }
+    }
+
+    fn service(&mut self, port: &ServicePort, head: &RequestHead) {
+        let Some(routes) = &port.http else {
+            self.add("rule", false, "the port does not speak HTTP: nothing in a request is looked at".to_owned());
+            return;
+        };
+        match self.rule(routes, head) {
+            Some(action) => self.action(&action),
+            None => {
+                self.add("answer", true, "404: no rule matches the request (leno-reason: no-rule)".to_owned());
+            }
+        }
+    }
+
+    /// The first rule that holds; those before it are told of.
+    fn rule(&mut self, routes: &HttpRoutes, head: &RequestHead) -> Option<Arc<HttpAction>> {
+        for (place, rule) in routes.rules.iter().enumerate() {
+            let Err(why) = rule.matches.fits(head) else {
+                self.by("rule", true, "matches".to_owned(), &rule.action.origin);
+                return Some(Arc::clone(&rule.action));
+            };
+            if place < RULES_TOLD {
+                self.by("rule", false, why, &rule.action.origin);
+            }
+        }
+        let untold = routes.rules.len().saturating_sub(RULES_TOLD);
+        if untold > 0 {
+            self.add("rule", false, format!("{untold} more do not match"));
+        }
+        None
+    }
+
+    fn action(&mut self, action: &HttpAction) {
+        let origin = &action.origin;
+        if let Some(name) = &action.filters.unsupported {
+            return self.by("answer", true, format!("500: the filter {name} is not supported"), origin);
+        }
+        if let Some(redirect) = &action.filters.redirect {
+            return self.by("answer", true, format!("{}: redirected", redirect.status.as_u16()), origin);
+        }
+        if let Some(timeout) = action.request_timeout {
+            self.by("timeout", true, format!("the whole request: {timeout:?}"), origin);
+        }
+        if let Some(timeout) = action.try_timeout {
+            self.by("timeout", true, format!("each try: {timeout:?}"), origin);
+        }
+        if let Some(retry) = &action.retry {
+            let text = format!(
+                "up to {} more tries after {:?}, on status {:?}",
+                retry.attempts, retry.backoff, retry.statuses
+            );
+            self.by("retry", true, text, origin);
+        }
+        let total = action.backends.iter().map(|(weight, _)| u64::from(*weight)).sum::<u64>();
+        if total == 0 {
+            return self.by("answer", true, "500: the rule has no backend".to_owned(), origin);
+        }
+        for (weight, backend) in action.backends.iter() {
+            self.weighted(*weight, total, backend, origin);
+        }
+    }
+
+    fn weighted(&mut self, weight: u32, total: u64, backend: &HttpBackend, origin: &RuleOrigin) {
+        let share = f64::from(weight) * 100.0 / total as f64;
+        match &backend.backend {
+            Ok(to) => {
+                self.by("backend", weight > 0, format!("{} gets {share:.4} % of these requests", to.key), origin);
+                self.backend(to);
+            }
+            Err(reason) => {
+                self.by("backend", weight > 0, format!("{share:.4} % is answered with 500: {reason}"), origin)
+            }
+        }
+    }
+
+    fn backend(&mut self, backend: &Backend) {
+        let set = backend.endpoints.load_full();
+        if let Some(origin) = &set.policy.origin {
+            let generation = self.generation(origin);
+            let text = format!("{} is called with connect timeout {:?}", backend.key, set.policy.connect_timeout);
+            self.add_by("policy", true, text, origin.to_string(), generation);
+        }
+        if !backend.is_known() {
+            self.add("endpoint", false, format!("the endpoints of {} are not known yet", backend.key));
+        } else if set.endpoints.is_empty() {
+            self.add("answer", true, format!("503: {} has no endpoint (leno-reason: no-endpoint)", backend.key));
+        }
+        for endpoint in set.endpoints.iter().take(ENDPOINTS_TOLD) {
+            let (applies, text) = endpoint_text(endpoint, self.now);
+            self.add("endpoint", applies, text);
+        }
+        let untold = set.endpoints.len().saturating_sub(ENDPOINTS_TOLD);
+        if untold > 0 {
+            self.add("endpoint", true, format!("{untold} more of {}", backend.key));
+        }
+    }
+}
+
+/// Whether it may be chosen, and what is known of it.
+fn endpoint_text(endpoint: &Endpoint, now: Instant) -> (bool, String) {
+    let (applies, state) = match endpoint.outlier.health(now) {
+        _ if endpoint.is_draining() => (false, "draining: gets nothing new"),
+        Health::InService => (true, "ready"),
+        Health::Ejected => (false, "ejected: it kept failing"),
+        Health::ProbeDue => (true, "ejected, and due for a probe"),
+    };
+    let who = match &endpoint.identity {
+        Some(identity) => format!("mTLS, must be {identity}"),
+        None => "not in the mesh, plaintext".to_owned(),
+    };
+    let workload = if endpoint.workload.is_empty() { String::new() } else { format!(" ({})", endpoint.workload) };
+    (applies, format!("{}{workload}: {state}; {who}", endpoint.address))
+}
+
+#[cfg(test)]
+mod tests;
