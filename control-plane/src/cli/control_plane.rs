@@ -1,6 +1,6 @@
 //! `leno control-plane`
 
-use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fs, net::SocketAddr, path::PathBuf, pin::pin, time::Duration};
 
 use anyhow::Context as _;
 use ipnet::IpNet;
@@ -89,20 +89,24 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     start_log(&settings)?;
     let options = settings.into_options()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        let control_plane = ControlPlane::bind(options).await?;
         let shutdown = async {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
         };
+        let mut shutdown = pin!(shutdown);
+        let control_plane = tokio::select! {
+            bound = ControlPlane::bind(options) => bound?,
+            () = &mut shutdown => return Ok(()),
+        };
         control_plane.serve(shutdown).await
-    })?;
-    // A task may still be compiling: nothing waits for it.
+    });
+    // A task may still be compiling, or waiting for the disk: nothing waits for it, however serving ended.
     runtime.shutdown_timeout(Duration::from_millis(100));
-    Ok(super::SUCCESS)
+    served.map(|()| super::SUCCESS)
 }
 
 fn read(file: &PathBuf) -> anyhow::Result<Settings> {

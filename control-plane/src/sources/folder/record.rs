@@ -114,7 +114,9 @@ impl Record {
 
     /// Before a world is published that came of one change from the one before.
     pub(super) fn note_change(&self, world: &Arc<World>) {
-        if let Err(error) = self.keeper.journal.lock().note(world) {
+        let noted = self.keeper.journal.lock().note(world);
+        // The lock is not held any longer: to begin anew takes it.
+        if let Err(error) = noted {
             tracing::debug!(%error, "cannot write to the log of generations: writing them all");
             self.begin(world);
         }

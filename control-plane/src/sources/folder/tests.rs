@@ -195,6 +195,25 @@ async fn last_good_versions_survive_a_restart() {
     assert!(!folder.join("state/last-good.json.new").exists());
 }
 
+/// Changes are published, and their generations kept, all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_of_generations_that_cannot_be_written_holds_nothing_up() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("config")).unwrap();
+    fs::create_dir_all(folder.path().join("state/generations.log")).unwrap();
+    fs::write(folder.path().join("config/a.yaml"), service("a", 1)).unwrap();
+    let (worlds, prompt) = start(folder.path()).await;
+    let mut setup = Setup { folder, worlds, prompt };
+    for number in 2..5 {
+        fs::write(setup.path("a.yaml"), service("a", number)).unwrap();
+        let world = setup.until("a change", |world| port(world, "a") == Some(number)).await;
+        assert_eq!(world.generation(), u64::from(number));
+    }
+    let Setup { folder, worlds, prompt } = setup;
+    drop((worlds, prompt));
+    assert_eq!(started(folder.path()).await.0.generation(), 4);
+}
+
 #[tokio::test]
 async fn a_damaged_record_is_never_a_reason_not_to_start() {
     let folder = tempfile::tempdir().unwrap();
