@@ -107,7 +107,9 @@ pub mod limits {
     pub const STREAM_IDLE: Duration = Duration::from_secs(300);
     /// A TCP connection on which no byte moves either way.
     pub const TCP_IDLE: Duration = Duration::from_secs(3600);
-    /// A keep-alive connection from a client without a request.
+    /// What is left of a request's body once its response is complete, all of it together.
+    pub const BODY_AFTER_RESPONSE: Duration = STREAM_IDLE;
+    /// A keep-alive connection from a client without a request, or without a stream.
     pub const CLIENT_IDLE: Duration = Duration::from_secs(3600);
     /// From the drain's begin to the end of idle HTTP/1 connections: time for peers to learn of it.
     pub const DRAIN_LINGER: Duration = Duration::from_secs(1);

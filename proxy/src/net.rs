@@ -5,6 +5,7 @@ pub mod connect;
 pub mod copy;
 pub mod listener;
 pub mod original_dst;
+pub mod pipe;
 pub mod prefixed;
 
 use std::{
@@ -95,7 +96,7 @@ impl Io for TokioIo<Upgraded> {
     fn reset(&self) {}
 }
 
-/// Within the process, where there is no reset.
+#[cfg(test)]
 impl Io for tokio::io::DuplexStream {
     fn reset(&self) {}
 }

@@ -63,6 +63,16 @@ impl MeshProtocol {
         }
     }
 
+    /// What a peer is offered by whom wants this, best first: a peer that knows nothing of streams gets one request at a time.
+    fn offered(self) -> &'static [Self] {
+        match self {
+            Self::Http1 => &[Self::Http1],
+            Self::Http1Mux => &[Self::Http1Mux, Self::Http1],
+            Self::Http2 => &[Self::Http2],
+            Self::Tcp => &[Self::Tcp],
+        }
+    }
+
     fn from_alpn(name: Option<&[u8]>) -> Option<Self> {
         [Self::Http1, Self::Http1Mux, Self::Http2, Self::Tcp].into_iter().find(|protocol| Some(protocol.alpn()) == name)
     }
@@ -235,7 +245,8 @@ impl Credentials {
         &self.bundle
     }
 
-    /// TLS over `tcp` to an endpoint that must prove to be `expected`. Bounded by CONNECT_TIMEOUT by the caller.
+    /// TLS over `tcp` to an endpoint that must prove to be `expected`, and what the two agreed on: `protocol`, or
+    /// [`MeshProtocol::Http1`] where [`MeshProtocol::Http1Mux`] is not known. Bounded by CONNECT_TIMEOUT by the caller.
     ///
     /// # Errors
     /// If the handshake fails or the peer is somebody else. Nothing has been sent then.
@@ -244,7 +255,7 @@ impl Credentials {
         tcp: TcpStream,
         expected: &SpiffeId,
         protocol: MeshProtocol,
-    ) -> Result<TlsStream<TcpStream>, TlsError> {
+    ) -> Result<(TlsStream<TcpStream>, MeshProtocol), TlsError> {
         let config = match protocol {
             MeshProtocol::Http1 => &self.configs.http1,
             MeshProtocol::Http1Mux => &self.configs.http1_mux,
@@ -257,10 +268,9 @@ impl Credentials {
         if actual != *expected {
             return Err(TlsError::WrongIdentity { expected: expected.to_string(), actual: actual.to_string() });
         }
-        if handshake.connection.alpn_protocol() != Some(protocol.alpn()) {
-            return Err(TlsError::NoProtocol);
-        }
-        handshake.stream()
+        let agreed = MeshProtocol::from_alpn(handshake.connection.alpn_protocol());
+        let agreed = agreed.filter(|agreed| protocol.offered().contains(agreed)).ok_or(TlsError::NoProtocol)?;
+        Ok((handshake.stream()?, agreed))
     }
 
     /// Accepts mesh TLS within HANDSHAKE_TIMEOUT; a client certificate of the same trust domain is required.

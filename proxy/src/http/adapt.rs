@@ -13,7 +13,7 @@ use http::{
     uri::{Authority, PathAndQuery, Scheme as UriScheme},
 };
 use http_body::{Body as HttpBody, SizeHint};
-use hyper::{body::Incoming, ext::Protocol};
+use hyper::body::Incoming;
 
 use super::{
     Body, Response,
@@ -26,7 +26,7 @@ use super::{
 /// A request's head, and why it must be refused if two readers could understand it differently.
 pub(super) fn request_head(parts: &Parts) -> (RequestHead, Option<&'static str>) {
     let target = match parts.uri.path_and_query() {
-        _ if parts.method == Method::CONNECT && parts.extensions.get::<Protocol>().is_none() => "",
+        _ if parts.method == Method::CONNECT => "",
         Some(target) => target.as_str(),
         None => "/",
     };
@@ -34,7 +34,6 @@ pub(super) fn request_head(parts: &Parts) -> (RequestHead, Option<&'static str>)
     if parts.uri.scheme() == Some(&UriScheme::HTTPS) {
         head.scheme = Scheme::Https;
     }
-    head.protocol = parts.extensions.get::<Protocol>().map(|protocol| protocol.as_str().into());
     for (name, value) in &parts.headers {
         if name != HOST {
             head.fields.push(name.as_str().as_bytes(), value.as_bytes());

@@ -19,7 +19,7 @@ mod write;
 pub use body::{Incoming, Outgoing};
 pub use chunked::{Decoded, Decoder, Malformed};
 pub use client::{ClientConnection, SendError};
-pub(crate) use server::{Ended, Request, serve};
+pub(crate) use server::{Ended, Patience, Request, serve};
 
 /// How a body is delimited (RFC 9112 6.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -46,6 +46,8 @@ pub struct Settings {
     pub most_streams: u32,
     /// Server: whether extended CONNECT (RFC 8441) is taken.
     pub connect_protocol: bool,
+    /// Server: the longest time without a stream, before the client is told to leave.
+    pub idle: Duration,
     /// With streams open, and nothing heard for so long, a ping is sent.
     pub ping_interval: Duration,
     /// The connection ends if nothing is heard for so long after a ping.
@@ -61,6 +63,7 @@ impl Settings {
             frame_bytes: limits::H2_FRAME_BYTES,
             most_streams: limits::STREAMS_PER_CONNECTION,
             connect_protocol: true,
+            idle: limits::CLIENT_IDLE,
             ping_interval: limits::H2_PING_INTERVAL,
             ping_timeout: limits::H2_PING_TIMEOUT,
         }

@@ -160,7 +160,7 @@ where
             (head, body)
         }
     };
-    match h1::serve(stream, drain.watcher(), idle, plain).await? {
+    match h1::serve(stream, drain.watcher(), h1::Patience::new(idle), plain).await? {
         h1::Ended::Closed => Ok(()),
         h1::Ended::Unusual(stream, read) => {
             // Large, and seldom needed.

@@ -7,14 +7,14 @@ use tokio::sync::oneshot;
 
 use super::{
     exchange::Exchange,
-    h2::{RecvStream, SendStream, Tunnel},
+    h2::{Code, RecvStream, SendStream, Tunnel},
     watch::Overdue,
 };
 use crate::{
     config::limits,
     drain::Drain,
     net::{
-        Io,
+        self, Io, Prefixed,
         copy::{self, Moved},
     },
 };
@@ -32,7 +32,11 @@ impl Upgraded {
     async fn bytes(self) -> Result<Box<dyn Io>, &'static str> {
         match self {
             Self::Hyper(upgrade) => match upgrade.await {
-                Ok(upgraded) => Ok(Box::new(TokioIo::new(upgraded))),
+                // To a server it is what was dialled, which can be reset.
+                Ok(upgraded) => Ok(match upgraded.downcast::<TokioIo<Box<dyn Io>>>() {
+                    Ok(parts) => Box::new(Prefixed::new(parts.read_buf, parts.io.into_inner())),
+                    Err(upgraded) => Box::new(TokioIo::new(upgraded)),
+                }),
                 Err(_) => Err("the connection did not change protocols"),
             },
             Self::Stream(tunnel) => tunnel.await.map_err(|_| "the stream did not become a tunnel"),
@@ -44,10 +48,13 @@ impl Upgraded {
 /// what is relayed need not know: its bytes are passed on by a task (tunnels are few).
 pub(crate) fn tunnel(sender: SendStream, receiver: RecvStream) -> Box<dyn Io> {
     let mut stream = Tunnel::new(sender, receiver);
-    let (near, mut far) = tokio::io::duplex(limits::HTTP1_BUFFER);
+    let (near, mut far) = net::pipe::pipe(limits::HTTP1_BUFFER);
     tokio::task::spawn_local(async move {
-        // Whatever ends it ends both sides.
-        let _ = tokio::io::copy_bidirectional(&mut stream, &mut far).await;
+        // The far side hears of it because its end of the pipe is dropped.
+        if tokio::io::copy_bidirectional(&mut stream, &mut far).await.is_err() {
+            // RFC 9113 8.5.
+            stream.reset(Code::CONNECT_ERROR);
+        }
     });
     Box::new(near)
 }
@@ -87,3 +94,6 @@ async fn relay(client: Upgraded, server: Upgraded, mut exchange: Box<Exchange>, 
         Err(_) => exchange.completed(),
     }
 }
+
+#[cfg(test)]
+mod tests;

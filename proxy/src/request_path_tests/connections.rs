@@ -115,7 +115,7 @@ fn a_drain_waits_for_connections_that_have_not_spoken_yet() {
             let peer = Sidecar::new("client", || Target::Outside);
             speaks_late(&sidecar, address, async |stream| {
                 let credentials = peer.ctx.credentials.current().unwrap();
-                credentials.connect(stream, &server_id(), MeshProtocol::Http1).await.unwrap()
+                credentials.connect(stream, &server_id(), MeshProtocol::Http1).await.unwrap().0
             })
             .await;
         }

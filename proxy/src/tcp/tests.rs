@@ -33,7 +33,7 @@ async fn rogue(address: SocketAddr) -> TlsStream<TcpStream> {
     let rogue = Sidecar::new("rogue", || Target::Outside);
     let tcp = TcpStream::connect(address).await.unwrap();
     let credentials = rogue.ctx.credentials.current().unwrap();
-    credentials.connect(tcp, &server_id(), MeshProtocol::Tcp).await.unwrap()
+    credentials.connect(tcp, &server_id(), MeshProtocol::Tcp).await.unwrap().0
 }
 
 /// What is answered to these pieces, sent one after the other.

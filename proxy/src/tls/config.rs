@@ -14,7 +14,10 @@ use rustls::{
     version::TLS13,
 };
 
-use super::verify::{Anchors, TrustBundle, Verifier};
+use super::{
+    MeshProtocol,
+    verify::{Anchors, TrustBundle, Verifier},
+};
 
 /// AWS-LC with a post-quantum hybrid first (the first group is the one whose share is sent, so it is
 /// what two proxies use), and AES-128-GCM first, the fastest where there is AES in hardware.
@@ -47,12 +50,15 @@ impl Configs {
         let workloads = Verifier::workloads(bundle, algorithms);
         let control_plane = Verifier::control_plane(bundle, algorithms);
         let own = Arc::new(SingleCertAndKey::from(key.clone()));
-        let client = |alpn| client(&provider, workloads.clone(), Some(own.clone()), alpn);
-        let http1 = client(leno_proto::alpn::HTTP1)?;
-        let http1_mux = client(leno_proto::alpn::HTTP1_MUX)?;
-        let http2 = client(leno_proto::alpn::HTTP2)?;
-        let tcp = client(leno_proto::alpn::TCP)?;
-        let control_plane = self::client(&provider, control_plane, Some(own.clone()), CONTROL_PLANE_ALPN)?;
+        let client = |protocol: MeshProtocol| {
+            let offered: Vec<&[u8]> = protocol.offered().iter().map(|protocol| protocol.alpn()).collect();
+            client(&provider, workloads.clone(), Some(own.clone()), &offered)
+        };
+        let http1 = client(MeshProtocol::Http1)?;
+        let http1_mux = client(MeshProtocol::Http1Mux)?;
+        let http2 = client(MeshProtocol::Http2)?;
+        let tcp = client(MeshProtocol::Tcp)?;
+        let control_plane = self::client(&provider, control_plane, Some(own.clone()), &[CONTROL_PLANE_ALPN])?;
 
         let mut server = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&TLS13])?
@@ -76,14 +82,14 @@ const CONTROL_PLANE_ALPN: &[u8] = b"h2";
 pub(super) fn first_contact(anchors: Anchors) -> Result<Arc<ClientConfig>, rustls::Error> {
     let provider = provider();
     let verifier = Verifier::first_contact(anchors, provider.signature_verification_algorithms);
-    client(&provider, verifier, None, CONTROL_PLANE_ALPN)
+    client(&provider, verifier, None, &[CONTROL_PLANE_ALPN])
 }
 
 fn client(
     provider: &Arc<CryptoProvider>,
     verifier: Arc<Verifier>,
     own: Option<Arc<SingleCertAndKey>>,
-    alpn: &[u8],
+    offered: &[&[u8]],
 ) -> Result<Arc<ClientConfig>, rustls::Error> {
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&TLS13])?
@@ -93,7 +99,7 @@ fn client(
         Some(own) => builder.with_client_cert_resolver(own),
         None => builder.with_no_client_auth(),
     };
-    config.alpn_protocols = vec![alpn.to_vec()];
+    config.alpn_protocols = offered.iter().map(|protocol| protocol.to_vec()).collect();
     config.resumption = Resumption::disabled();
     config.enable_sni = false;
     config.enable_early_data = false;

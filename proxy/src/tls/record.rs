@@ -112,19 +112,29 @@ pub(super) struct Record<'a> {
 }
 
 impl<'a> Record<'a> {
+    /// Length of the record that `bytes` begin with; None: that is not there yet.
+    ///
+    /// # Errors
+    /// If it is longer than records may be.
+    pub(super) fn length(bytes: &[u8]) -> Result<Option<usize>, Error> {
+        let Some(&[.., high, low]) = bytes.first_chunk::<HEADER_BYTES>() else { return Ok(None) };
+        let length = usize::from(u16::from_be_bytes([high, low]));
+        if length > CONTENT_BYTES + EXPANSION_MOST {
+            return Err(Error::InvalidMessage(rustls::InvalidMessage::MessageTooLarge));
+        }
+        Ok(Some(HEADER_BYTES + length))
+    }
+
     /// The first record in `bytes`, and its length there; None: it is not whole yet.
     ///
     /// # Errors
     /// If it is longer than records may be.
     pub(super) fn first(bytes: &'a [u8]) -> Result<Option<(Self, usize)>, Error> {
-        let Some((&[outer, _, _, high, low], rest)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
-            return Ok(None);
-        };
-        let length = usize::from(u16::from_be_bytes([high, low]));
-        if length > CONTENT_BYTES + EXPANSION_MOST {
-            return Err(Error::InvalidMessage(rustls::InvalidMessage::MessageTooLarge));
-        }
-        Ok(rest.get(..length).map(|sealed| (Self { outer, sealed }, HEADER_BYTES + length)))
+        let length = Self::length(bytes)?;
+        Ok(length.and_then(|length| match bytes.get(..length)? {
+            [outer, _, _, _, _, sealed @ ..] => Some((Self { outer: *outer, sealed }, length)),
+            _ => None,
+        }))
     }
 
     /// How much room [`Opener::open`] needs.

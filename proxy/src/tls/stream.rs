@@ -100,6 +100,10 @@ struct State {
     /// Sealed, and not yet sent.
     unsent: Kept,
     reading: Reading,
+    /// Found after data that is still to be taken: what reading fails with next.
+    failure: Option<Error>,
+    /// Bytes of a session ticket that are in records to come.
+    ticket_left: usize,
     /// The peer asked for our next key.
     update_asked: bool,
     /// close_notify was sealed.
@@ -133,6 +137,14 @@ impl Kept {
         self.left().is_empty()
     }
 
+    /// Adds to a record in pieces, which will be `whole` long.
+    fn append(&mut self, bytes: &[u8], whole: usize) {
+        self.bytes.drain(..self.gone);
+        self.gone = 0;
+        self.bytes.reserve_exact(whole.saturating_sub(self.bytes.len()));
+        self.bytes.extend_from_slice(bytes);
+    }
+
     fn advance(&mut self, count: usize) {
         self.gone += count;
         if self.is_empty() {
@@ -159,6 +171,8 @@ impl<T> TlsStream<T> {
             opened: Kept::default(),
             unsent: Kept::default(),
             reading: Reading::Open,
+            failure: None,
+            ticket_left: 0,
             update_asked: false,
             closed: false,
             empty: 0,
@@ -174,12 +188,22 @@ impl<T> TlsStream<T> {
 
 impl State {
     /// Opens records at the beginning of `sealed` into `buf`, as many as are whole and fit; one that is larger than all
-    /// of `buf` is opened aside. How many bytes they were.
+    /// of `buf` is opened aside. How many bytes they were. What is wrong after data came is told when that was taken.
     fn open(&mut self, sealed: &[u8], buf: &mut ReadBuf<'_>) -> Result<usize, Error> {
         let before = buf.filled().len();
         let mut used = 0;
+        match self.open_records(sealed, buf, &mut used) {
+            Err(error) if buf.filled().len() > before => self.failure = Some(error),
+            Err(error) => return Err(error),
+            Ok(()) => {}
+        }
+        Ok(used)
+    }
+
+    fn open_records(&mut self, sealed: &[u8], buf: &mut ReadBuf<'_>, used: &mut usize) -> Result<(), Error> {
+        let before = buf.filled().len();
         while self.reading == Reading::Open
-            && let Some((record, length)) = Record::first(sealed.get(used..).unwrap_or_default())?
+            && let Some((record, length)) = Record::first(sealed.get(*used..).unwrap_or_default())?
         {
             if record.room() <= buf.remaining() {
                 let (content, count) = self.opener.open(&record, buf.initialize_unfilled())?;
@@ -191,23 +215,23 @@ impl State {
                     }
                 }
                 self.count_empty(content == Content::Data && count > 0)?;
-                used += length;
+                *used += length;
             } else if buf.filled().len() == before {
                 let mut opened = vec![0; record.room()];
                 let (content, count) = self.opener.open(&record, &mut opened)?;
                 opened.truncate(count);
-                used += length;
+                *used += length;
                 self.count_empty(content == Content::Data && count > 0)?;
                 if content == Content::Data {
                     self.opened = Kept { bytes: opened, gone: 0 };
-                    return Ok(used);
+                    return Ok(());
                 }
                 self.control(content, &opened)?;
             } else {
                 break;
             }
         }
-        Ok(used)
+        Ok(())
     }
 
     fn count_empty(&mut self, has_data: bool) -> Result<(), Error> {
@@ -229,15 +253,33 @@ impl State {
                 AlertDescription::UserCanceled => Ok(()),
                 description => Err(Error::AlertReceived(description)),
             },
-            // Alone in its record, since what follows it is under another key (RFC 8446 5.1).
-            (Content::Handshake, &[KEY_UPDATE, 0, 0, 1, asked @ (0 | 1)]) => {
-                self.opener = Opener::new(self.session.next_to_open()?)?;
-                self.update_asked |= asked == 1;
-                Ok(())
-            }
-            // Nothing is resumed. Servers of the mesh send none; others may.
-            (Content::Handshake, &[NEW_SESSION_TICKET, ..]) if matches!(self.session, Session::Client(_)) => Ok(()),
-            _ => Err(Error::InappropriateMessage { expect_types: Vec::new(), got_type: (content as u8).into() }),
+            (Content::Handshake, &[_, ..]) => self.handshake(inside),
+            _ => Err(unexpected(content)),
+        }
+    }
+
+    /// Messages of a handshake that is done: all that a record holds, a ticket perhaps not whole.
+    fn handshake(&mut self, inside: &[u8]) -> Result<(), Error> {
+        let is_client = matches!(self.session, Session::Client(_));
+        let mut rest = inside;
+        loop {
+            let (ticket, after) = rest.split_at(self.ticket_left.min(rest.len()));
+            self.ticket_left -= ticket.len();
+            rest = match *after {
+                [] => return Ok(()),
+                // The last in its record, since what follows it is under another key (RFC 8446 5.1).
+                [KEY_UPDATE, 0, 0, 1, asked @ (0 | 1)] => {
+                    self.opener = Opener::new(self.session.next_to_open()?)?;
+                    self.update_asked |= asked == 1;
+                    return Ok(());
+                }
+                // Nothing is resumed. Servers of the mesh send none; others may.
+                [NEW_SESSION_TICKET, a, b, c, ref ticket @ ..] if is_client => {
+                    self.ticket_left = u32::from_be_bytes([0, a, b, c]) as usize;
+                    ticket
+                }
+                _ => return Err(unexpected(Content::Handshake)),
+            };
         }
     }
 
@@ -293,6 +335,10 @@ impl State {
     }
 }
 
+fn unexpected(content: Content) -> Error {
+    Error::InappropriateMessage { expect_types: Vec::new(), got_type: (content as u8).into() }
+}
+
 /// Appends a record that holds `inside`.
 fn seal_small(sealer: &mut Sealer, content: Content, inside: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
     let begin = out.len();
@@ -314,22 +360,38 @@ fn alert_for(error: &Error) -> Option<AlertDescription> {
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> TlsStream<T> {
-    /// Reads what may hold the next record. Ready: `sealed` holds what was kept and what was read.
-    fn poll_sealed(&mut self, cx: &mut Context<'_>, sealed: &mut Vec<u8>, room: usize) -> Poll<io::Result<usize>> {
+    /// Reads what may hold the next record. Ready: so much of `sealed` holds what was kept and what was read; None: that is still no
+    /// whole record, and all of it is kept.
+    fn poll_sealed(
+        &mut self,
+        cx: &mut Context<'_>,
+        sealed: &mut Vec<u8>,
+        room: usize,
+    ) -> Poll<io::Result<Option<usize>>> {
         let kept = self.state.sealed.left();
+        let first = kept.len();
         // No more than the caller takes now, or one record.
         let end = (room / CONTENT_BYTES).saturating_mul(RECORD_BYTES).clamp(LONGEST_BYTES, BATCH_BYTES);
         sealed.resize(BATCH_BYTES, 0);
-        if let Some(begin) = sealed.get_mut(..kept.len()) {
+        let mut read = ReadBuf::new(sealed.get_mut(first..end).unwrap_or_default());
+        ready!(Pin::new(&mut self.io).poll_read(cx, &mut read))?;
+        let read = read.filled();
+        if read.is_empty() {
+            // Without close_notify it is no end.
+            return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+        }
+        let filled = first + read.len();
+        // Pieces are put together as they come, and copied once more when they are all there.
+        if let Ok(Some(whole)) = Record::length(kept)
+            && whole > filled
+        {
+            self.state.sealed.append(read, whole);
+            return Poll::Ready(Ok(None));
+        }
+        if let Some(begin) = sealed.get_mut(..first) {
             begin.copy_from_slice(kept);
         }
-        let mut read = ReadBuf::new(sealed.get_mut(kept.len()..end).unwrap_or_default());
-        ready!(Pin::new(&mut self.io).poll_read(cx, &mut read))?;
-        match read.filled().len() {
-            // Without close_notify it is no end.
-            0 => Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
-            count => Poll::Ready(Ok(kept.len() + count)),
-        }
+        Poll::Ready(Ok(Some(filled)))
     }
 
     fn poll_open(
@@ -355,9 +417,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> TlsStream<T> {
                 Reading::Closed => return Poll::Ready(Ok(())),
                 Reading::Failed => return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into())),
             }
+            if let Some(error) = self.state.failure.take() {
+                return Poll::Ready(Err(self.fail(cx, error)));
+            }
             let opened = match Record::first(self.state.sealed.left()) {
                 Ok(None) => {
-                    let filled = ready!(self.poll_sealed(cx, scratch, buf.remaining()))?;
+                    let Some(filled) = ready!(self.poll_sealed(cx, scratch, buf.remaining()))? else { continue };
                     let sealed = scratch.get(..filled).unwrap_or_default();
                     self.state.open(sealed, buf).map(|used| {
                         self.state.sealed = sealed.get(used..).unwrap_or_default().into();
@@ -372,17 +437,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin> TlsStream<T> {
                 Err(error) => Err(error),
             };
             if let Err(error) = opened {
-                self.fail(cx, &error);
-                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
+                return Poll::Ready(Err(self.fail(cx, error)));
             }
         }
     }
 
     /// The peer is told why, if it can be told at once.
-    fn fail(&mut self, cx: &mut Context<'_>, error: &Error) {
+    fn fail(&mut self, cx: &mut Context<'_>, error: Error) -> io::Error {
         self.state.reading = Reading::Failed;
         self.state.sealed = Kept::default();
-        if let Some(alert) = alert_for(error)
+        if let Some(alert) = alert_for(&error)
             && !self.state.closed
         {
             self.state.alert(alert);
@@ -390,6 +454,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> TlsStream<T> {
         }
         // RFC 8446 6.2: neither side sends any more, whoever found fault.
         self.state.closed = true;
+        io::Error::new(io::ErrorKind::InvalidData, error)
     }
 
     /// Sends what is unsent.

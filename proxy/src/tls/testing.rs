@@ -13,7 +13,7 @@ use rcgen::{
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio_rustls::TlsAcceptor;
 
-use super::Credentials;
+use super::{Credentials, MeshProtocol};
 
 pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
@@ -106,5 +106,15 @@ impl Leaf {
     pub(crate) fn trusting(self, authorities: &[&Authority]) -> Credentials {
         let anchors: Vec<_> = authorities.iter().map(|authority| authority.der()).collect();
         Credentials::new(self.chain, self.key, &anchors).unwrap()
+    }
+}
+
+impl Credentials {
+    /// As a proxy of another version has them, which accepts nothing else.
+    pub(crate) fn knowing(mut self, protocols: &[MeshProtocol]) -> Self {
+        let mut server = rustls::ServerConfig::clone(&self.configs.server);
+        server.alpn_protocols = protocols.iter().map(|protocol| protocol.alpn().to_vec()).collect();
+        self.configs.server = Arc::new(server);
+        self
     }
 }

@@ -26,7 +26,7 @@ async fn tcp_pair() -> (TcpStream, TcpStream) {
 async fn meet(client: &Credentials, server: &Credentials, expected: &str) -> (Outcome, Outcome) {
     let (near, far) = tcp_pair().await;
     let connect = async {
-        let mut stream = client.connect(near, &id(expected), MeshProtocol::Http2).await?;
+        let (mut stream, _) = client.connect(near, &id(expected), MeshProtocol::Http2).await?;
         stream.write_all(b"x").await?;
         stream.read_exact(&mut [0; 1]).await?;
         Ok(())
@@ -60,7 +60,7 @@ async fn both_sides_learn_who_the_other_is() {
             client.connect(near, &server_id, protocol),
             server.accept(Prefixed::new(Default::default(), far))
         );
-        connected.unwrap();
+        assert_eq!(connected.unwrap().1, protocol);
         let (_, peer, told) = accepted.unwrap();
         assert_eq!((peer, told), (id(CLIENT), protocol));
     }

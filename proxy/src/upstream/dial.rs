@@ -24,6 +24,8 @@ pub struct Dialer {
 /// A new connection.
 pub struct Dialed {
     pub io: Box<dyn Io>,
+    /// What it carries: as asked, or [`MeshProtocol::Http1`] if the peer knows no [`MeshProtocol::Http1Mux`].
+    pub protocol: MeshProtocol,
     /// Epoch of the credentials it was made with; None: plaintext.
     pub epoch: Option<u64>,
 }
@@ -35,6 +37,9 @@ pub enum DialError {
     Connect(String),
     #[error("{0}")]
     Tls(String),
+    /// The peer carries one request at a time: asked in the same way again, it is the same again.
+    #[error("the peer takes no streams")]
+    NoStreams,
     /// This proxy lacks what it needs to connect; the endpoint is not to blame.
     #[error("{0}")]
     Own(String),
@@ -66,15 +71,15 @@ impl Dialer {
     ) -> Result<Dialed, DialError> {
         let Some(identity) = &endpoint.identity else {
             let tcp = net::connect::connect(endpoint.address, self.mark, within).await?;
-            return Ok(Dialed { io: Box::new(tcp), epoch: None });
+            return Ok(Dialed { io: Box::new(tcp), protocol, epoch: None });
         };
         let credentials = self.credentials.current().ok_or(TlsError::NoCredentials)?;
         if credentials.not_after <= SystemTime::now() {
             return Err(TlsError::OwnExpired(rfc3339(credentials.not_after)).into());
         }
         let tcp = net::connect::connect_peer(endpoint.address, self.mark, within).await?;
-        let tls = credentials.connect(tcp, identity, protocol).await?;
-        Ok(Dialed { io: Box::new(tls), epoch: Some(credentials.epoch) })
+        let (tls, protocol) = credentials.connect(tcp, identity, protocol).await?;
+        Ok(Dialed { io: Box::new(tls), protocol, epoch: Some(credentials.epoch) })
     }
 
     /// Whether a connection made in `epoch` may carry new requests: certificates have not been rotated since.
@@ -89,7 +94,7 @@ impl DialError {
         let endpoint = endpoint.address.to_string();
         match self {
             Self::Connect(reason) => Error::Connect { endpoint, reason },
-            Self::Tls(reason) | Self::Own(reason) => Error::Tls { endpoint, reason },
+            error => Error::Tls { endpoint, reason: error.to_string() },
         }
     }
 

@@ -3,7 +3,8 @@
 //! credentials rotated.
 //!
 //! To a mesh peer HTTP/1.1 requests share connections, too, as streams of HTTP/2 ([`MeshProtocol::Http1Mux`]): many
-//! messages then go out in one write and in one TLS record. What needs a connection for itself gets one ([`single`]).
+//! messages then go out in one write and in one TLS record. A peer that knows nothing of it gets one request at a time. What needs
+//! a connection for itself gets one ([`single`]).
 
 mod http1;
 mod http2;
@@ -49,7 +50,9 @@ pub struct Pool {
     /// The endpoint left its backend: what is in use finishes, nothing comes back.
     retired: Cell<bool>,
     idle: RefCell<Vec<http1::Idle>>,
-    /// HTTP/1.1 in streams, to a mesh peer.
+    /// HTTP/1.1 goes in streams: to mesh peers, but for one whose last answer was that it knows no such thing.
+    in_streams: Cell<bool>,
+    /// HTTP/1.1 in streams.
     mux: Rc<http2::Shared>,
     http2: Rc<http2::Shared>,
 }
@@ -68,6 +71,7 @@ pub struct HttpConnection {
     /// Was taken from the pool (a failure before any response byte may be the idle race).
     pub reused: bool,
     pool: Rc<Pool>,
+    slot: StreamSlot,
     /// None once it was used.
     kind: Option<Kind>,
 }
@@ -75,7 +79,7 @@ pub struct HttpConnection {
 enum Kind {
     Http1(http1::Connection),
     /// `true`: HTTP/1.1 in a stream.
-    Stream(Rc<http2::Connection>, StreamSlot, bool),
+    Stream(Rc<http2::Connection>, bool),
     Alone(Dialed),
 }
 
@@ -114,6 +118,7 @@ pub struct Reply {
 
 impl Pool {
     pub(super) fn new(endpoint: Arc<Endpoint>, dialer: Rc<Dialer>, stats: Rc<BackendStats>) -> Rc<Self> {
+        let in_streams = Cell::new(endpoint.identity.is_some());
         Rc::new(Self {
             endpoint,
             dialer,
@@ -121,6 +126,7 @@ impl Pool {
             connect_timeout: Cell::new(limits::CONNECT_TIMEOUT),
             retired: Cell::new(false),
             idle: RefCell::default(),
+            in_streams,
             mux: http2::Shared::new(MeshProtocol::Http1Mux),
             http2: http2::Shared::new(MeshProtocol::Http2),
         })
@@ -151,23 +157,52 @@ impl Pool {
         slot: &StreamSlot,
     ) -> Result<HttpConnection, DialError> {
         match carry {
-            Carry::Http1 if self.endpoint.identity.is_some() => self.stream(&self.mux, slot).await,
-            Carry::Http1 => match self.take_idle() {
-                Some(connection) => Ok(self.claimed(true, Kind::Http1(connection))),
-                None => self.new_http1().await,
-            },
+            Carry::Http1 => self.http1(slot).await,
             Carry::Http2 => self.stream(&self.http2, slot).await,
-            Carry::Alone => Ok(self.claimed(false, Kind::Alone(self.dial(MeshProtocol::Http1).await?))),
+            Carry::Alone => Ok(self.claimed(false, slot, Kind::Alone(self.dial(MeshProtocol::Http1).await?))),
         }
     }
 
-    fn claimed(self: &Rc<Self>, reused: bool, kind: Kind) -> HttpConnection {
-        HttpConnection { reused, pool: Rc::clone(self), kind: Some(kind) }
+    fn claimed(self: &Rc<Self>, reused: bool, slot: &StreamSlot, kind: Kind) -> HttpConnection {
+        HttpConnection { reused, pool: Rc::clone(self), slot: slot.clone(), kind: Some(kind) }
     }
 
-    async fn new_http1(self: &Rc<Self>) -> Result<HttpConnection, DialError> {
-        let connection = http1::Connection::new(self.dial(MeshProtocol::Http1).await?);
-        Ok(self.claimed(false, Kind::Http1(connection)))
+    async fn http1(self: &Rc<Self>, slot: &StreamSlot) -> Result<HttpConnection, DialError> {
+        if self.in_streams.get() {
+            match self.stream(&self.mux, slot).await {
+                Err(DialError::NoStreams) => {}
+                claimed => return claimed,
+            }
+        }
+        match self.take_idle() {
+            Some(connection) => Ok(self.claimed(true, slot, Kind::Http1(connection))),
+            None => self.new_http1(slot).await,
+        }
+    }
+
+    async fn new_http1(self: &Rc<Self>, slot: &StreamSlot) -> Result<HttpConnection, DialError> {
+        if self.endpoint.identity.is_none() {
+            let connection = http1::Connection::new(self.dial(MeshProtocol::Http1).await?);
+            return Ok(self.claimed(false, slot, Kind::Http1(connection)));
+        }
+        // Streams are offered each time: the peer may be a newer one by now.
+        let dialed = self.dial(MeshProtocol::Http1Mux).await?;
+        if dialed.protocol == MeshProtocol::Http1Mux {
+            self.in_streams.set(true);
+            self.mux.add(dialed);
+            let mut claimed = self.stream(&self.mux, slot).await?;
+            claimed.reused = false;
+            return Ok(claimed);
+        }
+        Ok(self.claimed(false, slot, Kind::Http1(http1::Connection::new(dialed))))
+    }
+
+    /// A mesh peer carries one HTTP/1.1 request at a time: this connection is for one of those who wait for streams.
+    fn without_streams(&self, dialed: Dialed) {
+        if self.in_streams.replace(false) {
+            tracing::debug!(endpoint = %self.endpoint.address, "the peer carries one request at a time");
+        }
+        self.put_idle(http1::Connection::new(dialed));
     }
 
     async fn stream(
@@ -177,7 +212,7 @@ impl Pool {
     ) -> Result<HttpConnection, DialError> {
         let (connection, reused) = http2::claim(self, shared, slot).await?;
         let mux = Rc::ptr_eq(shared, &self.mux);
-        Ok(self.claimed(reused, Kind::Stream(connection, slot.clone(), mux)))
+        Ok(self.claimed(reused, slot, Kind::Stream(connection, mux)))
     }
 
     /// Closes what is idle; what is in use finishes and does not come back.
@@ -234,11 +269,11 @@ impl HttpConnection {
     pub async fn send(mut self, head: &RequestHead, mut body: Body, extras: Extras) -> Result<Reply, SendError> {
         let pool = Rc::clone(&self.pool);
         for _ in 0..RESENDS {
-            let stream = match &self.kind {
-                Some(Kind::Stream(_, slot, mux)) => Some((slot.clone(), *mux)),
+            let in_stream = match &self.kind {
+                Some(Kind::Stream(_, mux)) => Some(*mux),
                 _ => None,
             };
-            let reused = self.reused;
+            let (reused, slot) = (self.reused, self.slot.clone());
             let mut error = match self.send_once(head, body, extras.clone()).await {
                 Ok(reply) => return Ok(reply),
                 Err(error) => error,
@@ -247,10 +282,10 @@ impl HttpConnection {
                 return Err(SendError { reused, ..error });
             };
             tracing::debug!(endpoint = %pool.endpoint.address, reason = error.reason, "sending on another connection");
-            let next = match &stream {
-                Some((slot, true)) => pool.stream(&pool.mux, slot).await,
-                Some((slot, false)) => pool.stream(&pool.http2, slot).await,
-                None => pool.new_http1().await,
+            let next = match in_stream {
+                Some(true) => pool.http1(&slot).await,
+                Some(false) => pool.stream(&pool.http2, &slot).await,
+                None => pool.new_http1(&slot).await,
             };
             match next {
                 Ok(connection) => (self, body) = (connection, unsent),
@@ -266,7 +301,7 @@ impl HttpConnection {
     async fn send_once(mut self, head: &RequestHead, body: Body, extras: Extras) -> Result<Reply, SendError> {
         match self.kind.take() {
             Some(Kind::Http1(connection)) => connection.send(&self.pool, head, body).await,
-            Some(Kind::Stream(connection, slot, _)) => connection.send(head, body, &slot).await,
+            Some(Kind::Stream(connection, _)) => connection.send(head, body, &self.slot).await,
             Some(Kind::Alone(dialed)) => single::send(dialed, head, body, extras).await,
             // Only `drop` leaves it empty, after which nobody can call this.
             None => Err(SendError::unsent(body, "the connection was used already".into())),
@@ -275,7 +310,7 @@ impl HttpConnection {
 
     /// Whether what is sent must be fit for HTTP/1.1.
     pub fn is_http1(&self) -> bool {
-        !matches!(self.kind, Some(Kind::Stream(_, _, false)))
+        !matches!(self.kind, Some(Kind::Stream(_, false)))
     }
 }
 

@@ -1,29 +1,17 @@
-use std::{
-    collections::HashMap,
-    time::{Duration, SystemTime},
-};
+mod mesh;
 
-use leno_proto::spiffe::SpiffeId;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, UdpSocket},
-};
+use std::{collections::HashMap, time::Duration};
+
+use tokio::net::UdpSocket;
 
 use super::{pool::Carry, testing::*, *};
 use crate::{
-    http::{h2, head::ResponseHead},
-    net::Prefixed,
     policy::Protocol,
     telemetry::{
         exposition,
         recorder::{RETAIN, Recorder, Registry},
     },
-    tls::{Credentials, MeshProtocol, testing::Authority},
 };
-
-fn id(service_account: &str) -> SpiffeId {
-    SpiffeId::new("cluster.local", "shop", service_account).unwrap()
-}
 
 /// Of endpoints that nobody connects to.
 fn addresses(count: u8) -> Vec<SocketAddr> {
@@ -256,120 +244,6 @@ async fn a_new_endpoint_starts_as_its_peers_are() {
             pick.report(Outcome::Success, pick.started + Duration::from_millis(1));
         }
         assert!((50..200).contains(&count), "{count} of 300 after {:?}", start.elapsed());
-    })
-    .await;
-}
-
-/// A mesh peer that answers each connection's bytes with the protocol it was told.
-async fn mesh_peer(credentials: Credentials) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let credentials = Rc::new(credentials);
-    tokio::task::spawn_local(async move {
-        loop {
-            let (tcp, _) = listener.accept().await.unwrap();
-            let credentials = Rc::clone(&credentials);
-            tokio::task::spawn_local(async move {
-                let accepted = credentials.accept(Prefixed::new(bytes::Bytes::new(), tcp)).await;
-                let Ok((mut stream, peer, protocol)) = accepted else { return };
-                if protocol == MeshProtocol::Http1Mux {
-                    return answer_streams(stream, format!("{peer} {protocol:?}")).await;
-                }
-                let mut buffer = [0; 1024];
-                while stream.read(&mut buffer).await.is_ok_and(|read| read > 0) {
-                    let body = format!("{peer} {protocol:?}");
-                    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
-                    stream.write_all(answer.as_bytes()).await.unwrap();
-                }
-            });
-        }
-    });
-    address
-}
-
-/// Answers every request with `body`.
-async fn answer_streams(stream: impl Io, body: String) {
-    let drain = crate::drain::DrainOwner::default();
-    let answer = |request: h2::Request| {
-        let h2::Request { mut send, .. } = request;
-        send.send_response(&ResponseHead::new(http::StatusCode::OK), false);
-        send.send_data(body.as_bytes(), true);
-    };
-    let _ = h2::serve(stream, h2::Settings::new(), drain.handle(), answer).await;
-}
-
-#[tokio::test]
-async fn our_own_expired_certificate_is_named_and_no_endpoint_blamed() {
-    on_worker(async {
-        let authority = Authority::new();
-        let address = mesh_peer(authority.credentials(&id("cart"))).await;
-        let store = Arc::new(CredentialStore::default());
-        let resolver = dns::Resolver::new(tokio::runtime::Handle::current(), None);
-        let upstreams = Upstreams::new(None, Arc::clone(&store), resolver);
-        let now = SystemTime::now();
-        let (from, to) = (now - Duration::from_secs(60), now - Duration::from_secs(1));
-        store.install(authority.issue_with(&[id("web").as_str()], from, to, true).trusting(&[&authority]));
-        let backend = meshed(address, id("cart"));
-        for _ in 0..20 {
-            let error = upstreams.pick(&backend, &[]).await.unwrap().http(Carry::Http1).await.err().unwrap();
-            assert!(error.to_string().contains("our own certificate expired at "), "{error}");
-        }
-        store.install(authority.credentials(&id("web")));
-        assert!(upstreams.pick(&backend, &[]).await.unwrap().http(Carry::Http1).await.is_ok());
-    })
-    .await;
-}
-
-fn meshed(address: SocketAddr, identity: SpiffeId) -> Arc<Backend> {
-    let backend = Backend::new("shop/cart:80".into());
-    let endpoint = Endpoint::new(address, Some(identity), "cart-1", "", 1);
-    backend.publish(EndpointSet::new(true, Protocol::Http, vec![endpoint]));
-    Arc::new(backend)
-}
-
-#[tokio::test]
-async fn a_meshed_endpoint_is_reached_by_mutual_tls_or_not_at_all() {
-    on_worker(async {
-        let authority = Authority::new();
-        let address = mesh_peer(authority.credentials(&id("cart"))).await;
-        let store = Arc::new(CredentialStore::default());
-        let resolver = dns::Resolver::new(tokio::runtime::Handle::current(), None);
-        let upstreams = Upstreams::new(None, Arc::clone(&store), resolver);
-
-        let backend = meshed(address, id("cart"));
-        for _ in 0..20 {
-            let pick = upstreams.pick(&backend, &[]).await.unwrap();
-            assert_eq!(pick.http(Carry::Http1).await.err().unwrap().reason(), "tls", "no certificate yet");
-        }
-
-        store.install(authority.credentials(&id("web")));
-        let mut reused = Vec::new();
-        for _ in 0..3 {
-            let pick = upstreams.pick(&backend, &[]).await.unwrap();
-            let connection = pick.http(Carry::Http1).await.unwrap();
-            reused.push(connection.reused);
-            let answer = read(get(connection).await.unwrap()).await;
-            assert_eq!(answer, "spiffe://cluster.local/ns/shop/sa/web Http1Mux");
-        }
-        assert_eq!(reused, [false, true, true]);
-
-        store.install(authority.credentials(&id("web")));
-        let pick = upstreams.pick(&backend, &[]).await.unwrap();
-        assert!(!pick.http(Carry::Http1).await.unwrap().reused, "credentials were rotated");
-
-        let mut tcp = pick.tcp().await.unwrap();
-        tcp.write_all(b"hello").await.unwrap();
-        let mut answer = String::new();
-        while !answer.ends_with("Tcp") {
-            let mut byte = [0];
-            tcp.read_exact(&mut byte).await.unwrap();
-            answer.push(byte[0].into());
-        }
-
-        let impostor = meshed(address, id("payment"));
-        let error = upstreams.pick(&impostor, &[]).await.unwrap().http(Carry::Http2).await.err().unwrap();
-        assert_eq!(error.reason(), "tls");
-        assert!(error.to_string().contains("sa/payment"), "{error}");
     })
     .await;
 }

@@ -1,6 +1,7 @@
 //! The server's role: a client's connection, one exchange after the other.
 
 mod shared;
+mod timer;
 
 use std::{
     future::{Future, poll_fn},
@@ -13,10 +14,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::time::Sleep;
 
-use self::shared::Held;
 pub(super) use self::shared::Reader;
+pub(crate) use self::timer::Patience;
+use self::{
+    shared::Held,
+    timer::{Timer, Wait},
+};
 use super::{
     Incoming, Outgoing, buffer,
     chunked::{consume, take},
@@ -63,15 +67,14 @@ enum End {
 }
 
 /// Serves requests on `stream` until the client leaves, draining has begun and the last response is complete, an exchange is
-/// overdue, or something unusual comes. `drain`: a watcher; the connection is counted since it was accepted. `idle`: the longest time
-/// without a byte moved in an exchange.
+/// overdue, or something unusual comes. `drain`: a watcher; the connection is counted since it was accepted.
 ///
 /// # Errors
 /// What ended the connection, if it was not a clean close.
 pub(crate) async fn serve<S, B, F>(
     stream: S,
     drain: Drain,
-    idle: Duration,
+    patience: Patience,
     handle: impl Fn(Request) -> F,
 ) -> io::Result<Ended<S>>
 where
@@ -80,7 +83,7 @@ where
     F: Future<Output = (ResponseHead, B)>,
 {
     let phase = Arc::new(ClientPhase::default());
-    let watch = Watch::new(idle, Some(Arc::clone(&phase)));
+    let watch = Watch::new(patience.exchange, Some(Arc::clone(&phase)));
     let mut connection = Connection {
         stream,
         shared: Held::default(),
@@ -90,7 +93,7 @@ where
         backlog: 0,
         close: false,
         scanned: 0,
-        timer: Timer::default(),
+        timer: Timer::new(patience),
     };
     let served = Watched::new(&watch, connection.serve(&watch, &drain, handle)).await;
     match served {
@@ -143,7 +146,7 @@ impl<S: Io + Backlog> Connection<S> {
             // Nothing but what the next wait needs is kept over it: an idle connection must be small.
             let (method, mut exchange) = match poll_fn(|cx| self.poll_head(cx, drain, begun.as_mut())).await? {
                 Next::Request(request, body) => {
-                    self.timer.requests += 1;
+                    self.timer.begin_exchange();
                     self.close = request.close;
                     let method = request.head.method.clone();
                     let received = Request { head: request.head, body, watch: Rc::clone(watch) };
@@ -232,11 +235,14 @@ impl<S: Io + Backlog> Connection<S> {
                 Poll::Ready(Ok(None)) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => {
-                    let in_head = self.scanned > 0;
-                    let draining = !in_head && self.poll_draining(cx, drain, begun);
-                    ready!(self.timer.poll_late(cx, in_head, draining));
+                    let wait = match () {
+                        () if self.scanned > 0 => Wait::Head,
+                        () if self.poll_draining(cx, drain, begun) => Wait::Drained,
+                        () => Wait::Request,
+                    };
+                    ready!(self.timer.poll_late(cx, wait));
                     let late = Err(io::ErrorKind::TimedOut.into());
-                    return Poll::Ready(if draining { Ok(Next::Drained) } else { late });
+                    return Poll::Ready(if wait == Wait::Drained { Ok(Next::Drained) } else { late });
                 }
             }
         }
@@ -409,7 +415,7 @@ impl<S: Io + Backlog> Connection<S> {
                 Poll::Ready(Heard::Body) => {}
                 Poll::Ready(Heard::Left) => return Poll::Ready(Ok(false)),
                 Poll::Pending => {
-                    return self.timer.poll_late(cx, false, false).map(|()| Err(io::ErrorKind::TimedOut.into()));
+                    return self.timer.poll_late(cx, Wait::Rest).map(|()| Err(io::ErrorKind::TimedOut.into()));
                 }
             }
         }
@@ -465,41 +471,4 @@ enum Next {
     Closed,
     /// It was idle when draining had begun some time ago.
     Drained,
-}
-
-/// Keeps the time between exchanges: heads have HEADER_TIMEOUT, silence CLIENT_IDLE, and once draining has begun
-/// DRAIN_LINGER. Closed while idle, a connection may cross a request on its way (RFC 9112 9.5), which might not be safe to send
-/// again: for so long the client is told by its next response instead.
-#[derive(Default)]
-struct Timer {
-    sleep: Option<Pin<Box<Sleep>>>,
-    /// What it was set for: the requests until then, whether a head had begun, and whether draining had.
-    timed: (u64, bool, bool),
-    requests: u64,
-}
-
-impl Timer {
-    /// Ready if the client takes too long. Re-armed when it fires, not at each request: late by twice the limit at most.
-    fn poll_late(&mut self, cx: &mut Context<'_>, in_head: bool, draining: bool) -> Poll<()> {
-        let now = (self.requests, in_head, draining);
-        loop {
-            let sooner = (in_head && !self.timed.1) || (draining && !self.timed.2);
-            if self.sleep.is_none() || sooner {
-                let allowed = match (in_head, draining) {
-                    (true, _) => limits::HEADER_TIMEOUT,
-                    (_, true) => limits::DRAIN_LINGER,
-                    _ => limits::CLIENT_IDLE,
-                };
-                self.sleep = Some(Box::pin(tokio::time::sleep(allowed)));
-                self.timed = now;
-            }
-            if let Some(sleep) = &mut self.sleep {
-                ready!(sleep.as_mut().poll(cx));
-            }
-            self.sleep = None;
-            if self.timed == now {
-                return Poll::Ready(());
-            }
-        }
-    }
 }

@@ -51,6 +51,8 @@ pub(super) struct Driver<S> {
     wrote: usize,
     unflushed: bool,
     timer: Option<Pin<Box<Sleep>>>,
+    /// The timer is for a client that asks for nothing.
+    resting: bool,
     /// A ping was sent because nothing came, and nothing has come since.
     pinged: bool,
     /// Ticks of the timer since the peer began a frame or head that it has not ended, and how much it had ended before.
@@ -84,6 +86,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             wrote: 0,
             unflushed: false,
             timer: None,
+            resting: false,
             pinged: false,
             amid: (0, 0),
             draining: Draining::No,
@@ -310,24 +313,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         }
     }
 
-    /// Asks a peer that says nothing whether it lives, while something is owed to it or by it.
+    /// Asks a peer that says nothing whether it lives, while something is owed to it or by it; and ends the connection of a client
+    /// that asks for nothing, in time.
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Result<(), H2Error> {
         loop {
-            let (interval, timeout, needed) = {
+            let (interval, timeout, idle, needed) = {
                 let state = self.link.borrow();
                 let draining = self.draining == Draining::Announced;
                 // A ping without an answer is waited for, whoever has left meanwhile.
                 let needed = !state.is_idle() || draining || self.intake.is_amid() || self.pinged;
-                (state.settings.ping_interval, state.settings.ping_timeout, needed)
+                let idle = (state.role == Role::Server).then_some(state.settings.idle);
+                (state.settings.ping_interval, state.settings.ping_timeout, idle, needed)
             };
             let Some(timer) = &mut self.timer else {
-                if !needed {
-                    return Ok(());
-                }
-                self.timer = Some(Box::pin(tokio::time::sleep(interval)));
+                let Some(wait) = (if needed { Some(interval) } else { idle }) else { return Ok(()) };
+                self.timer = Some(Box::pin(tokio::time::sleep(wait)));
+                self.resting = !needed;
                 self.intake.heard = false;
                 continue;
             };
+            if needed && std::mem::take(&mut self.resting) {
+                timer.as_mut().reset(Instant::now() + interval);
+                self.intake.heard = false;
+            }
             if timer.as_mut().poll(cx).is_pending() {
                 return Ok(());
             }
@@ -337,7 +345,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 self.amid = (0, 0);
                 self.intake.release();
                 self.link.borrow_mut().encoder.release();
-                return Ok(());
+                if std::mem::take(&mut self.resting) {
+                    self.drain();
+                }
+                continue;
             }
             let heard = std::mem::take(&mut self.intake.heard);
             if self.pinged && !heard {

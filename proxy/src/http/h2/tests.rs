@@ -308,6 +308,31 @@ async fn bare(settings: Settings, more: &[u8]) -> (DuplexStream, JoinHandle<Resu
     (near, served)
 }
 
+#[test]
+fn a_client_that_asks_for_nothing_is_told_to_leave() {
+    run(async {
+        let idle =
+            Settings { idle: Duration::from_millis(50), ping_interval: Duration::from_millis(1), ..Settings::new() };
+        let Pair { client, ended, served, drain: _drain } = pair_with(Settings::new(), idle.clone());
+        // It is not idle while a stream is open, nor for the time before it.
+        let (open, mut receive) = client.open(&request(Method::GET, "/never"), true).unwrap();
+        let answered = tokio::time::timeout(4 * idle.idle, head_of(&mut receive)).await;
+        assert!(answered.is_err() && client.is_usable());
+        drop((open, receive));
+        served.await.unwrap().unwrap();
+        ended.await.unwrap().unwrap();
+        assert!(!client.is_usable());
+        // Not one stream ever, and nobody who answers.
+        let (mut near, served) = bare(Settings { idle: idle.idle, ..hasty() }, &[]).await;
+        let mut told = Vec::new();
+        near.read_to_end(&mut told).await.unwrap();
+        assert!(matches!(served.await.unwrap(), Err(H2Error::PingTimeout)));
+        let mut goaway = vec![0x7f, 0xff, 0xff, 0xff];
+        goaway.extend(Code::NO_ERROR.0.to_be_bytes());
+        assert!(told.windows(8).any(|bytes| bytes == goaway));
+    });
+}
+
 fn hasty() -> Settings {
     let soon = Duration::from_millis(5);
     Settings { ping_interval: soon, ping_timeout: soon, ..Settings::new() }

@@ -30,7 +30,7 @@ async fn mesh_pair() -> (impl Io, impl Io) {
         near.connect(to_peer, &server_id, MeshProtocol::Tcp),
         far.accept(Prefixed::new(Bytes::new(), from_peer))
     );
-    (to_peer.unwrap(), from_peer.unwrap().0)
+    (to_peer.unwrap().0, from_peer.unwrap().0)
 }
 
 /// Runs a relay between two TCP connections beside `test`, which gets their outer ends.

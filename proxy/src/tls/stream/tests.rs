@@ -36,7 +36,7 @@ async fn pair() -> (TlsStream<TcpStream>, TlsStream<TcpStream>) {
         client.connect(near, &id, MeshProtocol::Tcp),
         server.accept(Prefixed::new(Default::default(), far))
     );
-    (near.unwrap(), far.unwrap().0)
+    (near.unwrap().0, far.unwrap().0)
 }
 
 /// The same keys over a pipe in memory, where what is sent can be looked at and changed.
@@ -89,7 +89,7 @@ async fn it_speaks_with_rustls() {
         client.connect(near, &id, MeshProtocol::Tcp),
         TlsAcceptor::from(server.configs.server.clone()).accept(far)
     );
-    both_ways(theirs.unwrap(), ours.unwrap(), &sent).await;
+    both_ways(theirs.unwrap(), ours.unwrap().0, &sent).await;
 }
 
 async fn both_ways(one: impl AsyncRead + AsyncWrite + Unpin, other: impl AsyncRead + AsyncWrite + Unpin, sent: &[u8]) {
@@ -138,7 +138,7 @@ async fn rustls_asks_for_keys_and_gets_them() {
         client.connect(near, &id, MeshProtocol::Tcp),
         TlsAcceptor::from(server.configs.server.clone()).accept(far)
     );
-    let (mut ours, mut theirs) = (ours.unwrap(), theirs.unwrap());
+    let (mut ours, mut theirs) = (ours.unwrap().0, theirs.unwrap());
     for _ in 0..3 {
         theirs.get_mut().1.refresh_traffic_keys().unwrap();
         echo(&mut theirs, &mut ours).await;
@@ -216,6 +216,78 @@ async fn a_changed_record_is_refused_and_said_so() {
     assert!(far.write(b"more").await.is_err());
     let told = near.read(&mut [0; 100]).await.unwrap_err();
     assert_eq!(refused(&told), Some(&Error::AlertReceived(AlertDescription::BadRecordMac)));
+}
+
+#[tokio::test]
+async fn data_before_a_fault_is_not_lost() {
+    for room in [100, 3] {
+        let (mut near, mut far) = in_memory().await;
+        let mut records = Vec::new();
+        seal_small(&mut near.state.sealer, Content::Data, b"data", &mut records).unwrap();
+        seal_small(&mut near.state.sealer, Content::Alert, &[2, 80], &mut records).unwrap();
+        near.io.write_all(&records).await.unwrap();
+        let (mut got, mut buf) = (Vec::new(), vec![0; room]);
+        let error = loop {
+            match far.read(&mut buf).await {
+                Ok(count) => got.extend_from_slice(&buf[..count]),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(got, b"data");
+        assert_eq!(refused(&error), Some(&Error::AlertReceived(AlertDescription::InternalError)));
+    }
+}
+
+#[tokio::test]
+async fn messages_after_the_handshake_may_share_a_record() {
+    let ticket = |count: u8| [&[NEW_SESSION_TICKET, 0, 0, count][..], &vec![7; count.into()]].concat();
+    let update = vec![KEY_UPDATE, 0, 0, 1, 1];
+    for messages in
+        [[ticket(10), update.clone()].concat(), [ticket(0), ticket(200), ticket(1), update.clone()].concat(), ticket(3)]
+    {
+        // All in one record, and cut in two wherever a ticket's content is.
+        let cuts = (4..messages.len()).filter(|cut| messages[*cut] == 7 || messages[cut - 1] == 7);
+        for cut in [0].into_iter().chain(cuts) {
+            let (mut near, mut far) = in_memory().await;
+            for part in [&messages[..cut], &messages[cut..]] {
+                if !part.is_empty() {
+                    seal_small(&mut far.state.sealer, Content::Handshake, part, &mut far.state.unsent.bytes).unwrap();
+                }
+            }
+            let updated = messages.ends_with(&update);
+            if updated {
+                far.state.sealer = Sealer::new(far.state.session.next_to_seal().unwrap()).unwrap();
+            }
+            echo(&mut far, &mut near).await;
+            assert_eq!((near.state.update_asked, near.state.ticket_left), (updated, 0), "{cut}");
+        }
+    }
+    // Of a server's messages, a client sends none.
+    let (mut near, mut far) = in_memory().await;
+    let mut record = Vec::new();
+    seal_small(&mut near.state.sealer, Content::Handshake, &ticket(10), &mut record).unwrap();
+    near.io.write_all(&record).await.unwrap();
+    assert!(far.read(&mut [0; 100]).await.is_err());
+}
+
+#[tokio::test]
+async fn records_in_pieces_are_put_together() {
+    for piece in [1, 4, 5, 6, 1000, 16_384] {
+        let (mut near, mut far) = in_memory().await;
+        let sent: Vec<u8> = (0..20_000u32).map(|index| (index % 239) as u8).collect();
+        let mut sealed = Vec::new();
+        near.state.seal(&[IoSlice::new(&sent)], &mut sealed).unwrap();
+        let mut got = vec![0; sent.len()];
+        let write = async {
+            for piece in sealed.chunks(piece) {
+                near.io.write_all(piece).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        };
+        let (read, ()) = tokio::join!(far.read_exact(&mut got), write);
+        read.unwrap();
+        assert!(got == sent && far.state.sealed.bytes.capacity() == 0, "{piece}");
+    }
 }
 
 #[tokio::test]

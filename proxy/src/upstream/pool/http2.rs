@@ -112,11 +112,12 @@ fn dial(pool: &Rc<Pool>, shared: &Rc<Shared>) {
         let dialed = pool.dial(shared.protocol).await;
         shared.dialing.set(shared.dialing.get().saturating_sub(1));
         match dialed {
-            Ok(dialed) => shared.open.borrow_mut().push(start(dialed, &shared)),
-            Err(error) => {
-                shared.failures.set(shared.failures.get() + 1);
-                shared.failure.replace(Some(error));
+            Ok(dialed) if dialed.protocol == shared.protocol => shared.add(dialed),
+            Ok(dialed) => {
+                pool.without_streams(dialed);
+                shared.failed(DialError::NoStreams);
             }
+            Err(error) => shared.failed(error),
         }
         shared.news.notify_waiters();
     });
@@ -227,6 +228,16 @@ impl Shared {
             failure: RefCell::default(),
             news: Notify::new(),
         })
+    }
+
+    /// One more connection.
+    pub(super) fn add(self: &Rc<Self>, dialed: Dialed) {
+        self.open.borrow_mut().push(start(dialed, self));
+    }
+
+    fn failed(&self, error: DialError) {
+        self.failures.set(self.failures.get() + 1);
+        self.failure.replace(Some(error));
     }
 
     /// One connection in the making per STREAMS_BEFORE_NEXT requests that wait; one at a time while others still serve.

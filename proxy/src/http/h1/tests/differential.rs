@@ -64,7 +64,7 @@ where
 
 async fn by_codec(stream: DuplexStream, all: &All) {
     let drain = DrainOwner::default();
-    let ended = serve(stream, drain.handle(), IDLE, |mut request| async move {
+    let ended = serve(stream, drain.handle(), Patience::new(IDLE), |mut request| async move {
         let mut seen = Seen {
             line: format!("{} {}", request.head.method, request.head.target()),
             host: request.head.authority().map(|host| host.as_bytes().to_owned()),

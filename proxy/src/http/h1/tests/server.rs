@@ -28,9 +28,19 @@ async fn client_of<F>(handle: impl Fn(Request) -> F + 'static) -> (TcpStream, Se
 where
     F: Future<Output = (ResponseHead, Parts)> + 'static,
 {
+    client_waited_for(Patience::new(IDLE), handle).await
+}
+
+async fn client_waited_for<F>(
+    patience: Patience,
+    handle: impl Fn(Request) -> F + 'static,
+) -> (TcpStream, Served, DrainOwner)
+where
+    F: Future<Output = (ResponseHead, Parts)> + 'static,
+{
     let (server, client) = pair().await;
     let drain = DrainOwner::default();
-    let served = tokio::task::spawn_local(serve(server, drain.handle(), IDLE, handle));
+    let served = tokio::task::spawn_local(serve(server, drain.handle(), patience, handle));
     (client, served, drain)
 }
 
@@ -349,7 +359,7 @@ fn a_client_that_does_not_read_ends_by_its_idleness() {
         let (server, mut client) = pair().await;
         let drain = DrainOwner::default();
         let idle = Duration::from_millis(50);
-        let ended = serve(server, drain.handle(), idle, |request| async move {
+        let ended = serve(server, drain.handle(), Patience::new(idle), |request| async move {
             // As an exchange does.
             request.watch.begin();
             request.watch.answered(false);
@@ -364,12 +374,83 @@ fn a_client_that_does_not_read_ends_by_its_idleness() {
     });
 }
 
+/// Time that never comes, but for what `soon` sets.
+fn patient(soon: impl Fn(&mut Patience, Duration)) -> Patience {
+    let mut patience = Patience { head: IDLE, request: IDLE, rest: IDLE, exchange: IDLE };
+    soon(&mut patience, Duration::from_millis(20));
+    patience
+}
+
+async fn is_late(served: Served) {
+    let Err(error) = served.await.unwrap() else { panic!("it ended as it should") };
+    assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
+}
+
+#[test]
+fn a_client_without_a_request_is_not_kept() {
+    run(async {
+        for before in 0..2 {
+            let (mut client, served, _drain) = client_waited_for(patient(|p, soon| p.request = soon), echo).await;
+            for _ in 0..before {
+                client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+                expect(&mut client, "HTTP/1.1 200 OK\r\nx-asked: GET /\r\ncontent-length: 0\r\n\r\n").await;
+            }
+            expect_end(&mut client).await;
+            is_late(served).await;
+        }
+    });
+}
+
+/// Adds to what it sends as long as it is heard.
+fn drip(mut client: TcpStream, drop: &'static [u8]) {
+    tokio::task::spawn_local(async move {
+        while client.write_all(drop).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+}
+
+#[test]
+fn a_head_that_never_ends_is_not_waited_for() {
+    run(async {
+        for before in 0..2 {
+            let (mut client, served, _drain) = client_waited_for(patient(|p, soon| p.head = soon), echo).await;
+            for _ in 0..before {
+                client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+                expect(&mut client, "HTTP/1.1 200 OK\r\nx-asked: GET /\r\ncontent-length: 0\r\n\r\n").await;
+            }
+            client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nx: ").await.unwrap();
+            drip(client, b"y");
+            is_late(served).await;
+        }
+    });
+}
+
+#[test]
+fn what_is_left_of_a_request_after_its_response_is_not_waited_for_long() {
+    run(async {
+        let (broke, is_broken) = oneshot::channel();
+        let broke = Cell::new(Some(broke));
+        let answer = move |mut request: Request| {
+            let broke = broke.take().unwrap();
+            tokio::task::spawn_local(async move { broke.send(read_all(&mut request.body).await.is_err()) });
+            async { (response(200), Parts::default()) }
+        };
+        let (mut client, served, _drain) = client_waited_for(patient(|p, soon| p.rest = soon), answer).await;
+        client.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 100000000\r\n\r\n").await.unwrap();
+        expect(&mut client, "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+        drip(client, b"x");
+        is_late(served).await;
+        assert!(is_broken.await.unwrap(), "whoever reads it is told that it is not all");
+    });
+}
+
 #[test]
 fn an_idle_connection_is_small() {
     run(async {
         let (server, _client) = pair().await;
         let drain = DrainOwner::default();
-        let served = serve(server, drain.handle(), IDLE, echo);
+        let served = serve(server, drain.handle(), Patience::new(IDLE), echo);
         let size = size_of_val(&served);
         assert!(size <= 900, "{size}");
         assert!(size_of::<Incoming>() <= 40);
