@@ -15,11 +15,14 @@ use super::{
     policy::{Policy, Target},
 };
 
+/// The policy of each section; None: of the whole.
+type Sections = BTreeMap<Option<Arc<str>>, ObjectKey>;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct PolicyIndex {
-    /// By kind of policy and target: for each section (None: the whole), the policy.
-    in_force: HashMap<(Kind, ObjectKey), BTreeMap<Option<Arc<str>>, ObjectKey>>,
+    /// By kind of policy and target.
+    in_force: HashMap<(Kind, ObjectKey), Sections>,
     pub(crate) conditions: BTreeMap<ObjectKey, Vec<Condition>>,
 }
 
