@@ -166,6 +166,8 @@ async fn an_identity_forged_among_opaque_bytes_counts_for_nothing() -> Result<()
     scenario.mesh.apply("declared.yaml", &documents::service("default", "declared", 80, "http"))?;
     let server = Server::start("declared").await?;
     let declared = scenario.mesh.workload("declared-1").serves("declared", server.address()).start().await?;
+    // What its own sidecar was told is made from the Service.
+    scenario.mesh.wait("service/declared").await?;
     let answer = smuggled(declared.listener(0)?, rogue()?, forged, false).await;
     ensure!(answer.is_err(), "opaque bytes reached a port that is declared HTTP: {answer:?}");
     refused(&declared, "inbound", "not-http").await?;

@@ -250,7 +250,7 @@ async fn http(ctx: &Context, stream: impl Io + Backlog, client: Client, applicat
     let address = client.address;
     let client = Rc::new(client);
     let handle = |received| request::serve(Rc::clone(ctx), Rc::clone(&client), Rc::clone(&application), received);
-    match serve::http(stream, wire, &ctx.drain, ctx.stream_idle, handle).await {
+    match serve::http(stream, wire, ctx.drain.watcher(), ctx.stream_idle, handle).await {
         Ok(()) => {}
         Err(error) if error.is_malformed() => {
             ctx.telemetry.refused(Direction::Inbound, serve::MALFORMED, address, &error);

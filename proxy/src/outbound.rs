@@ -12,7 +12,7 @@ use crate::{
     detect::{self, FirstBytes, Spoken},
     drain::Drain,
     error::Error,
-    http::serve::{self, Wire},
+    http::serve::{self, Broken, Wire},
     net::{Accepted, Backlog, Io, Prefixed, listener},
     policy::{Destination, DestinationKey, Protocol, RuleOrigin, Target},
     tcp::{self, Carried},
@@ -71,18 +71,19 @@ pub async fn serve(ctx: Context, accepted: Accepted, key: DestinationKey, _waite
 async fn connection(ctx: &Context, accepted: Accepted, key: &DestinationKey) -> Result<(), Error> {
     let destination = match destination(ctx, key).await {
         Ok(destination) => destination,
-        Err(error) => return undiscovered(ctx, accepted, key, error).await,
+        Err(error) => return Box::pin(undiscovered(ctx, accepted, key, error)).await,
     };
     let protocol = match &destination.target {
         Target::Service(service) => service.protocol,
         Target::Workload(_) => Protocol::Detect,
-        Target::Outside => return outside(ctx, accepted, &destination).await,
+        Target::Outside => return Box::pin(outside(ctx, accepted, &destination)).await,
     };
+    // Each by itself on the heap: a connection takes the room of what it carries, not of the largest there is.
     match protocol {
-        Protocol::Http | Protocol::Http1 | Protocol::Http2 => declared_http(ctx, accepted, key).await,
-        Protocol::Tls => declared_tls(ctx, accepted, &destination).await,
-        Protocol::Tcp => declared_tcp(ctx, accepted, &destination).await,
-        Protocol::Detect => detected(ctx, accepted, &destination).await,
+        Protocol::Http | Protocol::Http1 | Protocol::Http2 => Box::pin(declared_http(ctx, accepted, key)).await,
+        Protocol::Tls => Box::pin(declared_tls(ctx, accepted, &destination)).await,
+        Protocol::Tcp => Box::pin(declared_tcp(ctx, accepted, &destination)).await,
+        Protocol::Detect => Box::pin(detected(ctx, accepted, &destination)).await,
     }
 }
 
@@ -90,7 +91,8 @@ async fn connection(ctx: &Context, accepted: Accepted, key: &DestinationKey) -> 
 async fn destination(ctx: &Context, key: &DestinationKey) -> Result<Arc<Destination>, Error> {
     match ctx.policy.get(key) {
         Some(destination) => Ok(destination),
-        None => ctx.policy.resolve(key).await.map_err(|unavailable| Error::Discovery(unavailable.0)),
+        // Seldom, and large.
+        None => Box::pin(ctx.policy.resolve(key)).await.map_err(|unavailable| Error::Discovery(unavailable.0)),
     }
 }
 
@@ -99,7 +101,12 @@ async fn destination(ctx: &Context, key: &DestinationKey) -> Result<Arc<Destinat
 /// Serves HTTP to the client; each request asks policy anew.
 async fn http(ctx: &Context, peer: SocketAddr, stream: impl Io + Backlog, key: &DestinationKey, wire: Wire) {
     let handle = |received| request::serve(Rc::clone(ctx), key.clone(), received);
-    match serve::http(stream, wire, &ctx.drain, ctx.stream_idle, handle).await {
+    served(ctx, peer, key, serve::http(stream, wire, ctx.drain.watcher(), ctx.stream_idle, handle).await);
+}
+
+/// How serving a client's connection ended.
+fn served(ctx: &Context, peer: SocketAddr, key: &DestinationKey, ended: Result<(), Broken>) {
+    match ended {
         Ok(()) => {}
         Err(error) if error.is_malformed() => {
             ctx.telemetry.refused(Direction::Outbound, serve::MALFORMED, peer, &format_args!("to {key}: {error}"));
@@ -111,14 +118,25 @@ async fn http(ctx: &Context, peer: SocketAddr, stream: impl Io + Backlog, key: &
 /// A port whose protocol is declared HTTP: whatever else comes is answered with 400.
 async fn declared_http(ctx: &Context, accepted: Accepted, key: &DestinationKey) -> Result<(), Error> {
     let peer = accepted.peer;
-    match ctx.first_bytes(Bytes::new(), accepted.stream, None).await {
-        Ok(FirstBytes::Spoken(Spoken::Http2, stream)) => http(ctx, peer, stream, key, Wire::Http2).await,
-        Ok(FirstBytes::Spoken(_, stream) | FirstBytes::Silent(stream)) => {
-            http(ctx, peer, stream, key, Wire::Http1).await
+    let first = Box::pin(ctx.first_bytes(Bytes::new(), accepted.stream, None)).await;
+    let (stream, wire) = match first {
+        Ok(FirstBytes::Spoken(Spoken::Http2, stream)) => (stream, Wire::Http2),
+        Ok(FirstBytes::Spoken(_, stream) | FirstBytes::Silent(stream)) => (stream, Wire::Http1),
+        Ok(FirstBytes::Closed) => return Ok(()),
+        Err(error) => {
+            tracing::debug!(%peer, %error, "client left before it spoke");
+            return Ok(());
         }
-        Ok(FirstBytes::Closed) => {}
-        Err(error) => tracing::debug!(%peer, %error, "client left before it spoke"),
-    }
+    };
+    // In a task of its own, which takes the room of nothing else: most of the time such connections are idle.
+    let (ctx, key, waited_for) = (Rc::clone(ctx), key.clone(), ctx.drain.clone());
+    let (of_requests, to) = (Rc::clone(&ctx), key.clone());
+    let handle = move |received| request::serve(Rc::clone(&of_requests), to.clone(), received);
+    let serving = serve::http(stream, wire, ctx.drain.watcher(), ctx.stream_idle, handle);
+    tokio::task::spawn_local(async move {
+        served(&ctx, peer, &key, serving.await);
+        drop(waited_for);
+    });
     Ok(())
 }
 

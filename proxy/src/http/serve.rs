@@ -81,6 +81,10 @@ impl Received {
 /// What answers a request. On the heap from the beginning: it is large, and would be moved at every step to its task.
 pub(crate) type Answering = Pin<Box<dyn Future<Output = Response>>>;
 
+/// What serves a connection. On the heap by itself: it lives as long as the connection, most of the time idle, and takes the
+/// room of nothing that came before it or might have come instead.
+pub(crate) type Serving<'a> = Pin<Box<dyn Future<Output = Result<(), Broken>> + 'a>>;
+
 /// What ended a client's connection, if it was not a clean close.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Broken {
@@ -117,25 +121,25 @@ impl Broken {
 }
 
 /// Serves HTTP on `stream` until the client leaves, or draining has begun and the last response is complete, or an
-/// exchange is overdue. `drain`: the connection is counted since it was accepted. `idle`: the longest time without a byte
+/// exchange is overdue. `drain`: a watcher; the connection is counted since it was accepted. `idle`: the longest time without a byte
 /// moved in an exchange.
 ///
 /// # Errors
 /// What ended the connection, if it was not a clean close.
-pub(crate) async fn http<S>(
+pub(crate) fn http<'a, S>(
     stream: S,
     wire: Wire,
-    drain: &Drain,
+    drain: Drain,
     idle: Duration,
-    handle: impl Fn(Received) -> Answering,
-) -> Result<(), Broken>
+    handle: impl Fn(Received) -> Answering + 'a,
+) -> Serving<'a>
 where
-    S: Io + Backlog,
+    S: Io + Backlog + 'a,
 {
     match wire {
-        Wire::Http1 => http1(stream, drain, idle, handle).await,
-        Wire::Http1Mux => http2(stream, drain, idle, Version::HTTP_11, handle).await,
-        Wire::Http2 => http2(stream, drain, idle, Version::HTTP_2, handle).await,
+        Wire::Http1 => Box::pin(http1(stream, drain, idle, handle)),
+        Wire::Http1Mux => Box::pin(http2(stream, drain, idle, Version::HTTP_11, handle)),
+        Wire::Http2 => Box::pin(http2(stream, drain, idle, Version::HTTP_2, handle)),
     }
 }
 
@@ -143,12 +147,7 @@ where
 ///
 /// Plain requests are read and answered by our own codec ([`h1`]); from the first that is not plain on, hyper serves the
 /// connection.
-async fn http1<S>(
-    stream: S,
-    drain: &Drain,
-    idle: Duration,
-    handle: impl Fn(Received) -> Answering,
-) -> Result<(), Broken>
+async fn http1<S>(stream: S, drain: Drain, idle: Duration, handle: impl Fn(Received) -> Answering) -> Result<(), Broken>
 where
     S: Io + Backlog,
 {
@@ -164,7 +163,7 @@ where
         h1::Ended::Closed => Ok(()),
         h1::Ended::Unusual(stream, read) => {
             // Large, and seldom needed.
-            Box::pin(by_hyper(Prefixed::new(read, stream), drain.watcher(), idle, handle)).await
+            Box::pin(by_hyper(Prefixed::new(read, stream), drain, idle, handle)).await
         }
     }
 }
@@ -240,7 +239,7 @@ fn ended_as(ended: Result<hyper::Result<()>, Overdue>) -> Result<(), Broken> {
 /// Streams of HTTP/2; an exchange that is overdue ends its own stream alone. `version`: what the requests are.
 async fn http2<S>(
     stream: S,
-    drain: &Drain,
+    drain: Drain,
     idle: Duration,
     version: Version,
     handle: impl Fn(Received) -> Answering,
@@ -263,7 +262,7 @@ where
         let answered = Rc::clone(&watch);
         tokio::task::spawn_local(Watched::new(&watch, respond(answer, send, tunnel, answered)));
     };
-    Ok(h2::serve(stream, h2::Settings::new(), drain.watcher(), on_request).await?)
+    Ok(h2::serve(stream, h2::Settings::new(), drain, on_request).await?)
 }
 
 /// A tunnel that may come to be: who waits for it, and its incoming half.

@@ -71,12 +71,12 @@ enum End {
 ///
 /// # Errors
 /// What ended the connection, if it was not a clean close.
-pub(crate) async fn serve<S, B, F>(
+pub(crate) fn serve<S, B, F>(
     stream: S,
     drain: Drain,
     patience: Patience,
     handle: impl Fn(Request) -> F,
-) -> io::Result<Ended<S>>
+) -> impl Future<Output = io::Result<Ended<S>>>
 where
     S: Io + Backlog,
     B: Outgoing,
@@ -95,18 +95,20 @@ where
         scanned: 0,
         timer: Timer::new(patience),
     };
-    let served = Watched::new(&watch, connection.serve(&watch, &drain, handle)).await;
-    match served {
-        Ok(Ok(End::Unusual)) => {
-            let Connection { stream, shared, .. } = connection;
-            let unread = std::mem::take(&mut shared.0.borrow_mut().bytes);
-            Ok(Ended::Unusual(stream, unread.freeze()))
-        }
-        Ok(Ok(End::Closed)) => Ok(Ended::Closed),
-        Ok(Err(error)) => Err(error),
-        Err(overdue) => {
-            tracing::debug!(reason = overdue.reason(), "client connection closed in the middle of an exchange");
-            Ok(Ended::Closed)
+    // Not an async function: that would keep room for its arguments, too, as long as the connection lives.
+    async move {
+        match Watched::new(&watch, connection.serve(&watch, &drain, handle)).await {
+            Ok(Ok(End::Unusual)) => {
+                let Connection { stream, shared, .. } = connection;
+                let unread = std::mem::take(&mut shared.0.borrow_mut().bytes);
+                Ok(Ended::Unusual(stream, unread.freeze()))
+            }
+            Ok(Ok(End::Closed)) => Ok(Ended::Closed),
+            Ok(Err(error)) => Err(error),
+            Err(overdue) => {
+                tracing::debug!(reason = overdue.reason(), "client connection closed in the middle of an exchange");
+                Ok(Ended::Closed)
+            }
         }
     }
 }

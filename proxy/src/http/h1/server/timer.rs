@@ -28,15 +28,6 @@ impl Patience {
     pub(crate) fn new(exchange: Duration) -> Self {
         Self { exchange, head: limits::HEADER_TIMEOUT, request: limits::CLIENT_IDLE, rest: limits::BODY_AFTER_RESPONSE }
     }
-
-    fn of(&self, wait: Wait) -> Duration {
-        match wait {
-            Wait::Request => self.request,
-            Wait::Head => self.head,
-            Wait::Rest => self.rest,
-            Wait::Drained => limits::DRAIN_LINGER,
-        }
-    }
 }
 
 /// What a client is waited for.
@@ -54,7 +45,10 @@ pub(super) enum Wait {
 
 /// Keeps the time between exchanges.
 pub(super) struct Timer {
-    patience: Patience,
+    /// Of [`Patience`], in milliseconds: each idle connection holds it.
+    head: u32,
+    request: u32,
+    rest: u32,
     sleep: Option<Pin<Box<Sleep>>>,
     /// What it was set for, and the requests until then.
     timed: (u64, Wait),
@@ -63,7 +57,25 @@ pub(super) struct Timer {
 
 impl Timer {
     pub(super) fn new(patience: Patience) -> Self {
-        Self { patience, sleep: None, timed: (0, Wait::Request), requests: 0 }
+        let millis = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+        Self {
+            head: millis(patience.head),
+            request: millis(patience.request),
+            rest: millis(patience.rest),
+            sleep: None,
+            timed: (0, Wait::Request),
+            requests: 0,
+        }
+    }
+
+    fn allowed(&self, wait: Wait) -> Duration {
+        let millis = match wait {
+            Wait::Request => self.request,
+            Wait::Head => self.head,
+            Wait::Rest => self.rest,
+            Wait::Drained => return limits::DRAIN_LINGER,
+        };
+        Duration::from_millis(millis.into())
     }
 
     pub(super) fn begin_exchange(&mut self) {
@@ -75,8 +87,8 @@ impl Timer {
     pub(super) fn poll_late(&mut self, cx: &mut Context<'_>, wait: Wait) -> Poll<()> {
         let now = (self.requests, wait);
         loop {
-            let allowed = self.patience.of(wait);
-            if self.sleep.is_none() || allowed < self.patience.of(self.timed.1) {
+            let allowed = self.allowed(wait);
+            if self.sleep.is_none() || allowed < self.allowed(self.timed.1) {
                 self.sleep = Some(Box::pin(tokio::time::sleep(allowed)));
                 self.timed = now;
             }
