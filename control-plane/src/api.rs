@@ -10,12 +10,14 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 
 mod backend_policy;
+mod balancing;
 pub mod crd;
 mod fault_policy;
 mod inbound_policy;
 mod route_policy;
 
 pub(crate) use backend_policy::*;
+pub(crate) use balancing::*;
 pub(crate) use fault_policy::*;
 pub(crate) use inbound_policy::*;
 pub(crate) use route_policy::*;

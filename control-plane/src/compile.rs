@@ -16,6 +16,7 @@ use prost::Message;
 use crate::model::{self, Kind, ObjectKey, Topic, World, policy::PolicySpec};
 
 mod address;
+mod balancing;
 mod destination;
 mod endpoints;
 mod http;

@@ -71,6 +71,8 @@ pub struct Control {
     pub delay_ms: AtomicU64,
     /// Not 0: answer everything with this status.
     pub status: AtomicUsize,
+    /// Not 0: with such an answer, the seconds of its Retry-After.
+    pub retry_after: AtomicU64,
     counts: Mutex<HashMap<String, u64>>,
     /// Requests by path; bounded by what tests ask for.
     paths: Mutex<HashMap<String, u64>>,
@@ -198,7 +200,12 @@ async fn answer(mut request: Request<Incoming>, name: &Arc<str>, control: &Contr
     *control.paths.lock().unwrap_or_else(PoisonError::into_inner).entry(path.clone()).or_default() += 1;
     let forced = u16::try_from(control.status.load(Relaxed)).ok().and_then(|code| StatusCode::from_u16(code).ok());
     if let Some(status) = forced {
-        return reply(status, "as told".into());
+        let mut response = reply(status, "as told".into());
+        match control.retry_after.load(Relaxed) {
+            0 => {}
+            seconds => drop(response.headers_mut().insert(header::RETRY_AFTER, seconds.into())),
+        }
+        return response;
     }
     match what {
         "status" => {

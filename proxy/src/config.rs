@@ -170,6 +170,8 @@ pub mod limits {
     pub const SERVERS_FIRST: usize = 256;
     /// Resources subscribed to at most, endpoints included (the control plane allows 10,000).
     pub const SUBSCRIPTIONS: usize = 8192;
+    /// How long the last endpoints of a backend are still tried when the control plane says, all at once, that there are none.
+    pub const EMPTY_GRACE: Duration = Duration::from_secs(30);
     /// Retry budget: tokens per request, and per second.
     pub const RETRY_RATIO: f64 = 0.2;
     /// See [`RETRY_RATIO`].

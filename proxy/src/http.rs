@@ -3,6 +3,7 @@
 //! against [`head`] and [`Body`].
 
 pub(crate) mod adapt;
+pub(crate) mod affinity;
 pub mod body;
 mod client_stream;
 pub mod exchange;

@@ -4,9 +4,10 @@
 //! declared to be TCP or TLS, also inside the opaque bytes of a mesh peer, whatever its ALPN says. On ports declared TCP
 //! or TLS bytes pass as they are, and an application must not read that header there.
 
+pub(crate) mod load;
 mod request;
 
-use std::{io, net::SocketAddr, rc::Rc};
+use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use leno_proto::spiffe::SpiffeId;
@@ -17,7 +18,10 @@ use crate::{
     detect::{self, FirstBytes, Spoken},
     drain::Drain,
     error::Error,
-    http::serve::{self, Wire},
+    http::{
+        h2,
+        serve::{self, Wire},
+    },
     net::{Accepted, Backlog, Io, Prefixed, listener},
     policy::Protocol,
     tcp::{self, Carried},
@@ -33,6 +37,8 @@ pub(crate) struct Application {
     pub(crate) protocol: Protocol,
     pub(crate) requests: RouteMetrics,
     pub(crate) connections: ConnectionMetrics,
+    /// What it tells clients in the mesh that ask.
+    load: Arc<load::Load>,
 }
 
 /// Who is on the other side of a connection.
@@ -248,9 +254,16 @@ fn carried<'a>(ctx: &'a Context, client: &Client, application: &'a Application) 
 
 async fn http(ctx: &Context, stream: impl Io + Backlog, client: Client, application: Rc<Application>, wire: Wire) {
     let address = client.address;
+    let reports = match &client.identity {
+        Some(_) => {
+            let load = Arc::clone(&application.load);
+            h2::Reports::of(move || load.tell(Instant::now()))
+        }
+        None => h2::Reports::default(),
+    };
     let client = Rc::new(client);
     let handle = |received| request::serve(Rc::clone(ctx), Rc::clone(&client), Rc::clone(&application), received);
-    match serve::http(stream, wire, ctx.drain.watcher(), ctx.stream_idle, handle).await {
+    match serve::http(stream, wire, ctx.drain.watcher(), ctx.stream_idle, reports, handle).await {
         Ok(()) => {}
         Err(error) if error.is_malformed() => {
             ctx.telemetry.refused(Direction::Inbound, serve::MALFORMED, address, &error);
@@ -276,6 +289,7 @@ fn application(ctx: &Context, address: SocketAddr, protocol: Protocol) -> Rc<App
         protocol,
         requests: RouteMetrics::inbound(address.port()),
         connections: ConnectionMetrics::inbound(address.port()),
+        load: load::of(address),
     });
     if applications.len() >= limits::APPLICATIONS {
         applications.clear();

@@ -12,7 +12,10 @@ use crate::{
     detect::{self, FirstBytes, Spoken},
     drain::Drain,
     error::Error,
-    http::serve::{self, Broken, Wire},
+    http::{
+        h2,
+        serve::{self, Broken, Wire},
+    },
     net::{Accepted, Backlog, Io, Prefixed, listener},
     policy::{Destination, DestinationKey, Protocol, RuleOrigin, Target},
     tcp::{self, Carried},
@@ -100,8 +103,9 @@ async fn destination(ctx: &Context, key: &DestinationKey) -> Result<Arc<Destinat
 
 /// Serves HTTP to the client; each request asks policy anew.
 async fn http(ctx: &Context, peer: SocketAddr, stream: impl Io + Backlog, key: &DestinationKey, wire: Wire) {
-    let handle = |received| request::serve(Rc::clone(ctx), key.clone(), received);
-    served(ctx, peer, key, serve::http(stream, wire, ctx.drain.watcher(), ctx.stream_idle, handle).await);
+    let handle = |received| request::serve(Rc::clone(ctx), key.clone(), peer, received);
+    let reports = h2::Reports::default();
+    served(ctx, peer, key, serve::http(stream, wire, ctx.drain.watcher(), ctx.stream_idle, reports, handle).await);
 }
 
 /// How serving a client's connection ended.
@@ -131,8 +135,9 @@ async fn declared_http(ctx: &Context, accepted: Accepted, key: &DestinationKey) 
     // In a task of its own, which takes the room of nothing else: most of the time such connections are idle.
     let (ctx, key, waited_for) = (Rc::clone(ctx), key.clone(), ctx.drain.clone());
     let (of_requests, to) = (Rc::clone(&ctx), key.clone());
-    let handle = move |received| request::serve(Rc::clone(&of_requests), to.clone(), received);
-    let serving = serve::http(stream, wire, ctx.drain.watcher(), ctx.stream_idle, handle);
+    let handle = move |received| request::serve(Rc::clone(&of_requests), to.clone(), peer, received);
+    let reports = h2::Reports::default();
+    let serving = serve::http(stream, wire, ctx.drain.watcher(), ctx.stream_idle, reports, handle);
     tokio::task::spawn_local(async move {
         served(&ctx, peer, &key, serving.await);
         drop(waited_for);
@@ -178,7 +183,7 @@ async fn silent(
 ) -> Result<(), Error> {
     let chosen = Chosen::opaque(ctx, destination, None)?;
     let carried = || chosen.carried(ctx, peer, &destination.key);
-    let (server, pick) = match Box::pin(tcp::connect(ctx, &chosen.backend)).await {
+    let (server, pick) = match Box::pin(tcp::connect(ctx, &chosen.backend, peer)).await {
         Ok(connected) => connected,
         Err(error) => return Err(carried().failed(error)),
     };
@@ -246,7 +251,7 @@ async fn carry(
         return Ok(());
     }
     let chosen = Chosen::opaque(ctx, destination, server_name.as_deref())?;
-    chosen.carried(ctx, peer, &destination.key).to(&chosen.backend, stream).await
+    chosen.carried(ctx, peer, &destination.key).to(&chosen.backend, stream, peer).await
 }
 
 // ---- opaque bytes -------------------------------------------------------------------------------
@@ -259,13 +264,13 @@ async fn declared_tls(ctx: &Context, accepted: Accepted, destination: &Destinati
         Ok(FirstBytes::Closed) | Err(_) => return Ok(()),
     };
     let chosen = Chosen::opaque(ctx, destination, server_name.as_deref())?;
-    chosen.carried(ctx, accepted.peer, &destination.key).to(&chosen.backend, stream).await
+    chosen.carried(ctx, accepted.peer, &destination.key).to(&chosen.backend, stream, accepted.peer).await
 }
 
 /// A port that is declared to be opaque.
 async fn declared_tcp(ctx: &Context, accepted: Accepted, destination: &Destination) -> Result<(), Error> {
     let chosen = Chosen::opaque(ctx, destination, None)?;
-    chosen.carried(ctx, accepted.peer, &destination.key).to(&chosen.backend, accepted.stream).await
+    chosen.carried(ctx, accepted.peer, &destination.key).to(&chosen.backend, accepted.stream, accepted.peer).await
 }
 
 /// Where opaque bytes go, and why.
@@ -328,7 +333,7 @@ async fn outside(ctx: &Context, accepted: Accepted, destination: &Destination) -
         DestinationKey::Name(name) => {
             let invalid = || Error::InvalidBackend(format!("{name} is not host:port"));
             match ctx.upstreams.outside(name) {
-                Some(backend) => carried.to(&backend, accepted.stream).await,
+                Some(backend) => carried.to(&backend, accepted.stream, accepted.peer).await,
                 None => Err(carried.failed(invalid())),
             }
         }

@@ -133,6 +133,8 @@ impl Protocol {
 #[derive(Debug, Clone)]
 pub struct Inbound {
     pub strict: bool,
+    /// The zone that the workload runs in; empty: not known.
+    pub zone: Arc<str>,
     /// Sorted by port; ports not listed are detected.
     pub ports: Vec<(u16, Protocol)>,
 }

@@ -8,12 +8,13 @@ use crate::{
     config::limits,
     detect::{self, ServerSpeaks, Spoken},
     error::Error,
+    http::affinity,
     net::{
         Io, Prefixed,
         copy::{self, Moved},
     },
     telemetry::{ConnectionMetrics, ConnectionRecord},
-    upstream::{Backend, Outcome, Pick},
+    upstream::{Backend, Outcome, Pick, balance::settings::HashKey},
     worker::Context,
 };
 
@@ -22,12 +23,20 @@ const TRIES: usize = 3;
 
 /// A connection to one of the backend's endpoints: another one is tried if a connection cannot be made.
 ///
+/// `source`: where the client's connection came from.
+///
 /// # Errors
 /// If there is no endpoint, or none of those tried could be reached.
-pub(crate) async fn connect(ctx: &Context, backend: &Arc<Backend>) -> Result<(Box<dyn Io>, Pick), Error> {
+pub(crate) async fn connect(
+    ctx: &Context,
+    backend: &Arc<Backend>,
+    source: SocketAddr,
+) -> Result<(Box<dyn Io>, Pick), Error> {
     let mut tried: Vec<SocketAddr> = Vec::new();
+    let key =
+        |by: &HashKey| matches!(by, HashKey::SourceAddress).then(|| affinity::of_source(source, &ctx.config.workload));
     loop {
-        let pick = ctx.upstreams.pick(backend, &tried).await?;
+        let pick = ctx.upstreams.pick(backend, &tried, key).await?;
         match pick.tcp().await {
             Ok(stream) => {
                 pick.report(Outcome::Success, Instant::now());
@@ -146,8 +155,8 @@ impl<'a> Carried<'a> {
     ///
     /// # Errors
     /// If no connection can be made.
-    pub(crate) async fn to(self, backend: &Arc<Backend>, client: impl Io) -> Result<(), Error> {
-        match Box::pin(connect(self.ctx, backend)).await {
+    pub(crate) async fn to(self, backend: &Arc<Backend>, client: impl Io, source: SocketAddr) -> Result<(), Error> {
+        match Box::pin(connect(self.ctx, backend, source)).await {
             Ok((server, pick)) => {
                 self.reached(&pick).relay(client, server).await;
                 Ok(())

@@ -9,9 +9,11 @@
 
 pub mod backend;
 pub mod balance;
+mod balancer;
 pub mod budget;
 pub mod dial;
 pub mod dns;
+mod local;
 pub mod outlier;
 pub mod pool;
 pub mod stats;
@@ -21,10 +23,19 @@ mod testing;
 mod tests;
 pub mod worker;
 
-use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
+use std::{
+    cell::Cell,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 pub use backend::{Backend, Endpoint, EndpointSet, HostName};
+use balance::settings::HashKey;
+use balancer::{Balancer, Wanted};
 pub use dial::DialError;
+use local::LocalEndpoint;
 use outlier::Role;
 
 use crate::{
@@ -46,6 +57,8 @@ pub enum Outcome {
     Success,
     /// 5xx, reset, timeout: counts against the endpoint and is never taken for fast.
     Failure,
+    /// It was turned away (429, RESOURCE_EXHAUSTED): does not count against the endpoint, but is never taken for fast.
+    Refused,
     /// Time ran out that the client had set: does not count against the endpoint, but it was not faster.
     GivenUp,
     /// The client left, or the fault is not the endpoint's: says nothing.
@@ -55,9 +68,9 @@ pub enum Outcome {
 /// An endpoint chosen for one try; counts as in flight until dropped.
 pub struct Pick {
     pub endpoint: Arc<Endpoint>,
-    local: Rc<worker::LocalEndpoint>,
-    /// To know how many endpoints may be ejected; None for [`Upstreams::plain`].
-    balancer: Option<Rc<worker::Balancer>>,
+    local: Rc<LocalEndpoint>,
+    /// Whose policy it is under; None for [`Upstreams::plain`].
+    balancer: Option<Rc<Balancer>>,
     started: Instant,
     /// What the endpoint speaks.
     protocol: Protocol,
@@ -74,19 +87,30 @@ impl Upstreams {
         Self { state: worker::State::new(mark, credentials, resolver) }
     }
 
-    /// Chooses an endpoint: peak-EWMA over two random choices among those that are ready and not
-    /// ejected, avoiding `tried` while there is another. Waits (CONNECT_TIMEOUT at most) only while the backend's
-    /// endpoints are not known yet.
-    pub async fn pick(&self, backend: &Arc<Backend>, tried: &[SocketAddr]) -> Result<Pick, Error> {
+    /// Chooses an endpoint as the backend's policy says, among those that are ready and not ejected, avoiding `tried` while
+    /// there is another. Waits (CONNECT_TIMEOUT at most) only while the backend's endpoints are not known yet. `key`: of the request, asked
+    /// for only if the policy goes by it.
+    pub async fn pick(
+        &self,
+        backend: &Arc<Backend>,
+        tried: &[SocketAddr],
+        key: impl FnOnce(&HashKey) -> Option<u64>,
+    ) -> Result<Pick, Error> {
         if !self.state.is_settled(backend) {
             self.await_endpoints(backend).await?;
         }
         let now = Instant::now();
         let (balancer, protocol) = self.state.balancer(backend);
-        let Some((local, role)) = balancer.choose(tried, now, || self.state.random.next()) else {
+        let wanted = Wanted { tried, key: balancer.key(key), now };
+        let Some((local, role)) = balancer.choose(wanted, || self.state.random.next()) else {
             return Err(Error::NoEndpoint(backend.key.to_string()));
         };
         Ok(Pick::new(local, Some(balancer), now, protocol, role))
+    }
+
+    /// Where the proxy's own zone is found.
+    pub fn placed_by(&self, policy: Arc<crate::policy::Store>) {
+        self.state.placed_by(policy);
     }
 
     /// The endpoint at `addr`, in plaintext, for what is not balanced: the local application behind the inbound
@@ -111,8 +135,8 @@ impl Upstreams {
 
 impl Pick {
     fn new(
-        local: Rc<worker::LocalEndpoint>,
-        balancer: Option<Rc<worker::Balancer>>,
+        local: Rc<LocalEndpoint>,
+        balancer: Option<Rc<Balancer>>,
         started: Instant,
         protocol: Protocol,
         role: Role,
@@ -140,6 +164,10 @@ impl Pick {
         let success = match outcome {
             Outcome::Success => true,
             Outcome::Failure => false,
+            Outcome::Refused => {
+                self.local.observe(false, Role::Ordinary, latency, now);
+                return self.abandon_probe(now);
+            }
             Outcome::GivenUp => {
                 self.local.given_up(latency, now);
                 return self.abandon_probe(now);
@@ -148,12 +176,23 @@ impl Pick {
         };
         let role = self.role.replace(Role::Ordinary);
         self.local.observe(success, role, latency, now);
-        let may_eject = || self.balancer.as_ref().is_some_and(|balancer| balancer.may_eject_one_more(now));
-        if self.endpoint.outlier.record(success, role, now, may_eject) {
+        // What is not balanced is not ejected either.
+        let Some(balancer) = &self.balancer else { return };
+        let roster = balancer.roster();
+        let may_eject = || roster.may_eject_one_more(now);
+        if self.endpoint.outlier.record(success, role, now, roster.outlier(), may_eject) {
             self.local.pool.close_idle();
             self.local.pool.stats.ejections.increment(1);
             tracing::warn!(endpoint = %self.endpoint.address, workload = %self.endpoint.workload,
-                "endpoint ejected after consecutive failures");
+                "endpoint ejected: it failed too often");
+        }
+    }
+
+    /// The endpoint asks to be left alone for so long (Retry-After): it is, if there are others, as long as policy allows.
+    pub fn rest(&self, time: Duration, now: Instant) {
+        let most = self.balancer.as_ref().map_or(Duration::ZERO, |balancer| balancer.roster().outlier().most_rest);
+        if let Some(until) = now.checked_add(time.min(most)).filter(|until| *until > now) {
+            self.local.rest(until);
         }
     }
 

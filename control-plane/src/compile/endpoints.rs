@@ -143,8 +143,11 @@ fn endpoint_at(
             Some((key, pod)) => identity(sources, key, pod)?,
             None => String::new(),
         },
-        zone: endpoint.zone.to_string(),
-        weight: 1,
+        zone: match &pod {
+            Some((_, pod)) if endpoint.zone.is_empty() => pod.zone.to_string(),
+            _ => endpoint.zone.to_string(),
+        },
+        weight: pod.as_ref().map_or(1, |(_, pod)| pod.weight),
         state: state.into(),
         workload: pod.map(|(key, _)| key.name.to_string()).unwrap_or_default(),
     })

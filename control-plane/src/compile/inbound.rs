@@ -31,5 +31,10 @@ pub(super) fn inbound(sources: &mut Sources<'_>, subscriber: &Subscriber) -> Inb
         namespace: namespace.to_owned(),
         name: subscriber.workload.clone(),
     };
-    Inbound { workload: Some(workload), mode: mode.into(), ports }
+    Inbound {
+        workload: Some(workload),
+        mode: mode.into(),
+        ports,
+        zone: world.index.zone_of(&world.objects, &key).to_string(),
+    }
 }

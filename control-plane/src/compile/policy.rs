@@ -4,13 +4,18 @@ use std::time::Duration;
 
 use leno_proto::v1::{self, HttpAction};
 
-use super::{Sources, http::duration, object_ref};
+use super::{Sources, balancing, http::duration, object_ref};
 use crate::model::{Kind, ObjectKey, policy::PolicySpec};
 
 /// How a Service's port is called, if a policy says.
 pub(super) fn of_backend(sources: &mut Sources<'_>, service: &ObjectKey, port: &str) -> Option<v1::BackendPolicy> {
     let (key, PolicySpec::Backend(policy)) = sources.policy(Kind::BackendPolicy, service, port)? else { return None };
-    Some(v1::BackendPolicy { origin: Some(object_ref(key)), connect_timeout: policy.connect_timeout.map(duration) })
+    Some(v1::BackendPolicy {
+        origin: Some(object_ref(key)),
+        connect_timeout: policy.connect_timeout.map(duration),
+        load_balancing: policy.load_balancing.as_ref().map(balancing::load_balancing),
+        outlier_detection: policy.outlier_detection.as_ref().map(balancing::outlier_detection),
+    })
 }
 
 /// What policies add to a rule. What the route says itself stays.

@@ -203,6 +203,22 @@ impl Index {
         known
     }
 
+    /// The zone that a Pod runs in, as EndpointSlices say, or its own label; empty: neither does.
+    pub(crate) fn zone_of(&self, objects: &Objects, key: &ObjectKey) -> Arc<str> {
+        let own = pod(objects, key).into_iter().flat_map(|pod| &pod.ips);
+        let by_address = own.flat_map(|ip| self.uses_of(*ip)).map(|used| &used.slice);
+        let slices: BTreeSet<&ObjectKey> =
+            self.slices_of_pod.get(key).into_iter().flatten().chain(by_address).collect();
+        let slices = slices.into_iter().filter_map(|key| Some((key, slice(objects, key)?)));
+        let endpoints = slices.flat_map(|(key, slice)| slice.endpoints.iter().map(move |endpoint| (key, endpoint)));
+        let mut own = endpoints.filter(|(slice, endpoint)| {
+            let mut ips = endpoint.addresses.iter();
+            ips.any(|ip| self.pod_of(objects, &slice.namespace, endpoint, *ip).as_ref() == Some(key))
+        });
+        let zone = own.find_map(|(_, endpoint)| (!endpoint.zone.is_empty()).then(|| endpoint.zone.clone()));
+        zone.or_else(|| pod(objects, key).map(|pod| pod.zone.clone())).unwrap_or_default()
+    }
+
     /// The Pod behind one address of an endpoint: by `targetRef`, else by the address if one Pod alone has it.
     pub(crate) fn pod_of(
         &self,

@@ -116,6 +116,10 @@ pub struct Pod {
     pub inbound: Option<InboundMode>,
     /// False: `leno.dev/inject: disabled`, reached in plaintext.
     pub meshed: bool,
+    /// Of its endpoints, relative to others: 1 unless `leno.dev/weight` says otherwise.
+    pub weight: u32,
+    /// `topology.kubernetes.io/zone`, for Pods that no EndpointSlice names; empty: not known.
+    pub zone: Arc<str>,
 }
 
 /// A route of any kind.

@@ -267,7 +267,7 @@ fn object(key: &ObjectKey, identity: &Identity, content: &Value) -> Result<(Obje
 fn unknown_marks(kind: Kind, metadata: &Metadata) -> Vec<String> {
     let known: &[&str] = match kind {
         Kind::Namespace => &[core::INBOUND],
-        Kind::Pod => &[core::INBOUND, core::INJECT],
+        Kind::Pod => &[core::INBOUND, core::INJECT, core::WEIGHT],
         _ => &[],
     };
     let unknown = |map: &'static str, names: Vec<&String>| {
@@ -286,7 +286,7 @@ fn unknown_marks(kind: Kind, metadata: &Metadata) -> Vec<String> {
 fn significant(kind: Kind, metadata: &Metadata, content: &Value) -> ContentHash {
     let mut hash = ContentHash::new();
     for (name, value) in metadata.annotations.iter().chain(&metadata.labels) {
-        if name.starts_with("leno.dev/") || name == core::SERVICE_NAME {
+        if name.starts_with("leno.dev/") || name == core::SERVICE_NAME || name == core::ZONE {
             hash.text(name);
             hash.text(value);
         }

@@ -4,6 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use super::{Kind, ObjectKey};
 
+mod balancing;
+
+pub use balancing::*;
+
 /// A policy of any kind.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
@@ -35,6 +39,8 @@ pub enum PolicySpec {
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct BackendPolicy {
     pub connect_timeout: Option<Duration>,
+    pub load_balancing: Option<LoadBalancing>,
+    pub outlier_detection: Option<OutlierDetection>,
 }
 
 /// What a route or rule adds.

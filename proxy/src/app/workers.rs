@@ -167,6 +167,7 @@ fn run(
 fn context(shared: &Shared) -> Context {
     let mark = shared.config.transparent.as_ref().and_then(|transparent| transparent.mark);
     let upstreams = Upstreams::new(mark, Arc::clone(&shared.credentials), shared.resolver.clone());
+    upstreams.placed_by(Arc::clone(&shared.policy));
     Worker::new(
         Arc::clone(&shared.config),
         Arc::clone(&shared.policy),

@@ -29,6 +29,7 @@ use super::{
 };
 use crate::{
     error::Error,
+    inbound::load::Underway,
     telemetry::{Direction, RequestRecord, RouteMetrics},
     upstream::Pick,
     worker::Context,
@@ -53,6 +54,8 @@ pub(crate) struct Exchange {
     pub(crate) request: Option<Rc<RequestBody>>,
     /// Counts as in flight at its endpoint until the exchange ends.
     pub(crate) pick: Option<Pick>,
+    /// Inbound: counts as under way for clients that ask.
+    pub(crate) underway: Option<Underway>,
     watch: Rc<Watch>,
     /// Two readers could understand the head differently: how.
     refused: Option<&'static str>,
@@ -98,6 +101,7 @@ impl Exchange {
             limited_by_route: false,
             request: None,
             pick: None,
+            underway: None,
             watch,
             refused,
             complete: false,

@@ -12,6 +12,7 @@ use http::{Method, StatusCode};
 
 use super::{
     Body, Response,
+    affinity::Affinity,
     exchange::{CLIENT_LEFT, Exchange, grpc_status},
     head::{Name, RequestHead, ResponseHead},
     headers,
@@ -37,6 +38,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) http2: Option<bool>,
     pub(crate) try_timeout: Option<Duration>,
     pub(crate) retry: Option<&'a Retry>,
+    /// Where the client's connection came from.
+    pub(crate) source: Option<SocketAddr>,
 }
 
 /// Who serves the request.
@@ -97,17 +100,18 @@ pub(crate) async fn forward(exchange: &mut Exchange, plan: Plan<'_>, outgoing: O
         by_policy: 0,
     };
     let mut tried = Vec::new();
+    let mut affinity = Affinity::new(plan.source, &ctx.config.workload);
     if let To::Backend(backend) = plan.to {
         backend.budget.deposit();
     }
     loop {
-        let picked = async { Ok(choose(&ctx, plan.to, &tried).await) };
+        let picked = async { Ok(choose(&ctx, plan.to, &tried, &mut affinity, &template.head).await) };
         let pick = exchange.within(None, picked).await??;
         exchange.record.endpoint = Some(pick.endpoint.address);
         let Failed { failure, error, reply } = match try_once(exchange, &plan, &mut template, &pick, &mut tries).await {
             Ok(reply) => {
                 pick.report(outcome(&reply.head, &pick, exchange), Instant::now());
-                return accept(exchange, pick, &template, reply);
+                return accept(exchange, pick, &template, &affinity, reply);
             }
             Err(failed) => failed,
         };
@@ -135,7 +139,7 @@ pub(crate) async fn forward(exchange: &mut Exchange, plan: Plan<'_>, outgoing: O
         };
         let Some(wait) = again else {
             return match reply {
-                Some(reply) => accept(exchange, pick, &template, reply),
+                Some(reply) => accept(exchange, pick, &template, &affinity, reply),
                 None => Err(error),
             };
         };
@@ -150,9 +154,17 @@ pub(crate) async fn forward(exchange: &mut Exchange, plan: Plan<'_>, outgoing: O
     }
 }
 
-async fn choose(ctx: &Context, to: To<'_>, tried: &[SocketAddr]) -> Result<Pick, Error> {
+async fn choose(
+    ctx: &Context,
+    to: To<'_>,
+    tried: &[SocketAddr],
+    affinity: &mut Affinity<'_>,
+    head: &RequestHead,
+) -> Result<Pick, Error> {
     match to {
-        To::Backend(backend) => ctx.upstreams.pick(backend, tried).await,
+        To::Backend(backend) => {
+            ctx.upstreams.pick(backend, tried, |by| affinity.key(by, head, || ctx.random.next())).await
+        }
         To::Application(address) => Ok(ctx.upstreams.plain(address)),
     }
 }
@@ -223,8 +235,12 @@ fn refused(response: &ResponseHead, pick: &Pick, policy: Option<&Retry>) -> Opti
         _ => {}
     }
     policy?.statuses.binary_search(&status).ok()?;
-    let retry_after = response.fields.text(Name::RetryAfter).and_then(|value| value.trim().parse().ok());
-    Some(Failure::Status(status, retry_after.map(Duration::from_secs)))
+    Some(Failure::Status(status, retry_after(response)))
+}
+
+/// How long the server asks to be left alone (RFC 9110 10.2.3), if it says so in seconds.
+fn retry_after(response: &ResponseHead) -> Option<Duration> {
+    response.fields.text(Name::RetryAfter)?.trim().parse().ok().map(Duration::from_secs)
 }
 
 /// Why the mesh peer's proxy answered itself.
@@ -232,10 +248,18 @@ fn peers_reason<'a>(response: &'a ResponseHead, pick: &Pick) -> Option<&'a [u8]>
     response.fields.get(Name::LenoReason).filter(|_| pick.endpoint.identity.is_some())
 }
 
-/// What an answer says about its endpoint: HTTP's server errors, and gRPC's UNAVAILABLE.
+/// What an answer says about its endpoint: HTTP's server errors, and gRPC's UNAVAILABLE; 429 and RESOURCE_EXHAUSTED.
 fn outcome(response: &ResponseHead, pick: &Pick, exchange: &Exchange) -> Outcome {
-    let failed = response.status.is_server_error() || grpc_status(&response.fields) == Some(14);
+    let (status, grpc) = (response.status, grpc_status(&response.fields));
+    let failed = status.is_server_error() || grpc == Some(14);
+    let refused = status == StatusCode::TOO_MANY_REQUESTS || grpc == Some(8);
+    if (refused || status == StatusCode::SERVICE_UNAVAILABLE)
+        && let Some(wait) = retry_after(response)
+    {
+        pick.rest(wait, Instant::now());
+    }
     match peers_reason(response, pick) {
+        _ if refused => Outcome::Refused,
         _ if !failed => Outcome::Success,
         // The peer was told the deadline, and noticed first.
         Some(b"request-timeout") => blame(&Error::RequestTimeout, exchange),
@@ -255,7 +279,13 @@ fn blame(error: &Error, exchange: &Exchange) -> Outcome {
 }
 
 /// The response is passed on: no further try.
-fn accept(exchange: &mut Exchange, pick: Pick, template: &Template<'_>, reply: Reply) -> Result<Answer, Error> {
+fn accept(
+    exchange: &mut Exchange,
+    pick: Pick,
+    template: &Template<'_>,
+    affinity: &Affinity<'_>,
+    reply: Reply,
+) -> Result<Answer, Error> {
     if let Some(body) = &template.body {
         body.settle();
     }
@@ -270,6 +300,7 @@ fn accept(exchange: &mut Exchange, pick: Pick, template: &Template<'_>, reply: R
     if let Some(protocol) = protocol {
         headers::set_upgrade(&mut head.fields, &protocol);
     }
+    affinity.tell(&mut head);
     exchange.answered(&head);
     if meshed && exchange.record.peer.is_none() {
         exchange.record.peer.clone_from(&pick.endpoint.identity);

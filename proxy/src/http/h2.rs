@@ -14,6 +14,7 @@ mod frame;
 mod heads;
 pub mod hpack;
 mod intake;
+mod load;
 mod output;
 mod server;
 mod slot;
@@ -26,6 +27,7 @@ use std::time::Duration;
 pub use self::{
     client::{Connection, connect},
     error::{Code, H2Error, Kind, Refused, StreamError},
+    load::{Heard, Load, Reports},
     server::{Request, serve},
     stream::{RecvStream, SendStream},
     tunnel::Tunnel,
@@ -52,6 +54,10 @@ pub struct Settings {
     pub ping_interval: Duration,
     /// The connection ends if nothing is heard for so long after a ping.
     pub ping_timeout: Duration,
+    /// Server: whether and what it tells of its load.
+    pub reports: Reports,
+    /// Client: where it puts what it hears of the server's load.
+    pub heard: Heard,
 }
 
 impl Settings {
@@ -66,6 +72,8 @@ impl Settings {
             idle: limits::CLIENT_IDLE,
             ping_interval: limits::H2_PING_INTERVAL,
             ping_timeout: limits::H2_PING_TIMEOUT,
+            reports: Reports::default(),
+            heard: Heard::default(),
         }
     }
 }

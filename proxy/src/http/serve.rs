@@ -122,7 +122,7 @@ impl Broken {
 
 /// Serves HTTP on `stream` until the client leaves, or draining has begun and the last response is complete, or an
 /// exchange is overdue. `drain`: a watcher; the connection is counted since it was accepted. `idle`: the longest time without a byte
-/// moved in an exchange.
+/// moved in an exchange. `reports`: what an HTTP/2 client may hear of the load.
 ///
 /// # Errors
 /// What ended the connection, if it was not a clean close.
@@ -131,6 +131,7 @@ pub(crate) fn http<'a, S>(
     wire: Wire,
     drain: Drain,
     idle: Duration,
+    reports: h2::Reports,
     handle: impl Fn(Received) -> Answering + 'a,
 ) -> Serving<'a>
 where
@@ -138,8 +139,8 @@ where
 {
     match wire {
         Wire::Http1 => Box::pin(http1(stream, drain, idle, handle)),
-        Wire::Http1Mux => Box::pin(http2(stream, drain, idle, Version::HTTP_11, handle)),
-        Wire::Http2 => Box::pin(http2(stream, drain, idle, Version::HTTP_2, handle)),
+        Wire::Http1Mux => Box::pin(http2(stream, reports, drain, idle, Version::HTTP_11, handle)),
+        Wire::Http2 => Box::pin(http2(stream, reports, drain, idle, Version::HTTP_2, handle)),
     }
 }
 
@@ -239,6 +240,7 @@ fn ended_as(ended: Result<hyper::Result<()>, Overdue>) -> Result<(), Broken> {
 /// Streams of HTTP/2; an exchange that is overdue ends its own stream alone. `version`: what the requests are.
 async fn http2<S>(
     stream: S,
+    reports: h2::Reports,
     drain: Drain,
     idle: Duration,
     version: Version,
@@ -262,7 +264,8 @@ where
         let answered = Rc::clone(&watch);
         tokio::task::spawn_local(Watched::new(&watch, respond(answer, send, tunnel, answered)));
     };
-    Ok(h2::serve(stream, h2::Settings::new(), drain, on_request).await?)
+    let settings = h2::Settings { reports, ..h2::Settings::new() };
+    Ok(h2::serve(stream, settings, drain, on_request).await?)
 }
 
 /// A tunnel that may come to be: who waits for it, and its incoming half.

@@ -1,6 +1,6 @@
 //! One inbound request: who sent it is written down, the rest is the application's.
 
-use std::rc::Rc;
+use std::{rc::Rc, time::Instant};
 
 use super::{Application, Client, PLAINTEXT, STRICT};
 use crate::{
@@ -27,7 +27,13 @@ pub(super) fn serve(ctx: Context, client: Rc<Client>, application: Rc<Applicatio
         let Begun { head, body, mut exchange, upgrade } =
             received.begin(&ctx, Direction::Inbound, client.identity.clone(), &application.requests);
         let grpc = headers::is_grpc(&head.fields);
+        exchange.underway = application.load.begin(exchange.started);
         let answer = answer(&client, &application, &mut exchange, head, body).await;
+        if let (Some(underway), Ok(answer)) = (&exchange.underway, &answer)
+            && !answer.response.head.status.is_server_error()
+        {
+            underway.answered(Instant::now());
+        }
         exchange.respond(answer, upgrade, grpc)
     })
 }
@@ -54,7 +60,7 @@ async fn answer(
         Protocol::Http2 => Some(true),
         _ => None,
     };
-    let plan = Plan { to: To::Application(application.address), http2, try_timeout: None, retry: None };
+    let plan = Plan { to: To::Application(application.address), http2, try_timeout: None, retry: None, source: None };
     forward::forward(exchange, plan, Outgoing { head, body, upgrade, host: &application.address }).await
 }
 

@@ -1,6 +1,6 @@
 //! One outbound request: policy → filters → backend → answer.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use super::{destination, no_backend};
 use crate::{
@@ -21,12 +21,12 @@ use crate::{
 };
 
 /// Answers one request of the workload.
-pub(super) fn serve(ctx: Context, key: DestinationKey, received: Received) -> Answering {
+pub(super) fn serve(ctx: Context, key: DestinationKey, client: SocketAddr, received: Received) -> Answering {
     Box::pin(async move {
         let Begun { head, body, mut exchange, upgrade } =
             received.begin(&ctx, Direction::Outbound, None, &ctx.undecided);
         let grpc = headers::is_grpc(&head.fields);
-        let answer = answer(&ctx, &key, &mut exchange, head, body).await;
+        let answer = answer(&ctx, &key, client, &mut exchange, head, body).await;
         exchange.respond(answer, upgrade, grpc)
     })
 }
@@ -34,6 +34,7 @@ pub(super) fn serve(ctx: Context, key: DestinationKey, received: Received) -> An
 async fn answer(
     ctx: &Context,
     key: &DestinationKey,
+    client: SocketAddr,
     exchange: &mut Exchange,
     mut head: RequestHead,
     body: Body,
@@ -46,11 +47,12 @@ async fn answer(
     let destination = destination(ctx, key).await?;
     let outgoing = |head| Outgoing { head, body, upgrade, host: key };
     match &destination.target {
-        Target::Service(service) => routed(ctx, exchange, service, head, outgoing).await,
+        Target::Service(service) => routed(ctx, exchange, service, client, head, outgoing).await,
         Target::Workload(backend) => {
             exchange.metrics = unrouted(ctx, &backend.key);
             exchange.record.backend = Some(Arc::clone(&backend.key));
-            let plan = Plan { to: To::Backend(backend), http2: None, try_timeout: None, retry: None };
+            let plan =
+                Plan { to: To::Backend(backend), http2: None, try_timeout: None, retry: None, source: Some(client) };
             forward::forward(exchange, plan, outgoing(head)).await
         }
         // Was in the mesh when the connection was opened: the client's next connection goes straight.
@@ -63,6 +65,7 @@ async fn routed<'a>(
     ctx: &Context,
     exchange: &mut Exchange,
     service: &ServicePort,
+    client: SocketAddr,
     mut head: RequestHead,
     outgoing: impl FnOnce(RequestHead) -> Outgoing<'a>,
 ) -> Result<Answer, Error> {
@@ -99,7 +102,13 @@ async fn routed<'a>(
             rewrite.apply(&mut head, prefix_len)?;
         }
     }
-    let plan = Plan { to: To::Backend(to), http2: None, try_timeout: action.try_timeout, retry: action.retry.as_ref() };
+    let plan = Plan {
+        to: To::Backend(to),
+        http2: None,
+        try_timeout: action.try_timeout,
+        retry: action.retry.as_ref(),
+        source: Some(client),
+    };
     let mut answer = forward::forward(exchange, plan, outgoing(head)).await?;
     for filters in [&chosen.filters, &action.filters] {
         filters.response.apply(&mut answer.response.head.fields);

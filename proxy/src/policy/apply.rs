@@ -6,6 +6,7 @@
 //! metric handles by their labels.
 
 mod backend_policy;
+mod balancing;
 mod destination;
 mod endpoints;
 mod filters;
@@ -266,7 +267,7 @@ fn parse_inbound(inbound: v1::Inbound) -> Result<Inbound, Invalid> {
     }
     ports.sort_unstable_by_key(|(port, _)| *port);
     ports.dedup_by_key(|(port, _)| *port);
-    Ok(Inbound { strict, ports })
+    Ok(Inbound { strict, zone: inbound.zone.into(), ports })
 }
 
 /// As it was sent; None if it was not.

@@ -34,7 +34,7 @@ impl Store {
             let name = ResourceName { kind: ResourceKind::Inbound.into(), key: String::new() };
             let (version, origins) = provenance(snapshot.provenance.get(&name));
             let ports = inbound.ports.iter().map(port).collect::<Map<_, _>>();
-            json!({ "version": version, "origins": origins, "mode": mode, "ports": ports })
+            json!({ "version": version, "origins": origins, "mode": mode, "zone": &*inbound.zone, "ports": ports })
         });
         let mut destinations: Vec<_> = snapshot.destinations.values().map(|held| &held.destination).collect();
         destinations.sort_by_key(|destination| destination.key.to_string());
@@ -237,6 +237,8 @@ fn policy(policy: &BackendPolicy) -> Value {
     json!({
         "origin": policy.origin.as_deref(),
         "connect_timeout": format!("{:?}", policy.connect_timeout),
+        "load_balancing": format!("{:?}", policy.load_balancing),
+        "outlier_detection": format!("{:?}", policy.outlier_detection),
     })
 }
 

@@ -117,7 +117,11 @@ impl Store {
 
     /// The workload's inbound policy; strict until the control plane said otherwise.
     pub fn inbound(&self) -> Arc<Inbound> {
-        self.snapshot.load().inbound.clone().unwrap_or_else(|| Arc::new(Inbound { strict: true, ports: Vec::new() }))
+        self.snapshot
+            .load()
+            .inbound
+            .clone()
+            .unwrap_or_else(|| Arc::new(Inbound { strict: true, zone: "".into(), ports: Vec::new() }))
     }
 
     /// Whether settings, trust bundle and inbound policy were received.

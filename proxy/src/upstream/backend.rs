@@ -6,14 +6,23 @@ use std::{
         Arc, LazyLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use leno_proto::spiffe::SpiffeId;
 use tokio::sync::Notify;
 
-use super::{budget::RetryBudget, dns, outlier::Gate};
-use crate::policy::{BackendPolicy, Protocol};
+use super::{
+    balance::{Algorithm, maglev},
+    budget::RetryBudget,
+    dns,
+    outlier::{Gate, millis},
+};
+use crate::{
+    config::limits,
+    policy::{BackendPolicy, Protocol},
+};
 
 /// A set of endpoints that are alike. Made by `policy::apply`, one per ENDPOINTS key, kept as long as
 /// some destination or subscription needs it.
@@ -49,6 +58,10 @@ pub struct EndpointSet {
     /// How they are called.
     pub policy: Arc<BackendPolicy>,
     pub endpoints: Vec<Arc<Endpoint>>,
+    /// Which of them a key goes to, if policy asks for it.
+    pub table: Option<Arc<maglev::Table>>,
+    /// The control plane says that there are none; these are the last there were, and still tried until then.
+    pub kept_until: Option<Instant>,
 }
 
 /// One address that serves a backend.
@@ -62,6 +75,8 @@ pub struct Endpoint {
     pub weight: u32,
     /// Gets nothing new. (Atomic: changes without a new `Arc`.)
     pub draining: AtomicBool,
+    /// [`millis`] at which it became ready, and 1; 0: it was there when the backend was first heard of.
+    ready_since: AtomicU64,
     /// Passive outlier ejection, for the whole proxy. Shared with what the endpoint was in earlier versions.
     pub outlier: Arc<Gate>,
 }
@@ -82,6 +97,31 @@ impl Backend {
     /// Replaces the endpoints and wakes those who wait for them.
     pub fn publish(&self, set: EndpointSet) {
         self.endpoints.store(Arc::new(set));
+        self.changed.notify_waiters();
+    }
+
+    /// Replaces the endpoints by none, because the control plane says so; but a set that empties all at once is more often a
+    /// mistake than meant, so those that were ready are kept for [`limits::EMPTY_GRACE`].
+    pub fn publish_none(&self, protocol: Protocol, policy: Arc<BackendPolicy>, now: Instant) {
+        let current = self.endpoints.load_full();
+        let last: Vec<_> = current.endpoints.iter().filter(|endpoint| !endpoint.is_draining()).cloned().collect();
+        if !current.known || last.is_empty() || current.is_stale(now) {
+            return self.publish(EndpointSet::new(true, protocol, Vec::new()).under(policy));
+        }
+        if current.kept_until.is_none() {
+            tracing::warn!(backend = %self.key, kept = last.len(), grace = ?limits::EMPTY_GRACE,
+                "no endpoints any longer: the last ones are tried for a while");
+        }
+        let kept_until = current.kept_until.or_else(|| now.checked_add(limits::EMPTY_GRACE));
+        let set = EndpointSet::new(true, protocol, last).under(policy);
+        self.publish(EndpointSet { kept_until, ..set });
+    }
+
+    /// The time of grace is over: see [`Self::publish_none`].
+    pub fn forget_kept(&self, set: &Arc<EndpointSet>) {
+        let none = EndpointSet::new(true, set.protocol, Vec::new()).under(Arc::clone(&set.policy));
+        // If it changed meanwhile, that goes.
+        self.endpoints.compare_and_swap(set, Arc::new(none));
         self.changed.notify_waiters();
     }
 
@@ -111,12 +151,33 @@ impl EndpointSet {
         static SERIAL: AtomicU64 = AtomicU64::new(1);
         static DEFAULT: LazyLock<Arc<BackendPolicy>> = LazyLock::new(Arc::default);
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        Self { serial, known, protocol, policy: Arc::clone(&DEFAULT), endpoints }
+        Self { serial, known, protocol, policy: Arc::clone(&DEFAULT), endpoints, table: None, kept_until: None }
     }
 
     /// The same under a policy.
     pub fn under(self, policy: Arc<BackendPolicy>) -> Self {
-        Self { policy, ..self }
+        let table = match &policy.load_balancing.algorithm {
+            Algorithm::ConsistentHash(_) => self.table_of_keys().map(Arc::new),
+            _ => None,
+        };
+        Self { policy, table, ..self }
+    }
+
+    fn table_of_keys(&self) -> Option<maglev::Table> {
+        let names: Vec<String> = self.endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect();
+        let all = self.endpoints.iter().zip(&names).enumerate();
+        let stay = all.filter(|(_, (endpoint, _))| !endpoint.is_draining());
+        maglev::Table::new(stay.map(|(index, (endpoint, name))| (index, name.as_str(), endpoint.weight)))
+    }
+
+    /// What the control plane says there is.
+    pub fn told(&self) -> &[Arc<Endpoint>] {
+        if self.kept_until.is_some() { &[] } else { &self.endpoints }
+    }
+
+    /// Whether its endpoints were kept for long enough.
+    pub fn is_stale(&self, now: Instant) -> bool {
+        self.kept_until.is_some_and(|until| now >= until)
     }
 }
 
@@ -136,6 +197,7 @@ impl Endpoint {
             zone: zone.into(),
             weight: weight.max(1),
             draining: AtomicBool::new(false),
+            ready_since: AtomicU64::new(0),
             outlier: Arc::default(),
         })
     }
@@ -149,6 +211,7 @@ impl Endpoint {
             zone: zone.into(),
             weight: weight.max(1),
             draining: AtomicBool::new(self.is_draining()),
+            ready_since: AtomicU64::new(self.ready_since.load(Ordering::Relaxed)),
             outlier: Arc::clone(&self.outlier),
         })
     }
@@ -160,5 +223,16 @@ impl Endpoint {
 
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
+    }
+
+    /// It became ready later than the backend.
+    pub fn came(&self, now: Instant) {
+        self.ready_since.store(millis(now).saturating_add(1), Ordering::Relaxed);
+    }
+
+    /// How long it is ready; None: as long as the backend is known.
+    pub fn ready_for(&self, now: Instant) -> Option<Duration> {
+        let since = self.ready_since.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(Duration::from_millis(millis(now).saturating_sub(since)))
     }
 }

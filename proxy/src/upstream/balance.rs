@@ -1,103 +1,35 @@
-//! The choice of an endpoint: peak-EWMA latency over the power of two choices (Mitzenmacher 2001; the estimate is
-//! Finagle's). Pure: takes `now`, random numbers and a view of the endpoints.
+//! The choice of an endpoint. Pure: takes `now`, random numbers and a view of the endpoints ([`Candidates`]).
+//!
+//! Peak-EWMA and least request take the cheaper of two that are drawn at random (Mitzenmacher 2001): [`two_choices`]. Both
+//! prefer the proxy's own zone ([`zone`]). [`random`] and [`RoundRobin`] share by weight alone; [`maglev`] sends what has
+//! the same key to the same endpoint; [`prequal`] goes by what endpoints say of themselves.
+
+mod estimate;
+pub mod hash;
+pub mod maglev;
+pub mod prequal;
+mod round_robin;
+mod sampler;
+pub mod settings;
+pub mod zone;
 
 use std::time::{Duration, Instant};
 
-/// Time in which an old latency loses all but 1/e of its weight.
-pub const DECAY: Duration = Duration::from_secs(10);
-/// Assumed latency where nothing was measured. Not zero: that would draw all load to the unknown.
-pub const DEFAULT_LATENCY: Duration = Duration::from_millis(30);
-/// What a failure counts as at least: an endpoint that fails fast must not attract load.
-pub const LEAST_PENALTY: Duration = Duration::from_secs(1);
-/// What a failure counts as at most: a timeout must not keep an endpoint away for minutes.
-pub const MOST_PENALTY: Duration = Duration::from_secs(5);
-/// Time in which a penalty loses all but 1/e; a success halves it, too. Shorter than [`DECAY`]: a restarted endpoint is
-/// to have its share again within seconds.
-const PENALTY_DECAY: Duration = Duration::from_secs(2);
+pub use self::{
+    estimate::{DECAY, DEFAULT_LATENCY, Estimate, LEAST_PENALTY, MOST_PENALTY},
+    round_robin::RoundRobin,
+    sampler::Sampler,
+    settings::{Algorithm, LoadBalancing},
+};
+
 /// One in so many choices ignores cost, so that a bad estimate is found out.
 const EXPLORE_ONE_IN: u64 = 100;
 /// Pairs drawn before all endpoints are looked at.
 const DRAWS: usize = 4;
-
-/// The latency estimate of one endpoint: jumps up to peaks, decays exponentially. Failures are a penalty of their own.
-#[derive(Debug, Clone, Copy)]
-pub struct Estimate {
-    seconds: f64,
-    at: Instant,
-    measured: bool,
-    /// Seconds.
-    penalty: f64,
-    penalized_at: Instant,
-}
-
-impl Estimate {
-    /// Nothing measured yet: `seed` (what its peers show, or [`DEFAULT_LATENCY`]) until the first observation.
-    pub fn new(seed: Duration, now: Instant) -> Self {
-        Self { seconds: seed.as_secs_f64(), at: now, measured: false, penalty: 0.0, penalized_at: now }
-    }
-
-    /// The latency of a try that succeeded. Above the estimate it replaces it; below, it is averaged in by the time passed.
-    pub fn succeeded(&mut self, latency: Duration, now: Instant) {
-        let seconds = latency.as_secs_f64();
-        let kept = decay(self.at, now, DECAY);
-        self.seconds = if !self.measured || seconds > self.seconds {
-            seconds
-        } else {
-            self.seconds * kept + seconds * (1.0 - kept)
-        };
-        self.at = self.at.max(now);
-        self.measured = true;
-        self.penalty /= 2.0;
-    }
-
-    /// A try that failed after `latency`.
-    pub fn failed(&mut self, latency: Duration, now: Instant) {
-        self.penalty = latency.clamp(LEAST_PENALTY, MOST_PENALTY).as_secs_f64();
-        self.penalized_at = now;
-    }
-
-    /// A try that had no answer when its client gave it up: no failure, but the endpoint is slower than that.
-    pub fn given_up(&mut self, waited: Duration, now: Instant) {
-        let seconds = waited.min(MOST_PENALTY).as_secs_f64();
-        if seconds > self.latency(now) {
-            self.seconds = seconds;
-            self.at = self.at.max(now);
-            self.measured = true;
-        }
-    }
-
-    /// The endpoint proved to be well again.
-    pub fn pardon(&mut self) {
-        self.penalty = 0.0;
-    }
-
-    /// Measured latency in seconds, decayed towards zero while nothing is observed, so that a slow endpoint is tried again.
-    pub fn latency(&self, now: Instant) -> f64 {
-        self.seconds * decay(self.at, now, DECAY)
-    }
-
-    pub fn is_measured(&self) -> bool {
-        self.measured
-    }
-
-    fn seconds(&self, now: Instant) -> f64 {
-        let latency = self.latency(now);
-        if self.penalty > 0.0 {
-            latency.max(self.penalty * decay(self.penalized_at, now, PENALTY_DECAY))
-        } else {
-            latency
-        }
-    }
-}
-
-/// Expected cost of one more request: lower is better.
-pub fn cost(estimate: &Estimate, in_flight: u32, weight: u32, now: Instant) -> f64 {
-    estimate.seconds(now) * (f64::from(in_flight) + 1.0) / f64::from(weight.max(1))
-}
-
-fn decay(since: Instant, now: Instant, constant: Duration) -> f64 {
-    (-now.saturating_duration_since(since).as_secs_f64() / constant.as_secs_f64()).exp()
-}
+/// Single draws before all endpoints are looked at.
+const SINGLE_DRAWS: usize = 2 * DRAWS;
+/// An endpoint's share when its slow start begins.
+pub const SLOW_START_FLOOR: f64 = 0.1;
 
 /// What may be sent to an endpoint, best first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -105,6 +37,8 @@ pub enum Standing {
     Ready,
     /// Ejected long enough: one request may find out whether it is well again.
     ProbeDue,
+    /// It asked to be left alone for a while (Retry-After).
+    Resting,
     /// This request was there already.
     Tried,
     /// Taken only if nothing better is left: ejection must not make a backend unreachable.
@@ -113,42 +47,146 @@ pub enum Standing {
     Draining,
 }
 
-/// Chooses among `count` endpoints: two distinct ready ones drawn at random, the cheaper taken. An endpoint that is due
-/// for a probe is taken if it is drawn and `admit` agrees. If none is ready, any of the best standing that exists.
-pub fn choose(
-    count: usize,
-    standing: impl Fn(usize) -> Standing,
-    cost: impl Fn(usize) -> f64,
-    admit: impl Fn(usize) -> bool,
-    random: impl Fn() -> u64,
-) -> Option<usize> {
+/// The endpoints that a choice is made among, by index.
+pub trait Candidates {
+    fn count(&self) -> usize;
+
+    fn standing(&self, index: usize) -> Standing;
+
+    /// Requests that this worker has under way there.
+    fn in_flight(&self, index: usize) -> u32;
+
+    fn estimate(&self, index: usize) -> Estimate;
+
+    /// The endpoint's weight relative to the mean of its set: more than 0.
+    fn weight(&self, index: usize) -> f64;
+
+    /// How far its slow start has come: [`SLOW_START_FLOOR`]..=1.
+    fn warmth(&self, index: usize) -> f64;
+
+    /// Whether this request may be the probe of an endpoint that is due for one.
+    fn admit(&self, index: usize) -> bool;
+}
+
+/// An endpoint chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Choice {
+    pub index: usize,
+    /// As the probe that [`Candidates::admit`] agreed to.
+    pub probe: bool,
+}
+
+impl Choice {
+    fn of(index: usize) -> Self {
+        Self { index, probe: false }
+    }
+}
+
+/// What makes an endpoint cheaper than another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cost {
+    /// Its latency, and how many requests are in flight.
+    PeakEwma,
+    /// Requests in flight alone.
+    InFlight,
+}
+
+impl Cost {
+    /// Expected cost of one more request: lower is better.
+    fn of(self, view: &impl Candidates, index: usize, now: Instant) -> f64 {
+        let share = view.weight(index) * view.warmth(index);
+        let in_flight = f64::from(view.in_flight(index)) / share;
+        match self {
+            Self::PeakEwma => view.estimate(index).seconds(now) * (in_flight + 1.0),
+            Self::InFlight => in_flight,
+        }
+    }
+}
+
+/// How far an endpoint's slow start has come that has been ready for so long.
+pub fn warmth(ready_for: Duration, window: Duration) -> f64 {
+    if ready_for >= window {
+        return 1.0;
+    }
+    (ready_for.as_secs_f64() / window.as_secs_f64()).max(SLOW_START_FLOOR)
+}
+
+/// Two distinct ready endpoints are drawn by weight, and the cheaper is taken. An endpoint that is due for a probe is taken
+/// if it is drawn and admitted. If none is ready, any of the best standing that exists.
+pub fn two_choices(
+    view: &impl Candidates,
+    sampler: &Sampler,
+    cost: Cost,
+    now: Instant,
+    random: &impl Fn() -> u64,
+) -> Option<Choice> {
     let cheaper = |a: usize, b: usize| {
-        if random().is_multiple_of(EXPLORE_ONE_IN) || cost(a) <= cost(b) { a } else { b }
+        if random().is_multiple_of(EXPLORE_ONE_IN) || cost.of(view, a, now) <= cost.of(view, b, now) { a } else { b }
     };
-    if count >= 2 {
+    if view.count() >= 2 {
         for _ in 0..DRAWS {
-            let (a, b) = two_of(count, random());
-            let standings = (standing(a), standing(b));
+            let (a, b) = sampler.pair(random);
+            let standings = (view.standing(a), view.standing(b));
             for (index, standing) in [(a, standings.0), (b, standings.1)] {
-                if standing == Standing::ProbeDue && admit(index) {
-                    return Some(index);
+                if standing == Standing::ProbeDue && view.admit(index) {
+                    return Some(Choice { index, probe: true });
                 }
             }
             if standings == (Standing::Ready, Standing::Ready) {
-                return Some(cheaper(a, b));
+                let a = if is_warm(view, a, random) { a } else { b };
+                return Some(Choice::of(cheaper(a, b)));
             }
         }
     }
     // Few are ready: look at all.
-    let best = (0..count).map(|index| graded(standing(index))).min()?;
-    let alike = || (0..count).filter(|index| graded(standing(*index)) == best);
+    let best = best_standing(view)?;
+    let alike = || of_standing(view, best);
     match alike().count() {
         0 | 1 => alike().next(),
         many => {
-            let (a, b) = two_of(many, random());
+            let (a, b) = sampler::two_of(many, random());
             Some(cheaper(alike().nth(a)?, alike().nth(b)?))
         }
     }
+    .map(Choice::of)
+}
+
+/// One that is ready, drawn by weight; see [`two_choices`] for the rest.
+pub fn random(view: &impl Candidates, sampler: &Sampler, random: &impl Fn() -> u64) -> Option<Choice> {
+    if view.count() >= 2 {
+        for _ in 0..SINGLE_DRAWS {
+            let index = sampler.draw(random());
+            match view.standing(index) {
+                Standing::ProbeDue if view.admit(index) => return Some(Choice { index, probe: true }),
+                Standing::Ready if is_warm(view, index, random) => return Some(Choice::of(index)),
+                _ => {}
+            }
+        }
+    }
+    let best = best_standing(view)?;
+    let share = |index: usize| view.weight(index) * view.warmth(index);
+    let all: f64 = of_standing(view, best).map(share).sum();
+    let mut left = all * sampler::unit(random());
+    let drawn = of_standing(view, best).find(|index| {
+        left -= share(*index);
+        left < 0.0
+    });
+    drawn.or_else(|| of_standing(view, best).last()).map(Choice::of)
+}
+
+/// Whether an endpoint in its slow start takes this one of the draws it got.
+pub fn is_warm(view: &impl Candidates, index: usize, random: &impl Fn() -> u64) -> bool {
+    let warmth = view.warmth(index);
+    warmth >= 1.0 || sampler::unit(random()) < warmth
+}
+
+/// The best there is when nothing is to be probed.
+fn best_standing(view: &impl Candidates) -> Option<Standing> {
+    (0..view.count()).map(|index| graded(view.standing(index))).min()
+}
+
+fn of_standing(view: &impl Candidates, wanted: Standing) -> impl Iterator<Item = usize> {
+    (0..view.count()).filter(move |index| graded(view.standing(*index)) == wanted)
 }
 
 /// A probe nobody admitted is like an ejected endpoint.
@@ -156,17 +194,7 @@ fn graded(standing: Standing) -> Standing {
     if standing == Standing::ProbeDue { Standing::Ejected } else { standing }
 }
 
-/// Two distinct indices below `count` (at least 2), in random order.
-fn two_of(count: usize, random: u64) -> (usize, usize) {
-    let a = scale(random as u32, count);
-    let b = scale((random >> 32) as u32, count - 1);
-    (a, if b >= a { b + 1 } else { b })
-}
-
-/// A uniform 32-bit number, mapped to 0..count without division (Lemire 2019).
-fn scale(random: u32, count: usize) -> usize {
-    ((u64::from(random) * count as u64) >> 32) as usize
-}
-
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;

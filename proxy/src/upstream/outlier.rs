@@ -1,9 +1,12 @@
-//! Passive outlier ejection of one endpoint: closed, ejected for a growing time, one probe, closed again. [`Outlier`]
+//! Passive outlier ejection of one endpoint: closed, ejected for a growing time, a few probes, closed again. [`Outlier`]
 //! is pure (takes `now`); [`Gate`] shares it among workers, so that a healthy endpoint costs two atomic loads.
+
+pub mod settings;
+mod window;
 
 use std::{
     sync::{
-        LazyLock,
+        LazyLock, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -11,18 +14,13 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// Failures in a row that eject.
-pub const CONSECUTIVE_FAILURES: u32 = 5;
-/// First ejection; the n-th lasts n times as long.
-pub const BASE_EJECTION: Duration = Duration::from_secs(5);
-/// No ejection is longer.
-pub const MAX_EJECTION: Duration = Duration::from_secs(300);
+pub use self::settings::OutlierDetection;
+use self::window::Window;
+
 /// Time in service after which one earlier ejection is forgotten.
 pub const FORGIVE_AFTER: Duration = Duration::from_secs(30);
-/// A probe without a result for so long is given up, and another admitted.
+/// Probes without a result for so long are given up, and another admitted.
 pub const PROBE_PATIENCE: Duration = Duration::from_secs(10);
-/// Ejections are longer by up to this share, at random, so that proxies do not probe in step.
-const JITTER: f64 = 0.25;
 
 /// What a try's result may decide over an endpoint that is ejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,10 +51,31 @@ enum State {
     Ejected {
         until: Instant,
     },
-    /// One request finds out; given up at `patience`.
+    /// A few requests find out.
     Probing {
+        under_way: u32,
+        successes: u32,
+        /// Those under way are given up.
         patience: Instant,
+        /// Another may be admitted.
+        room: bool,
     },
+}
+
+/// When an endpoint that is ejected may be probed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ProbeAt {
+    Now,
+    Then(Instant),
+}
+
+/// When something happens, and by which rules.
+#[derive(Debug, Clone, Copy)]
+pub struct At<'a> {
+    pub now: Instant,
+    pub settings: &'a OutlierDetection,
+    /// 0.0..1.0
+    pub jitter: f64,
 }
 
 impl Default for Outlier {
@@ -66,14 +85,14 @@ impl Default for Outlier {
 }
 
 impl Outlier {
-    /// A try's result. `jitter` is in 0.0..1.0; `may_eject` is asked only when the endpoint is about to be ejected.
-    /// True: it has just been ejected.
+    /// A try's result. `jitter` is in 0.0..1.0; `beyond`: the share of failures is, too; `may_eject` is asked only when the
+    /// endpoint is about to be ejected. True: it has just been ejected.
     pub fn record(
         &mut self,
         success: bool,
         role: Role,
-        now: Instant,
-        jitter: f64,
+        beyond: bool,
+        at: At<'_>,
         may_eject: impl FnOnce() -> bool,
     ) -> bool {
         match (&mut self.state, success, role) {
@@ -83,23 +102,25 @@ impl Outlier {
             }
             (State::Closed { failures, since }, false, _) => {
                 *failures = failures.saturating_add(1);
-                if *failures < CONSECUTIVE_FAILURES || !may_eject() {
+                let in_a_row = at.settings.consecutive_failures;
+                let too_many = (in_a_row > 0 && *failures >= in_a_row) || beyond;
+                if !too_many || !may_eject() {
                     return false;
                 }
-                let served = since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+                let served = since.map_or(Duration::ZERO, |since| at.now.saturating_duration_since(since));
                 let forgiven = served.as_secs() / FORGIVE_AFTER.as_secs();
                 self.ejections = self.ejections.saturating_sub(u32::try_from(forgiven).unwrap_or(u32::MAX));
-                self.eject(now, jitter);
+                self.eject(at);
                 true
             }
             // What was under way before the ejection tells nothing new.
             (State::Ejected { .. } | State::Probing { .. }, _, Role::Ordinary) => false,
             (State::Ejected { .. } | State::Probing { .. }, true, Role::LastResort | Role::Probe) => {
-                self.state = State::Closed { failures: 0, since: Some(now) };
+                self.succeeded(role, at);
                 false
             }
             (State::Probing { .. }, false, Role::Probe) => {
-                self.eject(now, jitter);
+                self.eject(at);
                 true
             }
             // Ejected it is already: by this failure no more than before. (A probe: one that was given up.)
@@ -107,38 +128,60 @@ impl Outlier {
         }
     }
 
-    fn eject(&mut self, now: Instant, jitter: f64) {
+    fn eject(&mut self, At { now, settings, jitter }: At<'_>) {
         self.ejections = self.ejections.saturating_add(1);
-        let length = BASE_EJECTION.saturating_mul(self.ejections).min(MAX_EJECTION);
-        self.state = State::Ejected { until: now + length.mul_f64(1.0 + JITTER * jitter.clamp(0.0, 1.0)) };
+        let length = settings.base_ejection.saturating_mul(self.ejections).min(settings.most_ejection);
+        let jitter = f64::from(settings.jitter_percent) / 100.0 * jitter.clamp(0.0, 1.0);
+        self.state = State::Ejected { until: now + length.mul_f64(1.0 + jitter) };
     }
 
-    /// Whether this request may be the probe; if so, no other is until it has a result.
-    pub fn admit_probe(&mut self, now: Instant) -> bool {
-        let due = match self.state {
-            State::Closed { .. } => return false,
-            State::Ejected { until } => until,
-            State::Probing { patience } => patience,
+    /// One of the successes that bring it back.
+    fn succeeded(&mut self, role: Role, at: At<'_>) {
+        let (under_way, before, patience) = match self.state {
+            State::Probing { under_way, successes, patience, .. } => (under_way, successes, patience),
+            _ => (0, 0, at.now + PROBE_PATIENCE),
         };
-        if now < due {
-            return false;
+        let successes = before + 1;
+        if successes >= at.settings.successes {
+            self.state = State::Closed { failures: 0, since: Some(at.now) };
+            return;
         }
-        self.state = State::Probing { patience: now + PROBE_PATIENCE };
+        let under_way = under_way.saturating_sub(u32::from(role == Role::Probe));
+        self.state = State::Probing { under_way, successes, patience, room: true };
+    }
+
+    /// Whether this request may be a probe; if so, no more than [`OutlierDetection::probes`] are at a time.
+    pub fn admit_probe(&mut self, now: Instant, settings: &OutlierDetection) -> bool {
+        let (under_way, successes) = match self.state {
+            State::Ejected { until } if now >= until => (0, 0),
+            State::Probing { under_way, successes, room: true, .. } => (under_way, successes),
+            State::Probing { successes, patience, .. } if now >= patience => (0, successes),
+            _ => return false,
+        };
+        let under_way = under_way + 1;
+        let room = under_way < settings.probes;
+        self.state = State::Probing { under_way, successes, patience: now + PROBE_PATIENCE, room };
         true
     }
 
     /// The probe came to nothing: another may be admitted at once.
     pub fn abandon_probe(&mut self, now: Instant) {
-        if let State::Probing { .. } = self.state {
-            self.state = State::Ejected { until: now };
+        if let State::Probing { under_way, successes, patience, .. } = self.state {
+            let under_way = under_way.saturating_sub(1);
+            self.state = if under_way == 0 && successes == 0 {
+                State::Ejected { until: now }
+            } else {
+                State::Probing { under_way, successes, patience, room: true }
+            };
         }
     }
 
     /// When a probe is due; None: in service.
-    fn probe_at(&self) -> Option<Instant> {
+    fn probe_at(&self) -> Option<ProbeAt> {
         match self.state {
             State::Closed { .. } => None,
-            State::Ejected { until: at } | State::Probing { patience: at } => Some(at),
+            State::Probing { room: true, .. } => Some(ProbeAt::Now),
+            State::Ejected { until: at } | State::Probing { patience: at, .. } => Some(ProbeAt::Then(at)),
         }
     }
 
@@ -155,6 +198,8 @@ pub struct Gate {
     /// A success has something to reset.
     stained: AtomicBool,
     state: Mutex<Outlier>,
+    /// Made when policy first asks for the share of failures.
+    window: OnceLock<Box<Window>>,
 }
 
 /// How [`Gate`] stands, without a lock.
@@ -176,22 +221,39 @@ impl Gate {
     }
 
     /// See [`Outlier::record`].
-    pub fn record(&self, success: bool, role: Role, now: Instant, may_eject: impl FnOnce() -> bool) -> bool {
+    pub fn record(
+        &self,
+        success: bool,
+        role: Role,
+        now: Instant,
+        settings: &OutlierDetection,
+        may_eject: impl FnOnce() -> bool,
+    ) -> bool {
+        let beyond = settings.failure_share.as_ref().is_some_and(|share| {
+            let window = self.window.get_or_init(Box::default);
+            window.count(success, share, now);
+            !success && window.is_beyond(share, now)
+        });
         if success && !self.stained.load(Ordering::Relaxed) {
             return false;
         }
         // Bits that nobody can foresee to the nanosecond are jitter enough.
         let jitter = f64::from(now.saturating_duration_since(*EPOCH).subsec_nanos() % 1000) / 1000.0;
         let mut state = self.state.lock();
-        let ejected = state.record(success, role, now, jitter, may_eject);
+        let ejected = state.record(success, role, beyond, At { now, settings, jitter }, may_eject);
+        let back = success && role != Role::Ordinary;
+        if let Some(window) = self.window.get().filter(|_| ejected || back) {
+            // What led to the ejection is not to lead to the next.
+            window.clear();
+        }
         self.publish(&state);
         ejected
     }
 
     /// See [`Outlier::admit_probe`].
-    pub fn admit_probe(&self, now: Instant) -> bool {
+    pub fn admit_probe(&self, now: Instant, settings: &OutlierDetection) -> bool {
         let mut state = self.state.lock();
-        let admitted = state.admit_probe(now);
+        let admitted = state.admit_probe(now, settings);
         self.publish(&state);
         admitted
     }
@@ -204,8 +266,12 @@ impl Gate {
     }
 
     fn publish(&self, state: &Outlier) {
-        // Never 0, and rounded up: not due before its time.
-        let at = state.probe_at().map_or(0, |at| millis(at).saturating_add(1));
+        let at = match state.probe_at() {
+            None => 0,
+            Some(ProbeAt::Now) => 1,
+            // Never 0, and rounded up: not due before its time.
+            Some(ProbeAt::Then(at)) => millis(at).saturating_add(1),
+        };
         self.probe_at.store(at, Ordering::Relaxed);
         self.stained.store(!state.is_spotless(), Ordering::Relaxed);
     }

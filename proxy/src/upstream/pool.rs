@@ -8,6 +8,7 @@
 
 mod http1;
 mod http2;
+mod idle_close;
 mod single;
 #[cfg(test)]
 mod tests;
@@ -20,8 +21,10 @@ use std::{
 };
 
 pub use self::http2::StreamSlot;
+use self::idle_close::IdleClose;
 use super::{
     DialError, Endpoint,
+    balance::prequal::Report,
     dial::{Dialed, Dialer},
     stats::BackendStats,
 };
@@ -29,6 +32,7 @@ use crate::{
     config::limits,
     http::{
         Body,
+        h2::Heard,
         head::{RequestHead, ResponseHead},
         request_body::ContinueGate,
         upgrade::Upgraded,
@@ -50,11 +54,15 @@ pub struct Pool {
     /// The endpoint left its backend: what is in use finishes, nothing comes back.
     retired: Cell<bool>,
     idle: RefCell<Vec<http1::Idle>>,
+    /// The server's habit.
+    idle_close: Cell<IdleClose>,
     /// HTTP/1.1 goes in streams: to mesh peers, but for one whose last answer was that it knows no such thing.
     in_streams: Cell<bool>,
     /// HTTP/1.1 in streams.
     mux: Rc<http2::Shared>,
     http2: Rc<http2::Shared>,
+    /// What the endpoint says of its load when it is asked.
+    heard: Heard,
 }
 
 /// How an exchange wants to be carried.
@@ -119,6 +127,7 @@ pub struct Reply {
 impl Pool {
     pub(super) fn new(endpoint: Arc<Endpoint>, dialer: Rc<Dialer>, stats: Rc<BackendStats>) -> Rc<Self> {
         let in_streams = Cell::new(endpoint.identity.is_some());
+        let heard = Heard::default();
         Rc::new(Self {
             endpoint,
             dialer,
@@ -126,9 +135,11 @@ impl Pool {
             connect_timeout: Cell::new(limits::CONNECT_TIMEOUT),
             retired: Cell::new(false),
             idle: RefCell::default(),
+            idle_close: Cell::default(),
             in_streams,
-            mux: http2::Shared::new(MeshProtocol::Http1Mux),
-            http2: http2::Shared::new(MeshProtocol::Http2),
+            mux: http2::Shared::new(MeshProtocol::Http1Mux, heard.clone()),
+            http2: http2::Shared::new(MeshProtocol::Http2, heard.clone()),
+            heard,
         })
     }
 
@@ -235,13 +246,38 @@ impl Pool {
         self.http2.sweep(self, now);
     }
 
+    /// Whether the endpoint can be asked for its load now.
+    pub(super) fn reports_load(&self) -> bool {
+        self.endpoint.identity.is_some() && (self.mux.reports_load() || self.http2.reports_load())
+    }
+
+    /// Asks it. False: it cannot be asked.
+    pub(super) fn ask_load(&self) -> bool {
+        self.endpoint.identity.is_some() && (self.mux.ask_load() || self.http2.ask_load())
+    }
+
+    /// What it said since it was last looked at.
+    pub(super) fn heard_load(&self) -> Option<Report> {
+        let (load, at) = self.heard.take()?;
+        self.stats.load_reports.increment(1);
+        Some(Report { in_flight: load.in_flight, latency: load.latency, at })
+    }
+
     /// Connections kept for further requests.
     pub(super) fn len(&self) -> usize {
         self.idle.borrow().len() + self.mux.len() + self.http2.len()
     }
 
     fn is_fresh(&self, idle: &mut http1::Idle, now: Instant) -> bool {
-        idle.is_usable(&self.dialer) && now.saturating_duration_since(idle.since) < self.patience()
+        let age = now.saturating_duration_since(idle.since);
+        if !idle.is_open() {
+            let mut habit = self.idle_close.get();
+            habit.closed(idle.seen_open.saturating_duration_since(idle.since), age, now);
+            self.idle_close.set(habit);
+            return false;
+        }
+        idle.seen_open = now;
+        idle.is_current(&self.dialer) && age < self.idle_close.get().patience(self.patience(), now)
     }
 
     /// How long a connection may be idle.

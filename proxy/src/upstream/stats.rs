@@ -12,9 +12,12 @@ pub struct BackendStats {
     pub connections: Counter,
     pub connection_failures: Counter,
     pub ejections: Counter,
+    /// Answers to questions for load (Prequal).
+    pub load_reports: Counter,
     ready: Gauge,
     draining: Gauge,
     ejected: Gauge,
+    kept: Gauge,
     pooled: Gauge,
     /// This worker's part of `pooled`.
     own_pooled: Cell<f64>,
@@ -26,6 +29,8 @@ pub struct EndpointCounts {
     pub ready: u32,
     pub draining: u32,
     pub ejected: u32,
+    /// Those counted above that the control plane knows of no longer.
+    pub kept: u32,
 }
 
 impl BackendStats {
@@ -40,9 +45,11 @@ impl BackendStats {
             ready: endpoints("ready"),
             draining: endpoints("draining"),
             ejected: endpoints("ejected"),
+            kept: endpoints("kept"),
             connections: register_counter("leno_upstream_connections_total", &labels, &[]),
             connection_failures: register_counter("leno_upstream_connection_failures_total", &labels, &[]),
             ejections: register_counter("leno_ejections_total", &labels, &[]),
+            load_reports: register_counter("leno_load_reports_total", &labels, &[]),
             pooled: register_gauge("leno_upstream_pooled_connections", &labels),
             own_pooled: Cell::new(0.0),
         })
@@ -53,6 +60,7 @@ impl BackendStats {
         self.ready.set(f64::from(counts.ready));
         self.draining.set(f64::from(counts.draining));
         self.ejected.set(f64::from(counts.ejected));
+        self.kept.set(f64::from(counts.kept));
     }
 
     /// Every worker has connections of its own and adds them.
@@ -73,11 +81,13 @@ impl Drop for BackendStats {
 fn describe() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        metrics::describe_gauge!("leno_endpoints", "Endpoints of a backend by state: ready, draining, ejected.");
+        metrics::describe_gauge!("leno_endpoints", 
+            "Endpoints of a backend by state: ready, draining, ejected; kept are those of them that are gone from policy, all at once, for less than the time of grace.");
         metrics::describe_gauge!("leno_upstream_pooled_connections", "HTTP connections kept for further requests.");
         metrics::describe_counter!("leno_upstream_connections_total", "Connections opened to endpoints.");
         metrics::describe_counter!("leno_upstream_connection_failures_total", "Connections to endpoints that failed.");
-        metrics::describe_counter!("leno_ejections_total", "Endpoints taken out after failures in a row.");
+        metrics::describe_counter!("leno_ejections_total", "Endpoints taken out because they failed too often.");
+        metrics::describe_counter!("leno_load_reports_total", "Answers of endpoints that were asked for their load.");
     });
 }
 

@@ -4,7 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use tokio::net::UdpSocket;
 
-use super::{pool::Carry, testing::*, *};
+use super::{outlier::OutlierDetection, pool::Carry, testing::*, *};
 use crate::{
     policy::Protocol,
     telemetry::{
@@ -24,7 +24,9 @@ async fn a_pick_waits_for_the_first_endpoints() {
         let (upstreams, backend) = (Rc::new(upstreams()), Arc::new(Backend::new("shop/cart:80".into())));
         let waiting = {
             let (upstreams, backend) = (Rc::clone(&upstreams), Arc::clone(&backend));
-            tokio::task::spawn_local(async move { upstreams.pick(&backend, &[]).await.unwrap().endpoint.address })
+            tokio::task::spawn_local(
+                async move { upstreams.pick(&backend, &[], |_| None).await.unwrap().endpoint.address },
+            )
         };
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
@@ -32,7 +34,7 @@ async fn a_pick_waits_for_the_first_endpoints() {
         backend.publish(set(&[address]));
         assert_eq!(waiting.await.unwrap(), address);
         backend.publish(set(&[]));
-        assert_eq!(upstreams.pick(&backend, &[]).await.err().unwrap().reason(), "no-endpoint");
+        assert_eq!(upstreams.pick(&backend, &[], |_| None).await.err().unwrap().reason(), "no-endpoint");
     })
     .await;
 }
@@ -41,7 +43,7 @@ async fn a_pick_waits_for_the_first_endpoints() {
 async fn a_pick_does_not_wait_for_ever() {
     on_worker(async {
         let (upstreams, backend) = (upstreams(), Arc::new(Backend::new("shop/cart:80".into())));
-        assert_eq!(upstreams.pick(&backend, &[]).await.err().unwrap().reason(), "discovery");
+        assert_eq!(upstreams.pick(&backend, &[], |_| None).await.err().unwrap().reason(), "discovery");
     })
     .await;
 }
@@ -53,15 +55,18 @@ async fn picks_spread_and_avoid_what_was_tried() {
         let (upstreams, backend) = (upstreams(), backend(&addresses));
         let mut counts: HashMap<SocketAddr, usize> = HashMap::new();
         for _ in 0..3000 {
-            *counts.entry(upstreams.pick(&backend, &[]).await.unwrap().endpoint.address).or_default() += 1;
+            *counts.entry(upstreams.pick(&backend, &[], |_| None).await.unwrap().endpoint.address).or_default() += 1;
         }
         assert!(addresses.iter().all(|address| (700..1300).contains(&counts[address])), "{counts:?}");
 
         let tried = [addresses[0], addresses[2]];
         for _ in 0..100 {
-            assert_eq!(upstreams.pick(&backend, &tried).await.unwrap().endpoint.address, addresses[1]);
+            assert_eq!(upstreams.pick(&backend, &tried, |_| None).await.unwrap().endpoint.address, addresses[1]);
         }
-        upstreams.pick(&backend, &addresses).await.expect("a second try at the same endpoint is better than none");
+        upstreams
+            .pick(&backend, &addresses, |_| None)
+            .await
+            .expect("a second try at the same endpoint is better than none");
     })
     .await;
 }
@@ -73,7 +78,7 @@ async fn requests_in_flight_repel_others() {
         let (upstreams, backend) = (upstreams(), backend(&addresses));
         let mut held = Vec::new();
         for _ in 0..40 {
-            held.push(upstreams.pick(&backend, &[]).await.unwrap());
+            held.push(upstreams.pick(&backend, &[], |_| None).await.unwrap());
         }
         for address in addresses {
             let count = held.iter().filter(|pick| pick.endpoint.address == address).count();
@@ -95,10 +100,10 @@ async fn draining_endpoints_get_nothing_new() {
         drain(0);
         drain(1);
         for _ in 0..300 {
-            assert_eq!(upstreams.pick(&backend, &[]).await.unwrap().endpoint.address, addresses[2]);
+            assert_eq!(upstreams.pick(&backend, &[], |_| None).await.unwrap().endpoint.address, addresses[2]);
         }
         drain(2);
-        upstreams.pick(&backend, &[]).await.expect("terminating endpoints are the last resort");
+        upstreams.pick(&backend, &[], |_| None).await.expect("terminating endpoints are the last resort");
     })
     .await;
 }
@@ -110,7 +115,7 @@ async fn an_endpoint_that_fails_is_ejected_and_comes_back_by_a_probe() {
         let (upstreams, backend) = (upstreams(), backend(&[dead, alive.address]));
         let mut failed = 0;
         for _ in 0..500 {
-            let pick = upstreams.pick(&backend, &[]).await.unwrap();
+            let pick = upstreams.pick(&backend, &[], |_| None).await.unwrap();
             match pick.http(Carry::Http1).await {
                 Ok(connection) => {
                     read(get(connection).await.unwrap()).await;
@@ -128,13 +133,15 @@ async fn an_endpoint_that_fails_is_ejected_and_comes_back_by_a_probe() {
 
         let endpoint = Arc::clone(&backend.endpoints.load().endpoints[0]);
         while endpoint.outlier.health(Instant::now()) == outlier::Health::InService {
-            endpoint.outlier.record(false, Role::Ordinary, Instant::now(), || true);
+            endpoint.outlier.record(false, Role::Ordinary, Instant::now(), &OutlierDetection::default(), || true);
         }
         let (balancer, _) = upstreams.state.balancer(&backend);
         let later = Instant::now() + Duration::from_secs(10);
         let mut probes = 0;
         for _ in 0..50 {
-            let (local, role) = balancer.choose(&[], later, || upstreams.state.random.next()).unwrap();
+            let (local, role) = balancer
+                .choose(Wanted { tried: &[], key: None, now: later }, || upstreams.state.random.next())
+                .unwrap();
             assert_eq!(role == Role::Probe, local.endpoint.address == dead);
             probes += usize::from(role == Role::Probe);
         }
@@ -149,19 +156,19 @@ async fn requests_for_an_ejected_endpoint_are_no_ejections() {
         let addresses = addresses(2);
         let (upstreams, backend) = (upstreams(), backend(&addresses));
         let endpoint = Arc::clone(&backend.endpoints.load().endpoints[0]);
-        for _ in 0..outlier::CONSECUTIVE_FAILURES {
-            endpoint.outlier.record(false, Role::Ordinary, Instant::now(), || true);
+        for _ in 0..OutlierDetection::default().consecutive_failures {
+            endpoint.outlier.record(false, Role::Ordinary, Instant::now(), &OutlierDetection::default(), || true);
         }
         // The only one left.
         backend.publish(EndpointSet::new(true, Protocol::Http, vec![Arc::clone(&endpoint)]));
         for _ in 0..100 {
-            let pick = upstreams.pick(&backend, &[]).await.unwrap();
+            let pick = upstreams.pick(&backend, &[], |_| None).await.unwrap();
             assert_eq!(pick.role.get(), Role::LastResort);
             pick.report(Outcome::Failure, Instant::now());
         }
-        let second = Instant::now() + outlier::BASE_EJECTION * 2;
+        let second = Instant::now() + OutlierDetection::default().base_ejection * 2;
         assert_eq!(endpoint.outlier.health(second), outlier::Health::ProbeDue, "ejected once, not a hundred times");
-        upstreams.pick(&backend, &[]).await.unwrap().report(Outcome::Success, Instant::now());
+        upstreams.pick(&backend, &[], |_| None).await.unwrap().report(Outcome::Success, Instant::now());
         assert_eq!(endpoint.outlier.health(Instant::now()), outlier::Health::InService);
     })
     .await;
@@ -174,7 +181,7 @@ async fn what_clients_give_up_ejects_nobody_but_shows_who_is_slow() {
         let (upstreams, backend) = (upstreams(), backend(&addresses));
         let mut at_slow = 0;
         for _ in 0..200 {
-            let pick = upstreams.pick(&backend, &[]).await.unwrap();
+            let pick = upstreams.pick(&backend, &[], |_| None).await.unwrap();
             if pick.endpoint.address == addresses[0] {
                 at_slow += 1;
                 pick.report(Outcome::GivenUp, pick.started + Duration::from_secs(1));
@@ -195,7 +202,7 @@ async fn a_backend_that_is_gone_leaves_no_series() {
         let registry = Arc::new(Registry::default());
         let (upstreams, backend) = (upstreams(), backend(&[nobody().await]));
         metrics::with_local_recorder(&Recorder(registry.clone()), || upstreams.state.balancer(&backend));
-        upstreams.pick(&backend, &[]).await.unwrap().report(Outcome::Failure, Instant::now());
+        upstreams.pick(&backend, &[], |_| None).await.unwrap().report(Outcome::Failure, Instant::now());
         drop(backend);
         let now = Instant::now();
         assert!(!upstreams.state.sweep(now), "nothing is left to sweep");
@@ -213,7 +220,7 @@ async fn at_most_half_are_ejected() {
         let addresses = addresses(5);
         let (upstreams, backend) = (upstreams(), backend(&addresses));
         for _ in 0..2000 {
-            upstreams.pick(&backend, &[]).await.unwrap().report(Outcome::Failure, Instant::now());
+            upstreams.pick(&backend, &[], |_| None).await.unwrap().report(Outcome::Failure, Instant::now());
         }
         let set = backend.endpoints.load_full();
         let now = Instant::now();
@@ -230,7 +237,7 @@ async fn a_new_endpoint_starts_as_its_peers_are() {
         let (upstreams, backend) = (upstreams(), backend(&old));
         let start = Instant::now();
         for _ in 0..50 {
-            let pick = upstreams.pick(&backend, &[]).await.unwrap();
+            let pick = upstreams.pick(&backend, &[], |_| None).await.unwrap();
             pick.report(Outcome::Success, pick.started + Duration::from_millis(1));
         }
         let mut endpoints = backend.endpoints.load().endpoints.clone();
@@ -239,7 +246,7 @@ async fn a_new_endpoint_starts_as_its_peers_are() {
         backend.publish(EndpointSet::new(true, Protocol::Http, endpoints));
         let mut count = 0;
         for _ in 0..300 {
-            let pick = upstreams.pick(&backend, &[]).await.unwrap();
+            let pick = upstreams.pick(&backend, &[], |_| None).await.unwrap();
             count += usize::from(pick.endpoint.address == new);
             pick.report(Outcome::Success, pick.started + Duration::from_millis(1));
         }
@@ -297,7 +304,9 @@ async fn names_are_resolved_and_followed_by_ttl() {
 
         let mut seen = HashMap::new();
         for _ in 0..100 {
-            *seen.entry(upstreams.pick(&backend, &[]).await.unwrap().endpoint.address.to_string()).or_insert(0) += 1;
+            *seen
+                .entry(upstreams.pick(&backend, &[], |_| None).await.unwrap().endpoint.address.to_string())
+                .or_insert(0) += 1;
         }
         assert_eq!(asked.get(), 1, "the answer holds for its TTL");
         assert_eq!(seen.len(), 2, "{seen:?}");
@@ -306,7 +315,7 @@ async fn names_are_resolved_and_followed_by_ttl() {
         let kept = Arc::clone(&backend.endpoints.load().endpoints[1]);
         answer.replace((vec![[127, 0, 0, 2], [127, 0, 0, 3]], 1));
         let is_followed = async || {
-            upstreams.pick(&backend, &[]).await.unwrap();
+            upstreams.pick(&backend, &[], |_| None).await.unwrap();
             backend.endpoints.load().endpoints.iter().any(|endpoint| endpoint.address.to_string() == "127.0.0.3:8443")
         };
         until(is_followed).await;
@@ -318,7 +327,7 @@ async fn names_are_resolved_and_followed_by_ttl() {
         answer.replace((vec![], 1));
         let before = asked.get();
         let is_asked_again = async || {
-            upstreams.pick(&backend, &[]).await.unwrap();
+            upstreams.pick(&backend, &[], |_| None).await.unwrap();
             asked.get() > before + 1
         };
         until(is_asked_again).await;
@@ -338,17 +347,23 @@ async fn an_external_name_and_what_does_not_exist() {
         let backend = Arc::new(Backend::new("shop/api:443".into()));
         backend.host_name.store(Some(Arc::new(HostName { host: "api.example".into(), port: 443 })));
         backend.publish(EndpointSet::new(false, Protocol::Tls, Vec::new()));
-        assert_eq!(upstreams.pick(&backend, &[]).await.unwrap().endpoint.address.to_string(), "127.0.0.9:443");
+        assert_eq!(
+            upstreams.pick(&backend, &[], |_| None).await.unwrap().endpoint.address.to_string(),
+            "127.0.0.9:443"
+        );
         assert_eq!(backend.endpoints.load().protocol, Protocol::Tls);
 
         // Renamed: what was known of the old name is not used.
         backend.host_name.store(Some(Arc::new(HostName { host: "127.0.0.10".into(), port: 444 })));
         backend.publish(EndpointSet::new(false, Protocol::Tls, Vec::new()));
-        assert_eq!(upstreams.pick(&backend, &[]).await.unwrap().endpoint.address.to_string(), "127.0.0.10:444");
+        assert_eq!(
+            upstreams.pick(&backend, &[], |_| None).await.unwrap().endpoint.address.to_string(),
+            "127.0.0.10:444"
+        );
 
         let started = Instant::now();
         let missing = upstreams.outside("nowhere.example:1").unwrap();
-        assert_eq!(upstreams.pick(&missing, &[]).await.err().unwrap().reason(), "no-endpoint");
+        assert_eq!(upstreams.pick(&missing, &[], |_| None).await.err().unwrap().reason(), "no-endpoint");
         assert!(started.elapsed() < limits::CONNECT_TIMEOUT);
         assert!(upstreams.outside("no-port").is_none());
     })
@@ -380,7 +395,7 @@ async fn nothing_leaks_however_exchanges_end() {
                     (Rc::clone(&upstreams), Arc::clone(&backend), Rc::clone(&succeeded));
                 tokio::task::spawn_local(async move {
                     for request in 0..100 {
-                        let pick = upstreams.pick(&backend, &[]).await.unwrap();
+                        let pick = upstreams.pick(&backend, &[], |_| None).await.unwrap();
                         let Ok(connection) = pick.http(Carry::Http1).await else { continue };
                         let sent = get(connection);
                         if (client + request) % 13 == 0 {
@@ -406,7 +421,7 @@ async fn nothing_leaks_however_exchanges_end() {
         assert!(succeeded.get() > 500, "{}", succeeded.get());
 
         let (balancer, _) = upstreams.state.balancer(&backend);
-        for local in balancer.locals().iter() {
+        for local in balancer.roster().endpoints.iter() {
             assert_eq!(local.in_flight(), 0);
             local.pool.sweep(Instant::now() + limits::MESH_POOL_IDLE);
             assert_eq!(local.pool.len(), 0);

@@ -1,25 +1,28 @@
-//! One worker's part of each backend: local endpoints (estimate, requests in flight, pool), which follow the shared
-//! set; and the sweeper, one task per worker, that retires what is idle or gone.
+//! What one worker has of all backends; and the sweeper, one task per worker, that retires what is idle or gone.
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
     collections::HashMap,
     net::SocketAddr,
     rc::{Rc, Weak},
-    sync::{Arc, Weak as SharedWeak},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use super::{
-    Backend, Endpoint, EndpointSet,
-    balance::{self, Estimate, Standing},
+    Backend, Endpoint,
+    balance::{self, Estimate},
+    balancer::Balancer,
     dial::Dialer,
     dns,
-    outlier::{Health, Role},
-    pool::Pool,
-    stats::{BackendStats, EndpointCounts},
+    local::LocalEndpoint,
+    stats::BackendStats,
 };
-use crate::{config::limits, policy::Protocol, tls::CredentialStore, worker::Random};
+use crate::{
+    policy::{self, Protocol},
+    tls::CredentialStore,
+    worker::Random,
+};
 
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
@@ -33,24 +36,9 @@ pub struct State {
     dialer: Rc<Dialer>,
     resolver: dns::Resolver,
     pub random: Random,
+    /// Where the proxy's own zone is found; not set: it is not known.
+    policy: OnceCell<Arc<policy::Store>>,
     sweeping: Cell<bool>,
-}
-
-/// A backend as this worker sees it.
-pub struct Balancer {
-    backend: SharedWeak<Backend>,
-    serial: Cell<u64>,
-    endpoints: RefCell<Rc<[Rc<LocalEndpoint>]>>,
-    stats: Rc<BackendStats>,
-}
-
-/// An endpoint as this worker sees it.
-pub struct LocalEndpoint {
-    pub endpoint: Arc<Endpoint>,
-    pub pool: Rc<Pool>,
-    in_flight: Cell<u32>,
-    estimate: Cell<Estimate>,
-    last_used: Cell<Instant>,
 }
 
 impl State {
@@ -63,6 +51,7 @@ impl State {
             dialer: Dialer::new(mark, credentials),
             resolver,
             random: Random::default(),
+            policy: OnceCell::new(),
             sweeping: Cell::new(false),
         })
     }
@@ -85,9 +74,24 @@ impl State {
             self.sweep_from_now();
             balancer
         });
-        let set = backend.endpoints.load();
-        balancer.follow(&set, &self.dialer);
+        let mut set = backend.endpoints.load();
+        if set.is_stale(Instant::now()) {
+            backend.forget_kept(&set);
+            set = backend.endpoints.load();
+        }
+        balancer.follow(&set, &self.dialer, || (self.zone(), self.random.next()));
         (balancer, set.protocol)
+    }
+
+    /// Where the proxy's own zone is found.
+    pub fn placed_by(&self, policy: Arc<policy::Store>) {
+        // Said once, when the worker starts.
+        let _ = self.policy.set(policy);
+    }
+
+    /// The proxy's own zone; empty: not known.
+    fn zone(&self) -> Arc<str> {
+        self.policy.get().map_or_else(|| "".into(), |policy| Arc::clone(&policy.inbound().zone))
     }
 
     pub fn plain(self: &Rc<Self>, addr: SocketAddr) -> Rc<LocalEndpoint> {
@@ -131,8 +135,12 @@ impl State {
 
     /// True: something is left.
     pub(super) fn sweep(&self, now: Instant) -> bool {
+        let zone = self.zone();
         let mut balancers = self.balancers.borrow_mut();
-        balancers.retain(|_, balancer| balancer.sweep(now));
+        balancers.retain(|_, balancer| {
+            balancer.moved_to(&zone);
+            balancer.sweep(now)
+        });
         let mut plain = self.plain.borrow_mut();
         plain.retain(|_, local| {
             local.pool.sweep(now);
@@ -143,195 +151,4 @@ impl State {
         }
         !balancers.is_empty() || !plain.is_empty()
     }
-}
-
-impl Balancer {
-    fn new(backend: &Arc<Backend>) -> Self {
-        Self {
-            backend: Arc::downgrade(backend),
-            serial: Cell::new(0),
-            endpoints: RefCell::new(Rc::new([])),
-            stats: BackendStats::new(&backend.key),
-        }
-    }
-
-    /// Takes over a new set: endpoints that stay keep their estimate and connections, those that left are retired.
-    fn follow(&self, set: &EndpointSet, dialer: &Rc<Dialer>) {
-        if self.serial.replace(set.serial) == set.serial {
-            return;
-        }
-        let now = Instant::now();
-        let old = Rc::clone(&self.endpoints.borrow());
-        let mut old: HashMap<SocketAddr, &Rc<LocalEndpoint>> =
-            old.iter().map(|local| (local.endpoint.address, local)).collect();
-        let seed = Estimate::new(typical_latency(old.values().copied(), now), now);
-        let new = set.endpoints.iter().map(|endpoint| match old.remove(&endpoint.address) {
-            Some(local) if Arc::ptr_eq(&local.endpoint, endpoint) => Rc::clone(local),
-            Some(local) if local.endpoint.identity == endpoint.identity => Rc::new(local.renewed(endpoint)),
-            Some(local) => {
-                local.pool.retire();
-                Rc::new(LocalEndpoint::new(Arc::clone(endpoint), dialer, &self.stats, seed))
-            }
-            None => Rc::new(LocalEndpoint::new(Arc::clone(endpoint), dialer, &self.stats, seed)),
-        });
-        let new: Rc<[Rc<LocalEndpoint>]> = new.collect();
-        new.iter().for_each(|local| local.pool.under(&set.policy));
-        for gone in old.values() {
-            gone.pool.retire();
-        }
-        self.endpoints.replace(new);
-        self.stats.set_endpoints(self.count(now));
-    }
-
-    fn count(&self, now: Instant) -> EndpointCounts {
-        let mut counts = EndpointCounts::default();
-        for local in self.endpoints.borrow().iter() {
-            match local.standing(&[], now) {
-                Standing::Ready | Standing::Tried => counts.ready += 1,
-                Standing::Draining => counts.draining += 1,
-                Standing::Ejected | Standing::ProbeDue => counts.ejected += 1,
-            }
-        }
-        counts
-    }
-
-    /// The endpoint for one try, and what the try's result may decide over it.
-    pub fn choose(
-        &self,
-        tried: &[SocketAddr],
-        now: Instant,
-        random: impl Fn() -> u64,
-    ) -> Option<(Rc<LocalEndpoint>, Role)> {
-        let all = self.endpoints.borrow();
-        let probe = Cell::new(false);
-        let standing = |index: usize| all.get(index).map_or(Standing::Draining, |local| local.standing(tried, now));
-        let cost = |index: usize| all.get(index).map_or(f64::MAX, |local| local.cost(now));
-        let admit = |index: usize| {
-            let admitted = all.get(index).is_some_and(|local| local.endpoint.outlier.admit_probe(now));
-            probe.set(admitted);
-            admitted
-        };
-        let index = balance::choose(all.len(), standing, cost, admit, random)?;
-        let local = Rc::clone(all.get(index)?);
-        let role = match local.endpoint.outlier.health(now) {
-            _ if probe.get() => Role::Probe,
-            Health::InService => Role::Ordinary,
-            Health::Ejected | Health::ProbeDue => Role::LastResort,
-        };
-        Some((local, role))
-    }
-
-    #[cfg(test)]
-    pub fn locals(&self) -> Rc<[Rc<LocalEndpoint>]> {
-        Rc::clone(&self.endpoints.borrow())
-    }
-
-    /// Panic threshold: at most half of the endpoints are ejected at a time. If more fail, the fault is likely not theirs.
-    pub fn may_eject_one_more(&self, now: Instant) -> bool {
-        let all = self.endpoints.borrow();
-        let ejected = all.iter().filter(|local| local.endpoint.outlier.health(now) != Health::InService).count();
-        (ejected + 1) * 2 <= all.len()
-    }
-
-    /// False: the backend is gone.
-    fn sweep(&self, now: Instant) -> bool {
-        let alive = self.backend.strong_count() > 0;
-        for local in self.endpoints.borrow().iter() {
-            if alive {
-                local.pool.sweep(now);
-            } else {
-                local.pool.retire();
-            }
-        }
-        self.stats.set_endpoints(self.count(now));
-        self.stats.set_pooled(self.endpoints.borrow().iter().map(|local| local.pool.len()).sum());
-        alive
-    }
-}
-
-impl LocalEndpoint {
-    fn new(endpoint: Arc<Endpoint>, dialer: &Rc<Dialer>, stats: &Rc<BackendStats>, estimate: Estimate) -> Self {
-        Self {
-            pool: Pool::new(Arc::clone(&endpoint), Rc::clone(dialer), Rc::clone(stats)),
-            endpoint,
-            in_flight: Cell::new(0),
-            estimate: Cell::new(estimate),
-            last_used: Cell::new(Instant::now()),
-        }
-    }
-
-    /// The same address and identity under new attributes: connections and estimate stay.
-    fn renewed(&self, endpoint: &Arc<Endpoint>) -> Self {
-        Self {
-            endpoint: Arc::clone(endpoint),
-            pool: Rc::clone(&self.pool),
-            in_flight: Cell::new(0),
-            estimate: Cell::new(self.estimate.get()),
-            last_used: Cell::new(self.last_used.get()),
-        }
-    }
-
-    pub fn begin(&self) {
-        self.in_flight.set(self.in_flight.get().saturating_add(1));
-    }
-
-    pub fn end(&self) {
-        self.in_flight.set(self.in_flight.get().saturating_sub(1));
-        self.last_used.set(Instant::now());
-    }
-
-    #[cfg(test)]
-    pub fn in_flight(&self) -> u32 {
-        self.in_flight.get()
-    }
-
-    /// One try's result.
-    pub fn observe(&self, success: bool, role: Role, latency: Duration, now: Instant) {
-        let mut estimate = self.estimate.get();
-        if success {
-            estimate.succeeded(latency, now);
-        } else {
-            estimate.failed(latency, now);
-        }
-        if success && role != Role::Ordinary {
-            estimate.pardon();
-        }
-        self.estimate.set(estimate);
-    }
-
-    /// One try that its client gave up. See [`Estimate::given_up`].
-    pub fn given_up(&self, waited: Duration, now: Instant) {
-        let mut estimate = self.estimate.get();
-        estimate.given_up(waited, now);
-        self.estimate.set(estimate);
-    }
-
-    fn standing(&self, tried: &[SocketAddr], now: Instant) -> Standing {
-        if self.endpoint.is_draining() {
-            return Standing::Draining;
-        }
-        match self.endpoint.outlier.health(now) {
-            Health::InService if tried.contains(&self.endpoint.address) => Standing::Tried,
-            Health::InService => Standing::Ready,
-            Health::Ejected => Standing::Ejected,
-            Health::ProbeDue => Standing::ProbeDue,
-        }
-    }
-
-    fn cost(&self, now: Instant) -> f64 {
-        balance::cost(&self.estimate.get(), self.in_flight.get(), self.endpoint.weight, now)
-    }
-
-    fn is_idle(&self, now: Instant) -> bool {
-        self.in_flight.get() == 0 && now.saturating_duration_since(self.last_used.get()) > limits::POOL_IDLE
-    }
-}
-
-/// What a new endpoint is assumed to be like: the mean of its peers, so that it neither repels nor attracts load.
-fn typical_latency<'a>(peers: impl Iterator<Item = &'a Rc<LocalEndpoint>>, now: Instant) -> Duration {
-    let (sum, count) = peers
-        .map(|local| local.estimate.get())
-        .filter(Estimate::is_measured)
-        .fold((0.0, 0_u32), |(sum, count), estimate| (sum + estimate.latency(now), count + 1));
-    if count == 0 { balance::DEFAULT_LATENCY } else { Duration::from_secs_f64(sum / f64::from(count)) }
 }

@@ -16,6 +16,11 @@ use crate::model::object::{
 pub(super) const INBOUND: &str = "leno.dev/inbound";
 /// Annotation or label, on a Pod: `enabled` or `disabled`.
 pub(super) const INJECT: &str = "leno.dev/inject";
+/// Annotation or label, on a Pod: a number of [`WEIGHTS`].
+pub(super) const WEIGHT: &str = "leno.dev/weight";
+const WEIGHTS: std::ops::RangeInclusive<u32> = 1..=1000;
+/// Label of a Pod, which newer clusters copy from its node.
+pub(super) const ZONE: &str = "topology.kubernetes.io/zone";
 /// Label of an EndpointSlice: the Service it belongs to.
 pub(super) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
@@ -87,7 +92,20 @@ pub(super) fn pod(metadata: &Metadata, content: &Value) -> Result<Pod, Wrong> {
         ),
     });
     let inbound = wrong.note(inbound_mode(metadata));
-    wrong.or(Pod { service_account: service_account.into(), ips, inbound, meshed })
+    let weight = wrong.note(weight(metadata)).unwrap_or(1);
+    let zone = metadata.mark(ZONE).unwrap_or_default().into();
+    wrong.or(Pod { service_account: service_account.into(), ips, inbound, meshed, weight, zone })
+}
+
+fn weight(metadata: &Metadata) -> Result<Option<u32>, FieldError> {
+    let Some(text) = metadata.mark(WEIGHT) else { return Ok(None) };
+    match text.parse() {
+        Ok(weight) if WEIGHTS.contains(&weight) => Ok(Some(weight)),
+        _ => refuse(
+            metadata.mark_field(WEIGHT),
+            format!("{text:?} is not a number from {} to {}", WEIGHTS.start(), WEIGHTS.end()),
+        ),
+    }
 }
 
 /// Each address once, in order.

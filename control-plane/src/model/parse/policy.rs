@@ -13,6 +13,7 @@ use crate::{
 };
 
 mod backend;
+mod balancing;
 mod fault;
 mod inbound;
 mod route;
@@ -109,4 +110,12 @@ fn duration_within(
         return refuse(field, format!("{:?} is not between {least:?} and {most:?}", text.0));
     }
     Ok(duration)
+}
+
+/// A number within bounds, both included.
+fn number_within(field: &str, number: u32, (least, most): (u32, u32)) -> Result<u32, FieldError> {
+    if number < least || number > most {
+        return refuse(field, format!("{number} is not between {least} and {most}"));
+    }
+    Ok(number)
 }

@@ -9,6 +9,7 @@ use super::{
     Settings,
     driver::{Driver, Link},
     error::{H2Error, Refused},
+    frame,
     state::{LAST_STREAM, Role, State},
     stream::{RecvStream, SendStream, halves},
 };
@@ -56,6 +57,22 @@ impl Connection {
     pub fn takes_connect_protocol(&self) -> Option<bool> {
         let state = self.link.borrow();
         state.peer.known.then_some(state.peer.connect_protocol)
+    }
+
+    /// Whether the peer tells of its load.
+    pub fn reports_load(&self) -> bool {
+        self.link.borrow().peer.reports_load
+    }
+
+    /// Asks the peer for its load: see [`super::Settings::heard`]. False: it tells nothing, or does not read.
+    pub fn ask_load(&self) -> bool {
+        let mut state = self.link.borrow_mut();
+        if !state.peer.reports_load || state.over || state.is_crowded() {
+            return false;
+        }
+        state.output.frame(frame::LOAD, 0, 0, &[]);
+        state.wake_driver();
+        true
     }
 
     /// Waits until the peer's SETTINGS have arrived, or the connection is over.

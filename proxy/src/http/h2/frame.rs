@@ -12,6 +12,9 @@ pub(super) const PING: u8 = 6;
 pub(super) const GOAWAY: u8 = 7;
 pub(super) const WINDOW_UPDATE: u8 = 8;
 pub(super) const CONTINUATION: u8 = 9;
+/// An extension of ours (RFC 9113, 5.5), sent only to whom announces [`REPORTS_LOAD`]: asks a server how much it has to do; with
+/// [`ACK`], says so.
+pub(super) const LOAD: u8 = 0xf4;
 
 pub(super) const END_STREAM: u8 = 1;
 pub(super) const ACK: u8 = 1;
@@ -26,6 +29,8 @@ pub(super) const INITIAL_WINDOW_SIZE: u16 = 4;
 pub(super) const MAX_FRAME_SIZE: u16 = 5;
 pub(super) const MAX_HEADER_LIST_SIZE: u16 = 6;
 pub(super) const ENABLE_CONNECT_PROTOCOL: u16 = 8;
+/// A setting of ours: 1 announces that [`LOAD`] is answered.
+pub(super) const REPORTS_LOAD: u16 = 0xf4f4;
 
 /// What a client sends first.
 pub(super) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

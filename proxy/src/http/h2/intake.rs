@@ -163,6 +163,7 @@ impl Intake {
             frame::PING => self.ping(state, header, payload),
             frame::GOAWAY => control::goaway(state, header, payload),
             frame::WINDOW_UPDATE => self.window_update(state, header, payload),
+            frame::LOAD => self.load(state, header, payload),
             frame::PRIORITY if header.stream == 0 => Err(Fault::protocol("PRIORITY on stream 0")),
             frame::PRIORITY if payload.len() != 5 => {
                 Err(Fault::new(Code::FRAME_SIZE_ERROR, "PRIORITY of another length than 5"))

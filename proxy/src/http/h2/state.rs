@@ -39,6 +39,8 @@ pub(super) struct Peer {
     pub(super) window: u32,
     pub(super) most_streams: u32,
     pub(super) connect_protocol: bool,
+    /// It answers [`frame::LOAD`].
+    pub(super) reports_load: bool,
 }
 
 pub(super) struct State {
@@ -89,6 +91,7 @@ impl State {
             window: DEFAULT_WINDOW,
             most_streams: INITIAL_STREAMS,
             connect_protocol: false,
+            reports_load: false,
         };
         let mut state = Self {
             role,
@@ -123,7 +126,7 @@ impl State {
     /// The preface and our SETTINGS.
     fn greet(&mut self) {
         let settings = &self.settings;
-        let mut payload = Vec::with_capacity(36);
+        let mut payload = Vec::with_capacity(42);
         let mut set = |name: u16, value: u32| {
             payload.extend_from_slice(&name.to_be_bytes());
             payload.extend_from_slice(&value.to_be_bytes());
@@ -137,6 +140,9 @@ impl State {
                 set(frame::MAX_CONCURRENT_STREAMS, settings.most_streams);
                 if settings.connect_protocol {
                     set(frame::ENABLE_CONNECT_PROTOCOL, 1);
+                }
+                if settings.reports.are_given() {
+                    set(frame::REPORTS_LOAD, 1);
                 }
             }
         }

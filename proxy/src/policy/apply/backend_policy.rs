@@ -2,7 +2,7 @@
 
 use leno_proto::v1;
 
-use super::{Invalid, destination::object_text, parse_duration};
+use super::{Invalid, balancing, destination::object_text, parse_duration};
 use crate::policy::BackendPolicy;
 
 pub(super) fn parse(policy: Option<v1::BackendPolicy>) -> Result<BackendPolicy, Invalid> {
@@ -11,5 +11,9 @@ pub(super) fn parse(policy: Option<v1::BackendPolicy>) -> Result<BackendPolicy, 
     Ok(BackendPolicy {
         origin: policy.origin.as_ref().map(object_text),
         connect_timeout: parse_duration("connect_timeout", policy.connect_timeout)?.unwrap_or(default.connect_timeout),
+        load_balancing: balancing::load_balancing(policy.load_balancing)
+            .map_err(|invalid| invalid.within("load_balancing"))?,
+        outlier_detection: balancing::outlier_detection(policy.outlier_detection)
+            .map_err(|invalid| invalid.within("outlier_detection"))?,
     })
 }

@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{Arc, atomic::Ordering},
+    time::Instant,
 };
 
 use leno_proto::{spiffe::SpiffeId, v1};
@@ -27,6 +28,8 @@ enum Content {
     Endpoints(Vec<(Arc<Endpoint>, bool)>),
     /// DNS finds them.
     Name(HostName),
+    /// The backend itself does not exist.
+    Gone,
 }
 
 impl EndpointsUpdate {
@@ -70,7 +73,7 @@ impl EndpointsUpdate {
             let parsed = parse_endpoint(endpoint, &held);
             let parsed = parsed.map_err(|invalid| invalid.within(format!("endpoints_delta.upserted[{index}]")))?;
             let address = parsed.0.address;
-            if upserted.insert(address, parsed).is_none() && !held.contains_key(&address) {
+            if upserted.insert(address, parsed).is_none() {
                 added.push(address);
             }
         }
@@ -82,7 +85,7 @@ impl EndpointsUpdate {
         removed.sort_unstable();
         let current = backend.endpoints.load();
         let mut next = Vec::with_capacity(current.endpoints.len() + added.len());
-        for endpoint in &current.endpoints {
+        for endpoint in current.told() {
             match upserted.remove(&endpoint.address) {
                 Some(changed) => next.push(changed),
                 None if removed.binary_search(&endpoint.address).is_ok() => {}
@@ -98,7 +101,7 @@ impl EndpointsUpdate {
     pub(super) fn none(backend: &Arc<Backend>) -> Self {
         let current = backend.endpoints.load();
         let (protocol, policy) = (current.protocol, Arc::clone(&current.policy));
-        Self { backend: backend.clone(), protocol, policy, content: Content::Endpoints(Vec::new()) }
+        Self { backend: backend.clone(), protocol, policy, content: Content::Gone }
     }
 
     pub(super) fn is_of(&self, backend: &Arc<Backend>) -> bool {
@@ -108,13 +111,23 @@ impl EndpointsUpdate {
     /// Puts it in force.
     pub(super) fn publish(self) {
         match self.content {
+            Content::Endpoints(endpoints) if endpoints.is_empty() && self.backend.host_name.load().is_none() => {
+                self.backend.publish_none(self.protocol, self.policy, Instant::now());
+            }
             Content::Endpoints(endpoints) => {
+                let now = Instant::now();
                 for (endpoint, draining) in &endpoints {
-                    endpoint.draining.store(*draining, Ordering::Relaxed);
+                    if endpoint.draining.swap(*draining, Ordering::Relaxed) && !draining {
+                        endpoint.came(now);
+                    }
                 }
                 let endpoints = endpoints.into_iter().map(|(endpoint, _)| endpoint).collect();
                 self.backend.host_name.store(None);
                 self.backend.publish(EndpointSet::new(true, self.protocol, endpoints).under(self.policy));
+            }
+            Content::Gone => {
+                self.backend.host_name.store(None);
+                self.backend.publish(EndpointSet::new(true, self.protocol, Vec::new()).under(self.policy));
             }
             Content::Name(name) => {
                 let current = self.backend.endpoints.load_full();
@@ -159,7 +172,13 @@ fn parse_endpoint(
     let endpoint = match held.get(&address).filter(|held| held.identity == identity) {
         Some(held) if is_unchanged(held) => held.clone(),
         Some(held) => held.renewed(endpoint.workload, endpoint.zone, endpoint.weight),
-        None => Endpoint::new(address, identity, endpoint.workload, endpoint.zone, endpoint.weight),
+        None => {
+            let new = Endpoint::new(address, identity, endpoint.workload, endpoint.zone, endpoint.weight);
+            if !held.is_empty() {
+                new.came(Instant::now());
+            }
+            new
+        }
     };
     Ok((endpoint, draining))
 }

@@ -447,7 +447,7 @@ fn everything() -> Delta {
     let change = EndpointsDelta { base_version: "v".into(), upserted: vec![endpoint("10.1.0.9:1")], removed: vec![] };
     let workload = v1::destination::Target::Workload(BackendRef { key: "shop/pod:80".into() });
     let outside = v1::destination::Target::Outside(Outside {});
-    let inbound = v1::Inbound { mode: 1, ports: vec![v1::InboundPort { port: 80, protocol: 1 }], workload: None };
+    let inbound = v1::Inbound { mode: 1, ports: vec![v1::InboundPort { port: 80, protocol: 1 }], ..Default::default() };
     let host_name = Some(v1::HostName { host: "a.example".into(), port: 80 });
     use ResourceKind as Kind;
     delta(

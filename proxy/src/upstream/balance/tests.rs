@@ -1,49 +1,38 @@
-use std::cell::Cell;
-
 use proptest::prelude::*;
 
-use super::*;
-use crate::worker::Random;
-
-fn generator(seed: u64) -> impl Fn() -> u64 {
-    let random = Random::seeded(seed);
-    move || random.next()
-}
+use super::{testing::*, *};
 
 /// Sends `requests` one every millisecond, each answered after its endpoint's latency; counts by endpoint.
-fn simulate(latencies: &[Duration], weights: &[u32], requests: usize, seed: u64) -> Vec<usize> {
+fn simulate(cost: Cost, latencies: &[Duration], weights: &[u32], requests: usize, seed: u64) -> Vec<usize> {
     let start = Instant::now();
     let random = generator(seed);
-    let mut estimates = vec![Estimate::new(DEFAULT_LATENCY, start); latencies.len()];
-    let mut in_flight: Vec<Vec<Instant>> = vec![Vec::new(); latencies.len()];
+    let mut endpoints = Endpoints::weighing(weights, start);
+    let sampler = endpoints.sampler();
+    let mut ends: Vec<Vec<Instant>> = vec![Vec::new(); latencies.len()];
     let mut counts = vec![0; latencies.len()];
     for step in 0..requests {
         let now = start + Duration::from_millis(step as u64);
         for index in 0..latencies.len() {
-            let ended = in_flight[index].extract_if(.., |ends| *ends <= now).count();
+            let ended = ends[index].extract_if(.., |ends| *ends <= now).count();
             for _ in 0..ended {
-                estimates[index].succeeded(latencies[index], now);
+                endpoints.estimates[index].succeeded(latencies[index], now);
             }
+            endpoints.in_flight[index] = ends[index].len() as u32;
         }
-        let chosen = choose(
-            latencies.len(),
-            |_| Standing::Ready,
-            |index| cost(&estimates[index], in_flight[index].len() as u32, weights[index], now),
-            |_| false,
-            &random,
-        )
-        .unwrap();
+        let chosen = two_choices(&endpoints, &sampler, cost, now, &random).unwrap().index;
         counts[chosen] += 1;
-        in_flight[chosen].push(now + latencies[chosen]);
+        ends[chosen].push(now + latencies[chosen]);
     }
     counts
 }
 
 #[test]
 fn endpoints_that_are_alike_share_alike() {
-    let counts = simulate(&[Duration::from_millis(20); 5], &[1; 5], 20_000, 7);
-    for count in &counts {
-        assert!((3_200..=4_800).contains(count), "{counts:?}");
+    for cost in [Cost::PeakEwma, Cost::InFlight] {
+        let counts = simulate(cost, &[Duration::from_millis(20); 5], &[1; 5], 20_000, 7);
+        for count in &counts {
+            assert!((3_200..=4_800).contains(count), "{cost:?}: {counts:?}");
+        }
     }
 }
 
@@ -51,128 +40,204 @@ fn endpoints_that_are_alike_share_alike() {
 fn a_slow_endpoint_gets_little() {
     let mut latencies = [Duration::from_millis(5); 4];
     latencies[2] = Duration::from_millis(500);
-    let counts = simulate(&latencies, &[1; 4], 20_000, 11);
+    let counts = simulate(Cost::PeakEwma, &latencies, &[1; 4], 20_000, 11);
     assert!(counts[2] < 600, "{counts:?}");
     assert!(counts[2] > 0, "it is still looked at: {counts:?}");
+    let counts = simulate(Cost::InFlight, &latencies, &[1; 4], 20_000, 11);
+    assert!(counts[2] < 1_500, "{counts:?}");
 }
 
 #[test]
 fn weight_attracts_load() {
-    let counts = simulate(&[Duration::from_millis(20); 2], &[3, 1], 20_000, 3);
+    for cost in [Cost::PeakEwma, Cost::InFlight] {
+        let counts = simulate(cost, &[Duration::from_millis(20); 2], &[3, 1], 20_000, 3);
+        let share = counts[0] as f64 / 20_000.0;
+        assert!((0.65..0.85).contains(&share), "{cost:?}: {counts:?}");
+    }
+}
+
+#[test]
+fn weight_counts_without_load_too() {
+    let counts = simulate(Cost::InFlight, &[Duration::from_micros(100); 3], &[2, 1, 1], 20_000, 5);
     let share = counts[0] as f64 / 20_000.0;
-    assert!((0.65..0.85).contains(&share), "{counts:?}");
+    assert!((0.45..0.55).contains(&share), "nobody takes all: {counts:?}");
 }
 
 #[test]
-fn an_estimate_jumps_to_peaks_and_decays_from_them() {
-    let start = Instant::now();
-    let mut estimate = Estimate::new(DEFAULT_LATENCY, start);
-    estimate.succeeded(Duration::from_millis(1), start);
-    assert!((estimate.seconds(start) - 0.001).abs() < 1e-9, "the first observation replaces the assumption");
-    estimate.succeeded(Duration::from_secs(1), start);
-    assert!((estimate.seconds(start) - 1.0).abs() < 1e-9);
-    let later = start + DECAY;
-    assert!((estimate.seconds(later) - (-1.0_f64).exp()).abs() < 1e-9);
-    estimate.succeeded(Duration::from_millis(1), later);
-    assert!((estimate.seconds(later) - ((-1.0_f64).exp() + 0.001 * (1.0 - (-1.0_f64).exp()))).abs() < 1e-9);
-}
-
-#[test]
-fn a_failure_is_a_penalty_that_time_and_success_take_away() {
-    let start = Instant::now();
-    let mut estimate = Estimate::new(DEFAULT_LATENCY, start);
-    estimate.succeeded(Duration::from_millis(1), start);
-    estimate.failed(Duration::from_micros(200), start);
-    assert!((estimate.seconds(start) - 1.0).abs() < 1e-9, "failing fast is not being fast");
-    assert!((estimate.latency(start) - 0.001).abs() < 1e-9, "nor is it a measurement");
-    assert!(estimate.seconds(start + Duration::from_secs(14)) < 0.001);
-    estimate.succeeded(Duration::from_millis(1), start);
-    assert!((estimate.seconds(start) - 0.5).abs() < 1e-9);
-    estimate.failed(Duration::from_secs(60), start);
-    assert!((estimate.seconds(start) - MOST_PENALTY.as_secs_f64()).abs() < 1e-9);
-    estimate.pardon();
-    assert!(estimate.seconds(start) < 0.0011);
-}
-
-#[test]
-fn time_that_runs_backwards_changes_nothing() {
-    let start = Instant::now() + Duration::from_secs(5);
-    let mut estimate = Estimate::new(DEFAULT_LATENCY, start);
-    estimate.succeeded(Duration::from_millis(8), start);
-    estimate.succeeded(Duration::from_millis(2), start - Duration::from_secs(3));
-    assert!((estimate.seconds(start) - 0.008).abs() < 1e-9);
+fn an_endpoint_in_slow_start_gets_a_part_of_its_share() {
+    let (now, draw) = (Instant::now(), generator(17));
+    let mut endpoints = Endpoints::ready(5, now);
+    endpoints.warmth[1] = SLOW_START_FLOOR;
+    let sampler = endpoints.sampler();
+    let mut turns = RoundRobin::new(5, 0);
+    let mut counts = [0; 3];
+    for _ in 0..10_000 {
+        let choices = [
+            random(&endpoints, &sampler, &draw),
+            two_choices(&endpoints, &sampler, Cost::InFlight, now, &draw),
+            turns.choose(&endpoints, false),
+        ];
+        for (count, choice) in counts.iter_mut().zip(choices) {
+            *count += usize::from(choice.unwrap().index == 1);
+        }
+    }
+    // A tenth of 1 to 4.1.
+    assert!(counts.iter().all(|count| (100..500).contains(count)), "{counts:?}");
+    assert_eq!(warmth(Duration::ZERO, Duration::from_secs(10)), SLOW_START_FLOOR);
+    assert!((warmth(Duration::from_secs(5), Duration::from_secs(10)) - 0.5).abs() < 1e-9);
+    assert_eq!(warmth(Duration::from_secs(11), Duration::from_secs(10)), 1.0);
 }
 
 #[test]
 fn a_probe_is_admitted_once_and_then_its_endpoint_is_left_alone() {
-    let random = generator(5);
-    let admitted = Cell::new(0);
-    let standing = |index| if index == 1 { Standing::ProbeDue } else { Standing::Ready };
-    let admit = |_| admitted.replace(admitted.get() + 1) == 0;
-    let chosen: Vec<_> = (0..200).filter_map(|_| choose(3, standing, |_| 1.0, admit, &random)).collect();
-    assert_eq!(chosen.len(), 200);
-    assert_eq!(chosen.iter().filter(|index| **index == 1).count(), 1);
+    let (now, draw) = (Instant::now(), generator(5));
+    let mut turns = RoundRobin::new(3, 0);
+    for algorithm in 0..4 {
+        let endpoints = Endpoints::of(&[Standing::Ready, Standing::ProbeDue, Standing::Ready], now);
+        endpoints.probes.set(1);
+        let sampler = endpoints.sampler();
+        let chosen = (0..200).filter_map(|_| match algorithm {
+            0 => two_choices(&endpoints, &sampler, Cost::PeakEwma, now, &draw),
+            1 => random(&endpoints, &sampler, &draw),
+            2 => turns.choose(&endpoints, true),
+            _ => turns.choose(&endpoints, false),
+        });
+        let chosen: Vec<_> = chosen.collect();
+        assert_eq!(chosen.len(), 200);
+        let probes: Vec<_> = chosen.iter().filter(|choice| choice.index == 1).collect();
+        assert_eq!(probes, [&Choice { index: 1, probe: true }], "algorithm {algorithm}");
+    }
 }
 
 #[test]
 fn the_best_of_what_is_left_is_taken() {
-    let random = generator(9);
+    let (now, draw) = (Instant::now(), generator(9));
     let choice = |standings: &[Standing]| {
-        choose(standings.len(), |index| standings[index], |_| 1.0, |_| false, &random).map(|index| standings[index])
+        let endpoints = Endpoints::of(standings, now);
+        let choice = two_choices(&endpoints, &endpoints.sampler(), Cost::PeakEwma, now, &draw);
+        choice.map(|choice| standings[choice.index])
     };
     use Standing::*;
     assert_eq!(choice(&[]), None);
     assert_eq!(choice(&[Draining]), Some(Draining), "the last resort");
     assert_eq!(choice(&[Draining, Ejected, Draining]), Some(Ejected));
     assert_eq!(choice(&[Draining, Ejected, Tried]), Some(Tried));
+    assert_eq!(choice(&[Resting, Ejected, Tried]), Some(Resting));
     assert_eq!(choice(&[Tried, Ejected, Tried, Ready, Draining]), Some(Ready));
     assert_eq!(choice(&[Draining, Draining, Draining]), Some(Draining));
 }
 
-fn any_standing() -> impl Strategy<Value = Standing> {
+pub(super) fn any_standing() -> impl Strategy<Value = Standing> {
     prop_oneof![
-        Just(Standing::Ready),
-        Just(Standing::Tried),
-        Just(Standing::Ejected),
-        Just(Standing::Draining),
-        Just(Standing::ProbeDue)
+        3 => Just(Standing::Ready),
+        1 => Just(Standing::Resting),
+        1 => Just(Standing::Tried),
+        1 => Just(Standing::Ejected),
+        1 => Just(Standing::Draining),
+        1 => Just(Standing::ProbeDue),
+    ]
+}
+
+/// Every algorithm's choice among the same endpoints.
+fn choices(endpoints: &Endpoints, now: Instant, seed: u64) -> Vec<(&'static str, Option<Choice>)> {
+    let draw = generator(seed);
+    let sampler = endpoints.sampler();
+    let count = endpoints.count();
+    let names: Vec<String> = (0..count).map(|index| format!("10.0.0.{index}:80")).collect();
+    let table = maglev::Table::new(
+        names.iter().enumerate().map(|(index, name)| (index, name.as_str(), endpoints.weights[index])),
+    );
+    let near = |index: usize| (seed >> (index % 60) & 1 == 0, endpoints.weights[index]);
+    let zones = zone::Zones::new((0..count).map(near));
+    let in_zone = zones.and_then(|zones| zones.choose(endpoints, Cost::PeakEwma, now, &draw));
+    let by_key = table.and_then(|table| maglev::choose(endpoints, &table, 125, seed));
+    vec![
+        ("peak-EWMA", two_choices(endpoints, &sampler, Cost::PeakEwma, now, &draw)),
+        ("least request", two_choices(endpoints, &sampler, Cost::InFlight, now, &draw)),
+        ("random", random(endpoints, &sampler, &draw)),
+        ("turns", RoundRobin::new(count, seed).choose(endpoints, true)),
+        ("turns by weight", RoundRobin::new(count, seed).choose(endpoints, false)),
+        ("key", by_key),
+        ("zone", in_zone.or_else(|| two_choices(endpoints, &sampler, Cost::PeakEwma, now, &draw))),
     ]
 }
 
 proptest! {
-    #[test]
-    fn nothing_worse_is_taken_while_something_is_ready(
-        standings in proptest::collection::vec(any_standing(), 0..40),
-        seed: u64,
-    ) {
-        let random = generator(seed);
-        let chosen = choose(standings.len(), |index| standings[index], |index| index as f64, |_| true, &random);
-        let Some(index) = chosen else {
-            prop_assert!(standings.is_empty());
-            return Ok(());
-        };
-        let taken = standings[index];
-        if standings.contains(&Standing::Ready) {
-            prop_assert!(matches!(taken, Standing::Ready | Standing::ProbeDue), "{taken:?} of {standings:?}");
-        }
-        if taken == Standing::Draining {
-            prop_assert!(standings.iter().all(|standing| *standing == Standing::Draining));
-        }
-    }
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn draws_are_distinct_and_in_range(count in 2_usize..2000, random: u64) {
-        let (a, b) = two_of(count, random);
-        prop_assert!(a < count && b < count && a != b);
+    fn no_algorithm_takes_worse_while_something_is_ready(
+        endpoints in proptest::collection::vec((any_standing(), 1_u32..20, 0_u32..30), 0..24),
+        seed: u64,
+        probes in 0_usize..3,
+    ) {
+        let now = Instant::now();
+        let standings: Vec<_> = endpoints.iter().map(|(standing, ..)| *standing).collect();
+        let mut view = Endpoints::of(&standings, now);
+        view.weights = endpoints.iter().map(|(_, weight, _)| *weight).collect();
+        view.in_flight = endpoints.iter().map(|(.., in_flight)| *in_flight).collect();
+        for (name, choice) in {
+            view.probes.set(probes);
+            choices(&view, now, seed)
+        } {
+            let Some(Choice { index, probe }) = choice else {
+                prop_assert!(standings.is_empty(), "{name} chooses nothing of {standings:?}");
+                continue;
+            };
+            let taken = standings[index];
+            prop_assert_eq!(taken == Standing::ProbeDue && probe, probe, "{}", name);
+            if standings.contains(&Standing::Ready) {
+                // By key, an endpoint that rests is as good.
+                let fine = taken == Standing::Ready || probe || (name == "key" && taken == Standing::Resting);
+                prop_assert!(fine, "{name}: {taken:?} of {standings:?}");
+            }
+            if taken == Standing::Draining {
+                prop_assert!(standings.iter().all(|standing| *standing == Standing::Draining), "{name}");
+            }
+        }
     }
 
     #[test]
     fn every_ready_endpoint_is_found(count in 1_usize..60, seed: u64) {
-        let random = generator(seed);
+        let (now, draw) = (Instant::now(), generator(seed));
+        let endpoints = Endpoints::ready(count, now);
+        let sampler = endpoints.sampler();
         let mut seen = vec![false; count];
         for _ in 0..count * 200 {
-            seen[choose(count, |_| Standing::Ready, |_| 1.0, |_| false, &random).unwrap()] = true;
+            seen[two_choices(&endpoints, &sampler, Cost::PeakEwma, now, &draw).unwrap().index] = true;
         }
         prop_assert!(seen.iter().all(|seen| *seen));
+    }
+
+    #[test]
+    fn turns_are_fair_to_within_one(
+        weights in proptest::collection::vec(1_u32..50, 1..30), seed: u64, requests in 1_usize..2000,
+    ) {
+        let endpoints = Endpoints::weighing(&weights, Instant::now());
+        let total = f64::from(weights.iter().sum::<u32>());
+        let mut turns = RoundRobin::new(weights.len(), seed);
+        let mut counts = vec![0.0; weights.len()];
+        for done in 1..=requests {
+            counts[turns.choose(&endpoints, false).unwrap().index] += 1.0;
+            for (count, weight) in counts.iter().zip(&weights) {
+                let share: f64 = done as f64 * f64::from(*weight) / total;
+                prop_assert!((count - share).abs() <= 1.0 + 1e-6, "{count} for {share} after {done} of {weights:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn turns_without_weights_are_fair_whoever_is_missing(
+        standings in proptest::collection::vec(any_standing(), 1..30), seed: u64,
+    ) {
+        let endpoints = Endpoints::of(&standings, Instant::now());
+        let mut turns = RoundRobin::new(standings.len(), seed);
+        let best = best_standing(&endpoints).unwrap();
+        let members: Vec<usize> = of_standing(&endpoints, best).collect();
+        let mut counts = vec![0; standings.len()];
+        for _ in 0..members.len() * 7 {
+            counts[turns.choose(&endpoints, true).unwrap().index] += 1;
+        }
+        prop_assert!(members.iter().all(|index| counts[*index] == 7), "{counts:?} of {standings:?}");
     }
 }

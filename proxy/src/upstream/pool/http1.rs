@@ -20,6 +20,7 @@ pub(super) struct Connection {
 pub(super) struct Idle {
     pub(super) connection: Connection,
     pub(super) since: Instant,
+    pub(super) seen_open: Instant,
 }
 
 impl Connection {
@@ -52,13 +53,19 @@ impl Pool {
         let welcome = !self.retired.get() && in_service && self.dialer.is_current(connection.epoch);
         let mut idle = self.idle.borrow_mut();
         if welcome && idle.len() < limits::POOL_IDLE_PER_ENDPOINT {
-            idle.push(Idle { connection, since: now });
+            idle.push(Idle { connection, since: now, seen_open: now });
         }
     }
 }
 
 impl Idle {
-    pub(super) fn is_usable(&mut self, dialer: &Dialer) -> bool {
-        self.connection.wire.is_reusable() && dialer.is_current(self.connection.epoch)
+    /// The server has not closed it.
+    pub(super) fn is_open(&mut self) -> bool {
+        self.connection.wire.is_reusable()
+    }
+
+    /// Made with the credentials in force.
+    pub(super) fn is_current(&self, dialer: &Dialer) -> bool {
+        dialer.is_current(self.connection.epoch)
     }
 }

@@ -39,6 +39,8 @@ pub(super) struct Shared {
     failure: RefCell<Option<DialError>>,
     /// A connection was made, failed to be, or has room again.
     news: Notify,
+    /// What the server says of its load.
+    heard: h2::Heard,
 }
 
 pub(super) struct Connection {
@@ -125,7 +127,8 @@ fn dial(pool: &Rc<Pool>, shared: &Rc<Shared>) {
 
 /// Starts HTTP/2 on a connection; its task ends with it.
 fn start(dialed: Dialed, shared: &Rc<Shared>) -> Rc<Connection> {
-    let (wire, driver) = h2::connect(dialed.io, h2::Settings::new());
+    let settings = h2::Settings { heard: shared.heard.clone(), ..h2::Settings::new() };
+    let (wire, driver) = h2::connect(dialed.io, settings);
     let connection =
         Rc::new(Connection { wire, epoch: dialed.epoch, streams: Cell::new(0), last_used: Cell::new(Instant::now()) });
     let (at, shared) = (Rc::downgrade(&connection), Rc::downgrade(shared));
@@ -218,7 +221,7 @@ impl Shared {
         best.has_room().then(|| Rc::clone(best))
     }
 
-    pub(super) fn new(protocol: MeshProtocol) -> Rc<Self> {
+    pub(super) fn new(protocol: MeshProtocol, heard: h2::Heard) -> Rc<Self> {
         Rc::new(Self {
             protocol,
             open: RefCell::default(),
@@ -227,6 +230,7 @@ impl Shared {
             failures: Cell::new(0),
             failure: RefCell::default(),
             news: Notify::new(),
+            heard,
         })
     }
 
@@ -248,6 +252,16 @@ impl Shared {
 
     pub(super) fn close(&self) {
         self.open.take();
+    }
+
+    /// Whether some connection's server tells of its load.
+    pub(super) fn reports_load(&self) -> bool {
+        self.open.borrow().iter().any(|connection| connection.wire.reports_load())
+    }
+
+    /// Asks for it on the first connection that takes the question.
+    pub(super) fn ask_load(&self) -> bool {
+        self.open.borrow().iter().any(|connection| connection.wire.ask_load())
     }
 
     pub(super) fn len(&self) -> usize {

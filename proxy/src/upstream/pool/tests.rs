@@ -118,11 +118,11 @@ async fn connections_go_when_their_endpoint_does() {
     on_worker(async {
         let server = Server::start(|_, _| OK).await;
         let (upstreams, backend) = (upstreams(), backend(&[server.address]));
-        let pick = upstreams.pick(&backend, &[]).await.unwrap();
+        let pick = upstreams.pick(&backend, &[], |_| None).await.unwrap();
         let response = get(pick.http(Carry::Http1).await.unwrap()).await.unwrap();
         read(response).await;
         backend.publish(set(&[nobody().await]));
-        drop(upstreams.pick(&backend, &[]).await.unwrap());
+        drop(upstreams.pick(&backend, &[], |_| None).await.unwrap());
         server.until(|server| server.closed.get() == 1).await;
 
         let late = pick.http(Carry::Http1).await.unwrap();
@@ -353,7 +353,7 @@ async fn waiting_requests_learn_that_the_handshake_failed() {
             .map(|_| {
                 let (upstreams, backend) = (Rc::clone(&upstreams), Arc::clone(&backend));
                 tokio::task::spawn_local(async move {
-                    let pick = upstreams.pick(&backend, &[]).await.unwrap();
+                    let pick = upstreams.pick(&backend, &[], |_| None).await.unwrap();
                     pick.http(Carry::Http2).await.err().unwrap().reason()
                 })
             })

@@ -74,11 +74,11 @@ async fn our_own_expired_certificate_is_named_and_no_endpoint_blamed() {
         store.install(authority.issue_with(&[id("web").as_str()], from, to, true).trusting(&[&authority]));
         let backend = meshed(address, id("cart"));
         for _ in 0..20 {
-            let error = upstreams.pick(&backend, &[]).await.unwrap().http(Carry::Http1).await.err().unwrap();
+            let error = upstreams.pick(&backend, &[], |_| None).await.unwrap().http(Carry::Http1).await.err().unwrap();
             assert!(error.to_string().contains("our own certificate expired at "), "{error}");
         }
         store.install(authority.credentials(&id("web")));
-        assert!(upstreams.pick(&backend, &[]).await.unwrap().http(Carry::Http1).await.is_ok());
+        assert!(upstreams.pick(&backend, &[], |_| None).await.unwrap().http(Carry::Http1).await.is_ok());
     })
     .await;
 }
@@ -101,14 +101,14 @@ async fn a_meshed_endpoint_is_reached_by_mutual_tls_or_not_at_all() {
 
         let backend = meshed(address, id("cart"));
         for _ in 0..20 {
-            let pick = upstreams.pick(&backend, &[]).await.unwrap();
+            let pick = upstreams.pick(&backend, &[], |_| None).await.unwrap();
             assert_eq!(pick.http(Carry::Http1).await.err().unwrap().reason(), "tls", "no certificate yet");
         }
 
         store.install(authority.credentials(&id("web")));
         let mut reused = Vec::new();
         for _ in 0..3 {
-            let pick = upstreams.pick(&backend, &[]).await.unwrap();
+            let pick = upstreams.pick(&backend, &[], |_| None).await.unwrap();
             let connection = pick.http(Carry::Http1).await.unwrap();
             reused.push(connection.reused);
             let answer = read(get(connection).await.unwrap()).await;
@@ -117,7 +117,7 @@ async fn a_meshed_endpoint_is_reached_by_mutual_tls_or_not_at_all() {
         assert_eq!(reused, [false, true, true]);
 
         store.install(authority.credentials(&id("web")));
-        let pick = upstreams.pick(&backend, &[]).await.unwrap();
+        let pick = upstreams.pick(&backend, &[], |_| None).await.unwrap();
         assert!(!pick.http(Carry::Http1).await.unwrap().reused, "credentials were rotated");
 
         let mut tcp = pick.tcp().await.unwrap();
@@ -130,7 +130,7 @@ async fn a_meshed_endpoint_is_reached_by_mutual_tls_or_not_at_all() {
         }
 
         let impostor = meshed(address, id("payment"));
-        let error = upstreams.pick(&impostor, &[]).await.unwrap().http(Carry::Http2).await.err().unwrap();
+        let error = upstreams.pick(&impostor, &[], |_| None).await.unwrap().http(Carry::Http2).await.err().unwrap();
         assert_eq!(error.reason(), "tls");
         assert!(error.to_string().contains("sa/payment"), "{error}");
     })
@@ -151,7 +151,7 @@ async fn a_peer_without_streams_is_reached_all_the_same() {
         store.install(authority.credentials(&id("web")));
         let backend = meshed(address, id("cart"));
         let request = async || {
-            let pick = upstreams.pick(&backend, &[]).await.unwrap();
+            let pick = upstreams.pick(&backend, &[], |_| None).await.unwrap();
             let connection = pick.http(Carry::Http1).await.unwrap();
             let reused = connection.reused;
             let answer = read(get(connection).await.unwrap()).await;
@@ -180,7 +180,7 @@ async fn a_peer_without_streams_is_reached_all_the_same() {
         // Who knows neither is not reached.
         peer.replace(Rc::new(cart().knowing(&[MeshProtocol::Tcp])));
         store.install(authority.credentials(&id("web")));
-        let error = upstreams.pick(&backend, &[]).await.unwrap().http(Carry::Http1).await.err().unwrap();
+        let error = upstreams.pick(&backend, &[], |_| None).await.unwrap().http(Carry::Http1).await.err().unwrap();
         assert!(error.to_string().contains("no mesh protocol"), "{error}");
     })
     .await;

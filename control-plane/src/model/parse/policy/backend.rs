@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{super::Wrong, duration_within};
+use super::{super::Wrong, balancing, duration_within};
 use crate::{api::BackendPolicySpec, model::policy::BackendPolicy};
 
 /// Shortest and longest time to make a connection.
@@ -14,5 +14,7 @@ pub(super) fn backend_policy(raw: &BackendPolicySpec) -> Result<BackendPolicy, W
     let connect = timeouts.connect.as_ref();
     let connect_timeout =
         wrong.note(connect.map(|text| duration_within("spec.timeouts.connect", text, CONNECT)).transpose());
-    wrong.or(BackendPolicy { connect_timeout })
+    let load_balancing = wrong.note(raw.load_balancing.as_ref().map(balancing::load_balancing).transpose());
+    let outlier_detection = wrong.note(raw.outlier_detection.as_ref().map(balancing::outlier_detection).transpose());
+    wrong.or(BackendPolicy { connect_timeout, load_balancing, outlier_detection })
 }

@@ -6,6 +6,7 @@ use super::{DRAIN_PING, Intake};
 use crate::http::h2::{
     error::{Code, Fault, StreamError},
     frame::{self, Header},
+    load::Load,
     slot::Stream,
     state::{LAST_STREAM, Role, State},
 };
@@ -73,6 +74,28 @@ impl Intake {
         Ok(())
     }
 
+    /// See [`frame::LOAD`].
+    pub(super) fn load(&mut self, state: &mut State, header: Header, payload: &[u8]) -> Result<(), Fault> {
+        if header.stream != 0 {
+            return Err(Fault::protocol("LOAD of a stream"));
+        }
+        match (state.role, header.has(frame::ACK)) {
+            (Role::Server, false) => {
+                let Some(load) = state.settings.reports.now() else { return self.useless() };
+                state.output.frame(frame::LOAD, frame::ACK, 0, &load.to_bytes());
+                state.answers += frame::HEADER_BYTES + 8;
+                Ok(())
+            }
+            (Role::Client, true) => {
+                let length = Fault::new(Code::FRAME_SIZE_ERROR, "LOAD of another length than 8");
+                let load = Load::from_bytes(payload.try_into().map_err(|_| length)?);
+                state.settings.heard.hear(load, Instant::now());
+                self.useless()
+            }
+            _ => self.useless(),
+        }
+    }
+
     pub(super) fn window_update(&mut self, state: &mut State, header: Header, payload: &[u8]) -> Result<(), Fault> {
         let length = Fault::new(Code::FRAME_SIZE_ERROR, "WINDOW_UPDATE of another length than 4");
         let more = u32::from_be_bytes(payload.try_into().map_err(|_| length)?) & 0x7fff_ffff;
@@ -123,6 +146,7 @@ fn apply(state: &mut State, name: u16, value: u32) -> Result<(), Fault> {
             return Err(Fault::protocol("ENABLE_CONNECT_PROTOCOL that cannot be"));
         }
         frame::ENABLE_CONNECT_PROTOCOL => state.peer.connect_protocol = value == 1,
+        frame::REPORTS_LOAD => state.peer.reports_load = value == 1,
         _ => {}
     }
     Ok(())

@@ -1,0 +1,163 @@
+//! The latency that an endpoint is expected to have: it jumps up to peaks and decays exponentially (Finagle's peak-EWMA), with
+//! failures as a penalty of their own. Pure.
+
+use std::time::{Duration, Instant};
+
+/// Time in which an old latency loses all but 1/e of its weight.
+pub const DECAY: Duration = Duration::from_secs(10);
+/// Assumed latency where nothing was measured. Not zero: that would draw all load to the unknown.
+pub const DEFAULT_LATENCY: Duration = Duration::from_millis(30);
+/// What a failure counts as at least: an endpoint that fails fast must not attract load.
+pub const LEAST_PENALTY: Duration = Duration::from_secs(1);
+/// What a failure counts as at most: a timeout must not keep an endpoint away for minutes.
+pub const MOST_PENALTY: Duration = Duration::from_secs(5);
+/// Time in which a penalty loses all but 1/e; a success halves it, too. Shorter than [`DECAY`]: a restarted endpoint is
+/// to have its share again within seconds.
+const PENALTY_DECAY: Duration = Duration::from_secs(2);
+
+/// The latency estimate of one endpoint: jumps up to peaks, decays exponentially. Failures are a penalty of their own.
+#[derive(Debug, Clone, Copy)]
+pub struct Estimate {
+    seconds: f64,
+    at: Instant,
+    measured: bool,
+    /// Seconds.
+    penalty: f64,
+    penalized_at: Instant,
+}
+
+impl Estimate {
+    /// Nothing measured yet: `seed` (what its peers show, or [`DEFAULT_LATENCY`]) until the first observation.
+    pub fn new(seed: Duration, now: Instant) -> Self {
+        Self { seconds: seed.as_secs_f64(), at: now, measured: false, penalty: 0.0, penalized_at: now }
+    }
+
+    /// The latency of a try that succeeded. Above the estimate it replaces it; below, it is averaged in by the time passed.
+    pub fn succeeded(&mut self, latency: Duration, now: Instant) {
+        let seconds = latency.as_secs_f64();
+        let kept = decay(self.at, now, DECAY);
+        self.seconds = if !self.measured || seconds > self.seconds {
+            seconds
+        } else {
+            self.seconds * kept + seconds * (1.0 - kept)
+        };
+        self.at = self.at.max(now);
+        self.measured = true;
+        self.penalty /= 2.0;
+    }
+
+    /// A try that failed after `latency`.
+    pub fn failed(&mut self, latency: Duration, now: Instant) {
+        self.penalty = latency.clamp(LEAST_PENALTY, MOST_PENALTY).as_secs_f64();
+        self.penalized_at = now;
+    }
+
+    /// A try that had no answer when its client gave it up: no failure, but the endpoint is slower than that.
+    pub fn given_up(&mut self, waited: Duration, now: Instant) {
+        let seconds = waited.min(MOST_PENALTY).as_secs_f64();
+        if seconds > self.latency(now) {
+            self.seconds = seconds;
+            self.at = self.at.max(now);
+            self.measured = true;
+        }
+    }
+
+    /// The endpoint proved to be well again.
+    pub fn pardon(&mut self) {
+        self.penalty = 0.0;
+    }
+
+    /// Measured latency in seconds, decayed towards zero while nothing is observed, so that a slow endpoint is tried again.
+    pub fn latency(&self, now: Instant) -> f64 {
+        self.seconds * decay(self.at, now, DECAY)
+    }
+
+    pub fn is_measured(&self) -> bool {
+        self.measured
+    }
+
+    /// How much of a measurement is still of weight, 0.0..=1.0: 1 if it was made just now, 0 if none ever was.
+    pub fn freshness(&self, now: Instant) -> f64 {
+        if self.measured { decay(self.at, now, DECAY) } else { 0.0 }
+    }
+
+    /// What is expected of the endpoint if nothing in between is heard of it: its latency as it was measured, by and by that
+    /// of `others` (seconds).
+    pub fn reverting(&self, others: f64, now: Instant) -> f64 {
+        let fresh = self.freshness(now);
+        (self.seconds * fresh + others * (1.0 - fresh)).max(self.penalty(now))
+    }
+
+    /// Latency and penalty, whichever is worse, in seconds.
+    pub fn seconds(&self, now: Instant) -> f64 {
+        self.latency(now).max(self.penalty(now))
+    }
+
+    /// What is left of the penalty for failures, in seconds.
+    pub fn penalty(&self, now: Instant) -> f64 {
+        if self.penalty > 0.0 { self.penalty * decay(self.penalized_at, now, PENALTY_DECAY) } else { 0.0 }
+    }
+}
+
+/// What is left of 1 after the time since then.
+pub(super) fn decay(since: Instant, now: Instant, constant: Duration) -> f64 {
+    (-now.saturating_duration_since(since).as_secs_f64() / constant.as_secs_f64()).exp()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_estimate_jumps_to_peaks_and_decays_from_them() {
+        let start = Instant::now();
+        let mut estimate = Estimate::new(DEFAULT_LATENCY, start);
+        estimate.succeeded(Duration::from_millis(1), start);
+        assert!((estimate.seconds(start) - 0.001).abs() < 1e-9, "the first observation replaces the assumption");
+        estimate.succeeded(Duration::from_secs(1), start);
+        assert!((estimate.seconds(start) - 1.0).abs() < 1e-9);
+        let later = start + DECAY;
+        assert!((estimate.seconds(later) - (-1.0_f64).exp()).abs() < 1e-9);
+        estimate.succeeded(Duration::from_millis(1), later);
+        let expected = (-1.0_f64).exp() + 0.001 * (1.0 - (-1.0_f64).exp());
+        assert!((estimate.seconds(later) - expected).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_failure_is_a_penalty_that_time_and_success_take_away() {
+        let start = Instant::now();
+        let mut estimate = Estimate::new(DEFAULT_LATENCY, start);
+        estimate.succeeded(Duration::from_millis(1), start);
+        estimate.failed(Duration::from_micros(200), start);
+        assert!((estimate.seconds(start) - 1.0).abs() < 1e-9, "failing fast is not being fast");
+        assert!((estimate.latency(start) - 0.001).abs() < 1e-9, "nor is it a measurement");
+        assert!(estimate.seconds(start + Duration::from_secs(14)) < 0.001);
+        estimate.succeeded(Duration::from_millis(1), start);
+        assert!((estimate.seconds(start) - 0.5).abs() < 1e-9);
+        estimate.failed(Duration::from_secs(60), start);
+        assert!((estimate.seconds(start) - MOST_PENALTY.as_secs_f64()).abs() < 1e-9);
+        estimate.pardon();
+        assert!(estimate.seconds(start) < 0.0011);
+    }
+
+    #[test]
+    fn time_that_runs_backwards_changes_nothing() {
+        let start = Instant::now() + Duration::from_secs(5);
+        let mut estimate = Estimate::new(DEFAULT_LATENCY, start);
+        estimate.succeeded(Duration::from_millis(8), start);
+        estimate.succeeded(Duration::from_millis(2), start - Duration::from_secs(3));
+        assert!((estimate.seconds(start) - 0.008).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_is_not_heard_of_is_by_and_by_like_the_others() {
+        let start = Instant::now();
+        let mut estimate = Estimate::new(DEFAULT_LATENCY, start);
+        assert!((estimate.reverting(0.5, start) - 0.5).abs() < 1e-9, "nothing was measured");
+        estimate.succeeded(Duration::from_millis(100), start);
+        assert!((estimate.reverting(0.5, start) - 0.1).abs() < 1e-9);
+        let later = estimate.reverting(0.5, start + DECAY);
+        assert!(later > 0.3 && later < 0.4, "{later}");
+        assert!(estimate.reverting(0.5, start + DECAY * 10) > 0.499);
+    }
+}

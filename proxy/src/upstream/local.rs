@@ -1,0 +1,124 @@
+//! An endpoint as one worker sees it: what it is expected to take, what is in flight, and connections to it.
+
+use std::{
+    cell::Cell,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Endpoint,
+    balance::{self, Estimate, Standing},
+    dial::Dialer,
+    outlier::{Health, Role},
+    pool::Pool,
+    stats::BackendStats,
+};
+use crate::config::limits;
+
+/// See the module.
+pub struct LocalEndpoint {
+    pub endpoint: Arc<Endpoint>,
+    pub pool: Rc<Pool>,
+    in_flight: Cell<u32>,
+    estimate: Cell<Estimate>,
+    last_used: Cell<Instant>,
+    /// It asked to be left alone so long.
+    rests_until: Cell<Option<Instant>>,
+}
+
+impl LocalEndpoint {
+    pub fn new(endpoint: Arc<Endpoint>, dialer: &Rc<Dialer>, stats: &Rc<BackendStats>, estimate: Estimate) -> Self {
+        Self {
+            pool: Pool::new(Arc::clone(&endpoint), Rc::clone(dialer), Rc::clone(stats)),
+            endpoint,
+            in_flight: Cell::new(0),
+            estimate: Cell::new(estimate),
+            last_used: Cell::new(Instant::now()),
+            rests_until: Cell::new(None),
+        }
+    }
+
+    /// The same address and identity under new attributes: connections and estimate stay.
+    pub fn renewed(&self, endpoint: &Arc<Endpoint>) -> Self {
+        Self {
+            endpoint: Arc::clone(endpoint),
+            pool: Rc::clone(&self.pool),
+            in_flight: Cell::new(0),
+            estimate: Cell::new(self.estimate.get()),
+            last_used: Cell::new(self.last_used.get()),
+            rests_until: Cell::new(self.rests_until.get()),
+        }
+    }
+
+    pub fn begin(&self) {
+        self.in_flight.set(self.in_flight.get().saturating_add(1));
+    }
+
+    pub fn end(&self) {
+        self.in_flight.set(self.in_flight.get().saturating_sub(1));
+        self.last_used.set(Instant::now());
+    }
+
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.get()
+    }
+
+    pub fn estimate(&self) -> Estimate {
+        self.estimate.get()
+    }
+
+    /// One try's result.
+    pub fn observe(&self, success: bool, role: Role, latency: Duration, now: Instant) {
+        let mut estimate = self.estimate.get();
+        if success {
+            estimate.succeeded(latency, now);
+        } else {
+            estimate.failed(latency, now);
+        }
+        if success && role != Role::Ordinary {
+            estimate.pardon();
+        }
+        self.estimate.set(estimate);
+    }
+
+    /// One try that its client gave up. See [`Estimate::given_up`].
+    pub fn given_up(&self, waited: Duration, now: Instant) {
+        let mut estimate = self.estimate.get();
+        estimate.given_up(waited, now);
+        self.estimate.set(estimate);
+    }
+
+    /// It asked to be left alone until then.
+    pub fn rest(&self, until: Instant) {
+        self.rests_until.set(Some(until));
+    }
+
+    pub fn standing(&self, tried: &[SocketAddr], now: Instant) -> Standing {
+        if self.endpoint.is_draining() {
+            return Standing::Draining;
+        }
+        match self.endpoint.outlier.health(now) {
+            Health::InService if tried.contains(&self.endpoint.address) => Standing::Tried,
+            Health::InService if self.rests_until.get().is_some_and(|until| now < until) => Standing::Resting,
+            Health::InService => Standing::Ready,
+            Health::Ejected => Standing::Ejected,
+            Health::ProbeDue => Standing::ProbeDue,
+        }
+    }
+
+    pub fn is_idle(&self, now: Instant) -> bool {
+        self.in_flight.get() == 0 && now.saturating_duration_since(self.last_used.get()) > limits::POOL_IDLE
+    }
+}
+
+/// What a new endpoint is assumed to be like: the mean of its peers, so that it neither repels nor attracts load.
+pub(super) fn typical_latency<'a>(peers: impl Iterator<Item = &'a Rc<LocalEndpoint>>, now: Instant) -> Duration {
+    let (sum, count) = peers
+        .map(|local| local.estimate.get())
+        .filter(Estimate::is_measured)
+        .fold((0.0, 0_u32), |(sum, count), estimate| (sum + estimate.latency(now), count + 1));
+    if count == 0 { balance::DEFAULT_LATENCY } else { Duration::from_secs_f64(sum / f64::from(count)) }
+}
