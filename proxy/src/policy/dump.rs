@@ -16,7 +16,11 @@ use super::{
 };
 use crate::{
     http::filter::{Filters, HeaderChanges, PathChange},
-    upstream::{Backend, Endpoint, outlier::Health},
+    upstream::{
+        Backend, Endpoint,
+        balance::{Algorithm, LoadBalancing},
+        outlier::{Health, OutlierDetection, settings::FailureShare},
+    },
 };
 
 impl Store {
@@ -237,8 +241,43 @@ fn policy(policy: &BackendPolicy) -> Value {
     json!({
         "origin": policy.origin.as_deref(),
         "connect_timeout": format!("{:?}", policy.connect_timeout),
-        "load_balancing": format!("{:?}", policy.load_balancing),
-        "outlier_detection": format!("{:?}", policy.outlier_detection),
+        "load_balancing": load_balancing(&policy.load_balancing),
+        "outlier_detection": outlier_detection(&policy.outlier_detection),
+    })
+}
+
+fn load_balancing(balancing: &LoadBalancing) -> Value {
+    let details = match &balancing.algorithm {
+        Algorithm::ConsistentHash(hash) => Some(format!("{hash:?}")),
+        Algorithm::Prequal(settings) => Some(format!("{settings:?}")),
+        _ => None,
+    };
+    json!({
+        "algorithm": balancing.algorithm.as_str(),
+        "details": details,
+        "slow_start": balancing.slow_start.map(|window| format!("{window:?}")),
+        "prefer_zone": balancing.prefer_zone,
+    })
+}
+
+fn outlier_detection(outlier: &OutlierDetection) -> Value {
+    let share = |share: FailureShare| {
+        json!({
+            "percent": share.percent,
+            "window": format!("{:?}", share.window),
+            "minimum_requests": share.least_requests,
+        })
+    };
+    json!({
+        "consecutive_failures": outlier.consecutive_failures,
+        "failure_share": outlier.failure_share.map(share),
+        "base_ejection": format!("{:?}", outlier.base_ejection),
+        "maximum_ejection": format!("{:?}", outlier.most_ejection),
+        "jitter_percent": outlier.jitter_percent,
+        "maximum_ejected_percent": outlier.most_ejected_percent,
+        "probes": outlier.probes,
+        "successes": outlier.successes,
+        "maximum_back_off": format!("{:?}", outlier.most_rest),
     })
 }
 

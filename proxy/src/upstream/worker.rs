@@ -75,7 +75,7 @@ impl State {
             balancer
         });
         let mut set = backend.endpoints.load();
-        if set.is_stale(Instant::now()) {
+        if set.kept_until.is_some() && set.is_stale(Instant::now()) {
             backend.forget_kept(&set);
             set = backend.endpoints.load();
         }

@@ -14,6 +14,10 @@ pub const MOST_PENALTY: Duration = Duration::from_secs(5);
 /// Time in which a penalty loses all but 1/e; a success halves it, too. Shorter than [`DECAY`]: a restarted endpoint is
 /// to have its share again within seconds.
 const PENALTY_DECAY: Duration = Duration::from_secs(2);
+/// What one request counts for in the usual latency: a slow one little, so that a rare peak changes nothing.
+const USUAL_RISE: f64 = 1.0 / 32.0;
+/// See [`USUAL_RISE`].
+const USUAL_FALL: f64 = 1.0 / 8.0;
 
 /// The latency estimate of one endpoint: jumps up to peaks, decays exponentially. Failures are a penalty of their own.
 #[derive(Debug, Clone, Copy)]
@@ -21,6 +25,8 @@ pub struct Estimate {
     seconds: f64,
     at: Instant,
     measured: bool,
+    /// Seconds, without peaks.
+    usual: f64,
     /// Seconds.
     penalty: f64,
     penalized_at: Instant,
@@ -29,13 +35,19 @@ pub struct Estimate {
 impl Estimate {
     /// Nothing measured yet: `seed` (what its peers show, or [`DEFAULT_LATENCY`]) until the first observation.
     pub fn new(seed: Duration, now: Instant) -> Self {
-        Self { seconds: seed.as_secs_f64(), at: now, measured: false, penalty: 0.0, penalized_at: now }
+        let seconds = seed.as_secs_f64();
+        Self { seconds, at: now, measured: false, usual: seconds, penalty: 0.0, penalized_at: now }
     }
 
     /// The latency of a try that succeeded. Above the estimate it replaces it; below, it is averaged in by the time passed.
     pub fn succeeded(&mut self, latency: Duration, now: Instant) {
         let seconds = latency.as_secs_f64();
         let kept = decay(self.at, now, DECAY);
+        self.usual = match seconds - self.usual {
+            _ if !self.measured => seconds,
+            more if more > 0.0 => self.usual + more * USUAL_RISE,
+            less => self.usual + less * USUAL_FALL,
+        };
         self.seconds = if !self.measured || seconds > self.seconds {
             seconds
         } else {
@@ -81,11 +93,16 @@ impl Estimate {
         if self.measured { decay(self.at, now, DECAY) } else { 0.0 }
     }
 
-    /// What is expected of the endpoint if nothing in between is heard of it: its latency as it was measured, by and by that
+    /// What most requests take at least, in seconds, or what failures count as.
+    pub fn usual(&self, now: Instant) -> f64 {
+        self.usual.max(self.penalty(now))
+    }
+
+    /// What is expected of the endpoint if nothing in between is heard of it: its usual latency as it was, by and by that
     /// of `others` (seconds).
     pub fn reverting(&self, others: f64, now: Instant) -> f64 {
         let fresh = self.freshness(now);
-        (self.seconds * fresh + others * (1.0 - fresh)).max(self.penalty(now))
+        (self.usual * fresh + others * (1.0 - fresh)).max(self.penalty(now))
     }
 
     /// Latency and penalty, whichever is worse, in seconds.
@@ -147,6 +164,18 @@ mod tests {
         estimate.succeeded(Duration::from_millis(8), start);
         estimate.succeeded(Duration::from_millis(2), start - Duration::from_secs(3));
         assert!((estimate.seconds(start) - 0.008).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_rare_peak_leaves_the_usual_as_it_is() {
+        let mut now = Instant::now();
+        let mut estimate = Estimate::new(DEFAULT_LATENCY, now);
+        for request in 0..1000 {
+            now += Duration::from_millis(10);
+            let slow = request % 100 == 0;
+            estimate.succeeded(Duration::from_millis(if slow { 40 } else { 2 }), now);
+            assert!(request < 40 || estimate.usual(now) < 0.0035, "{} after {request}", estimate.usual(now));
+        }
     }
 
     #[test]

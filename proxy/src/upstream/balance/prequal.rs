@@ -127,7 +127,7 @@ impl Pool {
         let count = self.history.len();
         let Some(sorted) = sorted.get_mut(..count).filter(|_| count > 0) else { return u32::MAX };
         sorted.copy_from_slice(&self.history);
-        let rank = ((count - 1) * cold_percent as usize).div_ceil(100).min(count - 1);
+        let rank = ((count - 1) * cold_percent as usize / 100).min(count - 1);
         *sorted.select_nth_unstable(rank).1
     }
 

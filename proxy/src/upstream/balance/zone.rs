@@ -1,7 +1,7 @@
 //! The proxy's own zone first, while it has room.
 //!
 //! The better of two endpoints is looked for in either part, and the near one is taken unless it is expected to cost more than
-//! [`PREFERENCE`] times what the far one does. What counts is latency, and what is in flight beyond what an endpoint carries
+//! [`PREFERENCE`] times what the far one does. What counts is the latency without rare peaks, and what is in flight beyond what an endpoint carries
 //! without noticing ([`ROOM`]): so little traffic never leaves the zone, and what is too much for it leaves by and by. Of a far
 //! endpoint that nothing was sent to for a while it is assumed that it is as fast as near ones are when they are not loaded.
 
@@ -77,7 +77,7 @@ impl Zones {
             Cost::PeakEwma => {
                 let near = view.estimate(near.index);
                 let usual = self.usual.after(&near, now);
-                (near.seconds(now), view.estimate(far.index).reverting(usual, now))
+                (near.usual(now), view.estimate(far.index).reverting(usual, now))
             }
         };
         let spills = near_latency * load(view, near.index) > PREFERENCE * far_latency * load(view, far.index);
@@ -100,7 +100,7 @@ impl Part {
 impl Usual {
     /// With another look at a near endpoint.
     fn after(&self, near: &Estimate, now: Instant) -> f64 {
-        let latency = near.latency(now);
+        let latency = near.usual(now);
         let usual = match self.0.get() {
             Some((usual, at)) if latency > usual => latency + (usual - latency) * decay(at, now, RISE),
             _ => latency,
