@@ -14,12 +14,14 @@ mod balancing;
 pub mod crd;
 mod fault_policy;
 mod inbound_policy;
+mod resilience;
 mod route_policy;
 
 pub(crate) use backend_policy::*;
 pub(crate) use balancing::*;
 pub(crate) use fault_policy::*;
 pub(crate) use inbound_policy::*;
+pub(crate) use resilience::*;
 pub(crate) use route_policy::*;
 
 /// API group of our kinds.

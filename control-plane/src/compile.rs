@@ -22,6 +22,7 @@ mod endpoints;
 mod http;
 mod inbound;
 mod policy;
+mod resilience;
 
 /// Who asks.
 #[derive(Debug, Clone)]

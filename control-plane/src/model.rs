@@ -15,6 +15,7 @@ mod object;
 mod parse;
 mod policies;
 pub mod policy;
+pub mod resilience;
 mod routes;
 mod shared_map;
 mod topics;
@@ -67,10 +68,12 @@ pub enum Kind {
     FaultPolicy,
     InboundPolicy,
     RoutePolicy,
+    /// Of Gateway API, experimental.
+    BackendTrafficPolicy,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::Namespace,
         Self::Service,
         Self::EndpointSlice,
@@ -83,6 +86,7 @@ impl Kind {
         Self::FaultPolicy,
         Self::InboundPolicy,
         Self::RoutePolicy,
+        Self::BackendTrafficPolicy,
     ];
 
     /// Whether it routes traffic.
@@ -90,9 +94,16 @@ impl Kind {
         matches!(self, Self::HttpRoute | Self::GrpcRoute | Self::TlsRoute | Self::TcpRoute)
     }
 
-    /// Whether it is a policy of ours, attached by `targetRefs`.
+    /// Whether it is a policy, attached by `targetRefs`.
     pub fn is_policy(self) -> bool {
-        matches!(self, Self::BackendPolicy | Self::FaultPolicy | Self::InboundPolicy | Self::RoutePolicy)
+        matches!(
+            self,
+            Self::BackendPolicy
+                | Self::FaultPolicy
+                | Self::InboundPolicy
+                | Self::RoutePolicy
+                | Self::BackendTrafficPolicy
+        )
     }
 
     /// As in the document: "HTTPRoute".
@@ -110,6 +121,7 @@ impl Kind {
             Self::FaultPolicy => "FaultPolicy",
             Self::InboundPolicy => "InboundPolicy",
             Self::RoutePolicy => "RoutePolicy",
+            Self::BackendTrafficPolicy => "XBackendTrafficPolicy",
         }
     }
 }

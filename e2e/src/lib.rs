@@ -18,6 +18,7 @@ pub mod operator;
 pub mod ports;
 pub mod process;
 pub mod raw;
+pub mod relay;
 pub mod scenario;
 pub mod server;
 pub mod tcp;

@@ -26,6 +26,7 @@ use crate::{
     admin,
     config::Config,
     drain::DrainOwner,
+    http::hops::Hops,
     policy, telemetry,
     telemetry::{Telemetry, access_log::AccessLog, log::LogControl, recorder::Registry, trace},
     tls,
@@ -48,6 +49,7 @@ pub(crate) struct Shared {
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) drain: Arc<DrainOwner>,
     pub(crate) resolver: dns::Resolver,
+    pub(crate) hops: Arc<Hops>,
 }
 
 /// Runs the proxy until it is told to end.
@@ -98,6 +100,7 @@ async fn control(config: Arc<Config>, registry: Arc<Registry>, log: LogControl) 
         config,
         policy,
         credentials,
+        hops: Arc::default(),
     };
     warn_of_pointless_configuration(&shared.config);
     // Everything that can be taken by others is taken before anything starts.

@@ -172,10 +172,18 @@ pub mod limits {
     pub const SUBSCRIPTIONS: usize = 8192;
     /// How long the last endpoints of a backend are still tried when the control plane says, all at once, that there are none.
     pub const EMPTY_GRACE: Duration = Duration::from_secs(30);
-    /// Retry budget: tokens per request, and per second.
-    pub const RETRY_RATIO: f64 = 0.2;
-    /// See [`RETRY_RATIO`].
-    pub const RETRIES_PER_SECOND: f64 = 10.0;
+    /// Retry budget, unless a policy says otherwise: retries for each hundred requests that are answered well.
+    pub const RETRY_PERCENT: u32 = 20;
+    /// And per second, besides.
+    pub const RETRIES_PER_SECOND: u32 = 10;
+    /// Retries that may be saved up.
+    pub const RETRY_BURST: u32 = 100;
+    /// Traces whose hops are remembered, per proxy (deadline, attempt, retried in vain).
+    pub const HOPS: usize = 16 * 1024;
+    /// For so long, or until their deadline.
+    pub const HOP_MEMORY: Duration = Duration::from_secs(30);
+    /// Longest wait between two tries.
+    pub const RETRY_WAIT: Duration = Duration::from_secs(10);
     /// Series in the metrics registry; beyond it, series are folded into `overflow`.
     pub const METRIC_SERIES: usize = 10_000;
 }

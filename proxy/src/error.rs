@@ -1,7 +1,10 @@
-//! Why a request or connection failed inside the proxy. Each reason has one name, which is the
-//! `leno-reason` header, the access log's field and the metrics' label, and one answer.
+//! What can go wrong inside the proxy with a request or connection. Each error has one [`Reason`], and one answer.
+
+use std::{sync::Arc, time::Duration};
 
 use http::StatusCode;
+
+use crate::reason::{GrpcCode, Reason};
 
 /// What went wrong, by what the answer to the client is. Where a cause exists it is kept for the log.
 #[derive(Debug, thiserror::Error)]
@@ -36,43 +39,60 @@ pub enum Error {
     /// The last try's timeout passed.
     #[error("backend request timeout")]
     TryTimeout,
+    /// The client's deadline passed before the request was worked on.
+    #[error("the request's deadline has passed")]
+    Deadline,
     /// A limit of the proxy was reached.
     #[error("limit reached: {0}")]
     Overload(&'static str),
+    /// A limit that a policy sets for calls of a backend was reached.
+    #[error("limit reached: {limit} of {backend}")]
+    Limit { limit: &'static str, backend: Arc<str> },
+    /// The backend's circuit breaker is open.
+    #[error("the circuit breaker of {backend} is open")]
+    CircuitOpen { backend: Arc<str>, retry_after: Duration },
     /// Policy refuses the peer (strict mode).
     #[error("refused: {0}")]
     Refused(&'static str),
 }
 
 impl Error {
-    /// The reason's name, from a fixed set.
-    pub fn reason(&self) -> &'static str {
+    /// Why, from the closed list.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::BadRequest(_) => "bad-request",
-            Self::NoRule => "no-rule",
-            Self::InvalidBackend(_) => "invalid-backend",
-            Self::Discovery(_) => "discovery",
-            Self::NoEndpoint(_) => "no-endpoint",
-            Self::Connect { .. } => "connect",
-            Self::Tls { .. } => "tls",
-            Self::Reset { .. } => "reset",
-            Self::RequestTimeout => "request-timeout",
-            Self::TryTimeout => "try-timeout",
-            Self::Overload(_) => "overload",
-            Self::Refused(_) => "refused",
+            Self::BadRequest(_) => Reason::BadRequest,
+            Self::NoRule => Reason::NoRule,
+            Self::InvalidBackend(_) => Reason::InvalidBackend,
+            Self::Discovery(_) => Reason::Discovery,
+            Self::NoEndpoint(_) => Reason::NoEndpoint,
+            Self::Connect { .. } => Reason::Connect,
+            Self::Tls { .. } => Reason::Tls,
+            Self::Reset { .. } => Reason::Reset,
+            Self::RequestTimeout => Reason::RequestTimeout,
+            Self::TryTimeout => Reason::TryTimeout,
+            Self::Deadline => Reason::Deadline,
+            Self::Overload(_) | Self::Limit { .. } => Reason::Overload,
+            Self::CircuitOpen { .. } => Reason::CircuitOpen,
+            Self::Refused(_) => Reason::Refused,
         }
     }
 
-    /// The status a client that speaks HTTP gets (gRPC: see `http::respond`).
+    /// The status a client that speaks HTTP gets.
     pub fn status(&self) -> StatusCode {
+        self.reason().status().unwrap_or(StatusCode::BAD_GATEWAY)
+    }
+
+    /// The code a gRPC client gets.
+    pub fn grpc(&self) -> GrpcCode {
+        self.reason().grpc().unwrap_or(GrpcCode::Unavailable)
+    }
+
+    /// When the client may try again, in whole seconds; None: nobody knows.
+    pub fn retry_after(&self) -> Option<u64> {
         match self {
-            Self::BadRequest(_) => StatusCode::BAD_REQUEST,
-            Self::NoRule => StatusCode::NOT_FOUND,
-            Self::InvalidBackend(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::Connect { .. } | Self::Tls { .. } | Self::Reset { .. } => StatusCode::BAD_GATEWAY,
-            Self::Discovery(_) | Self::NoEndpoint(_) | Self::Overload(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::RequestTimeout | Self::TryTimeout => StatusCode::GATEWAY_TIMEOUT,
-            Self::Refused(_) => StatusCode::FORBIDDEN,
+            Self::CircuitOpen { retry_after, .. } => Some(retry_after.as_secs_f64().ceil().max(1.0) as u64),
+            _ if self.status() == StatusCode::SERVICE_UNAVAILABLE => Some(1),
+            _ => None,
         }
     }
 }

@@ -97,7 +97,7 @@ impl From<TlsError> for Refusal {
 
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
-        Self { reason: error.reason(), detail: error.to_string() }
+        Self { reason: error.reason().as_str(), detail: error.to_string() }
     }
 }
 

@@ -23,6 +23,7 @@ pub mod inbound;
 pub mod net;
 pub mod outbound;
 pub mod policy;
+pub mod reason;
 pub mod redirect;
 #[cfg(test)]
 mod request_path_tests;

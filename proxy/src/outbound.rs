@@ -67,7 +67,7 @@ pub async fn serve(ctx: Context, accepted: Accepted, key: DestinationKey, _waite
         Err(error @ (Error::Connect { .. } | Error::Tls { .. } | Error::Reset { .. })) => {
             tracing::debug!(%peer, %key, %error, "connection failed");
         }
-        Err(error) => ctx.telemetry.refused(Direction::Outbound, error.reason(), peer, &error),
+        Err(error) => ctx.telemetry.refused(Direction::Outbound, error.reason().as_str(), peer, &error),
     }
 }
 

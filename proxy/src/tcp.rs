@@ -13,6 +13,7 @@ use crate::{
         Io, Prefixed,
         copy::{self, Moved},
     },
+    reason::Reason,
     telemetry::{ConnectionMetrics, ConnectionRecord},
     upstream::{Backend, Outcome, Pick, balance::settings::HashKey},
     worker::Context,
@@ -121,7 +122,7 @@ pub(crate) struct Carried<'a> {
     record: Option<Box<ConnectionRecord>>,
     moved: Moved,
     started: Instant,
-    reason: Option<&'static str>,
+    reason: Option<Reason>,
 }
 
 impl<'a> Carried<'a> {
@@ -138,7 +139,7 @@ impl<'a> Carried<'a> {
             record: ctx.telemetry.has_access_log().then(|| Box::new(record())),
             moved: Moved::default(),
             started: Instant::now(),
-            reason: Some("aborted"),
+            reason: Some(Reason::Aborted),
         }
     }
 
@@ -184,12 +185,12 @@ impl<'a> Carried<'a> {
 }
 
 /// The name of what ended a relay, for metrics and log.
-fn reason(error: &std::io::Error) -> &'static str {
+fn reason(error: &std::io::Error) -> Reason {
     match error.kind() {
-        std::io::ErrorKind::TimedOut => "idle",
+        std::io::ErrorKind::TimedOut => Reason::Idle,
         // Of `detect::NotHttp`.
-        std::io::ErrorKind::InvalidData => "late-http",
-        _ => "reset",
+        std::io::ErrorKind::InvalidData => Reason::LateHttp,
+        _ => Reason::Reset,
     }
 }
 

@@ -15,6 +15,8 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+#[cfg(test)]
+pub(crate) use handles::REASONS;
 pub use handles::{ConnectionMetrics, RouteMetrics};
 pub(crate) use handles::{register_counter, register_gauge};
 
@@ -23,6 +25,7 @@ use metrics::Label;
 use parking_lot::Mutex;
 
 use self::refusals::Refusals;
+use crate::reason::Reason;
 
 /// Which side of the workload a request or connection is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,8 +59,8 @@ pub struct RequestRecord {
     pub duration: Duration,
     pub request_bytes: u64,
     pub response_bytes: u64,
-    /// `Error::reason()`, if the proxy itself answered or the exchange broke.
-    pub reason: Option<&'static str>,
+    /// If the proxy itself answered or the exchange broke.
+    pub reason: Option<Reason>,
     pub route: Option<crate::policy::RuleOrigin>,
     pub backend: Option<Arc<str>>,
     pub endpoint: Option<SocketAddr>,
@@ -79,7 +82,7 @@ pub struct ConnectionRecord {
     pub bytes_to_server: u64,
     pub bytes_to_client: u64,
     /// What ended it; None: both sides were done.
-    pub reason: Option<&'static str>,
+    pub reason: Option<Reason>,
     pub route: Option<crate::policy::RuleOrigin>,
     pub backend: Option<Arc<str>>,
     pub endpoint: Option<SocketAddr>,
@@ -106,7 +109,7 @@ impl ConnectionRecord {
     }
 
     /// How it went.
-    pub fn ended(&mut self, reason: Option<&'static str>, to_server: u64, to_client: u64, duration: Duration) {
+    pub fn ended(&mut self, reason: Option<Reason>, to_server: u64, to_client: u64, duration: Duration) {
         (self.reason, self.duration) = (reason, duration);
         (self.bytes_to_server, self.bytes_to_client) = (to_server, to_client);
     }

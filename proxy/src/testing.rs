@@ -100,7 +100,8 @@ impl Sidecar {
         let resolver = Resolver::new(tokio::runtime::Handle::current(), None);
         let upstreams = Upstreams::new(None, Arc::clone(&credentials), resolver);
         let telemetry = Arc::new(Telemetry::default());
-        let ctx = Worker::new(Arc::new(config()), policy, credentials, telemetry, drain.handle(), upstreams);
+        let ctx =
+            Worker::new(Arc::new(config()), policy, credentials, telemetry, drain.handle(), upstreams, Arc::default());
         Self { ctx, drain }
     }
 

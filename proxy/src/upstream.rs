@@ -10,12 +10,15 @@
 pub mod backend;
 pub mod balance;
 mod balancer;
+pub mod breaker;
 pub mod budget;
+pub mod bulkhead;
 pub mod dial;
 pub mod dns;
 mod local;
 pub mod outlier;
 pub mod pool;
+pub mod shield;
 pub mod stats;
 #[cfg(test)]
 mod testing;

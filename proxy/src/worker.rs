@@ -19,6 +19,7 @@ use crate::{
     config::{Config, limits},
     detect::{self, FirstBytes},
     drain::Drain,
+    http::hops::Hops,
     inbound::Application,
     outbound::ServersFirst,
     policy, telemetry, tls, upstream,
@@ -50,6 +51,8 @@ pub struct Worker {
     pub(crate) servers_first: RefCell<ServersFirst>,
     /// The local application's ports, as backends.
     pub(crate) applications: RefCell<HashMap<SocketAddr, Rc<Application>>>,
+    /// What requests inherit from the requests that they serve; shared by all workers.
+    pub hops: Arc<Hops>,
     /// Metric handles for outbound requests that failed before it was known whom they are for.
     pub(crate) undecided: telemetry::RouteMetrics,
     /// Metric handles for requests that reached no backend, by service.
@@ -78,6 +81,7 @@ impl Worker {
         telemetry: Arc<telemetry::Telemetry>,
         drain: Drain,
         upstreams: upstream::Upstreams,
+        hops: Arc<Hops>,
     ) -> Context {
         Rc::new(Self {
             config,
@@ -90,6 +94,7 @@ impl Worker {
             random: Random::default(),
             servers_first: RefCell::default(),
             applications: RefCell::default(),
+            hops,
             undecided: telemetry::RouteMetrics::outbound(UNKNOWN_SERVICE, "", "", ""),
             unrouted: RefCell::default(),
         })

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{DurationText, LoadBalancing, OutlierDetection, TargetRef};
+use super::{BackendLimits, CircuitBreaker, DurationText, LoadBalancing, OutlierDetection, RetryBudget, TargetRef};
 
 /// How the endpoints of a Service, or of one of its ports, are called by every client in the mesh.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -18,6 +18,12 @@ pub(crate) struct BackendPolicySpec {
     pub(crate) outlier_detection: Option<OutlierDetection>,
     /// How long is waited.
     pub(crate) timeouts: Option<BackendTimeouts>,
+    /// When the backend is not called at all for a while. Default: never.
+    pub(crate) circuit_breaker: Option<CircuitBreaker>,
+    /// How much of each proxy the backend may take. Default: no limits.
+    pub(crate) limits: Option<BackendLimits>,
+    /// How much may be tried again. Default: 20 % and 10 per second.
+    pub(crate) retry_budget: Option<RetryBudget>,
 }
 
 /// How long a client's proxy waits for a backend.
@@ -27,4 +33,16 @@ pub(crate) struct BackendTimeouts {
     /// To make a connection, TLS included: 1ms to 60s. Default: 2s.
     #[schemars(example = "500ms")]
     pub(crate) connect: Option<DurationText>,
+    /// All tries of a request, from its first byte to the last of the answer: 1ms to 24h. Routes' own timeouts come first. Default: none.
+    #[schemars(example = "10s")]
+    pub(crate) request: Option<DurationText>,
+    /// One try: until the head of its answer: 1ms to 24h. Routes' own timeouts come first. Default: none.
+    #[schemars(example = "2s")]
+    pub(crate) backend_request: Option<DurationText>,
+    /// An exchange without a byte moved either way: 100ms to 24h. Default: 5m.
+    #[schemars(example = "30s")]
+    pub(crate) stream_idle: Option<DurationText>,
+    /// A pooled connection without a request: 100ms to 1h. Default: 1m to endpoints of the mesh, 4s to others.
+    #[schemars(example = "30s")]
+    pub(crate) connection_idle: Option<DurationText>,
 }

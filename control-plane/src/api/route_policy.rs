@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{DurationText, TargetRef};
+use super::{DurationText, RouteHedging, RouteRetry, TargetRef};
 
 /// What is added to an HTTPRoute or GRPCRoute, or to one of its rules by the rule's name. What the route says itself holds;
 /// the policy says the rest.
@@ -15,6 +15,11 @@ pub(crate) struct RoutePolicySpec {
     pub(crate) target_refs: Vec<TargetRef>,
     /// How long requests may last.
     pub(crate) timeouts: Option<RouteTimeouts>,
+    /// What is tried again, and when. Of no effect on rules with a `retry` of their own. Default: only what was provably not
+    /// processed, or may be repeated and broke off.
+    pub(crate) retry: Option<RouteRetry>,
+    /// Requests that are not answered in time are sent to another endpoint, too. Default: never.
+    pub(crate) hedging: Option<RouteHedging>,
 }
 
 /// How long requests may last. An HTTPRoute's own `timeouts` go before these.
@@ -27,4 +32,7 @@ pub(crate) struct RouteTimeouts {
     /// One try: until the head of its response. `0s` switches it off; at most `request`. Default: none.
     #[schemars(example = "2s")]
     pub(crate) backend_request: Option<DurationText>,
+    /// Without a byte moved either way: 100ms to 24h. Default: that of the backend's policy, or 5m.
+    #[schemars(example = "30s")]
+    pub(crate) stream_idle: Option<DurationText>,
 }

@@ -1,7 +1,7 @@
 //! Names of kinds, in any usual spelling.
 
 /// The kinds there are, each with the other names it goes by.
-const KINDS: [(&str, &[&str]); 12] = [
+const KINDS: [(&str, &[&str]); 13] = [
     ("HTTPRoute", &["httproute", "httproutes", "http"]),
     ("GRPCRoute", &["grpcroute", "grpcroutes", "grpc"]),
     ("TLSRoute", &["tlsroute", "tlsroutes", "tls"]),
@@ -10,6 +10,7 @@ const KINDS: [(&str, &[&str]); 12] = [
     ("RoutePolicy", &["routepolicy", "routepolicies"]),
     ("InboundPolicy", &["inboundpolicy", "inboundpolicies"]),
     ("FaultPolicy", &["faultpolicy", "faultpolicies"]),
+    ("XBackendTrafficPolicy", &["xbackendtrafficpolicy", "xbackendtrafficpolicies"]),
     ("Service", &["service", "services", "svc"]),
     ("EndpointSlice", &["endpointslice", "endpointslices", "eps"]),
     ("Pod", &["pod", "pods", "po"]),

@@ -54,6 +54,7 @@ fn action_of(sources: &mut Sources<'_>, key: &ObjectKey, rule: &model::HttpRule)
             attempts: retry.attempts,
             backoff: retry.backoff.map(duration),
         }),
+        ..HttpAction::default()
     };
     policy::of_rule(sources, key, &rule.name, &mut action);
     action

@@ -4,17 +4,37 @@ use std::time::Duration;
 
 use leno_proto::v1::{self, HttpAction};
 
-use super::{Sources, balancing, http::duration, object_ref};
-use crate::model::{Kind, ObjectKey, policy::PolicySpec};
+use super::{Sources, balancing, http::duration, object_ref, resilience};
+use crate::model::{
+    Kind, ObjectKey,
+    policy::{PolicySpec, TrafficPolicy},
+};
 
 /// How a Service's port is called, if a policy says.
 pub(super) fn of_backend(sources: &mut Sources<'_>, service: &ObjectKey, port: &str) -> Option<v1::BackendPolicy> {
+    let own = of_backend_policy(sources, service, port);
+    let traffic = sources.policy(Kind::BackendTrafficPolicy, service, port);
+    let Some((key, PolicySpec::Traffic(TrafficPolicy { retry_budget: Some(budget) }))) = traffic else { return own };
+    // What our own policy says of the budget comes first.
+    let mut sent = own.unwrap_or_else(|| v1::BackendPolicy { origin: Some(object_ref(key)), ..Default::default() });
+    sent.retry_budget.get_or_insert_with(|| resilience::retry_budget(budget));
+    Some(sent)
+}
+
+fn of_backend_policy(sources: &mut Sources<'_>, service: &ObjectKey, port: &str) -> Option<v1::BackendPolicy> {
     let (key, PolicySpec::Backend(policy)) = sources.policy(Kind::BackendPolicy, service, port)? else { return None };
     Some(v1::BackendPolicy {
         origin: Some(object_ref(key)),
         connect_timeout: policy.connect_timeout.map(duration),
         load_balancing: policy.load_balancing.as_ref().map(balancing::load_balancing),
         outlier_detection: policy.outlier_detection.as_ref().map(balancing::outlier_detection),
+        request_timeout: policy.request_timeout.map(duration),
+        backend_request_timeout: policy.backend_request_timeout.map(duration),
+        stream_idle_timeout: policy.stream_idle.map(duration),
+        connection_idle_timeout: policy.connection_idle.map(duration),
+        retry_budget: policy.retry_budget.as_ref().map(resilience::retry_budget),
+        circuit_breaker: policy.circuit_breaker.as_ref().map(resilience::circuit_breaker),
+        limits: policy.limits.as_ref().map(resilience::limits),
     })
 }
 
@@ -26,5 +46,10 @@ pub(super) fn of_rule(sources: &mut Sources<'_>, route: &ObjectKey, rule: &str, 
         action.request_timeout = action.request_timeout.or_else(|| given(policy.request_timeout));
         action.backend_request_timeout =
             action.backend_request_timeout.or_else(|| given(policy.backend_request_timeout));
+        action.stream_idle_timeout = policy.stream_idle.map(duration);
+        if action.retry.is_none() {
+            action.retry_policy = policy.retry.as_ref().map(resilience::retry);
+        }
+        action.hedging = policy.hedging.as_ref().map(resilience::hedging);
     }
 }

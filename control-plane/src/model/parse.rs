@@ -211,6 +211,7 @@ fn kind_of(identity: &Identity) -> Result<Option<Kind>, FieldError> {
         Kind::BackendPolicy | Kind::FaultPolicy | Kind::InboundPolicy | Kind::RoutePolicy => {
             (api::GROUP, &[api::VERSION])
         }
+        Kind::BackendTrafficPolicy => ("gateway.networking.x-k8s.io", &["v1alpha1"]),
     };
     if group != its_group {
         // Somebody else's kind of the same name (Knative has a Service).
@@ -255,7 +256,11 @@ fn object(key: &ObjectKey, identity: &Identity, content: &Value) -> Result<(Obje
             let (route, unknown) = route::route(key, &identity.metadata, content)?;
             (Object::Route(route), unknown)
         }
-        Kind::BackendPolicy | Kind::FaultPolicy | Kind::InboundPolicy | Kind::RoutePolicy => {
+        Kind::BackendPolicy
+        | Kind::FaultPolicy
+        | Kind::InboundPolicy
+        | Kind::RoutePolicy
+        | Kind::BackendTrafficPolicy => {
             let (policy, unknown) = policy::policy(key, &identity.metadata, content)?;
             (Object::Policy(policy), unknown)
         }
@@ -304,7 +309,8 @@ fn significant(kind: Kind, metadata: &Metadata, content: &Value) -> ContentHash 
         | Kind::BackendPolicy
         | Kind::FaultPolicy
         | Kind::InboundPolicy
-        | Kind::RoutePolicy => &["/spec", "/metadata/creationTimestamp"],
+        | Kind::RoutePolicy
+        | Kind::BackendTrafficPolicy => &["/spec", "/metadata/creationTimestamp"],
     };
     for pointer in pointers {
         hash.text(pointer);

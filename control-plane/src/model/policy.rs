@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Kind, ObjectKey};
+use super::{
+    Kind, ObjectKey,
+    resilience::{BackendLimits, CircuitBreaker, Hedging, RetryBudget, RetryPolicy},
+};
 
 mod balancing;
 
@@ -33,6 +36,7 @@ pub enum PolicySpec {
     Route(RoutePolicy),
     Inbound(InboundPolicy),
     Fault(FaultPolicy),
+    Traffic(TrafficPolicy),
 }
 
 /// How a Service's endpoints are called.
@@ -41,6 +45,13 @@ pub struct BackendPolicy {
     pub connect_timeout: Option<Duration>,
     pub load_balancing: Option<LoadBalancing>,
     pub outlier_detection: Option<OutlierDetection>,
+    pub request_timeout: Option<Duration>,
+    pub backend_request_timeout: Option<Duration>,
+    pub stream_idle: Option<Duration>,
+    pub connection_idle: Option<Duration>,
+    pub circuit_breaker: Option<CircuitBreaker>,
+    pub limits: Option<BackendLimits>,
+    pub retry_budget: Option<RetryBudget>,
 }
 
 /// What a route or rule adds.
@@ -50,11 +61,20 @@ pub struct RoutePolicy {
     pub request_timeout: Option<Duration>,
     /// Some(zero): switched off.
     pub backend_request_timeout: Option<Duration>,
+    pub stream_idle: Option<Duration>,
+    pub retry: Option<RetryPolicy>,
+    pub hedging: Option<Hedging>,
 }
 
 /// What workloads accept.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct InboundPolicy {}
+
+/// Gateway API's XBackendTrafficPolicy, as far as it is ours.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct TrafficPolicy {
+    pub retry_budget: Option<RetryBudget>,
+}
 
 /// Faults made on purpose.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -63,7 +83,7 @@ pub struct FaultPolicy {}
 /// Kinds that a kind of policy can be attached to.
 pub(crate) fn target_kinds(policy: Kind) -> &'static [Kind] {
     match policy {
-        Kind::BackendPolicy | Kind::InboundPolicy => &[Kind::Service],
+        Kind::BackendPolicy | Kind::InboundPolicy | Kind::BackendTrafficPolicy => &[Kind::Service],
         Kind::RoutePolicy | Kind::FaultPolicy => &[Kind::HttpRoute, Kind::GrpcRoute],
         _ => &[],
     }

@@ -175,6 +175,7 @@ fn context(shared: &Shared) -> Context {
         Arc::clone(&shared.telemetry),
         shared.drain.handle(),
         upstreams,
+        Arc::clone(&shared.hops),
     )
 }
 

@@ -30,15 +30,11 @@ use super::{
 use crate::{
     error::Error,
     inbound::load::Underway,
+    reason::Reason,
     telemetry::{Direction, RequestRecord, RouteMetrics},
-    upstream::Pick,
+    upstream::{Pick, bulkhead::Place},
     worker::Context,
 };
-
-/// The reason recorded when the client left before the answer was complete.
-pub(crate) const CLIENT_LEFT: &str = "client-left";
-/// The reason recorded when the server broke off in the middle of its answer.
-pub(crate) const BROKEN: &str = "reset";
 
 /// See the module.
 pub(crate) struct Exchange {
@@ -59,6 +55,16 @@ pub(crate) struct Exchange {
     watch: Rc<Watch>,
     /// Two readers could understand the head differently: how.
     refused: Option<&'static str>,
+    /// Within limits that policy sets for the backend, until the exchange ends.
+    pub(crate) places: Vec<Place>,
+    /// Has taken its place among the retries, if they are limited.
+    pub(crate) is_retrying: bool,
+    /// Outbound: which try of its client is being served by this request, if it is known; 1: the first.
+    pub(crate) serves_attempt: u32,
+    /// Tried again, or not for want of budget, and failed all the same.
+    pub(crate) in_vain: bool,
+    /// Inbound: the trace is held in [`super::hops`].
+    hop: bool,
     complete: bool,
 }
 
@@ -104,6 +110,11 @@ impl Exchange {
             underway: None,
             watch,
             refused,
+            places: Vec::new(),
+            is_retrying: false,
+            serves_attempt: 0,
+            in_vain: false,
+            hop: false,
             complete: false,
         })
     }
@@ -132,6 +143,53 @@ impl Exchange {
         } else {
             TraceContext::read(fields, &self.ctx.random)
         };
+    }
+
+    /// Inbound: what requests of its trace are to inherit. `attempt`: which try of the client it is.
+    pub(crate) fn begin_hop(&mut self, attempt: u32) {
+        if let Some(trace) = &self.record.trace {
+            self.hop = self.ctx.hops.begin(trace.trace_id, self.deadline, attempt, self.started);
+        }
+    }
+
+    /// Outbound: takes over what the request that is being served, if there is one of the same trace, is bound by.
+    pub(crate) fn inherit(&mut self) {
+        let Some(trace) = &self.record.trace else { return };
+        let Some(hop) = self.ctx.hops.inherited(trace.trace_id, self.started) else { return };
+        self.serves_attempt = hop.attempt;
+        self.limit(hop.deadline.map(|deadline| deadline.saturating_duration_since(self.started)));
+    }
+
+    /// Outbound: trying again was no use; who called us is told with our answer, or with the application's.
+    pub(crate) fn retried_in_vain(&mut self) {
+        self.in_vain = true;
+        if let Some(trace) = &self.record.trace {
+            self.ctx.hops.mark_in_vain(trace.trace_id, Instant::now());
+        }
+    }
+
+    /// Whether a failure is to be marked as tried in vain.
+    fn was_in_vain(&self, answer: &ResponseHead) -> bool {
+        if self.record.direction == Direction::Outbound {
+            return self.in_vain;
+        }
+        let Some(trace) = &self.record.trace else { return false };
+        let in_vain = self.ctx.hops.take_in_vain(trace.trace_id, self.started);
+        let failed = answer.status.is_server_error() || grpc_status(&answer.fields).is_some_and(|code| code != 0);
+        in_vain && failed && self.record.peer.is_some()
+    }
+
+    /// Whether somebody still waits for an answer.
+    ///
+    /// # Errors
+    /// If the deadline has passed.
+    pub(crate) fn still_awaited(&self) -> Result<(), Error> {
+        match self.deadline {
+            Some(deadline) if deadline <= Instant::now() => {
+                Err(if self.limited_by_route { Error::RequestTimeout } else { Error::Deadline })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The exchange may last so long from its beginning, and no longer than was said before.
@@ -169,13 +227,16 @@ impl Exchange {
         grpc: bool,
     ) -> Response {
         let own = answer.is_err();
-        let answer = answer.unwrap_or_else(|error| {
+        let mut answer = answer.unwrap_or_else(|error| {
             tracing::debug!(%error, "answered by the proxy");
-            self.record.reason = self.record.reason.or_else(|| Some(error.reason()));
-            let response = respond::failure(&error, grpc, self.record.version);
+            let reason = *self.record.reason.get_or_insert_with(|| error.reason());
+            let response = respond::failure(&error, reason, grpc, self.record.version);
             self.answered(&response.head);
             Answer { response, upgraded: None }
         });
+        if self.was_in_vain(&answer.response.head) {
+            answer.response.head.fields.set(Name::LenoRetried, b"in-vain");
+        }
         match (answer.upgraded, client) {
             (Some(server), Some(client)) => {
                 self.watch.tunnelled();
@@ -216,7 +277,7 @@ impl Exchange {
     /// The server broke off, unless the client broke its own request first.
     pub(crate) fn broke(&mut self) {
         let client_failed = self.request.as_ref().is_some_and(|request| request.failed());
-        self.record.reason.get_or_insert(if client_failed { CLIENT_LEFT } else { BROKEN });
+        self.record.reason.get_or_insert(if client_failed { Reason::ClientLeft } else { Reason::Reset });
     }
 
     /// Waits for a step on the way to the answer, no longer than the exchange may last, nor than `try_deadline`.
@@ -252,11 +313,16 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         let overdue = self.watch.end();
         let record = &mut self.record;
+        if self.hop
+            && let Some(trace) = &record.trace
+        {
+            self.ctx.hops.end(trace.trace_id, Instant::now());
+        }
         if let Some(request) = &self.request {
             record.request_bytes += request.received();
         }
         if !self.complete {
-            record.reason.get_or_insert_with(|| overdue.map_or(CLIENT_LEFT, Overdue::reason));
+            record.reason.get_or_insert_with(|| overdue.map_or(Reason::ClientLeft, Overdue::reason));
             // An endpoint may still be reading it.
             if let Some(request) = &self.request {
                 request.abandon();

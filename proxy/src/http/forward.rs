@@ -13,20 +13,23 @@ use http::{Method, StatusCode};
 use super::{
     Body, Response,
     affinity::Affinity,
-    exchange::{CLIENT_LEFT, Exchange, grpc_status},
+    exchange::{Exchange, grpc_status},
+    guarded::Guarded,
     head::{Name, RequestHead, ResponseHead},
     headers,
+    hedge::{self, Twice},
     request_body::{ContinueGate, RequestBody},
-    retry::{self, Failure, Tries},
+    retry::{self, Failure, Next, Tries},
     upgrade::Upgraded,
     watch::Watch,
 };
 use crate::{
     error::Error,
-    policy::http_route::Retry,
+    policy::{HttpAction, retry_policy::Retry},
+    reason::Reason,
     upstream::{
         Backend, Outcome, Pick,
-        pool::{Carry, Extras, Reply},
+        pool::{Carry, Extras, HttpConnection, Reply, SendError},
     },
     worker::Context,
 };
@@ -36,8 +39,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) to: To<'a>,
     /// Carried as HTTP/2 whatever the client speaks, or as HTTP/1; None: as the client speaks.
     pub(crate) http2: Option<bool>,
-    pub(crate) try_timeout: Option<Duration>,
-    pub(crate) retry: Option<&'a Retry>,
+    /// What the route says of retries, timeouts and hedging.
+    pub(crate) action: Option<&'a HttpAction>,
     /// Where the client's connection came from.
     pub(crate) source: Option<SocketAddr>,
 }
@@ -93,51 +96,61 @@ pub(crate) async fn forward(exchange: &mut Exchange, plan: Plan<'_>, outgoing: O
     let ctx = Rc::clone(exchange.ctx());
     let mut template = Template::new(outgoing, exchange.watch());
     exchange.request.clone_from(&template.body);
+    exchange.still_awaited()?;
+    let guarded = Guarded::enter(exchange, &plan)?;
     let mut tries = Tries {
         repeatable: retry::repeatable(&template.head.method, &template.head.fields),
-        sent: 0,
-        unconnected: 0,
-        by_policy: 0,
+        of_retry: exchange.serves_attempt > 1,
+        ..Tries::default()
     };
+    let policy = plan.action.and_then(|action| action.retry.as_ref());
     let mut tried = Vec::new();
     let mut affinity = Affinity::new(plan.source, &ctx.config.workload);
-    if let To::Backend(backend) = plan.to {
-        backend.budget.deposit();
-    }
     loop {
+        let permit = guarded.admit()?;
         let picked = async { Ok(choose(&ctx, plan.to, &tried, &mut affinity, &template.head).await) };
         let pick = exchange.within(None, picked).await??;
         exchange.record.endpoint = Some(pick.endpoint.address);
-        let Failed { failure, error, reply } = match try_once(exchange, &plan, &mut template, &pick, &mut tries).await {
+        let (pick, result) = try_once(exchange, &plan, &guarded, &mut template, pick, &mut tries).await;
+        let now = Instant::now();
+        let failed = match result {
             Ok(reply) => {
-                pick.report(outcome(&reply.head, &pick, exchange), Instant::now());
+                let verdict = outcome(&reply.head, &pick, exchange);
+                guarded.report(permit, &pick, verdict, now);
+                if matches!(verdict, Outcome::Failure | Outcome::Refused) && !tried.is_empty() {
+                    exchange.retried_in_vain();
+                }
                 return accept(exchange, pick, &template, &affinity, reply);
             }
             Err(failed) => failed,
         };
+        let Failed { failure, error, reply } = failed;
         if template.body.as_ref().is_some_and(|body| body.failed()) {
-            pick.report(Outcome::Neutral, Instant::now());
-            exchange.record.reason = Some(CLIENT_LEFT);
+            pick.report(Outcome::Neutral, now);
+            exchange.record.reason = Some(Reason::ClientLeft);
             return Err(Error::BadRequest("the request's body broke off"));
         }
-        let now = Instant::now();
         let verdict = match &reply {
             Some(reply) => outcome(&reply.head, &pick, exchange),
             None => blame(&error, exchange),
         };
-        pick.report(verdict, now);
+        guarded.report(permit, &pick, verdict, now);
         let replayable = template.body.as_ref().is_none_or(|body| body.replayable());
-        let again = match plan.to {
-            To::Backend(backend) if replayable => retry::next_try(failure, tries, plan.retry, ctx.random.next())
-                .filter(|wait| exchange.deadline.is_none_or(|deadline| now + *wait < deadline))
-                .filter(|_| backend.budget.withdraw(now)),
+        let next = match plan.to {
+            To::Backend(_) if replayable => retry::next_try(failure, tries, policy, ctx.random.next())
+                .filter(|next| exchange.deadline.is_none_or(|deadline| now + next.wait() < deadline)),
             // There is only one application: if it does not listen, another try now is in vain.
             To::Application(_) if replayable && failure != Failure::NotConnected => {
                 retry::next_try(failure, tries, None, 0)
             }
             _ => None,
         };
-        let Some(wait) = again else {
+        let Some(next) = next.filter(|_| guarded.may_retry(exchange, now)) else {
+            // Whoever called us would only do the same again.
+            if matches!(plan.to, To::Backend(_)) && (next.is_some() || !tried.is_empty() || failure == Failure::InVain)
+            {
+                exchange.retried_in_vain();
+            }
             return match reply {
                 Some(reply) => accept(exchange, pick, &template, &affinity, reply),
                 None => Err(error),
@@ -145,11 +158,11 @@ pub(crate) async fn forward(exchange: &mut Exchange, plan: Plan<'_>, outgoing: O
         };
         tracing::debug!(endpoint = %pick.endpoint.address, %error, ?failure, "trying again");
         exchange.metrics.retried();
-        tries.by_policy += u32::from(matches!(failure, Failure::Status(..) | Failure::TryTimeout));
+        tries.by_policy += u32::from(matches!(next, Next::ByPolicy(_)));
         tried.push(pick.endpoint.address);
         drop((pick, reply));
-        if !wait.is_zero() {
-            tokio::time::sleep(wait).await;
+        if !next.wait().is_zero() {
+            tokio::time::sleep(next.wait()).await;
         }
     }
 }
@@ -169,53 +182,115 @@ async fn choose(
     }
 }
 
-/// One try: a connection, the request, the head of the response.
+/// One try: a connection, the request, the head of the response; and the endpoint that it came from.
 async fn try_once(
     exchange: &mut Exchange,
     plan: &Plan<'_>,
+    guarded: &Guarded<'_>,
     template: &mut Template<'_>,
-    pick: &Pick,
+    pick: Pick,
     tries: &mut Tries,
-) -> Result<Reply, Failed> {
-    let connection = match exchange.within(None, pick.http(template.carry(plan.http2))).await {
+) -> (Pick, Result<Reply, Failed>) {
+    let carry = template.carry(plan.http2);
+    let connection = match exchange.within(None, guarded.waiting(pick.http(carry))).await {
         Ok(connection) => connection,
         Err(error) => {
             tries.unconnected += 1;
-            let failure = if matches!(error, Error::RequestTimeout) { Failure::Final } else { Failure::NotConnected };
-            return Err(Failed { failure, error, reply: None });
+            let for_good = matches!(error, Error::RequestTimeout | Error::Limit { .. });
+            let failure = if for_good { Failure::Final } else { Failure::NotConnected };
+            return (pick, Err(Failed { failure, error, reply: None }));
         }
     };
     tries.sent += 1;
     exchange.record.attempts = tries.sent;
-    let (body, extras) = template.prepare(connection.is_http1(), tries.sent, exchange).map_err(Failed::for_good)?;
-    let deadline = plan.try_timeout.map(|timeout| Instant::now() + timeout);
-    let sent = async { Ok(connection.send(&template.head, body, extras).await) };
-    match exchange.within(deadline, sent).await {
-        Ok(Ok(reply)) => match refused(&reply.head, pick, plan.retry) {
-            Some(failure) => {
-                let reason = reply.head.status.to_string();
-                let error = Error::Reset { endpoint: pick.endpoint.address.to_string(), reason };
-                Err(Failed { failure, error, reply: Some(reply) })
-            }
-            None => Ok(reply),
-        },
-        Ok(Err(error)) => {
-            if error.own {
-                pick.report(Outcome::Neutral, Instant::now());
-            }
-            if error.unfit {
-                return Err(Failed::for_good(Error::BadRequest("an invalid target")));
-            }
-            Err(Failed {
-                failure: if error.not_processed { Failure::NotProcessed } else { Failure::Reset },
-                error: Error::Reset { endpoint: pick.endpoint.address.to_string(), reason: error.reason },
-                reply: None,
-            })
+    let (body, extras) = match template.prepare(connection.is_http1(), tries.sent, exchange) {
+        Ok(prepared) => prepared,
+        Err(error) => return (pick, Err(Failed::for_good(error))),
+    };
+    let hedge = plan.action.and_then(|action| action.hedge.as_ref());
+    // The time is read only for who wants to know.
+    let started = (hedge.is_some() || guarded.try_timeout.is_some()).then(Instant::now);
+    let deadline = started.zip(guarded.try_timeout).map(|(started, timeout)| started + timeout);
+    let (pick, sent) = match (hedge, plan.to) {
+        (Some(hedge), To::Backend(backend)) if carry != Carry::Alone && (tries.repeatable || hedge.any_method) => {
+            let twice = Twice {
+                hedge,
+                backend,
+                head: &template.head,
+                body: template.body.as_ref(),
+                carry,
+                attempt: tries.sent,
+            };
+            hedged(exchange, deadline, pick, connection, (body, extras), twice, tries).await
         }
+        _ => {
+            let sent = async { Ok(connection.send(&template.head, body, extras).await) };
+            (pick, exchange.within(deadline, sent).await)
+        }
+    };
+    let result = match sent {
+        Ok(Ok(reply)) => {
+            if let Some((hedge, started)) = hedge.zip(started) {
+                hedge.observe(started.elapsed());
+            }
+            let policy = plan.action.and_then(|action| action.retry.as_ref());
+            match refused(&reply.head, &pick, policy, template.grpc) {
+                Some(failure) => {
+                    let reason = reply.head.status.to_string();
+                    let error = Error::Reset { endpoint: pick.endpoint.address.to_string(), reason };
+                    Err(Failed { failure, error, reply: Some(reply) })
+                }
+                None => Ok(reply),
+            }
+        }
+        Ok(Err(error)) => Err(unanswered(&pick, error)),
         Err(error) => {
             let failure = if matches!(error, Error::TryTimeout) { Failure::TryTimeout } else { Failure::Final };
             Err(Failed { failure, error, reply: None })
         }
+    };
+    (pick, result)
+}
+
+/// As [`hedge::send`]; the endpoint is the one that answered.
+async fn hedged(
+    exchange: &mut Exchange,
+    deadline: Option<Instant>,
+    pick: Pick,
+    connection: HttpConnection,
+    message: (Body, Extras),
+    twice: Twice<'_>,
+    tries: &mut Tries,
+) -> (Pick, Result<Result<Reply, SendError>, Error>) {
+    match hedge::send(exchange, deadline, (pick.endpoint.address, connection), message, twice).await {
+        Ok((winner, sent, twice)) => {
+            if twice {
+                exchange.metrics.retried();
+                tries.sent += 1;
+                exchange.record.attempts = tries.sent;
+            }
+            let Some(winner) = winner else { return (pick, Ok(sent)) };
+            // It was not the faster one.
+            pick.report(Outcome::GivenUp, Instant::now());
+            exchange.record.endpoint = Some(winner.endpoint.address);
+            (winner, Ok(sent))
+        }
+        Err(error) => (pick, Err(error)),
+    }
+}
+
+/// An exchange that broke before its answer.
+fn unanswered(pick: &Pick, error: SendError) -> Failed {
+    if error.own {
+        pick.report(Outcome::Neutral, Instant::now());
+    }
+    if error.unfit {
+        return Failed::for_good(Error::BadRequest("an invalid target"));
+    }
+    Failed {
+        failure: if error.not_processed { Failure::NotProcessed } else { Failure::Reset },
+        error: Error::Reset { endpoint: pick.endpoint.address.to_string(), reason: error.reason },
+        reply: None,
     }
 }
 
@@ -226,16 +301,30 @@ impl Failed {
 }
 
 /// Whether an answer is one to try again: the mesh peer says why the application never saw the request, or
-/// the route's policy names the status.
-fn refused(response: &ResponseHead, pick: &Pick, policy: Option<&Retry>) -> Option<Failure> {
+/// the route's policy names the status or gRPC code (of an answer without a body: then it is in the head). Never if a hop
+/// further on has tried again already.
+fn refused(response: &ResponseHead, pick: &Pick, policy: Option<&Retry>, grpc: bool) -> Option<Failure> {
     let status = response.status.as_u16();
+    let peers = pick.endpoint.identity.is_some();
+    if peers && response.fields.has(Name::LenoRetried) {
+        return Some(Failure::InVain);
+    }
     match peers_reason(response, pick) {
         Some(b"connect" | b"overload") => return Some(Failure::NotProcessed),
         Some(b"reset") => return Some(Failure::Reset),
         _ => {}
     }
-    policy?.statuses.binary_search(&status).ok()?;
-    Some(Failure::Status(status, retry_after(response)))
+    let policy = policy?;
+    let code = if grpc { grpc_status(&response.fields).filter(|code| *code != 0) } else { None };
+    if code.is_none() && policy.statuses.binary_search(&status).is_err() {
+        return None;
+    }
+    // gRPC's answers are all 200.
+    let retry_after = || retry_after(response).filter(|_| matches!(status, 200 | 429 | 503));
+    Some(match code {
+        Some(code) => Failure::Grpc(code, retry_after()),
+        None => Failure::Status(status, retry_after()),
+    })
 }
 
 /// How long the server asks to be left alone (RFC 9110 10.2.3), if it says so in seconds.
@@ -271,7 +360,7 @@ fn outcome(response: &ResponseHead, pick: &Pick, exchange: &Exchange) -> Outcome
 /// still sending it, or wanted to wait no longer. Clients must not be able to have healthy endpoints ejected.
 fn blame(error: &Error, exchange: &Exchange) -> Outcome {
     match error {
-        Error::BadRequest(_) | Error::InvalidBackend(_) | Error::Overload(_) => Outcome::Neutral,
+        Error::BadRequest(_) | Error::InvalidBackend(_) | Error::Overload(_) | Error::Limit { .. } => Outcome::Neutral,
         Error::RequestTimeout | Error::TryTimeout if exchange.awaits_client() => Outcome::Neutral,
         Error::RequestTimeout if exchange.given_up_by_client() => Outcome::GivenUp,
         _ => Outcome::Failure,
@@ -348,6 +437,8 @@ impl<'a> Template<'a> {
                 headers::set_upgrade(&mut self.head.fields, protocol);
             }
         }
+        // A try made to serve a try made again is one itself.
+        let attempt = attempt + exchange.serves_attempt.saturating_sub(1);
         if attempt > 1 {
             self.head.fields.set(Name::LenoAttempt, attempt.to_string().as_bytes());
         }

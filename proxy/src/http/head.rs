@@ -33,6 +33,7 @@ pub enum Name {
     /// Any other that begins with `leno-` or `leno_`: CGI and its heirs (WSGI, Rack, PHP) take the two for the same.
     LenoOther,
     LenoReason,
+    LenoRetried,
     LenoTimeoutMs,
     Location,
     ProxyAuthenticate,
@@ -67,6 +68,7 @@ impl Name {
             b"leno-attempt" => Self::LenoAttempt,
             b"leno-client-id" => Self::LenoClientId,
             b"leno-reason" => Self::LenoReason,
+            b"leno-retried" => Self::LenoRetried,
             b"leno-timeout-ms" => Self::LenoTimeoutMs,
             b"location" => Self::Location,
             b"proxy-authenticate" => Self::ProxyAuthenticate,
@@ -104,6 +106,7 @@ impl Name {
             Self::LenoAttempt => "leno-attempt",
             Self::LenoClientId => "leno-client-id",
             Self::LenoReason => "leno-reason",
+            Self::LenoRetried => "leno-retried",
             Self::LenoTimeoutMs => "leno-timeout-ms",
             Self::Location => "location",
             Self::ProxyAuthenticate => "proxy-authenticate",
@@ -127,7 +130,12 @@ impl Name {
     pub fn is_ours(self) -> bool {
         matches!(
             self,
-            Self::LenoAttempt | Self::LenoClientId | Self::LenoOther | Self::LenoReason | Self::LenoTimeoutMs
+            Self::LenoAttempt
+                | Self::LenoClientId
+                | Self::LenoOther
+                | Self::LenoReason
+                | Self::LenoRetried
+                | Self::LenoTimeoutMs
         )
     }
 }

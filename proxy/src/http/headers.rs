@@ -9,8 +9,14 @@ use super::head::{Fields, Name, RequestHead, names};
 use crate::error::Error;
 
 /// The proxy's own headers.
-const OURS: u32 =
-    names([Name::LenoAttempt, Name::LenoClientId, Name::LenoOther, Name::LenoReason, Name::LenoTimeoutMs]);
+const OURS: u32 = names([
+    Name::LenoAttempt,
+    Name::LenoClientId,
+    Name::LenoOther,
+    Name::LenoReason,
+    Name::LenoRetried,
+    Name::LenoTimeoutMs,
+]);
 /// What is meant for one hop (RFC 9110 7.6.1), beside what Connection names.
 const HOP_BY_HOP: u32 = names([
     Name::Connection,
@@ -247,6 +253,11 @@ pub(crate) fn grpc_timeout(fields: &Fields) -> Option<Duration> {
 /// What a proxy of the mesh says is left of the deadline.
 pub(crate) fn leno_timeout(fields: &Fields) -> Option<Duration> {
     Some(Duration::from_millis(fields.text(Name::LenoTimeoutMs)?.parse().ok()?))
+}
+
+/// Which try of its client a request is, as a proxy of the mesh says it; 1: the first.
+pub(crate) fn attempt(fields: &Fields) -> u32 {
+    fields.text(Name::LenoAttempt).and_then(|value| value.parse().ok()).unwrap_or(1)
 }
 
 /// Tells the next hop what is left of the deadline.

@@ -89,7 +89,7 @@ pub(crate) fn spawn(mut outflow: Outflow, held: impl Sized + 'static) {
         match Watched::new(&watch, outflow).await {
             Ok(Ok(())) => {}
             Ok(Err(stopped)) => tracing::debug!(%stopped, "request not sent to its end"),
-            Err(overdue) => tracing::debug!(reason = overdue.reason(), "request not sent to its end"),
+            Err(overdue) => tracing::debug!(reason = %overdue.reason(), "request not sent to its end"),
         }
         drop(held);
     });

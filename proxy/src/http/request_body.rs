@@ -57,6 +57,8 @@ struct Kept {
     trailers: Option<Box<Fields>>,
     /// Everything received so far is here.
     complete: bool,
+    /// Nothing more will come.
+    ended: bool,
 }
 
 impl RequestBody {
@@ -98,6 +100,16 @@ impl RequestBody {
     /// Whether another try could send the whole body.
     pub(crate) fn replayable(&self) -> bool {
         !self.failed.get() && (self.received.get() == 0 || self.kept.borrow().complete)
+    }
+
+    /// The whole of it once more, beside the reader that there is; None: it is not all here, or too large.
+    pub(crate) fn whole(&self) -> Option<Body> {
+        let kept = self.kept.borrow();
+        if self.failed.get() || !kept.complete || kept.trailers.is_some() {
+            return None;
+        }
+        let ended = kept.ended || self.stream.borrow().as_ref().is_some_and(Body::is_end);
+        ended.then(|| Body::full(kept.frames.concat()))
     }
 
     /// An answer was accepted: nothing will be sent again.
@@ -197,6 +209,7 @@ impl Reader {
             }
             None => {
                 self.done = true;
+                self.shared.kept.borrow_mut().ended = true;
                 None
             }
         })
@@ -242,6 +255,7 @@ impl Reader {
             }
             Frame::Trailers(trailers) => {
                 self.done = true;
+                kept.ended = true;
                 if kept.complete {
                     kept.trailers = Some(trailers.clone());
                 }

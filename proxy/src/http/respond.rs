@@ -6,15 +6,15 @@ use super::{
     Body, Response,
     head::{Name, ResponseHead},
 };
-use crate::error::Error;
+use crate::{error::Error, reason::Reason};
 
-/// The answer to a request that failed with `error`. gRPC clients get a trailers-only answer, which is 200.
-pub(crate) fn failure(error: &Error, grpc: bool, version: Version) -> Response {
+/// The answer to a request that failed with `error`, for `reason` (mostly the error's own). gRPC clients get a trailers-only answer, which is 200.
+pub(crate) fn failure(error: &Error, reason: Reason, grpc: bool, version: Version) -> Response {
     let text = error.to_string();
     let (mut head, body) = if grpc {
         let mut head = ResponseHead::new(StatusCode::OK);
         head.fields.push_known(Name::ContentType, b"application/grpc");
-        head.fields.push_known(Name::GrpcStatus, grpc_code(error).as_bytes());
+        head.fields.push_known(Name::GrpcStatus, error.grpc().number().as_bytes());
         head.fields.push_known(Name::GrpcMessage, grpc_message(&text).as_bytes());
         (head, Body::empty())
     } else {
@@ -22,9 +22,9 @@ pub(crate) fn failure(error: &Error, grpc: bool, version: Version) -> Response {
         head.fields.push_known(Name::ContentType, b"text/plain; charset=utf-8");
         (head, Body::full(format!("leno: {text}\n")))
     };
-    head.fields.push_known(Name::LenoReason, error.reason().as_bytes());
-    if error.status() == StatusCode::SERVICE_UNAVAILABLE {
-        head.fields.push_known(Name::RetryAfter, b"1");
+    head.fields.push_known(Name::LenoReason, reason.as_str().as_bytes());
+    if let Some(seconds) = error.retry_after() {
+        head.fields.push_known(Name::RetryAfter, seconds.to_string().as_bytes());
     }
     // After a bad request, what follows on the connection cannot be trusted to begin where we think; and what cannot be
     // discovered now may be found otherwise by the client's next connection, also that it is outside the mesh. Who is
@@ -33,22 +33,6 @@ pub(crate) fn failure(error: &Error, grpc: bool, version: Version) -> Response {
         head.fields.push_known(Name::Connection, b"close");
     }
     Response { head, body }
-}
-
-/// gRPC status codes, as their header says them.
-fn grpc_code(error: &Error) -> &'static str {
-    match error {
-        Error::RequestTimeout | Error::TryTimeout => "4",
-        Error::Refused(_) => "7",
-        Error::NoRule => "12",
-        Error::BadRequest(_) | Error::InvalidBackend(_) => "13",
-        Error::Discovery(_)
-        | Error::NoEndpoint(_)
-        | Error::Connect { .. }
-        | Error::Tls { .. }
-        | Error::Reset { .. }
-        | Error::Overload(_) => "14",
-    }
 }
 
 /// Percent-encoded as gRPC over HTTP/2 demands: printable ASCII but for '%'.
@@ -68,22 +52,26 @@ fn grpc_message(text: &str) -> String {
 mod tests {
     use super::*;
 
+    fn told(error: &Error, grpc: bool, version: Version) -> Response {
+        failure(error, error.reason(), grpc, version)
+    }
+
     #[test]
     fn http_clients_get_status_reason_and_words() {
-        let head = failure(&Error::NoEndpoint("shop/cart:80".into()), false, Version::HTTP_11).head;
+        let head = told(&Error::NoEndpoint("shop/cart:80".into()), false, Version::HTTP_11).head;
         assert_eq!(head.status, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(head.fields.text(Name::LenoReason), Some("no-endpoint"));
         assert_eq!(head.fields.text(Name::RetryAfter), Some("1"));
         assert!(!head.fields.has(Name::Connection));
         for last in [Error::BadRequest("no Host"), Error::Discovery("shop.shop:80".into()), Error::Refused("strict")] {
-            let closes = |version| failure(&last, false, version).head.fields.text(Name::Connection) == Some("close");
+            let closes = |version| told(&last, false, version).head.fields.text(Name::Connection) == Some("close");
             assert!(closes(Version::HTTP_11) && !closes(Version::HTTP_2));
         }
     }
 
     #[test]
     fn grpc_clients_get_trailers_only() {
-        let head = failure(&Error::RequestTimeout, true, Version::HTTP_2).head;
+        let head = told(&Error::RequestTimeout, true, Version::HTTP_2).head;
         assert_eq!(head.status, StatusCode::OK);
         let told = (head.fields.text(Name::GrpcStatus), head.fields.text(Name::GrpcMessage));
         assert_eq!(told, (Some("4"), Some("request timeout")));

@@ -1,22 +1,21 @@
 //! Whether a try that failed is made again: a pure decision.
 //!
 //! Safe without asking anyone: what was provably not processed (never sent, refused by the peer before any
-//! processing), and what may be repeated (idempotent methods, RFC 9110 9.2.2, or an `Idempotency-Key`). Statuses
-//! and timeouts are tried again only if the route says so. Never past the budget, and never if the body is gone.
+//! processing), and what may be repeated (idempotent methods, RFC 9110 9.2.2, or an `Idempotency-Key`). Statuses, gRPC
+//! codes and timeouts are tried again only if policy says so. Never past the budget, never if the body is gone, and
+//! nothing that was tried again in vain further on.
 
 use std::time::Duration;
 
 use http::Method;
 
 use super::head::{Fields, Name};
-use crate::policy::http_route::Retry;
+use crate::{config::limits, policy::retry_policy::Retry};
 
 /// Tries of one request that were sent, without a policy.
 const TRIES: u32 = 3;
 /// Endpoints that may fail to be connected to, for one request.
 const CONNECTS: u32 = 5;
-/// Longest wait between two tries; a server that asks (`Retry-After`) for more gets no second one.
-const MAX_WAIT: Duration = Duration::from_secs(10);
 
 /// How a try failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,17 +28,23 @@ pub(crate) enum Failure {
     Reset,
     /// Answered with this status, which asks for so long a wait.
     Status(u16, Option<Duration>),
+    /// Answered with this gRPC code.
+    Grpc(u16, Option<Duration>),
     /// The time for one try passed.
     TryTimeout,
+    /// A hop further on has tried again, and failed all the same.
+    InVain,
     /// The time for the whole request passed, or it cannot be sent at all.
     Final,
 }
 
 /// What is known of the request and its tries so far.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Tries {
     /// Method or header say that it may be repeated.
     pub(crate) repeatable: bool,
+    /// It was made to serve a request that is itself a try made again.
+    pub(crate) of_retry: bool,
     /// Tries that were sent.
     pub(crate) sent: u32,
     /// Tries that found no connection.
@@ -48,58 +53,95 @@ pub(crate) struct Tries {
     pub(crate) by_policy: u32,
 }
 
+/// A further try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// It needs nobody's leave.
+    AtOnce,
+    /// The policy asks for it, after a wait.
+    ByPolicy(Duration),
+}
+
+impl Next {
+    pub(crate) fn wait(self) -> Duration {
+        match self {
+            Self::AtOnce => Duration::ZERO,
+            Self::ByPolicy(wait) => wait,
+        }
+    }
+}
+
 /// Whether the request may be repeated by what it is.
 pub(crate) fn repeatable(method: &Method, fields: &Fields) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
         || fields.has(Name::IdempotencyKey)
 }
 
-/// How long to wait before the next try; None: no next try. `jitter`: a uniformly random number. The caller asks the
-/// budget afterwards.
-pub(crate) fn next_try(failure: Failure, tries: Tries, policy: Option<&Retry>, jitter: u64) -> Option<Duration> {
+/// The next try, if there is to be one. `random`: a uniformly random number. The caller asks the budget afterwards.
+pub(crate) fn next_try(failure: Failure, tries: Tries, policy: Option<&Retry>, random: u64) -> Option<Next> {
     let at_once = match failure {
         Failure::NotConnected => tries.unconnected < CONNECTS,
         Failure::NotProcessed => tries.sent < TRIES,
         Failure::Reset => tries.repeatable && tries.sent < TRIES,
-        Failure::Status(..) | Failure::TryTimeout => false,
-        Failure::Final => return None,
+        Failure::Status(..) | Failure::Grpc(..) | Failure::TryTimeout => false,
+        Failure::Final | Failure::InVain => return None,
     };
     if at_once {
-        return Some(Duration::ZERO);
+        return Some(Next::AtOnce);
     }
-    let policy = policy.filter(|policy| tries.by_policy < policy.attempts)?;
+    let policy = policy.filter(|policy| !tries.of_retry && tries.by_policy < policy.attempts)?;
     let asked_for = match failure {
-        // GEP-1731: connection errors are retried whatever the codes are, timeouts as the 504 they become.
-        Failure::NotConnected | Failure::NotProcessed => None,
-        Failure::Reset | Failure::TryTimeout if tries.repeatable || by_status(policy, 504) => None,
-        Failure::Status(status, asked_for) if by_status(policy, status) => asked_for,
+        Failure::NotConnected | Failure::NotProcessed if policy.connect => None,
+        Failure::Reset if policy.reset.includes(tries.repeatable) => None,
+        Failure::TryTimeout if policy.try_timeout.includes(tries.repeatable) => None,
+        Failure::Status(status, asked_for) if by_status(policy, status, tries.repeatable) => asked_for,
+        Failure::Grpc(code, asked_for) if by_code(policy, code) => asked_for,
         _ => return None,
     };
-    let wait = backoff(policy.backoff, tries.by_policy, jitter).max(asked_for.unwrap_or_default());
-    (wait <= MAX_WAIT).then_some(wait)
+    let wait = policy.backoff.wait(tries.by_policy, random).max(asked_for.unwrap_or_default());
+    // A server that asks for more (`Retry-After`) gets no further try.
+    (wait <= limits::RETRY_WAIT).then_some(Next::ByPolicy(wait))
 }
 
-fn by_status(policy: &Retry, status: u16) -> bool {
+fn by_status(policy: &Retry, status: u16, repeatable: bool) -> bool {
     // The client's own faults do not go away.
-    !matches!(status, 400 | 401 | 403 | 404) && policy.statuses.binary_search(&status).is_ok()
+    !matches!(status, 400 | 401 | 403 | 404)
+        && (policy.any_method || repeatable)
+        && policy.statuses.binary_search(&status).is_ok()
 }
 
-/// Exponential, with up to as much again as jitter: `least * 2^n * [1, 2)`.
-fn backoff(least: Duration, retries: u32, jitter: u64) -> Duration {
-    let base = least.saturating_mul(1 << retries.min(10)).min(MAX_WAIT / 2);
-    let share = (jitter >> 11) as f64 / (1u64 << 53) as f64;
-    base + base.mul_f64(share)
+fn by_code(policy: &Retry, code: u16) -> bool {
+    1_u32.checked_shl(code.into()).is_some_and(|bit| policy.grpc & bit != 0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::retry_policy::{Backoff, Whom};
 
-    const ONCE: Tries = Tries { repeatable: true, sent: 1, unconnected: 0, by_policy: 0 };
-    const AT_ONCE: Option<Duration> = Some(Duration::ZERO);
+    const ONCE: Tries = Tries { repeatable: true, of_retry: false, sent: 1, unconnected: 0, by_policy: 0 };
+    const AT_ONCE: Option<Next> = Some(Next::AtOnce);
 
+    fn after(millis: u64) -> Option<Next> {
+        Some(Next::ByPolicy(Duration::from_millis(millis)))
+    }
+
+    fn route() -> Retry {
+        Retry::of_route(vec![404, 503, 504], 2, Duration::from_millis(25))
+    }
+
+    /// A RoutePolicy for 503 and UNAVAILABLE alone.
     fn policy() -> Retry {
-        Retry { statuses: vec![404, 503, 504], attempts: 2, backoff: Duration::from_millis(25) }
+        Retry {
+            statuses: vec![503],
+            any_method: false,
+            grpc: 1 << 14,
+            connect: false,
+            reset: Whom::None,
+            try_timeout: Whom::None,
+            attempts: 2,
+            backoff: Backoff { base: Duration::from_millis(20), cap: Duration::from_secs(1), full_jitter: true },
+        }
     }
 
     #[test]
@@ -108,41 +150,60 @@ mod tests {
         assert_eq!(next_try(Failure::NotProcessed, post, None, 0), AT_ONCE);
         assert_eq!(next_try(Failure::NotProcessed, Tries { sent: TRIES, ..post }, None, 0), None);
         assert_eq!(next_try(Failure::NotConnected, Tries { sent: 0, unconnected: 1, ..post }, None, 0), AT_ONCE);
-        assert_eq!(next_try(Failure::NotConnected, Tries { sent: 0, unconnected: CONNECTS, ..post }, None, 0), None);
+        let all = Tries { sent: 0, unconnected: CONNECTS, ..post };
+        assert_eq!(next_try(Failure::NotConnected, all, None, 0), None);
+        assert_eq!(next_try(Failure::NotConnected, all, Some(&route()), 0), after(25));
+        assert_eq!(next_try(Failure::NotConnected, Tries { by_policy: 2, ..all }, Some(&route()), 0), None);
+        assert_eq!(next_try(Failure::NotConnected, all, Some(&policy()), 0), None);
     }
 
     #[test]
     fn resets_are_for_what_may_be_repeated() {
         assert_eq!(next_try(Failure::Reset, ONCE, None, 0), AT_ONCE);
-        assert_eq!(next_try(Failure::Reset, Tries { repeatable: false, ..ONCE }, None, 0), None);
+        let post = Tries { repeatable: false, ..ONCE };
+        assert_eq!(next_try(Failure::Reset, post, None, 0), None);
         assert_eq!(next_try(Failure::Reset, Tries { sent: TRIES, ..ONCE }, None, 0), None);
+        assert_eq!(next_try(Failure::Reset, post, Some(&policy()), 0), None);
+        let any = Retry { reset: Whom::Any, ..policy() };
+        assert_eq!(next_try(Failure::Reset, post, Some(&any), 0), after(0));
     }
 
     #[test]
     fn statuses_and_timeouts_are_for_the_policy() {
         assert_eq!(next_try(Failure::Status(503, None), ONCE, None, 0), None);
         assert_eq!(next_try(Failure::TryTimeout, ONCE, None, 0), None);
-        assert_eq!(next_try(Failure::Final, ONCE, Some(&policy()), 0), None);
-        let policy = policy();
+        assert_eq!(next_try(Failure::Final, ONCE, Some(&route()), 0), None);
+        let policy = route();
         let wait = |failure, tries| next_try(failure, tries, Some(&policy), 0);
-        assert_eq!(wait(Failure::Status(503, None), ONCE), Some(Duration::from_millis(25)));
-        assert_eq!(wait(Failure::TryTimeout, Tries { repeatable: false, ..ONCE }), Some(Duration::from_millis(25)));
+        assert_eq!(wait(Failure::Status(503, None), ONCE), after(25));
+        assert_eq!(wait(Failure::TryTimeout, Tries { repeatable: false, ..ONCE }), after(25));
         assert_eq!(wait(Failure::Status(500, None), ONCE), None);
         assert_eq!(wait(Failure::Status(404, None), ONCE), None, "the client's own fault");
-        assert_eq!(wait(Failure::Status(503, None), Tries { by_policy: 1, ..ONCE }), Some(Duration::from_millis(50)));
+        assert_eq!(wait(Failure::Status(503, None), Tries { by_policy: 1, ..ONCE }), after(50));
         assert_eq!(wait(Failure::Status(503, None), Tries { by_policy: 2, ..ONCE }), None);
-        assert_eq!(wait(Failure::Status(503, Some(Duration::from_secs(2))), ONCE), Some(Duration::from_secs(2)));
+        assert_eq!(wait(Failure::Status(503, Some(Duration::from_secs(2))), ONCE), after(2000));
         assert_eq!(wait(Failure::Status(503, Some(Duration::from_secs(60))), ONCE), None);
     }
 
     #[test]
-    fn waits_grow_with_jitter_and_have_an_end() {
-        let least = Duration::from_millis(25);
-        for (retries, base) in [(0, 25), (1, 50), (4, 400)] {
-            assert_eq!(backoff(least, retries, 0), Duration::from_millis(base));
-            assert!(backoff(least, retries, u64::MAX) <= Duration::from_millis(2 * base));
-        }
-        assert!(backoff(Duration::from_secs(3600), 30, u64::MAX) <= MAX_WAIT);
+    fn a_policy_keeps_to_what_may_be_repeated_unless_it_says_any() {
+        let (policy, post) = (policy(), Tries { repeatable: false, ..ONCE });
+        assert_eq!(next_try(Failure::Status(503, None), ONCE, Some(&policy), 0), after(0));
+        assert_eq!(next_try(Failure::Status(503, None), post, Some(&policy), 0), None);
+        let any = Retry { any_method: true, ..policy.clone() };
+        assert_eq!(next_try(Failure::Status(503, None), post, Some(&any), 0), after(0));
+        assert_eq!(next_try(Failure::TryTimeout, ONCE, Some(&policy), 0), None, "not asked for");
+        assert_eq!(next_try(Failure::Grpc(14, None), post, Some(&policy), 0), after(0), "named codes are explicit");
+        assert_eq!(next_try(Failure::Grpc(8, None), post, Some(&policy), 0), None);
+        assert_eq!(next_try(Failure::Grpc(77, None), post, Some(&policy), 0), None);
+    }
+
+    #[test]
+    fn no_retry_is_retried() {
+        let served = Tries { of_retry: true, ..ONCE };
+        assert_eq!(next_try(Failure::Status(503, None), served, Some(&route()), 0), None);
+        assert_eq!(next_try(Failure::NotProcessed, served, Some(&route()), 0), AT_ONCE, "this multiplies nothing");
+        assert_eq!(next_try(Failure::InVain, ONCE, Some(&route()), 0), None);
     }
 
     #[test]

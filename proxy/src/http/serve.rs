@@ -230,7 +230,7 @@ where
 fn ended_as(ended: Result<hyper::Result<()>, Overdue>) -> Result<(), Broken> {
     ended.map_or_else(
         |overdue| {
-            tracing::debug!(reason = overdue.reason(), "client connection closed in the middle of an exchange");
+            tracing::debug!(reason = %overdue.reason(), "client connection closed in the middle of an exchange");
             Ok(())
         },
         |served| served.map_err(Broken::from),

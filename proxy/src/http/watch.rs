@@ -17,7 +17,7 @@ use pin_project_lite::pin_project;
 use tokio::time::Sleep;
 
 use super::client_stream::ClientPhase;
-use crate::error::Error;
+use crate::reason::Reason;
 
 /// Why an exchange was ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,18 +27,20 @@ pub(crate) enum Overdue {
 }
 
 impl Overdue {
-    /// As [`Error::reason`].
-    pub(crate) fn reason(self) -> &'static str {
+    pub(crate) fn reason(self) -> Reason {
         match self {
-            Self::Deadline => Error::RequestTimeout.reason(),
-            Self::Idle => "idle",
+            Self::Deadline => Reason::RequestTimeout,
+            Self::Idle => Reason::Idle,
         }
     }
 }
 
 /// What is watched on a connection (HTTP/1) or stream (HTTP/2): the exchange there is, its limits, and whether it moves.
 pub(crate) struct Watch {
-    idle: Duration,
+    /// Unless policy says otherwise.
+    usual_idle: Duration,
+    /// Of the exchange there is.
+    idle: Cell<Duration>,
     stage: Cell<Stage>,
     deadline: Cell<Option<Instant>>,
     /// Grows with every byte that moves, and with every exchange that begins.
@@ -62,7 +64,8 @@ impl Watch {
     /// `idle`: the longest time without a byte moved. `client`: the HTTP/1 connection's.
     pub(crate) fn new(idle: Duration, client: Option<Arc<ClientPhase>>) -> Rc<Self> {
         Rc::new(Self {
-            idle,
+            usual_idle: idle,
+            idle: Cell::new(idle),
             stage: Cell::new(Stage::Between),
             deadline: Cell::new(None),
             moves: Cell::new(0),
@@ -75,8 +78,14 @@ impl Watch {
     pub(crate) fn begin(&self) {
         self.stage.set(Stage::Answering);
         self.deadline.set(None);
+        self.idle.set(self.usual_idle);
         self.overdue.set(None);
         self.moved(1);
+    }
+
+    /// The longest time without a byte moved in this exchange.
+    pub(crate) fn limit_idle(&self, idle: Duration) {
+        self.idle.set(idle);
     }
 
     /// The exchange must end by then.
@@ -139,19 +148,20 @@ impl Watch {
             return Err(Overdue::Deadline);
         }
         let moves = self.moves();
+        let idle = self.idle.get();
         let until = match quiet {
-            Some(quiet) if now < quiet.until => quiet.until,
+            Some(quiet) if now < quiet.since + idle => quiet.since + idle,
             Some(quiet) if quiet.moves == moves => return Err(Overdue::Idle),
-            _ => quiet.insert(Quiet { moves, until: now + self.idle }).until,
+            _ => quiet.insert(Quiet { moves, since: now }).since + idle,
         };
         Ok(deadline.map_or(until, |deadline| deadline.min(until)))
     }
 }
 
-/// If nothing has moved since, until then, it is idle.
+/// If nothing has moved since then, for long enough, it is idle.
 struct Quiet {
     moves: u64,
-    until: Instant,
+    since: Instant,
 }
 
 pin_project! {
@@ -203,10 +213,11 @@ fn poll_overdue(
     }
     loop {
         if let Some(mut armed) = timer.as_mut().as_pin_mut() {
-            if let Some(deadline) = watch.deadline.get()
-                && deadline < armed.deadline().into_std()
+            let idle = quiet.as_ref().map(|quiet| quiet.since + watch.idle.get());
+            if let Some(earliest) = watch.deadline.get().into_iter().chain(idle).min()
+                && earliest < armed.deadline().into_std()
             {
-                armed.as_mut().reset(deadline.into());
+                armed.as_mut().reset(earliest.into());
             }
             std::task::ready!(armed.poll(cx));
         }
@@ -273,6 +284,29 @@ mod tests {
         watch.end();
         watch.begin();
         assert_eq!(watch.look(&mut quiet, at(20)), Ok(at(300)));
+    }
+
+    #[tokio::test]
+    async fn a_later_exchange_may_have_less_patience() {
+        let watch = Watch::new(IDLE, None);
+        watch.begin();
+        watch.answered(false);
+        let mut polls = 0;
+        let stalls = std::future::poll_fn(|cx| {
+            polls += 1;
+            if polls == 1 {
+                cx.waker().wake_by_ref();
+            } else if polls == 2 {
+                watch.end();
+                watch.begin();
+                watch.limit_idle(Duration::from_millis(5));
+                watch.answered(false);
+            }
+            Poll::<()>::Pending
+        });
+        assert_eq!(Watched::new(&watch, stalls).await, Err(Overdue::Idle));
+        watch.begin();
+        assert_eq!(watch.idle.get(), IDLE, "the next has the usual");
     }
 
     #[tokio::test]

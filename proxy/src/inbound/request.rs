@@ -55,12 +55,13 @@ async fn answer(
     identify(client, exchange, &mut head);
     exchange.join_trace(&mut head.fields);
     exchange.limit(headers::grpc_timeout(&head.fields));
+    exchange.begin_hop(headers::attempt(&head.fields));
     let http2 = match application.protocol {
         Protocol::Http1 => Some(false),
         Protocol::Http2 => Some(true),
         _ => None,
     };
-    let plan = Plan { to: To::Application(application.address), http2, try_timeout: None, retry: None, source: None };
+    let plan = Plan { to: To::Application(application.address), http2, action: None, source: None };
     forward::forward(exchange, plan, Outgoing { head, body, upgrade, host: &application.address }).await
 }
 
@@ -77,6 +78,12 @@ fn identify(client: &Client, exchange: &mut Exchange, head: &mut RequestHead) {
         return;
     };
     exchange.limit(headers::leno_timeout(&head.fields));
-    head.fields.remove(names([Name::LenoClientId, Name::LenoOther, Name::LenoReason, Name::LenoTimeoutMs]));
+    head.fields.remove(names([
+        Name::LenoClientId,
+        Name::LenoOther,
+        Name::LenoReason,
+        Name::LenoRetried,
+        Name::LenoTimeoutMs,
+    ]));
     head.fields.push_known(Name::LenoClientId, id.as_str().as_bytes());
 }

@@ -43,6 +43,7 @@ async fn answer(
     // An application names no identity and no deadline but by its certificate and its own headers.
     headers::remove_ours(&mut head.fields);
     exchange.join_trace(&mut head.fields);
+    exchange.inherit();
     exchange.limit(headers::grpc_timeout(&head.fields));
     let destination = destination(ctx, key).await?;
     let outgoing = |head| Outgoing { head, body, upgrade, host: key };
@@ -51,8 +52,7 @@ async fn answer(
         Target::Workload(backend) => {
             exchange.metrics = unrouted(ctx, &backend.key);
             exchange.record.backend = Some(Arc::clone(&backend.key));
-            let plan =
-                Plan { to: To::Backend(backend), http2: None, try_timeout: None, retry: None, source: Some(client) };
+            let plan = Plan { to: To::Backend(backend), http2: None, action: None, source: Some(client) };
             forward::forward(exchange, plan, outgoing(head)).await
         }
         // Was in the mesh when the connection was opened: the client's next connection goes straight.
@@ -102,13 +102,7 @@ async fn routed<'a>(
             rewrite.apply(&mut head, prefix_len)?;
         }
     }
-    let plan = Plan {
-        to: To::Backend(to),
-        http2: None,
-        try_timeout: action.try_timeout,
-        retry: action.retry.as_ref(),
-        source: Some(client),
-    };
+    let plan = Plan { to: To::Backend(to), http2: None, action: Some(action), source: Some(client) };
     let mut answer = forward::forward(exchange, plan, outgoing(head)).await?;
     for filters in [&chosen.filters, &action.filters] {
         filters.response.apply(&mut answer.response.head.fields);

@@ -11,6 +11,7 @@ mod destination;
 mod endpoints;
 mod filters;
 mod http;
+mod resilience;
 #[cfg(test)]
 pub(super) mod tests;
 

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     config::limits,
-    upstream::{balance::LoadBalancing, outlier::OutlierDetection},
+    upstream::{balance::LoadBalancing, breaker, budget, bulkhead, outlier::OutlierDetection},
 };
 
 /// In force for all requests that begin while it is.
@@ -18,6 +18,17 @@ pub struct BackendPolicy {
     pub load_balancing: LoadBalancing,
     /// When an endpoint is ejected.
     pub outlier_detection: OutlierDetection,
+    /// All tries of a request, unless its route says.
+    pub request_timeout: Option<Duration>,
+    /// One try, unless the route says.
+    pub try_timeout: Option<Duration>,
+    /// An exchange without a byte moved. None: STREAM_IDLE.
+    pub stream_idle: Option<Duration>,
+    /// A pooled connection without a request. None: POOL_IDLE or MESH_POOL_IDLE.
+    pub connection_idle: Option<Duration>,
+    pub retry_budget: budget::Settings,
+    pub breaker: Option<Arc<breaker::Settings>>,
+    pub limits: bulkhead::Limits,
 }
 
 impl Default for BackendPolicy {
@@ -27,6 +38,13 @@ impl Default for BackendPolicy {
             connect_timeout: limits::CONNECT_TIMEOUT,
             load_balancing: LoadBalancing::default(),
             outlier_detection: OutlierDetection::default(),
+            request_timeout: None,
+            try_timeout: None,
+            stream_idle: None,
+            connection_idle: None,
+            retry_budget: budget::Settings::default(),
+            breaker: None,
+            limits: bulkhead::Limits::default(),
         }
     }
 }

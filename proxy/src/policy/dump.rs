@@ -1,6 +1,9 @@
 //! What is in force, for people: the admin server's `/config`.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use http::{HeaderName, HeaderValue};
 use leno_proto::v1::{ResourceKind, ResourceName};
@@ -11,6 +14,7 @@ use super::{
     apply::endpoints_name,
     http_match::{HttpMatch, PathMatch, ValueMatch},
     http_route::{HttpBackend, HttpRule},
+    retry_policy::Whom,
     store::{Provenance, Snapshot},
     tcp_route::{TcpRoute, TlsRule},
 };
@@ -134,10 +138,23 @@ fn action(action: &HttpAction, generations: &Map<String, Value>) -> Value {
         "backends": weighted(&action.backends, backend),
         "request_timeout_ms": action.request_timeout.map(|timeout| timeout.as_millis()),
         "try_timeout_ms": action.try_timeout.map(|timeout| timeout.as_millis()),
+        "stream_idle": shown(action.stream_idle),
         "retry": action.retry.as_ref().map(|retry| json!({
             "statuses": retry.statuses,
+            "grpc_codes": (0..32).filter(|code| retry.grpc & 1 << code != 0).collect::<Vec<u32>>(),
+            "connect_failure": retry.connect,
+            "reset": retry.reset != Whom::None,
+            "try_timeout": retry.try_timeout != Whom::None,
+            "any_method": retry.any_method,
             "attempts": retry.attempts,
-            "backoff_ms": retry.backoff.as_millis(),
+            "backoff_ms": retry.backoff.base.as_millis(),
+            "max_backoff_ms": retry.backoff.cap.as_millis(),
+        })),
+        "hedging": action.hedge.as_ref().map(|hedge| json!({
+            "delay": shown(hedge.delay),
+            "percentile": hedge.quantile,
+            "wait_now": shown(hedge.wait()),
+            "any_method": hedge.any_method,
         })),
     })
 }
@@ -231,6 +248,8 @@ fn backend(snapshot: &Snapshot, backend: &Backend, now: Instant) -> Value {
         "known": backend.is_known(),
         "protocol": set.protocol.as_str(),
         "policy": policy(&set.policy),
+        "circuit": set.policy.breaker.as_ref().map(|_| backend.shield.breaker.state()),
+        "retries_left": backend.budget.left(),
         "host_name": backend.host_name.load().as_ref().map(|name| format!("{}:{}", name.host, name.port)),
         "endpoints": set.endpoints.iter().map(|it| endpoint(it, now)).collect::<Vec<_>>(),
     })
@@ -243,6 +262,31 @@ fn policy(policy: &BackendPolicy) -> Value {
         "connect_timeout": format!("{:?}", policy.connect_timeout),
         "load_balancing": load_balancing(&policy.load_balancing),
         "outlier_detection": outlier_detection(&policy.outlier_detection),
+        "request_timeout": shown(policy.request_timeout),
+        "try_timeout": shown(policy.try_timeout),
+        "stream_idle": shown(policy.stream_idle),
+        "connection_idle": shown(policy.connection_idle),
+        "retry_budget": {
+            "percent": policy.retry_budget.percent,
+            "per_second": policy.retry_budget.per_second,
+            "burst": policy.retry_budget.burst,
+        },
+        "circuit_breaker": policy.breaker.as_ref().map(|breaker| json!({
+            "consecutive_failures": breaker.consecutive,
+            "failure_percent": breaker.percent,
+            "window": format!("{:?}", breaker.window),
+            "minimum_volume": breaker.minimum_volume,
+            "open": format!("{:?}", breaker.open),
+            "max_open": format!("{:?}", breaker.open_max),
+            "probes": breaker.probes,
+            "successes_to_close": breaker.successes,
+        })),
+        "limits": {
+            "connections": policy.limits.connections,
+            "pending": policy.limits.pending,
+            "requests": policy.limits.requests,
+            "retries": policy.limits.retries,
+        },
     })
 }
 
@@ -279,6 +323,10 @@ fn outlier_detection(outlier: &OutlierDetection) -> Value {
         "successes": outlier.successes,
         "maximum_back_off": format!("{:?}", outlier.most_rest),
     })
+}
+
+fn shown(duration: Option<Duration>) -> Option<String> {
+    duration.map(|duration| format!("{duration:?}"))
 }
 
 fn endpoint(endpoint: &Endpoint, now: Instant) -> Value {

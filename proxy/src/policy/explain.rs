@@ -9,6 +9,7 @@ use leno_proto::v1::{Decision, RequestToExplain};
 use super::{
     Destination, DestinationKey, HttpAction, RuleOrigin, ServicePort, Store, Target,
     http_route::{HttpBackend, HttpRoutes},
+    retry_policy::{Retry, Whom},
     store::Snapshot,
 };
 use crate::{
@@ -154,11 +155,14 @@ impl Explainer<'_> {
             self.by("timeout", true, format!("each try: {timeout:?}"), origin);
         }
         if let Some(retry) = &action.retry {
-            let text = format!(
-                "up to {} more tries after {:?}, on status {:?}",
-                retry.attempts, retry.backoff, retry.statuses
-            );
-            self.by("retry", true, text, origin);
+            self.by("retry", true, retry_text(retry), origin);
+        }
+        if let Some(hedge) = &action.hedge {
+            let text = match hedge.wait() {
+                Some(wait) => format!("sent to another endpoint, too, after {wait:?}"),
+                None => "sent to another endpoint, too, once it is known how long answers take".to_owned(),
+            };
+            self.by("hedging", true, text, origin);
         }
         let total = action.backends.iter().map(|(weight, _)| u64::from(*weight)).sum::<u64>();
         if total == 0 {
@@ -188,6 +192,16 @@ impl Explainer<'_> {
             let generation = self.generation(origin);
             let text = format!("{} is called with connect timeout {:?}", backend.key, set.policy.connect_timeout);
             self.add_by("policy", true, text, origin.to_string(), generation);
+            if set.policy.breaker.is_some() {
+                let breaker = &backend.shield.breaker;
+                let text = format!("the circuit breaker of {} is {}", backend.key, breaker.state());
+                self.add_by("circuit", !breaker.is_open(self.now), text, origin.to_string(), generation);
+            }
+            for (what, limit) in set.policy.limits.set() {
+                let held = backend.shield.counts.held(what);
+                let text = format!("{held} of {limit} {} of {} are taken", what.as_str(), backend.key);
+                self.add_by("limit", held < limit, text, origin.to_string(), generation);
+            }
         }
         if !backend.is_known() {
             self.add("endpoint", false, format!("the endpoints of {} are not known yet", backend.key));
@@ -203,6 +217,33 @@ impl Explainer<'_> {
             self.add("endpoint", true, format!("{untold} more of {}", backend.key));
         }
     }
+}
+
+/// What is tried again.
+fn retry_text(retry: &Retry) -> String {
+    let mut on: Vec<String> = Vec::new();
+    match retry.statuses.as_slice() {
+        [] => {}
+        [first, .., last] if usize::from(last - first) + 1 == retry.statuses.len() => {
+            on.push(format!("status {first} to {last}"));
+        }
+        statuses => on.push(format!("status {statuses:?}")),
+    }
+    let codes: Vec<u32> = (0..32).filter(|code| retry.grpc & 1 << code != 0).collect();
+    if !codes.is_empty() {
+        on.push(format!("gRPC codes {codes:?}"));
+    }
+    for (asked, what) in [
+        (retry.connect, "connect failure"),
+        (retry.reset != Whom::None, "reset"),
+        (retry.try_timeout != Whom::None, "a try's timeout"),
+    ] {
+        if asked {
+            on.push(what.to_owned());
+        }
+    }
+    let whom = if retry.any_method { "any method" } else { "what may be repeated" };
+    format!("up to {} more tries after {:?}, on {}, for {whom}", retry.attempts, retry.backoff.base, on.join(", "))
 }
 
 /// Whether it may be chosen, and what is known of it.

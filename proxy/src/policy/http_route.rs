@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{RuleOrigin, WeightedBackends, http_match::HttpMatch};
+use super::{RuleOrigin, WeightedBackends, hedging::Hedge, http_match::HttpMatch, retry_policy::Retry};
 use crate::{
     http::{filter::Filters, head::RequestHead},
     telemetry::RouteMetrics,
@@ -30,6 +30,9 @@ pub struct HttpAction {
     /// One try.
     pub try_timeout: Option<Duration>,
     pub retry: Option<Retry>,
+    pub hedge: Option<Hedge>,
+    /// An exchange without a byte moved. None: the backend's.
+    pub stream_idle: Option<Duration>,
 }
 
 /// A backend of an HTTP rule.
@@ -39,16 +42,6 @@ pub struct HttpBackend {
     pub filters: Filters,
     /// Handles for (service, route, rule, backend), made here so that no request looks them up.
     pub metrics: RouteMetrics,
-}
-
-/// What may be tried again besides what was provably not processed (which always may, within the budget).
-#[derive(Debug, Clone)]
-pub struct Retry {
-    /// Sorted.
-    pub statuses: Vec<u16>,
-    /// Tries beyond the first.
-    pub attempts: u32,
-    pub backoff: Duration,
 }
 
 /// A rule that matched.

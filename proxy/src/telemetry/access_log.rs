@@ -11,7 +11,7 @@ use std::{
 use anyhow::Context as _;
 
 use super::{ConnectionRecord, RequestRecord, handles::register_counter, lines::Lines};
-use crate::config::LogFormat;
+use crate::{config::LogFormat, reason::Reason};
 
 /// Writes access log lines to standard output.
 pub struct AccessLog {
@@ -100,7 +100,7 @@ fn fields(record: &RequestRecord, now: SystemTime) -> [Field<'_>; 19] {
         ("duration_ms", Value::Number(record.duration.as_micros() as f64 / 1e3)),
         ("request_bytes", Value::Integer(record.request_bytes)),
         ("response_bytes", Value::Integer(record.response_bytes)),
-        ("reason", Value::text(record.reason)),
+        ("reason", Value::text(record.reason.map(Reason::as_str))),
         ("route", Value::text(origin.map(|origin| &*origin.route))),
         ("rule", Value::text(origin.map(|origin| &*origin.rule))),
         ("backend", Value::text(record.backend.as_deref())),
@@ -124,7 +124,7 @@ fn connection_fields(record: &ConnectionRecord, now: SystemTime) -> [Field<'_>; 
         ("duration_ms", Value::Number(record.duration.as_micros() as f64 / 1e3)),
         ("bytes_to_server", Value::Integer(record.bytes_to_server)),
         ("bytes_to_client", Value::Integer(record.bytes_to_client)),
-        ("reason", Value::text(record.reason)),
+        ("reason", Value::text(record.reason.map(Reason::as_str))),
         ("route", Value::text(origin.map(|origin| &*origin.route))),
         ("rule", Value::text(origin.map(|origin| &*origin.rule))),
         ("backend", Value::text(record.backend.as_deref())),
@@ -276,7 +276,7 @@ mod tests {
         let mut record = ConnectionRecord::new(crate::telemetry::Direction::Outbound, client, "db.shop:5432");
         record.backend = Some("shop/db:5432".into());
         record.peer = Some("spiffe://mesh/ns/shop/sa/db".parse().unwrap());
-        record.ended(Some("reset"), 5, 7, Duration::from_micros(1500));
+        record.ended(Some(Reason::Reset), 5, 7, Duration::from_micros(1500));
         let mut line = Vec::new();
         json(&connection_fields(&record, at(1_700_000_000, 3)), &mut line);
         assert_eq!(

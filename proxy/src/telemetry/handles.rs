@@ -14,6 +14,7 @@ use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata};
 use parking_lot::Mutex;
 
 use super::{Direction, RequestRecord};
+use crate::reason::Reason;
 
 /// Classes of `leno_requests_total`: by status, `none` if there was no status at all, `failed` if the
 /// proxy answered or the exchange broke (then the series carries the reason).
@@ -41,7 +42,7 @@ const GRPC_CODES: [&str; 17] = [
 ];
 
 /// Reasons that one family of handles tells apart; more (there are fewer) are counted as "other".
-const REASONS: usize = 24;
+pub(crate) const REASONS: usize = 24;
 
 /// Handles for requests of one (direction, service, route, rule, backend).
 #[derive(Debug, Clone)]
@@ -97,7 +98,7 @@ impl RouteMetrics {
         let series = &*self.0;
         let mtls = record.peer.is_some();
         match record.reason {
-            Some(reason) => series.failures.get_or_init(Box::default).count(reason, |reason| {
+            Some(reason) => series.failures.get_or_init(Box::default).count(reason.as_str(), |reason| {
                 series.counter("leno_requests_total", &[("class", "failed"), ("reason", reason)])
             }),
             None => series.count(record.status, mtls),
@@ -202,7 +203,7 @@ impl ConnectionMetrics {
     }
 
     /// `reason`: None if it ended well.
-    pub fn closed(&self, reason: Option<&'static str>, to_server: u64, to_client: u64, duration: Duration) {
+    pub fn closed(&self, reason: Option<Reason>, to_server: u64, to_client: u64, duration: Duration) {
         let handles = self.0.handles();
         handles.open.decrement(1.0);
         handles.to_server.increment(to_server);
@@ -212,7 +213,7 @@ impl ConnectionMetrics {
             let failures = self.0.failures.get_or_init(Box::default);
             let register =
                 |reason| register_counter("leno_tcp_connection_failures_total", &self.0.labels, &[("reason", reason)]);
-            failures.count(reason, register);
+            failures.count(reason.as_str(), register);
         }
     }
 }
@@ -358,7 +359,7 @@ mod tests {
             route.record(&ok);
             route.record(&RequestRecord { grpc_status: Some(14), ..ok.clone() });
             route.record(&RequestRecord { status: Some(StatusCode::NOT_FOUND), ..ok.clone() });
-            route.record(&RequestRecord { reason: Some("no-endpoint"), ..ok.clone() });
+            route.record(&RequestRecord { reason: Some(Reason::NoEndpoint), ..ok.clone() });
             route.record(&RequestRecord { status: None, ..ok });
             route.retried();
         });
@@ -429,7 +430,7 @@ mod tests {
             let connections = ConnectionMetrics::inbound(6379);
             connections.opened();
             connections.opened();
-            connections.closed(Some("reset"), 10, 20, Duration::from_secs(1));
+            connections.closed(Some(Reason::Reset), 10, 20, Duration::from_secs(1));
         });
         let page = exposition::render(&registry);
         for line in [

@@ -259,7 +259,7 @@ fn status(record: &RequestRecord) -> Status {
     };
     let failed = record.status.is_none_or(|status| status.as_u16() >= least);
     match record.reason {
-        Some(reason) => Status::error(reason),
+        Some(reason) => Status::error(reason.as_str()),
         None if failed || record.grpc_status.is_some_and(|code| code != 0) => Status::error(""),
         None => Status::Unset,
     }
@@ -281,7 +281,7 @@ fn attributes(record: &RequestRecord) -> Vec<KeyValue> {
     add("server.address", record.authority.as_deref().map(|authority| host(authority).to_owned().into()));
     add("network.peer.address", record.endpoint.map(|endpoint| endpoint.ip().to_string().into()));
     add("network.peer.port", record.endpoint.map(|endpoint| i64::from(endpoint.port()).into()));
-    add("error.type", record.reason.map(Into::into));
+    add("error.type", record.reason.map(|reason| reason.as_str().into()));
     add("leno.route", record.route.as_ref().map(|origin| text(&origin.route)));
     add("leno.rule", record.route.as_ref().map(|origin| text(&origin.rule)));
     add("leno.backend", record.backend.as_ref().map(text));
@@ -325,7 +325,7 @@ mod tests {
         let not_found = RequestRecord { status: Some(http::StatusCode::NOT_FOUND), ..request() };
         assert_ne!(built(not_found.clone()).status, Status::Unset);
         assert_eq!(built(RequestRecord { direction: Direction::Inbound, ..not_found }).status, Status::Unset);
-        let broken = RequestRecord { reason: Some("reset"), ..request() };
+        let broken = RequestRecord { reason: Some(crate::reason::Reason::Reset), ..request() };
         assert_eq!(built(broken).status, Status::error("reset"));
         let grpc = RequestRecord { grpc_status: Some(14), ..request() };
         assert_ne!(built(grpc).status, Status::Unset);

@@ -18,6 +18,7 @@ use super::{
     budget::RetryBudget,
     dns,
     outlier::{Gate, millis},
+    shield::Shield,
 };
 use crate::{
     config::limits,
@@ -36,6 +37,8 @@ pub struct Backend {
     /// All waiters are told after each change of `endpoints`.
     pub changed: Notify,
     pub budget: RetryBudget,
+    /// Circuit breaker, bulkheads and timeouts, if policy sets any.
+    pub shield: Shield,
     pub(super) answer: dns::Answer,
 }
 
@@ -90,12 +93,17 @@ impl Backend {
             host_name: ArcSwapOption::empty(),
             changed: Notify::new(),
             budget: RetryBudget::default(),
+            shield: Shield::default(),
             answer: dns::Answer::default(),
         }
     }
 
     /// Replaces the endpoints and wakes those who wait for them.
     pub fn publish(&self, set: EndpointSet) {
+        if self.endpoints.load().policy != set.policy {
+            self.budget.set(set.policy.retry_budget);
+            self.shield.under(&set.policy);
+        }
         self.endpoints.store(Arc::new(set));
         self.changed.notify_waiters();
     }

@@ -89,7 +89,9 @@ impl Balancer {
             None => Rc::new(LocalEndpoint::new(Arc::clone(endpoint), dialer, &self.stats, seed)),
         });
         let new: Box<[Rc<LocalEndpoint>]> = new.collect();
-        new.iter().for_each(|local| local.pool.under(&set.policy));
+        if let Some(backend) = self.backend.upgrade() {
+            new.iter().for_each(|local| local.pool.under(&set.policy, &backend));
+        }
         for gone in old.values() {
             gone.pool.retire();
         }

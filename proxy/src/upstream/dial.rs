@@ -7,7 +7,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::Endpoint;
+use super::{
+    Endpoint,
+    bulkhead::{Place, What},
+};
 use crate::{
     error::Error,
     net::{self, Io},
@@ -28,6 +31,8 @@ pub struct Dialed {
     pub protocol: MeshProtocol,
     /// Epoch of the credentials it was made with; None: plaintext.
     pub epoch: Option<u64>,
+    /// Within the backend's limit of connections, as long as this lives.
+    pub place: Option<Place>,
 }
 
 /// Why a connection could not be made.
@@ -43,6 +48,9 @@ pub enum DialError {
     /// This proxy lacks what it needs to connect; the endpoint is not to blame.
     #[error("{0}")]
     Own(String),
+    /// The backend has as many connections as policy lets it have.
+    #[error("limit reached: {limit} of {backend}", limit = What::Connection.as_str())]
+    Full { backend: Arc<str> },
 }
 
 impl Dialer {
@@ -71,7 +79,7 @@ impl Dialer {
     ) -> Result<Dialed, DialError> {
         let Some(identity) = &endpoint.identity else {
             let tcp = net::connect::connect(endpoint.address, self.mark, within).await?;
-            return Ok(Dialed { io: Box::new(tcp), protocol, epoch: None });
+            return Ok(Dialed { io: Box::new(tcp), protocol, epoch: None, place: None });
         };
         let credentials = self.credentials.current().ok_or(TlsError::NoCredentials)?;
         if credentials.not_after <= SystemTime::now() {
@@ -79,7 +87,7 @@ impl Dialer {
         }
         let tcp = net::connect::connect_peer(endpoint.address, self.mark, within).await?;
         let (tls, protocol) = credentials.connect(tcp, identity, protocol).await?;
-        Ok(Dialed { io: Box::new(tls), protocol, epoch: Some(credentials.epoch) })
+        Ok(Dialed { io: Box::new(tls), protocol, epoch: Some(credentials.epoch), place: None })
     }
 
     /// Whether a connection made in `epoch` may carry new requests: certificates have not been rotated since.
@@ -94,12 +102,13 @@ impl DialError {
         let endpoint = endpoint.address.to_string();
         match self {
             Self::Connect(reason) => Error::Connect { endpoint, reason },
+            Self::Full { backend } => Error::Limit { limit: What::Connection.as_str(), backend },
             error => Error::Tls { endpoint, reason: error.to_string() },
         }
     }
 
     pub fn is_own(&self) -> bool {
-        matches!(self, Self::Own(_))
+        matches!(self, Self::Own(_) | Self::Full { .. })
     }
 }
 

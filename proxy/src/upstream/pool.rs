@@ -23,8 +23,9 @@ use std::{
 pub use self::http2::StreamSlot;
 use self::idle_close::IdleClose;
 use super::{
-    DialError, Endpoint,
+    Backend, DialError, Endpoint,
     balance::prequal::Report,
+    bulkhead::{Counts, Place, What},
     dial::{Dialed, Dialer},
     stats::BackendStats,
 };
@@ -51,6 +52,10 @@ pub struct Pool {
     pub stats: Rc<BackendStats>,
     /// To make a connection.
     connect_timeout: Cell<Duration>,
+    /// How long one may be idle; None: as is usual.
+    connection_idle: Cell<Option<Duration>>,
+    /// How many there may be, if that is limited.
+    bulkhead: RefCell<Option<Bulkhead>>,
     /// The endpoint left its backend: what is in use finishes, nothing comes back.
     retired: Cell<bool>,
     idle: RefCell<Vec<http1::Idle>>,
@@ -63,6 +68,13 @@ pub struct Pool {
     http2: Rc<http2::Shared>,
     /// What the endpoint says of its load when it is asked.
     heard: Heard,
+}
+
+/// The limit of a backend's connections, which its pools share.
+struct Bulkhead {
+    counts: Arc<Counts>,
+    limit: u32,
+    backend: Arc<str>,
 }
 
 /// How an exchange wants to be carried.
@@ -133,6 +145,8 @@ impl Pool {
             dialer,
             stats,
             connect_timeout: Cell::new(limits::CONNECT_TIMEOUT),
+            connection_idle: Cell::new(None),
+            bulkhead: RefCell::default(),
             retired: Cell::new(false),
             idle: RefCell::default(),
             idle_close: Cell::default(),
@@ -144,13 +158,30 @@ impl Pool {
     }
 
     /// Takes what the backend's policy says of connections.
-    pub(super) fn under(&self, policy: &BackendPolicy) {
+    pub(super) fn under(&self, policy: &BackendPolicy, backend: &Backend) {
         self.connect_timeout.set(policy.connect_timeout);
+        self.connection_idle.set(policy.connection_idle);
+        let bulkhead = policy.limits.connections.map(|limit| Bulkhead {
+            counts: Arc::clone(&backend.shield.counts),
+            limit,
+            backend: Arc::clone(&backend.key),
+        });
+        self.bulkhead.replace(bulkhead);
+    }
+
+    /// A place for a connection; None: they are not limited.
+    fn place(&self) -> Result<Option<Place>, DialError> {
+        let bulkhead = self.bulkhead.borrow();
+        let Some(Bulkhead { counts, limit, backend }) = &*bulkhead else { return Ok(None) };
+        let full = || DialError::Full { backend: Arc::clone(backend) };
+        counts.take(What::Connection, *limit).map(Some).ok_or_else(full)
     }
 
     /// A new connection, counted.
     pub(super) async fn dial(&self, protocol: MeshProtocol) -> Result<Dialed, DialError> {
+        let place = self.place()?;
         let dialed = self.dialer.dial(&self.endpoint, protocol, self.connect_timeout.get()).await;
+        let dialed = dialed.map(|dialed| Dialed { place, ..dialed });
         match &dialed {
             Ok(_) => self.stats.connections.increment(1),
             Err(error) => {
@@ -282,7 +313,8 @@ impl Pool {
 
     /// How long a connection may be idle.
     fn patience(&self) -> Duration {
-        if self.endpoint.identity.is_some() { limits::MESH_POOL_IDLE } else { limits::POOL_IDLE }
+        let usual = if self.endpoint.identity.is_some() { limits::MESH_POOL_IDLE } else { limits::POOL_IDLE };
+        self.connection_idle.get().unwrap_or(usual)
     }
 
     fn take_idle(&self) -> Option<http1::Connection> {

@@ -16,6 +16,7 @@ mod backend;
 mod balancing;
 mod fault;
 mod inbound;
+mod resilience;
 mod route;
 
 /// A policy, and its fields that have no effect.
@@ -29,6 +30,10 @@ pub(super) fn policy(key: &ObjectKey, metadata: &Metadata, content: &Value) -> R
         Kind::InboundPolicy => {
             let (raw, unknown) = read::<api::InboundPolicySpec>(content)?;
             (raw.target_refs.clone(), PolicySpec::Inbound(wrong.note(inbound::inbound_policy(&raw))), unknown)
+        }
+        Kind::BackendTrafficPolicy => {
+            let (raw, unknown) = read::<api::BackendTrafficPolicySpec>(content)?;
+            (raw.target_refs.clone(), PolicySpec::Traffic(wrong.note(resilience::traffic_policy(&raw))), unknown)
         }
         Kind::FaultPolicy => {
             let (raw, unknown) = read::<api::FaultPolicySpec>(content)?;

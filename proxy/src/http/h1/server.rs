@@ -106,7 +106,7 @@ where
             Ok(Ok(End::Closed)) => Ok(Ended::Closed),
             Ok(Err(error)) => Err(error),
             Err(overdue) => {
-                tracing::debug!(reason = overdue.reason(), "client connection closed in the middle of an exchange");
+                tracing::debug!(reason = %overdue.reason(), "client connection closed in the middle of an exchange");
                 Ok(Ended::Closed)
             }
         }

@@ -2,7 +2,7 @@
 
 use leno_proto::v1;
 
-use super::{Invalid, balancing, destination::object_text, parse_duration};
+use super::{Invalid, balancing, destination::object_text, parse_duration, resilience};
 use crate::policy::BackendPolicy;
 
 pub(super) fn parse(policy: Option<v1::BackendPolicy>) -> Result<BackendPolicy, Invalid> {
@@ -15,5 +15,16 @@ pub(super) fn parse(policy: Option<v1::BackendPolicy>) -> Result<BackendPolicy, 
             .map_err(|invalid| invalid.within("load_balancing"))?,
         outlier_detection: balancing::outlier_detection(policy.outlier_detection)
             .map_err(|invalid| invalid.within("outlier_detection"))?,
+        request_timeout: parse_duration("request_timeout", policy.request_timeout)?,
+        try_timeout: parse_duration("backend_request_timeout", policy.backend_request_timeout)?,
+        stream_idle: parse_duration("stream_idle_timeout", policy.stream_idle_timeout)?,
+        connection_idle: parse_duration("connection_idle_timeout", policy.connection_idle_timeout)?,
+        retry_budget: policy.retry_budget.map_or(default.retry_budget, resilience::retry_budget),
+        breaker: policy
+            .circuit_breaker
+            .map(resilience::circuit_breaker)
+            .transpose()
+            .map_err(|invalid| invalid.within("circuit_breaker"))?,
+        limits: policy.limits.map(resilience::bulkhead).unwrap_or_default(),
     })
 }

@@ -5,12 +5,13 @@ use std::{sync::Arc, time::Duration};
 use http::{HeaderName, Method, StatusCode};
 use leno_proto::{pattern, v1};
 
-use super::{Backends, Invalid, destination::parse_origin, filters, parse_duration};
+use super::{Backends, Invalid, destination::parse_origin, filters, parse_duration, resilience};
 use crate::{
     policy::{
         HttpAction, HttpRoutes, WeightedBackends,
         http_match::{HeaderMatch, HttpMatch, PathMatch, QueryMatch, ValueMatch},
-        http_route::{HttpBackend, HttpRule, Retry},
+        http_route::{HttpBackend, HttpRule},
+        retry_policy::Retry,
     },
     telemetry::RouteMetrics,
 };
@@ -126,7 +127,13 @@ fn parse_action(service: &str, action: v1::HttpAction, backends: &mut Backends<'
         backends: WeightedBackends::new(entries),
         request_timeout: parse_timeout("request_timeout", action.request_timeout)?,
         try_timeout: parse_timeout("backend_request_timeout", action.backend_request_timeout)?,
-        retry: action.retry.map(parse_retry).transpose().map_err(|invalid| invalid.within("retry"))?,
+        retry: match (action.retry, action.retry_policy) {
+            (Some(retry), _) => Some(parse_retry(retry).map_err(|invalid| invalid.within("retry"))?),
+            (None, Some(policy)) => Some(resilience::retry(policy).map_err(|invalid| invalid.within("retry_policy"))?),
+            (None, None) => None,
+        },
+        hedge: action.hedging.map(resilience::hedging).transpose().map_err(|invalid| invalid.within("hedging"))?,
+        stream_idle: parse_timeout("stream_idle_timeout", action.stream_idle_timeout)?,
     })
 }
 
@@ -145,5 +152,5 @@ fn parse_retry(retry: v1::Retry) -> Result<Retry, Invalid> {
     statuses.sort_unstable();
     statuses.dedup();
     let backoff = parse_timeout("backoff", retry.backoff)?.unwrap_or(BACKOFF);
-    Ok(Retry { statuses, attempts: retry.attempts, backoff })
+    Ok(Retry::of_route(statuses, retry.attempts, backoff))
 }

@@ -357,7 +357,7 @@ fn timeouts_and_retries() {
     assert_eq!(action.request_timeout, None, "zero is none");
     assert_eq!(action.try_timeout, Some(Duration::from_millis(1500)));
     let retry = action.retry.as_ref().unwrap();
-    assert_eq!((retry.statuses.as_slice(), retry.backoff), ([500, 503].as_slice(), Duration::from_millis(25)));
+    assert_eq!((retry.statuses.as_slice(), retry.backoff.base), ([500, 503].as_slice(), Duration::from_millis(25)));
     assert_eq!(&*action.origin.route, "default");
     assert!(action.backends.pick(3).is_none());
 }
@@ -430,6 +430,19 @@ fn everything() -> Delta {
         request_timeout: duration,
         backend_request_timeout: duration,
         retry: Some(v1::Retry { statuses: vec![503], attempts: 1, backoff: duration }),
+        stream_idle_timeout: duration,
+        retry_policy: Some(v1::RetryPolicy {
+            attempts: 1,
+            statuses: vec![503],
+            grpc_codes: vec![14],
+            connect_failure: true,
+            reset: true,
+            try_timeout: true,
+            any_method: true,
+            backoff: duration,
+            max_backoff: duration,
+        }),
+        hedging: Some(v1::Hedging { delay: duration, percentile: 95, any_method: true }),
     };
     let paths = [
         path_match::Kind::Exact("/a".into()),

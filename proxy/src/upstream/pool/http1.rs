@@ -6,7 +6,7 @@ use super::{Dialer, Pool, Reply, SendError};
 use crate::{
     config::limits,
     http::{Body, h1::ClientConnection, head::RequestHead},
-    upstream::outlier::Health,
+    upstream::{bulkhead::Place, outlier::Health},
 };
 
 /// A connection without an exchange.
@@ -14,6 +14,8 @@ pub(super) struct Connection {
     wire: ClientConnection,
     /// See [`super::Dialed::epoch`].
     epoch: Option<u64>,
+    /// See [`super::Dialed::place`].
+    place: Option<Place>,
 }
 
 /// A pooled connection.
@@ -25,16 +27,16 @@ pub(super) struct Idle {
 
 impl Connection {
     pub(super) fn new(dialed: super::Dialed) -> Self {
-        Self { wire: ClientConnection::new(dialed.io), epoch: dialed.epoch }
+        Self { wire: ClientConnection::new(dialed.io), epoch: dialed.epoch, place: dialed.place }
     }
 
     /// One exchange; its end brings the connection back.
     pub(super) async fn send(self, pool: &Rc<Pool>, head: &RequestHead, body: Body) -> Result<Reply, SendError> {
-        let Self { wire, epoch } = self;
+        let Self { wire, epoch, place } = self;
         let home = Rc::downgrade(pool);
         let comes_back = move |wire| {
             if let Some(pool) = home.upgrade() {
-                pool.put_idle(Self { wire, epoch });
+                pool.put_idle(Self { wire, epoch, place });
             }
         };
         match wire.send(head, body, comes_back).await {

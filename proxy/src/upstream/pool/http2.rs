@@ -24,6 +24,7 @@ use crate::{
         upgrade::{self, Upgraded},
     },
     tls::MeshProtocol,
+    upstream::bulkhead::Place,
 };
 
 /// The connections to one endpoint that carry streams of one kind.
@@ -46,6 +47,8 @@ pub(super) struct Shared {
 pub(super) struct Connection {
     wire: h2::Connection,
     epoch: Option<u64>,
+    /// See [`super::Dialed::place`].
+    _place: Option<Place>,
     /// Claimed.
     streams: Cell<usize>,
     last_used: Cell<Instant>,
@@ -129,8 +132,13 @@ fn dial(pool: &Rc<Pool>, shared: &Rc<Shared>) {
 fn start(dialed: Dialed, shared: &Rc<Shared>) -> Rc<Connection> {
     let settings = h2::Settings { heard: shared.heard.clone(), ..h2::Settings::new() };
     let (wire, driver) = h2::connect(dialed.io, settings);
-    let connection =
-        Rc::new(Connection { wire, epoch: dialed.epoch, streams: Cell::new(0), last_used: Cell::new(Instant::now()) });
+    let connection = Rc::new(Connection {
+        wire,
+        epoch: dialed.epoch,
+        _place: dialed.place,
+        streams: Cell::new(0),
+        last_used: Cell::new(Instant::now()),
+    });
     let (at, shared) = (Rc::downgrade(&connection), Rc::downgrade(shared));
     tokio::task::spawn_local(async move {
         if let Err(error) = driver.await {

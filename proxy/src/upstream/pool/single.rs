@@ -41,6 +41,7 @@ pub(super) async fn send(dialed: Dialed, head: &RequestHead, body: Body, extras:
         .max_header_size(limits::HEAD_BYTES)
         .max_buf_size(limits::HTTP1_BUFFER)
         .handshake::<_, HyperBody>(TokioIo::new(dialed.io));
+    let place = dialed.place;
     let (mut sender, connection) = match handshake.await {
         Ok(made) => made,
         Err(error) => return Err(SendError::unsent(request.into_body().0, describe(&error))),
@@ -49,6 +50,7 @@ pub(super) async fn send(dialed: Dialed, head: &RequestHead, body: Body, extras:
         if let Err(error) = connection.with_upgrades().await {
             tracing::debug!(%error, "HTTP/1 connection ended");
         }
+        drop(place);
     });
     let mut response = sender.try_send_request(request).await.map_err(|mut error| {
         let body = error.take_message().map(|request| request.into_body().0);

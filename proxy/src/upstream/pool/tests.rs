@@ -359,7 +359,7 @@ async fn waiting_requests_learn_that_the_handshake_failed() {
             })
             .collect();
         for failed in failed {
-            assert_eq!(failed.await.unwrap(), "connect");
+            assert_eq!(failed.await.unwrap().as_str(), "connect");
         }
     })
     .await;

@@ -1,6 +1,9 @@
 //! RoutePolicy.
 
-use super::super::{Wrong, value};
+use super::{
+    super::{Wrong, value},
+    backend, duration_within, resilience,
+};
 use crate::{api::RoutePolicySpec, model::policy::RoutePolicy};
 
 pub(super) fn route_policy(raw: &RoutePolicySpec) -> Result<RoutePolicy, Wrong> {
@@ -17,5 +20,11 @@ pub(super) fn route_policy(raw: &RoutePolicySpec) -> Result<RoutePolicy, Wrong> 
     {
         wrong.add("spec.timeouts.backendRequest", "longer than timeouts.request");
     }
-    wrong.or(RoutePolicy { request_timeout, backend_request_timeout })
+    let stream_idle = timeouts.stream_idle.as_ref();
+    let stream_idle =
+        stream_idle.map(|text| duration_within("spec.timeouts.streamIdle", text, backend::STREAM_IDLE)).transpose();
+    let stream_idle = wrong.note(stream_idle);
+    let retry = wrong.note(raw.retry.as_ref().map(resilience::retry).transpose());
+    let hedging = wrong.note(raw.hedging.as_ref().map(resilience::hedging).transpose());
+    wrong.or(RoutePolicy { request_timeout, backend_request_timeout, stream_idle, retry, hedging })
 }

@@ -1,0 +1,131 @@
+//! What a request meets on its way to a backend by policy: budget, breaker, bulkheads, timeouts. Without such a policy, and
+//! toward the local application, it is a few branches.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    sync::Arc,
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use super::{
+    exchange::Exchange,
+    forward::{Plan, To},
+};
+use crate::{
+    error::Error,
+    upstream::{Backend, Outcome, Pick, breaker::Permit, bulkhead::What, shield::Rules},
+};
+
+/// One request's.
+pub(super) struct Guarded<'a> {
+    /// None: the local application.
+    backend: Option<&'a Arc<Backend>>,
+    /// What the backend's policy says, if anything.
+    rules: Option<Arc<Rules>>,
+    /// For one try.
+    pub(super) try_timeout: Option<Duration>,
+}
+
+impl<'a> Guarded<'a> {
+    /// Takes the request's place, and sets its times.
+    ///
+    /// # Errors
+    /// If there is no place, or nobody waits for an answer any longer.
+    pub(super) fn enter(exchange: &mut Exchange, plan: &Plan<'a>) -> Result<Self, Error> {
+        let action = plan.action;
+        let try_timeout = action.and_then(|action| action.try_timeout);
+        let stream_idle = action.and_then(|action| action.stream_idle);
+        let backend = match plan.to {
+            To::Backend(backend) => Some(backend),
+            To::Application(_) => None,
+        };
+        let rules = backend.and_then(|backend| backend.shield.rules());
+        let (Some(backend), Some(rules)) = (backend, rules) else {
+            stream_idle.into_iter().for_each(|idle| exchange.watch().limit_idle(idle));
+            return Ok(Self { backend, rules: None, try_timeout });
+        };
+        if action.is_none_or(|action| action.request_timeout.is_none()) && rules.request_timeout.is_some() {
+            exchange.limit_by_route(rules.request_timeout);
+        }
+        stream_idle.or(rules.stream_idle).into_iter().for_each(|idle| exchange.watch().limit_idle(idle));
+        exchange.places.extend(backend.shield.place(&rules, What::Request, &backend.key)?);
+        let try_timeout = try_timeout.or(rules.try_timeout);
+        Ok(Self { backend: Some(backend), rules: Some(rules), try_timeout })
+    }
+
+    /// The breaker's leave for a try.
+    ///
+    /// # Errors
+    /// If it is open.
+    pub(super) fn admit(&self) -> Result<Option<Permit>, Error> {
+        match (self.backend, &self.rules) {
+            (Some(backend), Some(rules)) => backend.shield.admit(rules, &backend.key, Instant::now()),
+            _ => Ok(None),
+        }
+    }
+
+    /// Waits for a connection: in a place among those who do, if it is not at hand.
+    ///
+    /// # Errors
+    /// Those of the connection; or there is no place.
+    pub(super) async fn waiting<T>(&self, connecting: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let limited = self.backend.zip(self.rules.as_ref().filter(|rules| rules.limits.pending.is_some()));
+        let Some((backend, rules)) = limited else { return connecting.await };
+        let mut connecting = pin!(connecting);
+        let mut place = None;
+        poll_fn(|cx| {
+            if let Poll::Ready(connected) = connecting.as_mut().poll(cx) {
+                return Poll::Ready(connected);
+            }
+            if place.is_none() {
+                match backend.shield.place(rules, What::Pending, &backend.key) {
+                    Ok(taken) => place = taken,
+                    Err(full) => return Poll::Ready(Err(full)),
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// How a try ended, to all who count that.
+    pub(super) fn report(&self, permit: Option<Permit>, pick: &Pick, outcome: Outcome, now: Instant) {
+        pick.report(outcome, now);
+        if outcome == Outcome::Success
+            && let Some(backend) = self.backend
+        {
+            backend.budget.deposit();
+        }
+        let Some(permit) = permit else { return };
+        let success = match outcome {
+            Outcome::Success => Some(true),
+            Outcome::Failure => Some(false),
+            Outcome::Refused | Outcome::GivenUp | Outcome::Neutral => None,
+        };
+        if permit.report(success, now)
+            && let Some(backend) = self.backend
+        {
+            tracing::warn!(backend = %backend.key, "circuit breaker opened");
+        }
+    }
+
+    /// Whether budget, breaker and bulkhead allow one more try. The local application is left to the caller.
+    pub(super) fn may_retry(&self, exchange: &mut Exchange, now: Instant) -> bool {
+        let Some(backend) = self.backend else { return true };
+        if let Some(rules) = &self.rules {
+            if rules.breaker.is_some() && backend.shield.breaker.is_open(now) {
+                return false;
+            }
+            if !exchange.is_retrying {
+                match backend.shield.place(rules, What::Retry, &backend.key) {
+                    Ok(place) => exchange.places.extend(place),
+                    Err(_) => return false,
+                }
+                exchange.is_retrying = true;
+            }
+        }
+        backend.budget.withdraw(now)
+    }
+}
