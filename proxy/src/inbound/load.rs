@@ -75,7 +75,7 @@ impl Load {
     }
 
     /// The answer to a client that asks.
-    pub(super) fn tell(&self, now: Instant) -> h2::Load {
+    pub(crate) fn tell(&self, now: Instant) -> h2::Load {
         let now = millis(now);
         self.asked_at.store(now.saturating_add(1), Ordering::Relaxed);
         let in_flight = self.in_flight.load(Ordering::Relaxed);

@@ -195,6 +195,8 @@ fn graded(standing: Standing) -> Standing {
 }
 
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 //!
 //! The better of two endpoints is looked for in either part, and the near one is taken unless it is expected to cost more than
 //! [`PREFERENCE`] times what the far one does. What counts is the latency without rare peaks, and what is in flight beyond what an endpoint carries
-//! without noticing ([`ROOM`]): so little traffic never leaves the zone, and what is too much for it leaves by and by. Of a far
+//! without noticing ([`ROOM`]): so little traffic never leaves the zone, and what is too much for it leaves by and by. Of an
 //! endpoint that nothing was sent to for a while it is assumed that it is as fast as near ones are when they are not loaded.
 
 use std::{
@@ -77,7 +77,7 @@ impl Zones {
             Cost::PeakEwma => {
                 let near = view.estimate(near.index);
                 let usual = self.usual.after(&near, now);
-                (near.usual(now), view.estimate(far.index).reverting(usual, now))
+                (near.reverting(usual, now), view.estimate(far.index).reverting(usual, now))
             }
         };
         let spills = near_latency * load(view, near.index) > PREFERENCE * far_latency * load(view, far.index);
@@ -102,10 +102,13 @@ impl Usual {
     fn after(&self, near: &Estimate, now: Instant) -> f64 {
         let latency = near.usual(now);
         let usual = match self.0.get() {
+            Some((usual, _)) if !near.is_measured() => return usual,
             Some((usual, at)) if latency > usual => latency + (usual - latency) * decay(at, now, RISE),
             _ => latency,
         };
-        self.0.set(Some((usual, now)));
+        if near.is_measured() {
+            self.0.set(Some((usual, now)));
+        }
         usual
     }
 }
