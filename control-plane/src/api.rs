@@ -13,16 +13,20 @@ mod backend_policy;
 mod balancing;
 pub mod crd;
 mod fault_policy;
+mod http_match;
 mod inbound_policy;
 mod resilience;
 mod route_policy;
+mod static_answer;
 
 pub(crate) use backend_policy::*;
 pub(crate) use balancing::*;
 pub(crate) use fault_policy::*;
+pub(crate) use http_match::*;
 pub(crate) use inbound_policy::*;
 pub(crate) use resilience::*;
 pub(crate) use route_policy::*;
+pub(crate) use static_answer::*;
 
 /// API group of our kinds.
 pub(crate) const GROUP: &str = "leno.dev";

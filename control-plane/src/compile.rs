@@ -64,6 +64,7 @@ fn settings(world: &World) -> Settings {
     Settings {
         trust_domain: world.settings.trust_domain.to_string(),
         mesh_networks: world.settings.mesh_networks.iter().map(ToString::to_string).collect(),
+        session_key: world.settings.session_key.as_deref().unwrap_or_default().to_vec(),
     }
 }
 
@@ -131,6 +132,8 @@ fn service_key(namespace: &str, name: &str) -> ObjectKey {
     ObjectKey { kind: Kind::Service, namespace: Arc::from(namespace), name: Arc::from(name) }
 }
 
+#[cfg(test)]
+mod precedence;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]

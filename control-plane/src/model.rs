@@ -198,12 +198,19 @@ pub struct MeshSettings {
     pub mesh_networks: Vec<IpNet>,
     /// For workloads whose Pod and Namespace do not say (`leno.dev/inbound`). Strict from a folder.
     pub inbound: InboundMode,
+    /// What proxies seal session tokens with (32 bytes). None: they keep no sessions.
+    pub session_key: Option<Arc<[u8]>>,
 }
 
 impl MeshSettings {
     /// Settings for a folder: strict inbound.
     pub fn strict(trust_domain: &str) -> Self {
-        Self { trust_domain: trust_domain.into(), mesh_networks: Vec::new(), inbound: InboundMode::Strict }
+        Self {
+            trust_domain: trust_domain.into(),
+            mesh_networks: Vec::new(),
+            inbound: InboundMode::Strict,
+            session_key: None,
+        }
     }
 }
 

@@ -156,6 +156,7 @@ impl ControlPlane {
         };
         let mesh_settings = MeshSettings {
             mesh_networks: options.mesh_networks.clone(),
+            session_key: Some(Arc::from(&authority.tokens().session_key()[..])),
             ..MeshSettings::strict(authority.trust_domain())
         };
         let (world, prompt) = sources::folder::watch(options.config.clone(), state.clone(), mesh_settings)

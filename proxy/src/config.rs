@@ -155,6 +155,16 @@ pub mod limits {
     pub const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
     /// A request body kept for a retry; larger ones are streamed and not retried.
     pub const REPLAY_BYTES: usize = 64 * 1024;
+    /// The body of an answer that policy spells out (the control plane takes no larger one).
+    pub const STATIC_BODY_BYTES: usize = 16 * 1024;
+    /// Copies of requests under way to mirrors, per worker; beyond it none is made.
+    pub const MIRRORS: usize = 128;
+    /// A request body that is copied to mirrors; larger ones are not.
+    pub const MIRROR_BODY_BYTES: usize = 256 * 1024;
+    /// Bytes of bodies held for mirrors, per worker; beyond it bodies are not copied.
+    pub const MIRRORED_BYTES: usize = 8 * 1024 * 1024;
+    /// From a copy's sending to the last byte of its answer.
+    pub const MIRROR_TIMEOUT: Duration = Duration::from_secs(30);
     /// First bytes kept while detecting (a post-quantum ClientHello is ~1.4 KiB; two may be needed).
     pub const PEEK_BYTES: usize = 16 * 1024;
     /// How long a silent client is waited for before the server is asked to speak first.

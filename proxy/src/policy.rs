@@ -8,11 +8,14 @@ pub mod backend_policy;
 pub mod client;
 mod dump;
 mod explain;
+pub mod fault;
 pub mod hedging;
 pub mod http_match;
 pub mod http_route;
 pub mod retry_policy;
 pub mod session;
+pub mod share;
+pub mod static_answer;
 pub mod store;
 pub mod tcp_route;
 
@@ -29,7 +32,7 @@ use leno_proto::v1::{ResourceKind, ResourceName};
 pub use store::{Store, Unavailable};
 pub use tcp_route::{TcpRoute, TlsRoutes};
 
-use crate::upstream::Backend;
+use crate::{http::persistence::SessionKey, upstream::Backend};
 
 /// What a client addresses: the key of a DESTINATION resource.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -147,6 +150,8 @@ pub struct Settings {
     pub trust_domain: String,
     /// Addresses that the control plane knows about. Empty: every address is looked up.
     pub mesh_networks: Vec<IpNet>,
+    /// What session tokens are sealed with. None: no sessions are kept.
+    pub session_key: Option<Arc<SessionKey>>,
 }
 
 impl Settings {

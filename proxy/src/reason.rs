@@ -114,6 +114,12 @@ reasons! {
         "The endpoint did not prove the identity that it must have, or the handshake failed.";
     Reset "reset" BAD_GATEWAY, Some(GrpcCode::Unavailable),
         "The endpoint broke off, before its answer (then this is the answer) or in the middle of it.";
+    Cors "cors" FORBIDDEN, Some(GrpcCode::PermissionDenied),
+        "A preflight came from an origin that the route does not allow.";
+    Fault "fault" None, None,
+        "A fault made on purpose; the FaultPolicy says which status it has.";
+    DirectResponse "direct-response" None, None,
+        "A RoutePolicy spells the answer out, its status too.";
     Deadline "deadline" TIMEOUT, Some(GrpcCode::DeadlineExceeded),
         "The client's deadline had passed before the request was worked on: nobody waits for an answer.";
     RequestTimeout "request-timeout" TIMEOUT, Some(GrpcCode::DeadlineExceeded),

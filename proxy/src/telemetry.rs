@@ -17,7 +17,7 @@ use std::{
 
 #[cfg(test)]
 pub(crate) use handles::REASONS;
-pub use handles::{ConnectionMetrics, RouteMetrics};
+pub use handles::{ConnectionMetrics, MirrorMetrics, MirrorResult, RouteMetrics};
 pub(crate) use handles::{register_counter, register_gauge};
 
 use leno_proto::spiffe::SpiffeId;
@@ -68,6 +68,10 @@ pub struct RequestRecord {
     pub peer: Option<SpiffeId>,
     pub attempts: u32,
     pub trace: Option<crate::http::trace_context::TraceContext>,
+    /// The policy that made a fault for it on purpose.
+    pub fault: Option<Arc<str>>,
+    /// Why what was chosen for it gave way to a fallback.
+    pub fallback: Option<Reason>,
 }
 
 /// Everything that is recorded about one connection of opaque bytes, for its access log line.
@@ -227,6 +231,8 @@ mod tests {
             endpoint: None,
             peer: None,
             attempts: 1,
+            fault: None,
+            fallback: None,
             trace: None,
         }
     }

@@ -44,6 +44,7 @@ use outlier::Role;
 use crate::{
     config::limits,
     error::Error,
+    http::persistence::Session,
     net::Io,
     policy::Protocol,
     tls::{CredentialStore, MeshProtocol},
@@ -114,6 +115,19 @@ impl Upstreams {
     /// Where the proxy's own zone is found.
     pub fn placed_by(&self, policy: Arc<crate::policy::Store>) {
         self.state.placed_by(policy);
+    }
+
+    /// The endpoint of a session, if it still serves: also while it drains, which is not what new sessions get. None: the
+    /// session needs another.
+    pub(crate) async fn pick_of_session(&self, backend: &Arc<Backend>, session: &Session) -> Option<Pick> {
+        if !self.state.is_settled(backend) {
+            self.await_endpoints(backend).await.ok()?;
+        }
+        let now = Instant::now();
+        let (balancer, protocol) = self.state.balancer(backend);
+        let local = balancer.at(session.address, now)?;
+        session.is_with_workload(&local.endpoint.name()).then_some(())?;
+        Some(Pick::new(local, Some(balancer), now, protocol, Role::Ordinary))
     }
 
     /// The endpoint at `addr`, in plaintext, for what is not balanced: the local application behind the inbound

@@ -19,7 +19,7 @@ use crate::{
     config::{Config, limits},
     detect::{self, FirstBytes},
     drain::Drain,
-    http::hops::Hops,
+    http::{hops::Hops, mirror::Room},
     inbound::Application,
     outbound::ServersFirst,
     policy, telemetry, tls, upstream,
@@ -55,6 +55,8 @@ pub struct Worker {
     pub hops: Arc<Hops>,
     /// Metric handles for outbound requests that failed before it was known whom they are for.
     pub(crate) undecided: telemetry::RouteMetrics,
+    /// What copies of requests take up.
+    pub(crate) mirrors: Room,
     /// Metric handles for requests that reached no backend, by service.
     pub(crate) unrouted: RefCell<HashMap<Arc<str>, telemetry::RouteMetrics>>,
 }
@@ -96,6 +98,7 @@ impl Worker {
             applications: RefCell::default(),
             hops,
             undecided: telemetry::RouteMetrics::outbound(UNKNOWN_SERVICE, "", "", ""),
+            mirrors: Room::default(),
             unrouted: RefCell::default(),
         })
     }

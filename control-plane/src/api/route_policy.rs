@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{DurationText, RouteHedging, RouteRetry, TargetRef};
+use super::{DurationText, RouteHedging, RouteRetry, StaticAnswer, TargetRef};
 
 /// What is added to an HTTPRoute or GRPCRoute, or to one of its rules by the rule's name. What the route says itself holds;
 /// the policy says the rest.
@@ -20,6 +20,36 @@ pub(crate) struct RoutePolicySpec {
     pub(crate) retry: Option<RouteRetry>,
     /// Requests that are not answered in time are sent to another endpoint, too. Default: never.
     pub(crate) hedging: Option<RouteHedging>,
+    /// Requests are answered so by the proxy, and go to no backend. A redirect of the route goes before it.
+    pub(crate) direct_response: Option<StaticAnswer>,
+    /// What serves requests whose backend cannot be reached: it has no endpoint, its circuit breaker is open, or no try came
+    /// as far as a connection.
+    pub(crate) fallback: Option<Fallback>,
+}
+
+/// Another backend, or an answer: exactly one of them.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Fallback {
+    /// A Service that gets the request in place of the backend that was chosen.
+    pub(crate) backend_ref: Option<BackendRef>,
+    /// What is answered.
+    pub(crate) answer: Option<StaticAnswer>,
+}
+
+/// A port of a Service.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct BackendRef {
+    /// Namespace of the Service. Default: the policy's.
+    #[schemars(length(min = 1, max = 63))]
+    pub(crate) namespace: Option<String>,
+    /// Name of the Service.
+    #[schemars(length(min = 1, max = 253))]
+    pub(crate) name: String,
+    /// Port of the Service.
+    #[schemars(range(min = 1, max = 65535))]
+    pub(crate) port: i64,
 }
 
 /// How long requests may last. An HTTPRoute's own `timeouts` go before these.

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::bail;
+use aws_lc_rs::hmac;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use leno_proto::spiffe::SpiffeId;
 use serde::{Deserialize, Serialize};
@@ -52,6 +53,14 @@ pub struct TokenKey {
     trust_domain: String,
     signing: EncodingKey,
     verifying: DecodingKey,
+    session_key: [u8; 32],
+}
+
+/// A secret that control planes share, and nobody else has, made into another (as HKDF does, RFC 5869).
+fn session_key(secret: &[u8]) -> [u8; 32] {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
+    let tag = hmac::sign(&key, b"leno session persistence");
+    tag.as_ref().first_chunk().copied().unwrap_or_default()
 }
 
 impl TokenKey {
@@ -65,7 +74,13 @@ impl TokenKey {
             trust_domain: trust_domain.to_owned(),
             signing: EncodingKey::from_ec_der(key.serialized_der()),
             verifying: DecodingKey::from_ec_der(key.public_key_raw()),
+            session_key: session_key(key.serialized_der()),
         })
+    }
+
+    /// What proxies seal session tokens with: the same for all control planes of a mesh, and after each start.
+    pub fn session_key(&self) -> [u8; 32] {
+        self.session_key
     }
 
     /// A token for one service account, and when it expires.

@@ -12,7 +12,7 @@ use super::{
     address::{self, Addressed},
     http, object_ref,
 };
-use crate::model::{self, Backend, Kind, ObjectKey, Rules};
+use crate::model::{self, Backend, BackendTarget, Kind, ObjectKey, Rules};
 
 pub(super) fn destination(sources: &mut Sources<'_>, namespace: &str, key: &str) -> Option<Destination> {
     let target = match address::resolve(sources, namespace, key) {
@@ -154,13 +154,21 @@ pub(super) fn origin(route: &ObjectKey, rule: &str) -> RuleOrigin {
 
 /// A backend by key, or why it cannot be one.
 pub(super) fn weighted(sources: &mut Sources<'_>, backend: &Backend) -> WeightedBackend {
-    if let Some((service, _)) = model::backend_service(&backend.target) {
+    let kind = match self::backend(sources, &backend.target) {
+        Ok(backend) => weighted_backend::Kind::Backend(backend),
+        Err(reason) => weighted_backend::Kind::Invalid(reason),
+    };
+    let filters = backend.filters.iter().map(|filter| http::filter(sources, filter)).collect();
+    WeightedBackend { weight: backend.weight, kind: Some(kind), filters }
+}
+
+/// The key of what is named, or why it cannot be a backend.
+pub(super) fn backend(sources: &mut Sources<'_>, target: &BackendTarget) -> Result<BackendRef, String> {
+    if let Some((service, _)) = model::backend_service(target) {
         sources.service(&service);
     }
-    let kind = match model::resolve(&sources.world.objects, &backend.target) {
-        Ok((service, port)) => weighted_backend::Kind::Backend(service_backend(&service, port)),
-        Err((reason, message)) => weighted_backend::Kind::Invalid(format!("{reason}: {message}")),
-    };
-    let filters = backend.filters.iter().map(http::filter).collect();
-    WeightedBackend { weight: backend.weight, kind: Some(kind), filters }
+    match model::resolve(&sources.world.objects, target) {
+        Ok((service, port)) => Ok(service_backend(&service, port)),
+        Err((reason, message)) => Err(format!("{reason}: {message}")),
+    }
 }

@@ -45,7 +45,7 @@ pub(super) fn default_routes(backends: Vec<WeightedBackend>) -> HttpRoutes {
 fn action_of(sources: &mut Sources<'_>, key: &ObjectKey, rule: &model::HttpRule) -> HttpAction {
     let mut action = HttpAction {
         origin: Some(destination::origin(key, &rule.name)),
-        filters: rule.filters.iter().map(filter).collect(),
+        filters: rule.filters.iter().map(|one| filter(sources, one)).collect(),
         backends: rule.backends.iter().map(|backend| destination::weighted(sources, backend)).collect(),
         request_timeout: rule.request_timeout.map(duration),
         backend_request_timeout: rule.backend_request_timeout.map(duration),
@@ -56,8 +56,27 @@ fn action_of(sources: &mut Sources<'_>, key: &ObjectKey, rule: &model::HttpRule)
         }),
         ..HttpAction::default()
     };
+    action.session_persistence = rule.session_persistence.as_ref().map(|session| session_of(key, &rule.name, session));
     policy::of_rule(sources, key, &rule.name, &mut action);
     action
+}
+
+fn session_of(key: &ObjectKey, rule: &str, session: &model::SessionPersistence) -> v1::SessionPersistence {
+    let name = session.name.as_deref().map_or_else(
+        || {
+            let rule = model::content_hash(format!("{key} {rule}").as_bytes());
+            format!("session-{}", rule.get(..8).unwrap_or(&rule))
+        },
+        str::to_owned,
+    );
+    v1::SessionPersistence {
+        name,
+        header: session.header,
+        absolute_timeout: session.absolute_timeout.map(duration),
+        idle_timeout: session.idle_timeout.map(duration),
+        permanent: session.permanent,
+        path: session.path.to_string(),
+    }
 }
 
 /// At the door a duration is at most some years: it fits.
@@ -68,7 +87,7 @@ pub(super) fn duration(duration: std::time::Duration) -> prost_types::Duration {
     }
 }
 
-fn match_of(one: &model::HttpMatch) -> HttpMatch {
+pub(super) fn match_of(one: &model::HttpMatch) -> HttpMatch {
     let path = one.path.as_ref().map(|path| PathMatch {
         kind: Some(match path {
             model::PathMatch::Exact(path) => path_match::Kind::Exact(path.to_string()),
@@ -92,7 +111,7 @@ fn match_of(one: &model::HttpMatch) -> HttpMatch {
     }
 }
 
-pub(super) fn filter(filter: &HttpFilter) -> v1::HttpFilter {
+pub(super) fn filter(sources: &mut Sources<'_>, filter: &HttpFilter) -> v1::HttpFilter {
     let kind = match filter {
         HttpFilter::RequestHeaders(modifier) => http_filter::Kind::RequestHeaders(headers(modifier)),
         HttpFilter::ResponseHeaders(modifier) => http_filter::Kind::ResponseHeaders(headers(modifier)),
@@ -115,9 +134,30 @@ pub(super) fn filter(filter: &HttpFilter) -> v1::HttpFilter {
             hostname: hostname.as_deref().unwrap_or_default().to_owned(),
             path: path.as_ref().map(path_modifier),
         }),
+        HttpFilter::Mirror(mirror) => http_filter::Kind::Mirror(v1::Mirror {
+            kind: Some(match destination::backend(sources, &mirror.target) {
+                Ok(backend) => v1::mirror::Kind::Backend(backend),
+                Err(reason) => v1::mirror::Kind::Invalid(reason),
+            }),
+            numerator: mirror.fraction.0,
+            denominator: mirror.fraction.1,
+        }),
+        HttpFilter::Cors(cors) => http_filter::Kind::Cors(cors_of(cors)),
         HttpFilter::Unsupported(name) => http_filter::Kind::Unsupported(name.to_string()),
     };
     v1::HttpFilter { kind: Some(kind) }
+}
+
+fn cors_of(cors: &model::Cors) -> v1::Cors {
+    let list = |entries: &[std::sync::Arc<str>]| entries.iter().map(ToString::to_string).collect();
+    v1::Cors {
+        allow_origins: list(&cors.allow_origins),
+        allow_credentials: cors.allow_credentials,
+        allow_methods: list(&cors.allow_methods),
+        allow_headers: list(&cors.allow_headers),
+        expose_headers: list(&cors.expose_headers),
+        max_age_s: cors.max_age,
+    }
 }
 
 fn headers(modifier: &model::HeaderModifier) -> v1::HeaderModifier {

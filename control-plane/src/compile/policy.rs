@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use leno_proto::v1::{self, HttpAction};
 
-use super::{Sources, balancing, http::duration, object_ref, resilience};
+use super::{Sources, balancing, destination, http::duration, object_ref, resilience};
 use crate::model::{
-    Kind, ObjectKey,
-    policy::{PolicySpec, TrafficPolicy},
+    Header, Kind, ObjectKey,
+    policy::{Fallback, FaultCondition, FaultPolicy, PolicySpec, StaticAnswer, TrafficPolicy},
 };
 
 /// How a Service's port is called, if a policy says.
@@ -51,5 +51,48 @@ pub(super) fn of_rule(sources: &mut Sources<'_>, route: &ObjectKey, rule: &str, 
             action.retry_policy = policy.retry.as_ref().map(resilience::retry);
         }
         action.hedging = policy.hedging.as_ref().map(resilience::hedging);
+        action.direct_response = policy.direct_response.as_ref().map(static_answer);
+        action.fallback = policy.fallback.as_ref().map(|fallback| v1::Fallback {
+            kind: Some(match fallback {
+                Fallback::Answer(answer) => v1::fallback::Kind::Answer(static_answer(answer)),
+                Fallback::Backend(target) => match destination::backend(sources, target) {
+                    Ok(backend) => v1::fallback::Kind::Backend(backend),
+                    Err(reason) => v1::fallback::Kind::Invalid(reason),
+                },
+            }),
+        });
+    }
+    if let Some((key, PolicySpec::Fault(policy))) = sources.policy(Kind::FaultPolicy, route, rule) {
+        action.faults = Some(faults(key, policy));
+    }
+}
+
+fn faults(key: &ObjectKey, policy: &FaultPolicy) -> v1::Faults {
+    let when = |condition: &FaultCondition| {
+        Some(v1::FaultCondition {
+            share: condition.share,
+            matches: condition.matches.iter().map(super::http::match_of).collect(),
+        })
+    };
+    v1::Faults {
+        origin: Some(object_ref(key)),
+        delay: policy
+            .delay
+            .as_ref()
+            .map(|(condition, delay)| v1::FaultDelay { when: when(condition), duration: Some(duration(*delay)) }),
+        abort: policy
+            .abort
+            .as_ref()
+            .map(|(condition, answer)| v1::FaultAbort { when: when(condition), answer: Some(static_answer(answer)) }),
+    }
+}
+
+fn static_answer(answer: &StaticAnswer) -> v1::StaticAnswer {
+    let header = |(name, value): &Header| v1::Header { name: name.to_string(), value: value.to_string() };
+    v1::StaticAnswer {
+        status: answer.status.into(),
+        grpc_status: answer.grpc_status.into(),
+        headers: answer.headers.iter().map(header).collect(),
+        body: answer.body.as_bytes().to_vec(),
     }
 }

@@ -507,7 +507,7 @@ fn filters_are_never_skipped() {
     let world = shop(&route(
         "web",
         "r",
-        "[{filters: [{type: RequestMirror, requestMirror: {backendRef: {name: x, port: 1}}}, \
+        "[{filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP}}, \
          {type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: X-A, value: b}], remove: [X-C]}}], \
          backendRefs: [{name: shop, port: 80}]}, \
          {matches: [{path: {value: /r}}], filters: [{type: RequestRedirect, requestRedirect: {scheme: https, \
@@ -517,11 +517,11 @@ fn filters_are_never_skipped() {
     let filters: Vec<_> =
         routes.actions.iter().flat_map(|action| &action.filters).map(|filter| filter.kind.clone().unwrap()).collect();
     use leno_proto::v1::http_filter::Kind;
-    let [Kind::Unsupported(mirror), Kind::RequestHeaders(headers), Kind::Redirect(redirect)] = filters.as_slice()
+    let [Kind::Unsupported(unsupported), Kind::RequestHeaders(headers), Kind::Redirect(redirect)] = filters.as_slice()
     else {
         panic!("{filters:?}")
     };
-    assert_eq!(mirror, "RequestMirror");
+    assert_eq!(unsupported, "ExternalAuth");
     assert_eq!((headers.set[0].name.as_str(), headers.remove[0].as_str()), ("x-a", "x-c"));
     assert_eq!((redirect.scheme.as_str(), redirect.port, redirect.status), ("https", 443, 302));
 }

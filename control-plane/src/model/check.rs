@@ -1,8 +1,9 @@
 //! What `leno check` says about a set of documents, without a mesh: errors, and what will surprise.
 
 use super::{
-    Document, DocumentError, EndpointSlice, Generations, HttpFilter, MeshSettings, Object, ObjectKey, Route, Rules,
-    Service, ServiceKind, World, index,
+    Document, DocumentError, EndpointSlice, Generations, HttpFilter, HttpRule, Kind, MeshSettings, Object, ObjectKey,
+    Route, Rules, Service, ServiceKind, World, index,
+    policy::{PolicySpec, RoutePolicy},
 };
 
 /// See the module.
@@ -62,7 +63,7 @@ fn surprises(world: &World, key: &ObjectKey) -> Vec<String> {
     match world.object(key) {
         Some(Object::Service(service)) => service_surprises(world, key, service),
         Some(Object::EndpointSlice(slice)) => slice_surprises(world, key, slice),
-        Some(Object::Route(route)) => route_surprises(route),
+        Some(Object::Route(route)) => route_surprises(world, key, route),
         _ => Vec::new(),
     }
 }
@@ -94,14 +95,20 @@ fn slice_surprises(world: &World, key: &ObjectKey, slice: &EndpointSlice) -> Vec
     found
 }
 
-fn route_surprises(route: &Route) -> Vec<String> {
+fn route_surprises(world: &World, key: &ObjectKey, route: &Route) -> Vec<String> {
     let mut found = Vec::new();
     if !route.parents.iter().any(|parent| parent.is_service) {
         found.push("no parentRef is a Service (group: \"\", kind: Service): it is attached to nothing".to_owned());
     }
     if let Rules::Http(rules) = &route.rules {
         let answers = |filter: &HttpFilter| matches!(filter, HttpFilter::Redirect(_));
-        for rule in rules.iter().filter(|rule| rule.backends.is_empty() && !rule.filters.iter().any(answers)) {
+        let answered = |rule: &HttpRule| {
+            let policy = world.policies.at(Kind::RoutePolicy, key, &rule.name);
+            let spec = policy.and_then(|policy| Some(&index::policy(&world.objects, policy)?.spec));
+            matches!(spec, Some(PolicySpec::Route(RoutePolicy { direct_response: Some(_), .. })))
+        };
+        let lonely = |rule: &&HttpRule| rule.backends.is_empty() && !rule.filters.iter().any(answers);
+        for rule in rules.iter().filter(lonely).filter(|rule| !answered(rule)) {
             found.push(format!("rule {} has no backendRefs: requests are answered with 500", rule.name));
         }
     }

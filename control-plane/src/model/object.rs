@@ -129,7 +129,7 @@ pub struct Route {
     pub created: Option<Arc<str>>,
     pub parents: Vec<ParentRef>,
     pub rules: Rules,
-    /// Parts that are not supported, and answered with 500: "spec.rules[0].filters[1]: CORS".
+    /// Parts that are not supported, and answered with 500: "spec.rules[0].filters[1]: ExternalAuth".
     pub unsupported: Vec<String>,
 }
 
@@ -161,13 +161,21 @@ pub enum Rules {
 }
 
 impl Rules {
-    /// Every backend that is named.
-    pub fn backends(&self) -> impl Iterator<Item = &Backend> {
+    /// Everything that is named as a backend, or as one to mirror to.
+    pub fn targets(&self) -> impl Iterator<Item = &BackendTarget> {
         let (rules, plain) = match self {
             Self::Http(rules) => (rules.as_slice(), [].as_slice()),
             Self::Tls { backends, .. } | Self::Tcp { backends } => ([].as_slice(), backends.as_slice()),
         };
-        rules.iter().flat_map(|rule| &rule.backends).chain(plain)
+        let backends = rules.iter().flat_map(|rule| &rule.backends).chain(plain);
+        let filters = rules
+            .iter()
+            .flat_map(|rule| rule.filters.iter().chain(rule.backends.iter().flat_map(|backend| &backend.filters)));
+        let mirrors = filters.filter_map(|filter| match filter {
+            HttpFilter::Mirror(mirror) => Some(&mirror.target),
+            _ => None,
+        });
+        backends.map(|backend| &backend.target).chain(mirrors)
     }
 }
 
@@ -182,6 +190,22 @@ pub struct HttpRule {
     pub request_timeout: Option<Duration>,
     pub backend_request_timeout: Option<Duration>,
     pub retry: Option<Retry>,
+    pub session_persistence: Option<SessionPersistence>,
+}
+
+/// How requests of a session stay with the endpoint that served its first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionPersistence {
+    /// Of the cookie or header; None: one that no other rule has.
+    pub name: Option<Arc<str>>,
+    /// A header, in place of a cookie.
+    pub header: bool,
+    pub absolute_timeout: Option<Duration>,
+    pub idle_timeout: Option<Duration>,
+    /// The cookie is kept for the absolute timeout.
+    pub permanent: bool,
+    /// The cookie's.
+    pub path: Arc<str>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -250,8 +274,31 @@ pub enum HttpFilter {
         hostname: Option<Arc<str>>,
         path: Option<PathModifier>,
     },
+    /// May be there several times.
+    Mirror(Mirror),
+    Cors(Cors),
     /// Holds its name.
     Unsupported(Arc<str>),
+}
+
+/// Where a copy of some requests goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mirror {
+    pub target: BackendTarget,
+    /// The share of requests: the first of the second, which is at least 1.
+    pub fraction: (u32, u32),
+}
+
+/// What cross-origin requests may do. Lists may be the one entry "*": any.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cors {
+    pub allow_origins: Vec<Arc<str>>,
+    pub allow_credentials: bool,
+    pub allow_methods: Vec<Arc<str>>,
+    pub allow_headers: Vec<Arc<str>>,
+    pub expose_headers: Vec<Arc<str>>,
+    /// Seconds.
+    pub max_age: u32,
 }
 
 /// Name, in lower case, and value.

@@ -15,6 +15,7 @@ use crate::api;
 mod core;
 mod filter;
 mod http;
+mod persistence;
 mod policy;
 mod route;
 mod value;

@@ -12,7 +12,8 @@ use super::{
     Condition, Kind, ObjectKey,
     index::{self, Objects},
     object::Rules,
-    policy::{Policy, Target},
+    policy::{Fallback, Policy, PolicySpec, RoutePolicy, Target},
+    routes,
 };
 
 /// The policy of each section; None: of the whole.
@@ -43,7 +44,8 @@ impl PolicyIndex {
             }
         }
         for (key, policy) in policies {
-            let conditions = policy.targets.iter().map(|target| index.accepted(objects, key, target)).collect();
+            let accepted = policy.targets.iter().map(|target| index.accepted(objects, key, target));
+            let conditions = accepted.chain(unresolved(objects, policy)).collect();
             index.conditions.insert(key.clone(), conditions);
         }
         index
@@ -84,6 +86,16 @@ impl PolicyIndex {
         };
         (true, "Accepted", message)
     }
+}
+
+/// What is said of a fallback that names nothing that could serve.
+fn unresolved(objects: &Objects, policy: &Policy) -> Option<Condition> {
+    let PolicySpec::Route(RoutePolicy { fallback: Some(Fallback::Backend(target)), .. }) = &policy.spec else {
+        return None;
+    };
+    let (reason, message) = routes::resolve(objects, target).err()?;
+    let (kind, reason) = ("ResolvedRefs", reason.to_owned());
+    Some(Condition { kind, status: false, reason, message: format!("spec.fallback: {message}"), parent: None })
 }
 
 /// Why a target does not exist.

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     Kind, ObjectKey,
+    object::{BackendTarget, Header, HttpMatch},
     resilience::{BackendLimits, CircuitBreaker, Hedging, RetryBudget, RetryPolicy},
 };
 
@@ -64,6 +65,24 @@ pub struct RoutePolicy {
     pub stream_idle: Option<Duration>,
     pub retry: Option<RetryPolicy>,
     pub hedging: Option<Hedging>,
+    pub direct_response: Option<StaticAnswer>,
+    pub fallback: Option<Fallback>,
+}
+
+/// An answer that is spelled out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StaticAnswer {
+    pub status: u16,
+    pub grpc_status: u16,
+    pub headers: Vec<Header>,
+    pub body: Arc<str>,
+}
+
+/// What serves requests whose backend cannot be reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fallback {
+    Backend(BackendTarget),
+    Answer(StaticAnswer),
 }
 
 /// What workloads accept.
@@ -78,7 +97,19 @@ pub struct TrafficPolicy {
 
 /// Faults made on purpose.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct FaultPolicy {}
+pub struct FaultPolicy {
+    pub delay: Option<(FaultCondition, Duration)>,
+    pub abort: Option<(FaultCondition, StaticAnswer)>,
+}
+
+/// Which requests meet a fault.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FaultCondition {
+    /// Of a million.
+    pub share: u32,
+    /// Any of them; none: every request.
+    pub matches: Vec<HttpMatch>,
+}
 
 /// Kinds that a kind of policy can be attached to.
 pub(crate) fn target_kinds(policy: Kind) -> &'static [Kind] {

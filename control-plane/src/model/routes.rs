@@ -69,8 +69,8 @@ impl RouteIndex {
         let grpc_backends = routes
             .iter()
             .filter(|(key, _)| key.kind == Kind::GrpcRoute)
-            .flat_map(|(_, route)| route.rules.backends())
-            .filter_map(|backend| backend_service(&backend.target))
+            .flat_map(|(_, route)| route.rules.targets())
+            .filter_map(backend_service)
             .collect();
         Self { in_force, grpc_backends, conditions }
     }
@@ -281,8 +281,8 @@ fn accepted(
 fn resolved(objects: &Objects, route: &Route) -> (bool, &'static str, String) {
     let mut reason = None;
     let mut messages: Vec<String> = Vec::new();
-    for backend in route.rules.backends() {
-        if let Err((why, message)) = resolve(objects, &backend.target) {
+    for target in route.rules.targets() {
+        if let Err((why, message)) = resolve(objects, target) {
             reason.get_or_insert(why);
             if !messages.contains(&message) {
                 messages.push(message);

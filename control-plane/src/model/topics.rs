@@ -108,8 +108,7 @@ pub(crate) fn touched(key: &ObjectKey, before: &Side<'_>, after: &Side<'_>, topi
             Object::Route(route) => {
                 route_topics(route, topics);
                 if key.kind == Kind::GrpcRoute {
-                    let backends =
-                        route.rules.backends().filter_map(|backend| routes::backend_service(&backend.target));
+                    let backends = route.rules.targets().filter_map(routes::backend_service);
                     topics.extend(backends.map(|(service, _)| Topic::Service(name_of(&service))));
                 }
             }

@@ -1,12 +1,15 @@
 //! The one body type of the proxy: bytes on their way through, and the request they belong to.
 
-use std::task::{Context, Poll};
+use std::{
+    collections::VecDeque,
+    task::{Context, Poll},
+};
 
 use bytes::Bytes;
 use http_body::Body as _;
 use hyper::body::Incoming;
 
-use super::{adapt, exchange::Exchange, h1, h2, head::Fields, headers::clean_trailers, request_body};
+use super::{adapt, exchange::Exchange, h1, h2, head::Fields, headers::clean_trailers, mirror::Tee, request_body};
 
 /// Why a body ended early. Kept as it came, so that an HTTP/2 reset keeps its code on the way through.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -38,6 +41,8 @@ enum Source {
     Http1(h1::Incoming),
     Http2(h2::RecvStream),
     Request(request_body::Reader),
+    Teed(Box<Tee>),
+    Kept(VecDeque<Bytes>, Option<Box<Fields>>),
 }
 
 impl Body {
@@ -77,6 +82,19 @@ impl Body {
     /// A client's request body, which may be read again by another try.
     pub(crate) fn request(reader: request_body::Reader) -> Self {
         Self { source: Source::Request(reader), exchange: None }
+    }
+
+    /// A client's request body, of which a copy is made.
+    pub(super) fn teed(tee: Tee) -> Self {
+        Self { source: Source::Teed(Box::new(tee)), exchange: None }
+    }
+
+    /// A whole body that came in these parts.
+    pub(super) fn kept(frames: VecDeque<Bytes>, trailers: Option<Box<Fields>>) -> Self {
+        if frames.is_empty() && trailers.is_none() {
+            return Self::empty();
+        }
+        Self { source: Source::Kept(frames, trailers), exchange: None }
     }
 
     /// The response's body from here on carries `exchange`, which is recorded when the body ends.
@@ -124,6 +142,11 @@ impl Body {
                 receiver.poll_frame(cx).map(|polled| polled.map(|read| read.map_err(BodyError::from)))
             }
             Source::Request(reader) => return reader.poll_frame(cx),
+            Source::Teed(tee) => return tee.poll_frame(cx),
+            Source::Kept(frames, trailers) => {
+                let next = frames.pop_front().map(Frame::Data).or_else(|| trailers.take().map(Frame::Trailers));
+                return Poll::Ready(next.map(Ok));
+            }
         };
         if let Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) = &mut polled {
             clean_trailers(trailers);
@@ -140,6 +163,8 @@ impl Body {
             Source::Http1(incoming) => incoming.is_end(),
             Source::Http2(receiver) => receiver.is_end(),
             Source::Request(reader) => reader.is_end(),
+            Source::Teed(tee) => tee.is_end(),
+            Source::Kept(frames, trailers) => frames.is_empty() && trailers.is_none(),
         }
     }
 
@@ -152,6 +177,9 @@ impl Body {
             Source::Http1(incoming) => incoming.exact_length(),
             Source::Http2(receiver) => receiver.exact_length(),
             Source::Request(reader) => reader.exact_length(),
+            Source::Teed(tee) => tee.exact_length(),
+            Source::Kept(_, Some(_)) => None,
+            Source::Kept(frames, None) => Some(frames.iter().map(|frame| frame.len() as u64).sum()),
         }
     }
 }

@@ -21,6 +21,7 @@ use super::{
     forward::Answer,
     head::{Fields, Name, RequestHead, ResponseHead},
     headers,
+    persistence::Session,
     request_body::RequestBody,
     respond,
     trace_context::TraceContext,
@@ -48,6 +49,8 @@ pub(crate) struct Exchange {
     /// It is the route that set the deadline, not the client.
     limited_by_route: bool,
     pub(crate) request: Option<Rc<RequestBody>>,
+    /// The session that the request belongs to: its endpoint is tried first.
+    pub(crate) session: Option<Box<Session>>,
     /// Counts as in flight at its endpoint until the exchange ends.
     pub(crate) pick: Option<Pick>,
     /// Inbound: counts as under way for clients that ask.
@@ -100,12 +103,15 @@ impl Exchange {
                 peer,
                 attempts: 0,
                 trace: None,
+                fault: None,
+                fallback: None,
             },
             metrics: metrics.clone(),
             started: Instant::now(),
             deadline: None,
             limited_by_route: false,
             request: None,
+            session: None,
             pick: None,
             underway: None,
             watch,

@@ -1,17 +1,27 @@
 //! Header modifiers, redirects and rewrites, in runtime form: names and values parsed when policy was compiled.
 
+use std::sync::Arc;
+
 use http::{HeaderName, HeaderValue, uri::Scheme};
 
-use super::head::{Fields, RequestHead};
+use super::{
+    cors::Cors,
+    head::{Fields, RequestHead},
+    mirror::Mirror,
+};
 use crate::error::Error;
 
-/// What a rule (or a backend of it) changes. Applied in this order: request headers, rewrite, response headers.
+/// What a rule (or a backend of it) changes. Applied in this order: CORS, redirect, request headers, rewrite, mirrors,
+/// response headers.
 #[derive(Debug, Clone, Default)]
 pub struct Filters {
     pub request: HeaderChanges,
     pub response: HeaderChanges,
     pub redirect: Option<Redirect>,
     pub rewrite: Option<Rewrite>,
+    pub mirrors: Vec<Arc<Mirror>>,
+    /// Only of a rule.
+    pub cors: Option<Arc<Cors>>,
     /// A filter Leno does not know: the request is answered with 500. Holds its name.
     pub unsupported: Option<String>,
 }
@@ -59,24 +69,24 @@ impl HeaderChanges {
     }
 }
 
-impl Rewrite {
-    /// Changes host and path; the query stays. `prefix_len`: how much of the path the rule's match was for.
-    ///
-    /// # Errors
-    /// If the new path is no path.
-    pub(crate) fn apply(&self, head: &mut RequestHead, prefix_len: usize) -> Result<(), Error> {
-        if let Some(host) = &self.hostname {
-            head.set_authority(host);
-        }
-        if let Some(change) = &self.path {
-            let target = change.path_and_query(head, prefix_len);
-            if !is_target(&target) {
-                return Err(unusable("path"));
-            }
-            head.set_target(&target);
-        }
-        Ok(())
+/// Changes host and path; the query stays. `rewrites`: the backend's and the rule's, of which the former counts: both are of
+/// the request as it came. `prefix_len`: how much of the path the rule's match was for.
+///
+/// # Errors
+/// If the new path is no path.
+pub(crate) fn rewrite(rewrites: [Option<&Rewrite>; 2], head: &mut RequestHead, prefix_len: usize) -> Result<(), Error> {
+    let rewrites = || rewrites.into_iter().flatten();
+    if let Some(host) = rewrites().find_map(|rewrite| rewrite.hostname.as_ref()) {
+        head.set_authority(host);
     }
+    if let Some(change) = rewrites().find_map(|rewrite| rewrite.path.as_ref()) {
+        let target = change.path_and_query(head, prefix_len);
+        if !is_target(&target) {
+            return Err(unusable("path"));
+        }
+        head.set_target(&target);
+    }
+    Ok(())
 }
 
 impl Redirect {
@@ -87,7 +97,7 @@ impl Redirect {
     pub(crate) fn location(&self, head: &RequestHead, port: u16, prefix_len: usize) -> Result<HeaderValue, Error> {
         let called = head.authority().unwrap_or_default();
         let host = self.hostname.as_deref().unwrap_or_else(|| without_port(called));
-        let scheme = self.scheme.as_ref().map_or("http", Scheme::as_str);
+        let scheme = self.scheme.as_ref().map_or(head.scheme.as_str(), Scheme::as_str);
         let well_known = if scheme == "https" { 443 } else { 80 };
         let port = match (self.port, &self.scheme) {
             (Some(port), _) => port,
@@ -100,7 +110,8 @@ impl Redirect {
         }
         match &self.path {
             Some(change) => location.push_str(&change.path_and_query(head, prefix_len)),
-            None => location.push_str(head.target()),
+            // Of "*" (OPTIONS) there is no path to keep.
+            None => location.push_str(if head.target().starts_with('/') { head.target() } else { "/" }),
         }
         HeaderValue::try_from(location).map_err(|_| unusable("redirect"))
     }
@@ -183,16 +194,22 @@ mod tests {
     #[test]
     fn rewrites_keep_the_query() {
         let mut request = head("/foo/bar?a=b", "old");
-        let rewrite = Rewrite { hostname: Some("new".into()), path: Some(PathChange::ReplaceFull("/x".into())) };
-        rewrite.apply(&mut request, 4).unwrap();
+        let full = Rewrite { hostname: Some("new".into()), path: Some(PathChange::ReplaceFull("/x".into())) };
+        rewrite([None, Some(&full)], &mut request, 4).unwrap();
         assert_eq!((request.target(), request.authority()), ("/x?a=b", Some("new")));
 
         let mut request = head("/foo/bar?a=b", "shop");
-        Rewrite { hostname: None, path: Some(PathChange::ReplacePrefix("/y".into())) }.apply(&mut request, 4).unwrap();
+        let prefix = Rewrite { hostname: None, path: Some(PathChange::ReplacePrefix("/y".into())) };
+        rewrite([None, Some(&prefix)], &mut request, 4).unwrap();
         assert_eq!((request.target(), request.authority()), ("/y/bar?a=b", Some("shop")));
 
+        // A backend's goes before the rule's, part by part, and starts from the request as it came.
+        let mut request = head("/foo/bar?a=b", "shop");
+        rewrite([Some(&prefix), Some(&full)], &mut request, 4).unwrap();
+        assert_eq!((request.target(), request.authority()), ("/y/bar?a=b", Some("new")));
+
         let broken = Rewrite { hostname: None, path: Some(PathChange::ReplaceFull("no path".into())) };
-        assert!(broken.apply(&mut head("/", "a"), 0).is_err());
+        assert!(rewrite([Some(&broken), None], &mut head("/", "a"), 0).is_err());
     }
 
     #[test]
@@ -211,6 +228,20 @@ mod tests {
         assert_eq!(location(None, Some("other"), Some(80), 8080, "shop"), "http://other/a?b=c");
         assert_eq!(location(None, None, None, 8080, "[fd00::1]:8080"), "http://[fd00::1]:8080/a?b=c");
         assert_eq!(location(None, None, None, 80, "[fd00::1]"), "http://[fd00::1]/a?b=c");
+
+        // The scheme that the client named is kept, as is the path; "*" is none.
+        let redirect = |path, host: &str| {
+            let (scheme, port) = (None, None);
+            Redirect { scheme, hostname: Some(host.to_owned()), port, status: StatusCode::FOUND, path }
+        };
+        let mut secure = head("/a?b=c", "shop");
+        secure.scheme = crate::http::head::Scheme::Https;
+        assert_eq!(redirect(None, "a").location(&secure, 443, 0).unwrap(), "https://a/a?b=c");
+        assert_eq!(redirect(None, "a").location(&secure, 80, 0).unwrap(), "https://a:80/a?b=c");
+        assert_eq!(redirect(None, "a").location(&head("*", "shop"), 80, 0).unwrap(), "http://a/");
+        let prefix = |with: &str| Some(PathChange::ReplacePrefix(with.to_owned()));
+        assert_eq!(redirect(prefix("/"), "a").location(&head("/old?x", "shop"), 80, 4).unwrap(), "http://a/?x");
+        assert_eq!(redirect(prefix("/"), "a").location(&head("/old/b?x", "shop"), 80, 4).unwrap(), "http://a/b?x");
     }
 
     #[test]

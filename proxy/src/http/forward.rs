@@ -18,6 +18,7 @@ use super::{
     head::{Name, RequestHead, ResponseHead},
     headers,
     hedge::{self, Twice},
+    persistence::Session,
     request_body::{ContinueGate, RequestBody},
     retry::{self, Failure, Next, Tries},
     upgrade::Upgraded,
@@ -108,7 +109,8 @@ pub(crate) async fn forward(exchange: &mut Exchange, plan: Plan<'_>, outgoing: O
     let mut affinity = Affinity::new(plan.source, &ctx.config.workload);
     loop {
         let permit = guarded.admit()?;
-        let picked = async { Ok(choose(&ctx, plan.to, &tried, &mut affinity, &template.head).await) };
+        let session = exchange.session.as_ref().filter(|_| tried.is_empty()).map(|session| **session);
+        let picked = async { Ok(choose(&ctx, plan.to, &tried, session, &mut affinity, &template.head).await) };
         let pick = exchange.within(None, picked).await??;
         exchange.record.endpoint = Some(pick.endpoint.address);
         let (pick, result) = try_once(exchange, &plan, &guarded, &mut template, pick, &mut tries).await;
@@ -171,9 +173,15 @@ async fn choose(
     ctx: &Context,
     to: To<'_>,
     tried: &[SocketAddr],
+    session: Option<Session>,
     affinity: &mut Affinity<'_>,
     head: &RequestHead,
 ) -> Result<Pick, Error> {
+    if let (Some(session), To::Backend(backend)) = (session, to)
+        && let Some(pick) = ctx.upstreams.pick_of_session(backend, &session).await
+    {
+        return Ok(pick);
+    }
     match to {
         To::Backend(backend) => {
             ctx.upstreams.pick(backend, tried, |by| affinity.key(by, head, || ctx.random.next())).await

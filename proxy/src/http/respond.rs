@@ -12,11 +12,7 @@ use crate::{error::Error, reason::Reason};
 pub(crate) fn failure(error: &Error, reason: Reason, grpc: bool, version: Version) -> Response {
     let text = error.to_string();
     let (mut head, body) = if grpc {
-        let mut head = ResponseHead::new(StatusCode::OK);
-        head.fields.push_known(Name::ContentType, b"application/grpc");
-        head.fields.push_known(Name::GrpcStatus, error.grpc().number().as_bytes());
-        head.fields.push_known(Name::GrpcMessage, grpc_message(&text).as_bytes());
-        (head, Body::empty())
+        (grpc_status(error.grpc().number(), &text), Body::empty())
     } else {
         let mut head = ResponseHead::new(error.status());
         head.fields.push_known(Name::ContentType, b"text/plain; charset=utf-8");
@@ -33,6 +29,15 @@ pub(crate) fn failure(error: &Error, reason: Reason, grpc: bool, version: Versio
         head.fields.push_known(Name::Connection, b"close");
     }
     Response { head, body }
+}
+
+/// A trailers-only answer of gRPC. `code`: by number.
+pub(crate) fn grpc_status(code: &str, message: &str) -> ResponseHead {
+    let mut head = ResponseHead::new(StatusCode::OK);
+    head.fields.push_known(Name::ContentType, b"application/grpc");
+    head.fields.push_known(Name::GrpcStatus, code.as_bytes());
+    head.fields.push_known(Name::GrpcMessage, grpc_message(message).as_bytes());
+    head
 }
 
 /// Percent-encoded as gRPC over HTTP/2 demands: printable ASCII but for '%'.

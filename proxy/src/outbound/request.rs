@@ -1,20 +1,33 @@
 //! One outbound request: policy → filters → backend → answer.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use http::StatusCode;
 
 use super::{destination, no_backend};
 use crate::{
     error::Error,
     http::{
         Body, Response,
+        cors::Asked,
         exchange::Exchange,
-        filter::Filters,
+        filter::{self, Filters},
         forward::{self, Answer, Outgoing, Plan, To},
-        head::{Name, RequestHead, ResponseHead},
-        headers,
+        head::{Fields, Name, RequestHead, ResponseHead},
+        headers, mirror,
+        persistence::{Persistence, Session, SessionKey},
         serve::{Answering, Begun, Received},
     },
-    policy::{DestinationKey, HttpAction, ServicePort, Target},
+    policy::{
+        DestinationKey, HttpAction, ServicePort, Target, WeightedBackends,
+        fault::Faults,
+        http_route::{Fallback, HttpBackend},
+    },
+    reason::Reason,
     telemetry::{Direction, RouteMetrics},
     upstream::Backend,
     worker::Context,
@@ -26,88 +39,285 @@ pub(super) fn serve(ctx: Context, key: DestinationKey, client: SocketAddr, recei
         let Begun { head, body, mut exchange, upgrade } =
             received.begin(&ctx, Direction::Outbound, None, &ctx.undecided);
         let grpc = headers::is_grpc(&head.fields);
-        let answer = answer(&ctx, &key, client, &mut exchange, head, body).await;
-        exchange.respond(answer, upgrade, grpc)
+        let mut crossing = None;
+        let request = Request { ctx: &ctx, key: &key, client, grpc, crossing: &mut crossing };
+        let answer = request.answer(&mut exchange, head, body).await;
+        let mut response = exchange.respond(answer, upgrade, grpc);
+        if let Some(asked) = crossing {
+            asked.answer(&mut response.head.fields);
+        }
+        response
     })
 }
 
-async fn answer(
-    ctx: &Context,
-    key: &DestinationKey,
+/// A request on its way out.
+struct Request<'a> {
+    ctx: &'a Context,
+    key: &'a DestinationKey,
+    /// Where its connection came from.
     client: SocketAddr,
-    exchange: &mut Exchange,
-    mut head: RequestHead,
+    grpc: bool,
+    /// Set once the rule is known, if it says what cross-origin requests may do.
+    crossing: &'a mut Option<Asked>,
+}
+
+/// What goes out with the head.
+struct Rest {
     body: Body,
-) -> Result<Answer, Error> {
-    let upgrade = exchange.receive(&mut head)?;
-    // An application names no identity and no deadline but by its certificate and its own headers.
-    headers::remove_ours(&mut head.fields);
-    exchange.join_trace(&mut head.fields);
-    exchange.inherit();
-    exchange.limit(headers::grpc_timeout(&head.fields));
-    let destination = destination(ctx, key).await?;
-    let outgoing = |head| Outgoing { head, body, upgrade, host: key };
-    match &destination.target {
-        Target::Service(service) => routed(ctx, exchange, service, client, head, outgoing).await,
-        Target::Workload(backend) => {
-            exchange.metrics = unrouted(ctx, &backend.key);
-            exchange.record.backend = Some(Arc::clone(&backend.key));
-            let plan = Plan { to: To::Backend(backend), http2: None, action: None, source: Some(client) };
-            forward::forward(exchange, plan, outgoing(head)).await
+    upgrade: Option<Box<[u8]>>,
+}
+
+impl Request<'_> {
+    async fn answer(self, exchange: &mut Exchange, mut head: RequestHead, body: Body) -> Result<Answer, Error> {
+        let upgrade = exchange.receive(&mut head)?;
+        // An application names no identity and no deadline but by its certificate and its own headers.
+        headers::remove_ours(&mut head.fields);
+        exchange.join_trace(&mut head.fields);
+        exchange.inherit();
+        exchange.limit(headers::grpc_timeout(&head.fields));
+        let (ctx, key) = (self.ctx, self.key);
+        let destination = destination(ctx, key).await?;
+        match &destination.target {
+            Target::Service(service) => self.routed(exchange, service, head, Rest { body, upgrade }).await,
+            Target::Workload(backend) => {
+                exchange.metrics = unrouted(ctx, &backend.key);
+                exchange.record.backend = Some(Arc::clone(&backend.key));
+                let (to, source) = (To::Backend(backend), Some(self.client));
+                let plan = Plan { to, http2: None, action: None, source };
+                forward::forward(exchange, plan, Outgoing { head, body, upgrade, host: key }).await
+            }
+            // Was in the mesh when the connection was opened: the client's next connection goes straight.
+            Target::Outside => Err(Error::Discovery(key.to_string())),
         }
-        // Was in the mesh when the connection was opened: the client's next connection goes straight.
-        Target::Outside => Err(Error::Discovery(key.to_string())),
+    }
+
+    /// Does with the request what the service's routes say.
+    async fn routed(
+        self,
+        exchange: &mut Exchange,
+        service: &ServicePort,
+        head: RequestHead,
+        rest: Rest,
+    ) -> Result<Answer, Error> {
+        let matched = service.http.as_ref().and_then(|routes| routes.decide(&head));
+        let Some(matched) = matched else {
+            exchange.metrics = unrouted(self.ctx, &service.service);
+            return Err(Error::NoRule);
+        };
+        let action: &HttpAction = matched.action;
+        let prefix_len = matched.prefix_len;
+        exchange.record.route = Some(action.origin.clone());
+        exchange.limit_by_route(action.request_timeout);
+        let kept = action.persistence.as_ref().and_then(|persistence| Kept::read(self.ctx, persistence, &head.fields));
+        let chosen = match (&action.filters.redirect, &action.direct_response) {
+            (None, None) => {
+                let of_session = kept.as_ref().and_then(|kept| kept.backend(&action.backends));
+                of_session.or_else(|| action.backends.pick(self.ctx.random.next()))
+            }
+            _ => None,
+        };
+        exchange.metrics = chosen.map_or(&action.metrics, |chosen| &chosen.metrics).clone();
+        supported(&action.filters)?;
+        if let Some(cors) = &action.filters.cors {
+            if let Some(preflight) = cors.preflight(&head) {
+                return Ok(answer_preflight(exchange, preflight));
+            }
+            *self.crossing = Some(cors.asked(&head));
+        }
+        if let Some(faults) = &action.faults
+            && let Some(aborted) = self.meet_faults(exchange, faults, &head).await?
+        {
+            return Ok(aborted);
+        }
+        if let Some(redirect) = &action.filters.redirect {
+            let mut answer = ResponseHead::new(redirect.status);
+            let location = redirect.location(&head, service.port, prefix_len)?;
+            answer.fields.push_known(Name::Location, location.as_bytes());
+            action.filters.response.apply(&mut answer.fields);
+            return Ok(own(exchange, Response { head: answer, body: Body::empty() }));
+        }
+        if let Some(direct) = &action.direct_response {
+            let mut response = direct.response(self.grpc, Reason::DirectResponse);
+            action.filters.response.apply(&mut response.head.fields);
+            // What succeeds is no failure, who ever answers.
+            exchange.record.reason =
+                (direct.status.is_client_error() || direct.status.is_server_error()).then_some(Reason::DirectResponse);
+            return Ok(own(exchange, response));
+        }
+        let chosen = chosen.ok_or_else(|| no_backend(&action.origin))?;
+        supported(&chosen.filters)?;
+        exchange.session = kept.as_ref().and_then(|kept| kept.session).map(Box::new);
+        let mut answer = self.send(exchange, action, chosen, prefix_len, head, rest).await?;
+        for filters in [&chosen.filters, &action.filters] {
+            filters.response.apply(&mut answer.response.head.fields);
+        }
+        if let Some(kept) = kept {
+            kept.write(exchange, &mut answer.response.head.fields);
+        }
+        Ok(answer)
+    }
+
+    /// The answer, if the request is to be aborted.
+    async fn meet_faults(
+        &self,
+        exchange: &mut Exchange,
+        faults: &Faults,
+        head: &RequestHead,
+    ) -> Result<Option<Answer>, Error> {
+        if let Some(delay) = faults.delay(head, self.ctx.random.next()) {
+            exchange.record.fault = Some(Arc::clone(&faults.origin));
+            let wait = async {
+                tokio::time::sleep(delay).await;
+                Ok(())
+            };
+            exchange.within(None, wait).await?;
+        }
+        let Some(abort) = faults.abort(head, self.ctx.random.next()) else { return Ok(None) };
+        exchange.record.fault = Some(Arc::clone(&faults.origin));
+        exchange.record.reason = Some(Reason::Fault);
+        Ok(Some(own(exchange, abort.response(self.grpc, Reason::Fault))))
+    }
+
+    /// Sends the request to the backend that was chosen for it, or to what stands in for that.
+    async fn send(
+        &self,
+        exchange: &mut Exchange,
+        action: &HttpAction,
+        chosen: &HttpBackend,
+        prefix_len: usize,
+        mut head: RequestHead,
+        rest: Rest,
+    ) -> Result<Answer, Error> {
+        let to = chosen.backend.as_ref().map_err(|reason| Error::InvalidBackend(reason.clone()))?;
+        exchange.record.backend = Some(Arc::clone(&to.key));
+        for filters in [&action.filters, &chosen.filters] {
+            filters.request.apply(&mut head.fields);
+        }
+        let rewrites = [chosen.filters.rewrite.as_ref(), action.filters.rewrite.as_ref()];
+        filter::rewrite(rewrites, &mut head, prefix_len)?;
+        let Rest { mut body, upgrade } = rest;
+        let mirrors = [&action.filters.mirrors, &chosen.filters.mirrors];
+        if upgrade.is_none() && mirrors.iter().any(|mirrors| !mirrors.is_empty()) {
+            body = mirror::copy(self.ctx, mirrors.into_iter().flatten(), &head, body);
+        }
+        let plan = self.plan(action, to);
+        let Some(fallback) = &action.fallback else {
+            return forward::forward(exchange, plan, Outgoing { head, body, upgrade, host: self.key }).await;
+        };
+        let kept = (head.clone(), upgrade.clone());
+        match forward::forward(exchange, plan, Outgoing { head, body, upgrade, host: self.key }).await {
+            Err(error) if is_in_vain(&error) => self.fall_back(exchange, action, fallback, kept, error).await,
+            other => other,
+        }
+    }
+
+    fn plan<'a>(&self, action: &'a HttpAction, to: &'a Arc<Backend>) -> Plan<'a> {
+        Plan { to: To::Backend(to), http2: None, action: Some(action), source: Some(self.client) }
+    }
+
+    /// The backend could not be reached with `error`.
+    async fn fall_back(
+        &self,
+        exchange: &mut Exchange,
+        action: &HttpAction,
+        fallback: &Fallback,
+        (head, upgrade): (RequestHead, Option<Box<[u8]>>),
+        error: Error,
+    ) -> Result<Answer, Error> {
+        let (to, metrics) = match fallback {
+            Fallback::Backend(to, metrics) => (to, metrics),
+            Fallback::Answer(answer) => {
+                exchange.metrics.fell_back(error.reason().as_str());
+                exchange.record.fallback = Some(error.reason());
+                exchange.record.reason = Some(error.reason());
+                return Ok(own(exchange, answer.response(self.grpc, error.reason())));
+            }
+        };
+        // As long as nobody was reached, the body is whole, unless an earlier try was broken off.
+        let body = match exchange.request.as_ref().map(|request| request.reader(None)) {
+            None => Body::empty(),
+            Some(Some(reader)) => Body::request(reader),
+            Some(None) => return Err(error),
+        };
+        exchange.metrics.fell_back(error.reason().as_str());
+        exchange.record.fallback = Some(error.reason());
+        exchange.record.backend = Some(Arc::clone(&to.key));
+        exchange.metrics = metrics.clone();
+        let plan = self.plan(action, to);
+        forward::forward(exchange, plan, Outgoing { head, body, upgrade, host: self.key }).await
     }
 }
 
-/// Sends the request where the service's routes say.
-async fn routed<'a>(
-    ctx: &Context,
-    exchange: &mut Exchange,
-    service: &ServicePort,
-    client: SocketAddr,
-    mut head: RequestHead,
-    outgoing: impl FnOnce(RequestHead) -> Outgoing<'a>,
-) -> Result<Answer, Error> {
-    let matched = service.http.as_ref().and_then(|routes| routes.decide(&head));
-    let Some(matched) = matched else {
-        exchange.metrics = unrouted(ctx, &service.service);
-        return Err(Error::NoRule);
-    };
-    let action: &HttpAction = matched.action;
-    let prefix_len = matched.prefix_len;
-    exchange.record.route = Some(action.origin.clone());
-    exchange.limit_by_route(action.request_timeout);
-    let backend = match &action.filters.redirect {
-        None => action.backends.pick(ctx.random.next()),
-        Some(_) => None,
-    };
-    exchange.metrics = backend.map_or_else(|| unrouted(ctx, &service.service), |backend| backend.metrics.clone());
-    supported(&action.filters)?;
-    if let Some(redirect) = &action.filters.redirect {
-        let mut answer = ResponseHead::new(redirect.status);
-        let location = redirect.location(&head, service.port, prefix_len)?;
-        answer.fields.push_known(Name::Location, location.as_bytes());
-        action.filters.response.apply(&mut answer.fields);
-        exchange.answered(&answer);
-        return Ok(Answer { response: Response { head: answer, body: Body::empty() }, upgraded: None });
+/// How the rule keeps sessions, and the one that the request belongs to.
+struct Kept<'a> {
+    persistence: &'a Persistence,
+    key: Arc<SessionKey>,
+    session: Option<Session>,
+    /// Unix seconds.
+    now: u64,
+}
+
+impl<'a> Kept<'a> {
+    /// None: the control plane gave no key to keep them with.
+    fn read(ctx: &Context, persistence: &'a Persistence, request: &Fields) -> Option<Self> {
+        let key = Arc::clone(ctx.policy.snapshot().settings.as_ref()?.session_key.as_ref()?);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let session = persistence.read(&key, request, now);
+        Some(Self { persistence, key, session, now })
     }
-    let chosen = backend.ok_or_else(|| no_backend(&action.origin))?;
-    supported(&chosen.filters)?;
-    let to: &Arc<Backend> = chosen.backend.as_ref().map_err(|reason| Error::InvalidBackend(reason.clone()))?;
-    exchange.record.backend = Some(Arc::clone(&to.key));
-    for filters in [&action.filters, &chosen.filters] {
-        filters.request.apply(&mut head.fields);
-        if let Some(rewrite) = &filters.rewrite {
-            rewrite.apply(&mut head, prefix_len)?;
+
+    /// A session goes before weights, also those of 0 (GEP-1619).
+    fn backend<'b>(&self, backends: &'b WeightedBackends<HttpBackend>) -> Option<&'b HttpBackend> {
+        let session = self.session?;
+        let mut entries = backends.iter().map(|(_, entry)| entry);
+        entries.find(|entry| entry.backend.as_ref().is_ok_and(|backend| session.is_with_backend(&backend.key)))
+    }
+
+    /// Tells the client whom its session is with, if that is news to it.
+    fn write(&self, exchange: &Exchange, answer: &mut Fields) {
+        let (Some(pick), Some(backend)) = (&exchange.pick, &exchange.record.backend) else { return };
+        // What a fallback served begins no session with it.
+        if exchange.record.fallback.is_some() {
+            return;
+        }
+        let served = Session::new(backend, &pick.endpoint.name(), pick.endpoint.address, self.now);
+        if let Some(session) = self.persistence.next(self.session, served) {
+            self.persistence.write(&self.key, session, answer);
         }
     }
-    let plan = Plan { to: To::Backend(to), http2: None, action: Some(action), source: Some(client) };
-    let mut answer = forward::forward(exchange, plan, outgoing(head)).await?;
-    for filters in [&chosen.filters, &action.filters] {
-        filters.response.apply(&mut answer.response.head.fields);
-    }
-    Ok(answer)
+}
+
+/// An answer that the proxy makes because policy says so.
+fn own(exchange: &mut Exchange, response: Response) -> Answer {
+    exchange.answered(&response.head);
+    Answer { response, upgraded: None }
+}
+
+/// `allowed`: what the page may do; Err: nothing.
+fn answer_preflight(exchange: &mut Exchange, allowed: Result<ResponseHead, ()>) -> Answer {
+    let response = match allowed {
+        Ok(head) => Response { head, body: Body::empty() },
+        Err(()) => {
+            exchange.record.reason = Some(Reason::Cors);
+            let mut head = ResponseHead::new(StatusCode::FORBIDDEN);
+            head.fields.push_known(Name::ContentType, b"text/plain; charset=utf-8");
+            head.fields.push_known(Name::LenoReason, Reason::Cors.as_str().as_bytes());
+            Response { head, body: Body::full("leno: the route does not allow this origin\n") }
+        }
+    };
+    own(exchange, response)
+}
+
+/// Whether nobody was reached: the request was certainly not processed.
+fn is_in_vain(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::NoEndpoint(_)
+            | Error::CircuitOpen { .. }
+            | Error::Connect { .. }
+            | Error::Tls { .. }
+            | Error::Discovery(_)
+    )
 }
 
 /// A filter that is not known must fail the request, never be skipped (Gateway API).

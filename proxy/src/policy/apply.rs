@@ -12,6 +12,7 @@ mod endpoints;
 mod filters;
 mod http;
 mod resilience;
+mod rule_policy;
 #[cfg(test)]
 pub(super) mod tests;
 
@@ -28,7 +29,7 @@ use super::{
     DestinationKey, Inbound, Protocol, Settings, Store,
     store::{HeldDestination, Provenance, Snapshot},
 };
-use crate::upstream::Backend;
+use crate::{http::persistence::SessionKey, upstream::Backend};
 use endpoints::EndpointsUpdate;
 
 /// Puts trust anchors (DER) of a trust domain in force, or says why not.
@@ -250,7 +251,11 @@ fn parse_settings(settings: v1::Settings) -> Result<Settings, Invalid> {
         text.parse().map_err(|_| Invalid::new(format!("mesh_networks[{index}]"), format!("{text:?} is not a CIDR")))
     };
     let mesh_networks = settings.mesh_networks.iter().enumerate().map(network).collect::<Result<_, _>>()?;
-    Ok(Settings { trust_domain: settings.trust_domain, mesh_networks })
+    let session_key = match settings.session_key.as_slice() {
+        [] => None,
+        bytes => Some(SessionKey::new(bytes).ok_or_else(|| Invalid::new("session_key", "not 32 bytes"))?),
+    };
+    Ok(Settings { trust_domain: settings.trust_domain, mesh_networks, session_key: session_key.map(Arc::new) })
 }
 
 fn parse_inbound(inbound: v1::Inbound) -> Result<Inbound, Invalid> {

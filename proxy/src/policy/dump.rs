@@ -19,7 +19,10 @@ use super::{
     tcp_route::{TcpRoute, TlsRule},
 };
 use crate::{
-    http::filter::{Filters, HeaderChanges, PathChange},
+    http::{
+        filter::{Filters, HeaderChanges, PathChange},
+        mirror::Mirror,
+    },
     upstream::{
         Backend, Endpoint,
         balance::{Algorithm, LoadBalancing},
@@ -206,12 +209,16 @@ fn filters(filters: &Filters) -> Value {
         let hostname = rewrite.hostname.as_ref().map(|name| String::from_utf8_lossy(name.as_bytes()));
         json!({ "hostname": hostname, "path": rewrite.path.as_ref().map(path) })
     });
+    let mirror = |mirror: &Arc<Mirror>| json!({ "key": &*mirror.backend.key, "share": mirror.share.to_string() });
+    let mirrors = (!filters.mirrors.is_empty()).then(|| filters.mirrors.iter().map(mirror).collect::<Vec<_>>());
     let (request, response) = (changes(&filters.request), changes(&filters.response));
     json!({
         "request_headers": request,
         "response_headers": response,
         "redirect": redirect,
         "rewrite": rewrite,
+        "mirrors": mirrors,
+        "cors": filters.cors.as_ref().map(|cors| format!("{cors:?}")),
         "unsupported": filters.unsupported,
     })
 }

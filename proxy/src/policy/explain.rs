@@ -8,7 +8,8 @@ use leno_proto::v1::{Decision, RequestToExplain};
 
 use super::{
     Destination, DestinationKey, HttpAction, RuleOrigin, ServicePort, Store, Target,
-    http_route::{HttpBackend, HttpRoutes},
+    fault::Faults,
+    http_route::{Fallback, HttpBackend, HttpRoutes},
     retry_policy::{Retry, Whom},
     store::Snapshot,
 };
@@ -115,7 +116,7 @@ impl Explainer<'_> {
             return;
         };
         match self.rule(routes, head) {
-            Some(action) => self.action(&action),
+            Some(action) => self.action(&action, head),
             None => {
                 self.add("answer", true, "404: no rule matches the request (leno-reason: no-rule)".to_owned());
             }
@@ -140,13 +141,27 @@ impl Explainer<'_> {
         None
     }
 
-    fn action(&mut self, action: &HttpAction) {
+    fn action(&mut self, action: &HttpAction, head: &RequestHead) {
         let origin = &action.origin;
         if let Some(name) = &action.filters.unsupported {
             return self.by("answer", true, format!("500: the filter {name} is not supported"), origin);
         }
+        if let Some(preflight) = action.filters.cors.as_ref().and_then(|cors| cors.preflight(head)) {
+            let text = match preflight {
+                Ok(_) => "204: the proxy answers the preflight",
+                Err(()) => "403: the route does not allow this origin (leno-reason: cors)",
+            };
+            return self.by("answer", true, text.to_owned(), origin);
+        }
+        if let Some(faults) = &action.faults {
+            self.faults(faults, head);
+        }
         if let Some(redirect) = &action.filters.redirect {
             return self.by("answer", true, format!("{}: redirected", redirect.status.as_u16()), origin);
+        }
+        if let Some(direct) = &action.direct_response {
+            let text = format!("{}: the proxy answers (leno-reason: direct-response)", direct.status.as_u16());
+            return self.by("answer", true, text, origin);
         }
         if let Some(timeout) = action.request_timeout {
             self.by("timeout", true, format!("the whole request: {timeout:?}"), origin);
@@ -168,8 +183,43 @@ impl Explainer<'_> {
         if total == 0 {
             return self.by("answer", true, "500: the rule has no backend".to_owned(), origin);
         }
+        if let Some(persistence) = &action.persistence {
+            let text = format!("one that is told of by the {} goes to the endpoint it names", persistence.carrier);
+            self.by("session", true, text, origin);
+        }
         for (weight, backend) in action.backends.iter() {
             self.weighted(*weight, total, backend, origin);
+        }
+        for mirror in &action.filters.mirrors {
+            let text = format!("{} gets a copy of {} of these requests", mirror.backend.key, mirror.share);
+            self.by("mirror", true, text, origin);
+        }
+        match action.fallback.as_deref() {
+            Some(Fallback::Backend(backend, _)) => {
+                self.by("fallback", true, format!("if nobody can be reached: {}", backend.key), origin);
+            }
+            Some(Fallback::Answer(answer)) => {
+                let text = format!("if nobody can be reached: {} by the proxy", answer.status.as_u16());
+                self.by("fallback", true, text, origin);
+            }
+            None => {}
+        }
+    }
+
+    fn faults(&mut self, faults: &Faults, head: &RequestHead) {
+        let generation = self.generation(&faults.origin);
+        let delay = faults.delay.as_ref().map(|(when, delay)| (when, format!("waits {delay:?}")));
+        let abort = faults
+            .abort
+            .as_ref()
+            .map(|(when, answer)| (when, format!("is answered with {} (leno-reason: fault)", answer.status.as_u16())));
+        for (when, what) in delay.into_iter().chain(abort) {
+            let matches = when.matches(head);
+            let text = match matches {
+                true => format!("{} of these requests {what}", when.share),
+                false => format!("{what}: only what its matches hold for"),
+            };
+            self.add_by("fault", matches, text, faults.origin.to_string(), generation);
         }
     }
 

@@ -2,9 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{RuleOrigin, WeightedBackends, hedging::Hedge, http_match::HttpMatch, retry_policy::Retry};
+use super::{
+    RuleOrigin, WeightedBackends, fault::Faults, hedging::Hedge, http_match::HttpMatch, retry_policy::Retry,
+    static_answer::StaticAnswer,
+};
 use crate::{
-    http::{filter::Filters, head::RequestHead},
+    http::{filter::Filters, head::RequestHead, persistence::Persistence},
     telemetry::RouteMetrics,
     upstream::Backend,
 };
@@ -33,6 +36,19 @@ pub struct HttpAction {
     pub hedge: Option<Hedge>,
     /// An exchange without a byte moved. None: the backend's.
     pub stream_idle: Option<Duration>,
+    pub faults: Option<Box<Faults>>,
+    /// In place of any backend.
+    pub direct_response: Option<Box<StaticAnswer>>,
+    pub fallback: Option<Box<Fallback>>,
+    pub persistence: Option<Box<Persistence>>,
+    /// Handles for (service, route, rule) of answers that no backend had a part in.
+    pub metrics: RouteMetrics,
+}
+
+/// What becomes of requests that could not be sent to the backend that was chosen.
+pub enum Fallback {
+    Backend(Arc<Backend>, RouteMetrics),
+    Answer(StaticAnswer),
 }
 
 /// A backend of an HTTP rule.
@@ -52,11 +68,24 @@ pub struct Matched<'a> {
     pub prefix_len: usize,
 }
 
+impl HttpAction {
+    /// Every backend that is named, also to mirror to, or to fall back on.
+    fn backends(&self) -> impl Iterator<Item = &Arc<Backend>> {
+        let entries = || self.backends.iter().map(|(_, entry)| entry);
+        let filters = std::iter::once(&self.filters).chain(entries().map(|entry| &entry.filters));
+        let mirrors = filters.flat_map(|filters| &filters.mirrors).map(|mirror| &mirror.backend);
+        let fallback = self.fallback.as_deref().and_then(|fallback| match fallback {
+            Fallback::Backend(backend, _) => Some(backend),
+            Fallback::Answer(_) => None,
+        });
+        entries().filter_map(|entry| entry.backend.as_ref().ok()).chain(mirrors).chain(fallback)
+    }
+}
+
 impl HttpRoutes {
     /// Every backend that an action names.
     pub(super) fn backends(&self) -> impl Iterator<Item = &Arc<Backend>> {
-        let actions = self.rules.iter().map(|rule| &rule.action);
-        actions.flat_map(|action| action.backends.iter()).filter_map(|(_, entry)| entry.backend.as_ref().ok())
+        self.rules.iter().flat_map(|rule| rule.action.backends())
     }
 
     /// The first rule that holds for the request.

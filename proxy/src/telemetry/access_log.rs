@@ -85,7 +85,7 @@ impl<'a> Value<'a> {
 }
 
 /// What is told of a request that ended at `now`.
-fn fields(record: &RequestRecord, now: SystemTime) -> [Field<'_>; 19] {
+fn fields(record: &RequestRecord, now: SystemTime) -> [Field<'_>; 21] {
     let origin = record.route.as_ref();
     let began = now.checked_sub(record.duration).unwrap_or(now);
     [
@@ -108,6 +108,8 @@ fn fields(record: &RequestRecord, now: SystemTime) -> [Field<'_>; 19] {
         ("peer", Value::text(record.peer.as_ref().map(|peer| peer.as_str()))),
         ("attempts", Value::Integer(record.attempts.into())),
         ("trace_id", Value::owned(record.trace.map(|trace| hex(&trace.trace_id)))),
+        ("fault", Value::text(record.fault.as_deref())),
+        ("fallback", Value::text(record.fallback.map(Reason::as_str))),
     ]
 }
 
@@ -255,7 +257,7 @@ mod tests {
             "{\"time\":\"2023-11-14T22:13:20.000Z\",\"direction\":\"outbound\",\"method\":\"GET\",\"authority\":\"shop\",\
              \"path\":\"/a\\nb \\\"c\\\"\",\"protocol\":\"HTTP/1.1\",\"status\":200,\"grpc_status\":null,\"duration_ms\":3,\
              \"request_bytes\":10,\"response_bytes\":20,\"reason\":null,\"route\":\"HTTPRoute shop/cart\",\"rule\":\"0\",\
-             \"backend\":null,\"endpoint\":\"10.0.0.1:80\",\"peer\":null,\"attempts\":1,\"trace_id\":null}"
+             \"backend\":null,\"endpoint\":\"10.0.0.1:80\",\"peer\":null,\"attempts\":1,\"trace_id\":null,\"fault\":null,\"fallback\":null}"
         );
     }
 

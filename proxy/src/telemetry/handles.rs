@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use leno_proto::grpc;
 use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata};
 use parking_lot::Mutex;
 
@@ -19,27 +20,6 @@ use crate::reason::Reason;
 /// Classes of `leno_requests_total`: by status, `none` if there was no status at all, `failed` if the
 /// proxy answered or the exchange broke (then the series carries the reason).
 const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
-
-/// Status codes of gRPC by number, as in <https://grpc.io/docs/guides/status-codes/>.
-const GRPC_CODES: [&str; 17] = [
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-];
 
 /// Reasons that one family of handles tells apart; more (there are fewer) are counted as "other".
 pub(crate) const REASONS: usize = 24;
@@ -54,15 +34,18 @@ struct RouteSeries {
     /// By class and whether the peer proved an identity.
     requests: [[OnceLock<Counter>; 2]; CLASSES.len()],
     failures: OnceLock<Box<ByReason>>,
-    grpc: OnceLock<Box<[OnceLock<Counter>; GRPC_CODES.len()]>>,
+    grpc: OnceLock<Box<[OnceLock<Counter>; grpc::CODES.len()]>>,
     duration: OnceLock<Histogram>,
     request_bytes: OnceLock<Counter>,
     response_bytes: OnceLock<Counter>,
     retries: OnceLock<Counter>,
+    fallbacks: OnceLock<Box<ByReason>>,
 }
 
 /// Route handles by their labels: those that somebody holds.
 static ROUTES: LazyLock<Interned<RouteSeries>> = LazyLock::new(Interned::default);
+/// Mirror handles by their labels: those that somebody holds.
+static MIRRORS: LazyLock<Interned<MirrorSeries>> = LazyLock::new(Interned::default);
 /// Connection handles by their labels: those that somebody holds.
 static CONNECTIONS: LazyLock<Interned<ConnectionSeries>> = LazyLock::new(Interned::default);
 
@@ -90,6 +73,7 @@ impl RouteMetrics {
             request_bytes: OnceLock::new(),
             response_bytes: OnceLock::new(),
             retries: OnceLock::new(),
+            fallbacks: OnceLock::new(),
         }))
     }
 
@@ -114,6 +98,12 @@ impl RouteMetrics {
         add(&series.response_bytes, record.response_bytes, || series.counter("leno_response_bytes_total", &[]));
     }
 
+    /// A request was not served by this backend, but by a fallback.
+    pub fn fell_back(&self, reason: &'static str) {
+        let register = |reason| self.0.counter("leno_fallbacks_total", &[("reason", reason)]);
+        self.0.fallbacks.get_or_init(Box::default).count(reason, register);
+    }
+
     /// One retry was made.
     pub fn retried(&self) {
         add(&self.0.retries, 1, || self.0.counter("leno_retries_total", &[]));
@@ -136,9 +126,9 @@ impl RouteSeries {
 
     fn count_grpc(&self, code: u16) {
         // Codes that the specification does not know are to be taken for UNKNOWN.
-        let code = if usize::from(code) < GRPC_CODES.len() { usize::from(code) } else { 2 };
+        let code = if usize::from(code) < grpc::CODES.len() { usize::from(code) } else { 2 };
         let register = || {
-            let name = GRPC_CODES.get(code).copied().unwrap_or("UNKNOWN");
+            let name = grpc::CODES.get(code).copied().unwrap_or("UNKNOWN");
             self.counter("leno_grpc_responses_total", &[("code", name)])
         };
         match self.grpc.get_or_init(Box::default).get(code) {
@@ -153,6 +143,59 @@ impl RouteSeries {
 
     fn histogram(&self, name: &'static str) -> Histogram {
         register_histogram(name, &self.labels)
+    }
+}
+
+/// Handles for what is mirrored by one rule to one backend.
+#[derive(Debug, Clone)]
+pub struct MirrorMetrics(Arc<MirrorSeries>);
+
+#[derive(Debug)]
+struct MirrorSeries {
+    labels: Vec<Label>,
+    by_result: [OnceLock<Counter>; 5],
+}
+
+/// What became of a mirrored request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MirrorResult {
+    /// It was answered, whatever the answer.
+    Sent,
+    /// No connection could be made, or no whole answer came in time.
+    Failed,
+    /// Too many were under way, or too many bytes held.
+    Overload,
+    /// Its body is larger than what is copied.
+    TooLarge,
+    /// The request itself broke off, or its body was not read to the end.
+    Incomplete,
+}
+
+impl MirrorResult {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::Failed => "failed",
+            Self::Overload => "overload",
+            Self::TooLarge => "too-large",
+            Self::Incomplete => "incomplete",
+        }
+    }
+}
+
+impl MirrorMetrics {
+    /// All labels known when policy is compiled.
+    pub fn new(service: &str, route: &str, rule: &str, backend: &str) -> Self {
+        let labels =
+            labels(Direction::Outbound, [("service", service), ("route", route), ("rule", rule), ("backend", backend)]);
+        Self(MIRRORS.get(labels, |labels| MirrorSeries { labels, by_result: Default::default() }))
+    }
+
+    pub fn count(&self, result: MirrorResult) {
+        if let Some(slot) = self.0.by_result.get(result as usize) {
+            let more = [("result", result.as_str())];
+            add(slot, 1, || register_counter("leno_mirrored_requests_total", &self.0.labels, &more));
+        }
     }
 }
 
@@ -318,6 +361,8 @@ pub(super) fn describe() {
         ("leno_request_bytes_total", "Bytes of HTTP request bodies."),
         ("leno_response_bytes_total", "Bytes of HTTP response bodies."),
         ("leno_retries_total", "Tries beyond a request's first."),
+        ("leno_fallbacks_total", "Requests that a fallback served, by why their own backend did not."),
+        ("leno_mirrored_requests_total", "Copies of requests to mirrors, by what became of them."),
         ("leno_tcp_connections_total", "TCP connections opened."),
         ("leno_tcp_connection_failures_total", "TCP connections that ended badly, by reason."),
         ("leno_tcp_bytes_total", "Bytes relayed by TCP connections that ended."),

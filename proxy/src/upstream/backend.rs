@@ -224,6 +224,12 @@ impl Endpoint {
         })
     }
 
+    /// Who serves here: others may get the address later.
+    pub(crate) fn name(&self) -> String {
+        let identity = self.identity.as_ref().map_or("", |identity| identity.as_str());
+        format!("{} {identity}", self.workload)
+    }
+
     /// An unmeshed address of which nothing else is known.
     pub fn plain(address: SocketAddr) -> Arc<Self> {
         Self::new(address, None, "", "", 1)

@@ -136,6 +136,13 @@ impl Balancer {
         Some((local, role))
     }
 
+    /// The endpoint at an address, unless it is ejected.
+    pub fn at(&self, address: SocketAddr, now: Instant) -> Option<Rc<LocalEndpoint>> {
+        let roster = self.roster.borrow();
+        let local = roster.endpoints.iter().find(|local| local.endpoint.address == address)?;
+        (local.endpoint.outlier.health(now) == Health::InService).then(|| Rc::clone(local))
+    }
+
     /// What the key of a request is made of, if the algorithm goes by it.
     pub fn key(&self, of: impl FnOnce(&HashKey) -> Option<u64>) -> Option<u64> {
         match &self.roster.borrow().policy.load_balancing.algorithm {

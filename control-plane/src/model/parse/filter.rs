@@ -5,8 +5,14 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{FieldError, Wrong, refuse, route::Context, value};
-use crate::model::object::{Header, HeaderModifier, HttpFilter, PathModifier, Redirect};
+use super::{
+    FieldError, Wrong, refuse,
+    route::{self, Context, RawBackendObjectRef},
+    value,
+};
+use crate::model::object::{Header, HeaderModifier, HttpFilter, Mirror, PathModifier, Redirect};
+
+mod cors;
 
 /// As Gateway API limits them.
 const MAX_FILTERS: usize = 16;
@@ -21,11 +27,9 @@ pub(super) struct RawFilter {
     response_header_modifier: Option<RawHeaderModifier>,
     request_redirect: Option<RawRedirect>,
     url_rewrite: Option<RawRewrite>,
-    // Known, not supported; read so that they are not reported a second time as unknown.
-    #[serde(rename = "requestMirror")]
-    _mirror: Option<Value>,
-    #[serde(rename = "cors")]
-    _cors: Option<Value>,
+    request_mirror: Option<RawMirror>,
+    cors: Option<cors::RawCors>,
+    // Known, not supported; read so that it is not reported a second time as unknown.
     #[serde(rename = "externalAuth")]
     _external_auth: Option<Value>,
     extension_ref: Option<Value>,
@@ -65,6 +69,20 @@ struct RawRewrite {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
+struct RawMirror {
+    backend_ref: RawBackendObjectRef,
+    percent: Option<i64>,
+    fraction: Option<RawFraction>,
+}
+
+#[derive(Deserialize)]
+struct RawFraction {
+    numerator: i64,
+    denominator: Option<i64>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct RawPathModifier {
     #[serde(rename = "type")]
     kind: String,
@@ -80,6 +98,8 @@ pub(super) struct Place {
     /// A redirect has no place in a backend, nor in a GRPCRoute.
     pub(super) redirects: bool,
     pub(super) rewrites: bool,
+    /// Whom browsers may let in is said of a rule, before a backend is chosen, and of HTTP alone.
+    pub(super) cors: bool,
 }
 
 /// For kinds whose backends have no filters.
@@ -100,10 +120,10 @@ pub(super) fn filters(
     let mut wrong = Wrong::default();
     let filters = wrong.note(Wrong::each(raw.iter().enumerate().map(|(index, one)| {
         let at = format!("{field}[{index}]");
-        let filter = filter(&at, one, place)?;
+        let filter = filter(context, &at, one, place)?;
         if let HttpFilter::Unsupported(name) = &filter {
             context.unsupported.push(format!("{at}: {name}"));
-        } else if raw.iter().take(index).any(|earlier| earlier.kind == one.kind) {
+        } else if one.kind != "RequestMirror" && raw.iter().take(index).any(|earlier| earlier.kind == one.kind) {
             return refuse(format!("{at}.type"), format!("{} is there twice", one.kind));
         }
         Ok(filter)
@@ -115,7 +135,7 @@ pub(super) fn filters(
     wrong.or(filters)
 }
 
-fn filter(at: &str, raw: &RawFilter, place: Place) -> Result<HttpFilter, Wrong> {
+fn filter(context: &Context<'_>, at: &str, raw: &RawFilter, place: Place) -> Result<HttpFilter, Wrong> {
     let unsupported = |name: String| Ok(HttpFilter::Unsupported(name.into()));
     fn required<'a, T>(at: &str, field: &str, value: Option<&'a T>) -> Result<(String, &'a T), FieldError> {
         let at = format!("{at}.{field}");
@@ -147,6 +167,14 @@ fn filter(at: &str, raw: &RawFilter, place: Place) -> Result<HttpFilter, Wrong> 
             let path = rewrite.path.as_ref().map(|path| path_modifier(&format!("{at}.path"), path, place));
             let path = wrong.note(path.transpose());
             wrong.or(HttpFilter::Rewrite { hostname, path })
+        }
+        "RequestMirror" => {
+            let (at, mirror) = required(at, "requestMirror", raw.request_mirror.as_ref())?;
+            Ok(HttpFilter::Mirror(mirror_of(context, &at, mirror)?))
+        }
+        "CORS" if place.cors => {
+            let (at, cors) = required(at, "cors", raw.cors.as_ref())?;
+            Ok(HttpFilter::Cors(cors::parse(&at, cors)?))
         }
         "ExtensionRef" => {
             let part = |name| raw.extension_ref.as_ref().and_then(|value| value.get(name)).and_then(Value::as_str);
@@ -209,6 +237,46 @@ fn redirect_of(at: &str, raw: &RawRedirect, place: Place) -> Result<Redirect, Wr
     let path = raw.path.as_ref().map(|path| path_modifier(&format!("{at}.path"), path, place));
     let path = wrong.note(path.transpose());
     wrong.or(Redirect { scheme, hostname: raw.hostname.as_deref().map(Into::into), port, status, path })
+}
+
+/// Neither percent nor fraction: every request.
+fn mirror_of(context: &Context<'_>, at: &str, raw: &RawMirror) -> Result<Mirror, Wrong> {
+    let mut wrong = Wrong::default();
+    let fraction = match (raw.percent, &raw.fraction) {
+        (None, None) => (1, 1),
+        (Some(percent), None) => match u32::try_from(percent) {
+            Ok(percent @ 0..=100) => (percent, 100),
+            _ => {
+                wrong.add(format!("{at}.percent"), format!("{percent} is not between 0 and 100"));
+                (0, 1)
+            }
+        },
+        (None, Some(raw)) => wrong.note(fraction(&format!("{at}.fraction"), raw)),
+        (Some(_), Some(_)) => {
+            wrong.add(at, "percent and fraction exclude each other: leave one out");
+            (0, 1)
+        }
+    };
+    match route::backend_object(context, &format!("{at}.backendRef"), &raw.backend_ref) {
+        Ok(target) => wrong.or(Mirror { target, fraction }),
+        Err(other) => {
+            wrong.note::<()>(Err(other));
+            Err(wrong)
+        }
+    }
+}
+
+/// Numerator and denominator, which is 100 if it is not said.
+fn fraction(at: &str, raw: &RawFraction) -> Result<(u32, u32), FieldError> {
+    let denominator = raw.denominator.unwrap_or(100);
+    match (u32::try_from(raw.numerator), u32::try_from(denominator)) {
+        (_, Ok(0) | Err(_)) => refuse(format!("{at}.denominator"), format!("{denominator} is not 1 or more")),
+        (Ok(numerator), Ok(denominator)) if numerator <= denominator => Ok((numerator, denominator)),
+        _ => refuse(
+            format!("{at}.numerator"),
+            format!("{} is not between 0 and the denominator, {denominator}", raw.numerator),
+        ),
+    }
 }
 
 fn path_modifier(at: &str, raw: &RawPathModifier, place: Place) -> Result<PathModifier, FieldError> {

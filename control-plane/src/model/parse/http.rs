@@ -1,21 +1,26 @@
 //! HTTPRoute and GRPCRoute: both become HTTP rules, since gRPC is HTTP/2 with a fixed form of path.
 
-use std::{cmp::Reverse, sync::Arc, time::Duration};
+use std::{cmp::Reverse, collections::HashSet, sync::Arc, time::Duration};
 
 use serde::Deserialize;
 
 use super::{
     FieldError, Wrong,
     filter::{self, Place, RawFilter},
+    persistence::{RawPersistence, persistence},
     refuse,
     route::{self, Context, RawBackendRef, RawParentRef},
     value,
 };
-use crate::model::object::{HttpFilter, HttpMatch, HttpRule, PathMatch, PathRank, Precedence, Retry, ValueMatch};
+use crate::{
+    api::{NamedValue, PathValue, RequestMatch},
+    model::object::{HttpFilter, HttpMatch, HttpRule, PathMatch, PathRank, Precedence, Retry, ValueMatch},
+};
 
 /// As Gateway API limits them.
 const MAX_RULES: usize = 16;
 const MAX_MATCHES: usize = 64;
+const MAX_MATCHES_OF_ALL: usize = 128;
 const MAX_VALUES: usize = 16;
 /// Of a retry that does not say how often.
 const DEFAULT_ATTEMPTS: i64 = 1;
@@ -40,39 +45,14 @@ pub(super) struct RawHttpSpec {
 pub(super) struct RawHttpRule {
     name: Option<String>,
     #[serde(default)]
-    matches: Vec<RawHttpMatch>,
+    matches: Vec<RequestMatch>,
     #[serde(default)]
     filters: Vec<RawFilter>,
     #[serde(default)]
     backend_refs: Vec<RawBackendRef>,
     timeouts: Option<RawTimeouts>,
     retry: Option<RawRetry>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase")]
-struct RawHttpMatch {
-    path: Option<RawValue>,
-    #[serde(default)]
-    headers: Vec<RawNamed>,
-    #[serde(default)]
-    query_params: Vec<RawNamed>,
-    method: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct RawValue {
-    #[serde(rename = "type")]
-    kind: Option<String>,
-    value: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct RawNamed {
-    #[serde(rename = "type")]
-    kind: Option<String>,
-    name: String,
-    value: String,
+    session_persistence: Option<RawPersistence>,
 }
 
 #[derive(Deserialize)]
@@ -100,17 +80,35 @@ pub(super) fn http_rules(context: &mut Context<'_>, raw: Option<Vec<RawHttpRule>
             backend_refs: vec![],
             timeouts: None,
             retry: None,
+            session_persistence: None,
         };
         vec![everything]
     });
     value::at_most("spec.rules", raw.len(), MAX_RULES)?;
-    Wrong::each(raw.iter().enumerate().map(|(index, rule)| http_rule(context, index, rule)))
+    let rules = Wrong::each(raw.iter().enumerate().map(|(index, rule)| http_rule(context, index, rule)))?;
+    whole(rules, raw.iter().map(|rule| rule.name.as_deref()))
+}
+
+/// What holds for the rules of a route together.
+fn whole<'a>(rules: Vec<HttpRule>, names: impl Iterator<Item = Option<&'a str>>) -> Result<Vec<HttpRule>, Wrong> {
+    let mut wrong = Wrong::default();
+    let mut known = HashSet::new();
+    for (index, name) in names.enumerate() {
+        if let Some(name) = name.filter(|name| !known.insert(*name)) {
+            wrong.add(format!("spec.rules[{index}].name"), format!("{name:?} is the name of an earlier rule"));
+        }
+    }
+    let matches: usize = rules.iter().map(|rule| rule.matches.len()).sum();
+    if matches > MAX_MATCHES_OF_ALL {
+        wrong.add("spec.rules", format!("{matches} matches in all; at most {MAX_MATCHES_OF_ALL} are allowed"));
+    }
+    wrong.or(rules)
 }
 
 fn http_rule(context: &mut Context<'_>, index: usize, raw: &RawHttpRule) -> Result<HttpRule, Wrong> {
     let at = |field: &str| format!("spec.rules[{index}].{field}");
     let mut wrong = Wrong::default();
-    let matches = wrong.note(matches(&at("matches"), &raw.matches, &RawHttpMatch::default(), http_match));
+    let matches = wrong.note(matches(&at("matches"), &raw.matches, &RequestMatch::default(), http_match));
     let one_prefix = match matches.as_slice() {
         // No path at all is the prefix "/" (HTTPRouteMatch).
         [only] => matches!(only.path, None | Some(PathMatch::Prefix(_))),
@@ -118,11 +116,11 @@ fn http_rule(context: &mut Context<'_>, index: usize, raw: &RawHttpRule) -> Resu
         [] => true,
         _ => false,
     };
-    let place = Place { one_prefix, redirects: true, rewrites: true };
+    let place = Place { one_prefix, redirects: true, rewrites: true, cors: true };
     let filters = wrong.note(filter::filters(context, &at("filters"), &raw.filters, place));
     let backends =
         wrong.note(route::backends(context, &at("backendRefs"), &raw.backend_refs, |context, field, raw| {
-            filter::filters(context, field, raw, Place { redirects: false, ..place })
+            filter::filters(context, field, raw, Place { redirects: false, cors: false, ..place })
         }));
     if filters.iter().any(|filter| matches!(filter, HttpFilter::Redirect(_))) && !backends.is_empty() {
         wrong.add(at("backendRefs"), "a rule that redirects has no backends");
@@ -142,8 +140,19 @@ fn http_rule(context: &mut Context<'_>, index: usize, raw: &RawHttpRule) -> Resu
         wrong.add(at("timeouts.backendRequest"), "longer than timeouts.request");
     }
     let retry = wrong.note(raw.retry.as_ref().map(|raw| retry(&at("retry"), raw)).transpose());
+    let session = raw.session_persistence.as_ref().map(|raw| persistence(&at("sessionPersistence"), raw));
+    let session_persistence = wrong.note(session.transpose());
     let name = wrong.note(rule_name(&at("name"), raw.name.as_deref(), index));
-    wrong.or(HttpRule { name, matches, filters, backends, request_timeout, backend_request_timeout, retry })
+    wrong.or(HttpRule {
+        name,
+        matches,
+        filters,
+        backends,
+        request_timeout,
+        backend_request_timeout,
+        retry,
+        session_persistence,
+    })
 }
 
 /// Those of a rule, and never none: without any, it is `default`.
@@ -195,7 +204,8 @@ fn retry(at: &str, raw: &RawRetry) -> Result<Retry, Wrong> {
     wrong.or(Retry { statuses, attempts, backoff })
 }
 
-fn http_match(at: &str, raw: &RawHttpMatch) -> Result<HttpMatch, Wrong> {
+/// The match at "spec.rules[0].matches[0]".
+pub(super) fn http_match(at: &str, raw: &RequestMatch) -> Result<HttpMatch, Wrong> {
     let mut wrong = Wrong::default();
     let path = raw.path.as_ref().and_then(|path| wrong.note(path_match(&format!("{at}.path"), path)));
     let headers = wrong.note(named(&format!("{at}.headers"), &raw.headers, true));
@@ -223,7 +233,7 @@ fn http_match(at: &str, raw: &RawHttpMatch) -> Result<HttpMatch, Wrong> {
 }
 
 /// None: every path, which the prefix "/" means.
-fn path_match(at: &str, raw: &RawValue) -> Result<Option<PathMatch>, FieldError> {
+fn path_match(at: &str, raw: &PathValue) -> Result<Option<PathMatch>, FieldError> {
     let field = format!("{at}.value");
     let text = raw.value.as_deref().unwrap_or("/");
     match raw.kind.as_deref().unwrap_or("PathPrefix") {
@@ -246,7 +256,7 @@ fn path_match(at: &str, raw: &RawValue) -> Result<Option<PathMatch>, FieldError>
 }
 
 /// Matches of headers or query parameters; of several for one name, only the first counts.
-fn named(at: &str, raw: &[RawNamed], headers: bool) -> Result<Vec<(Arc<str>, ValueMatch)>, Wrong> {
+fn named(at: &str, raw: &[NamedValue], headers: bool) -> Result<Vec<(Arc<str>, ValueMatch)>, Wrong> {
     value::at_most(at, raw.len(), MAX_VALUES)?;
     let mut wrong = Wrong::default();
     let mut matches: Vec<(Arc<str>, ValueMatch)> = Vec::with_capacity(raw.len());
@@ -299,13 +309,14 @@ pub(super) struct RawGrpcRule {
     filters: Vec<RawFilter>,
     #[serde(default)]
     backend_refs: Vec<RawBackendRef>,
+    session_persistence: Option<RawPersistence>,
 }
 
 #[derive(Deserialize, Default)]
 struct RawGrpcMatch {
     method: Option<RawGrpcMethod>,
     #[serde(default)]
-    headers: Vec<RawNamed>,
+    headers: Vec<NamedValue>,
 }
 
 #[derive(Deserialize)]
@@ -318,22 +329,33 @@ struct RawGrpcMethod {
 
 pub(super) fn grpc_rules(context: &mut Context<'_>, raw: Vec<RawGrpcRule>) -> Result<Vec<HttpRule>, Wrong> {
     value::at_most("spec.rules", raw.len(), MAX_RULES)?;
-    Wrong::each(raw.iter().enumerate().map(|(index, rule)| grpc_rule(context, index, rule)))
+    let rules = Wrong::each(raw.iter().enumerate().map(|(index, rule)| grpc_rule(context, index, rule)))?;
+    whole(rules, raw.iter().map(|rule| rule.name.as_deref()))
 }
 
 fn grpc_rule(context: &mut Context<'_>, index: usize, raw: &RawGrpcRule) -> Result<HttpRule, Wrong> {
     let at = |field: &str| format!("spec.rules[{index}].{field}");
     let mut wrong = Wrong::default();
     let matches = wrong.note(matches(&at("matches"), &raw.matches, &RawGrpcMatch::default(), grpc_match));
-    let place = Place { one_prefix: false, redirects: false, rewrites: false };
+    let place = Place { one_prefix: false, redirects: false, rewrites: false, cors: false };
     let filters = wrong.note(filter::filters(context, &at("filters"), &raw.filters, place));
     let backends =
         wrong.note(route::backends(context, &at("backendRefs"), &raw.backend_refs, |context, field, raw| {
             filter::filters(context, field, raw, place)
         }));
+    let session = raw.session_persistence.as_ref().map(|raw| persistence(&at("sessionPersistence"), raw));
+    let session_persistence = wrong.note(session.transpose());
     let name = wrong.note(rule_name(&at("name"), raw.name.as_deref(), index));
-    let (request_timeout, backend_request_timeout, retry) = (None, None, None);
-    wrong.or(HttpRule { name, matches, filters, backends, request_timeout, backend_request_timeout, retry })
+    wrong.or(HttpRule {
+        name,
+        matches,
+        filters,
+        backends,
+        request_timeout: None,
+        backend_request_timeout: None,
+        retry: None,
+        session_persistence,
+    })
 }
 
 fn grpc_match(at: &str, raw: &RawGrpcMatch) -> Result<HttpMatch, Wrong> {

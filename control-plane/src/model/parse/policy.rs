@@ -18,6 +18,7 @@ mod fault;
 mod inbound;
 mod resilience;
 mod route;
+mod static_answer;
 
 /// A policy, and its fields that have no effect.
 pub(super) fn policy(key: &ObjectKey, metadata: &Metadata, content: &Value) -> Result<(Policy, Vec<String>), Wrong> {
@@ -25,7 +26,7 @@ pub(super) fn policy(key: &ObjectKey, metadata: &Metadata, content: &Value) -> R
     let (targets, spec, unknown) = match key.kind {
         Kind::RoutePolicy => {
             let (raw, unknown) = read::<api::RoutePolicySpec>(content)?;
-            (raw.target_refs.clone(), PolicySpec::Route(wrong.note(route::route_policy(&raw))), unknown)
+            (raw.target_refs.clone(), PolicySpec::Route(wrong.note(route::route_policy(key, &raw))), unknown)
         }
         Kind::InboundPolicy => {
             let (raw, unknown) = read::<api::InboundPolicySpec>(content)?;

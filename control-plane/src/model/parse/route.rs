@@ -47,6 +47,16 @@ pub(super) struct RawBackendRef {
     filters: Vec<RawFilter>,
 }
 
+/// What a mirror refers to.
+#[derive(Deserialize)]
+pub(super) struct RawBackendObjectRef {
+    group: Option<String>,
+    kind: Option<String>,
+    namespace: Option<String>,
+    name: String,
+    port: Option<i64>,
+}
+
 /// A document's spec, with the fields that have no effect.
 pub(super) struct Spec<S> {
     pub(super) spec: S,
@@ -154,7 +164,9 @@ pub(super) fn backends(
             }
         };
         let filters = wrong.note(filters(context, &at("filters"), &backend.filters));
-        match target(context.namespace, backend, &at) {
+        let RawBackendRef { group, kind, namespace, name, port, .. } = backend;
+        let reference = Reference { group, kind, namespace, name, port: *port };
+        match reference.target(context.namespace, &at) {
             Ok(target) => wrong.or(Backend { weight, target, filters }),
             Err(other) => {
                 wrong.note::<()>(Err(other));
@@ -164,26 +176,49 @@ pub(super) fn backends(
     }))
 }
 
-fn target(namespace: &str, backend: &RawBackendRef, at: &impl Fn(&str) -> String) -> Result<BackendTarget, Wrong> {
-    let group = backend.group.as_deref().unwrap_or_default();
-    let kind = backend.kind.as_deref().unwrap_or("Service");
-    let mut wrong = Wrong::default();
-    wrong.note(value::object_name(&at("name"), &backend.name));
-    if let Some(namespace) = &backend.namespace {
-        wrong.note(value::label(&at("namespace"), namespace));
+/// The backend at "spec.rules[0].filters[0].requestMirror.backendRef".
+pub(super) fn backend_object(
+    context: &Context<'_>,
+    field: &str,
+    raw: &RawBackendObjectRef,
+) -> Result<BackendTarget, Wrong> {
+    let RawBackendObjectRef { group, kind, namespace, name, port } = raw;
+    let reference = Reference { group, kind, namespace, name, port: *port };
+    reference.target(context.namespace, &|name| format!("{field}.{name}"))
+}
+
+/// What all references to backends have in common.
+struct Reference<'a> {
+    group: &'a Option<String>,
+    kind: &'a Option<String>,
+    namespace: &'a Option<String>,
+    name: &'a str,
+    port: Option<i64>,
+}
+
+impl Reference<'_> {
+    /// `namespace`: of who refers.
+    fn target(&self, namespace: &str, at: &impl Fn(&str) -> String) -> Result<BackendTarget, Wrong> {
+        let group = self.group.as_deref().unwrap_or_default();
+        let kind = self.kind.as_deref().unwrap_or("Service");
+        let mut wrong = Wrong::default();
+        wrong.note(value::object_name(&at("name"), self.name));
+        if let Some(namespace) = self.namespace {
+            wrong.note(value::label(&at("namespace"), namespace));
+        }
+        if kind != "Service" || !matches!(group, "" | "core") {
+            return wrong.or(BackendTarget::InvalidKind(kind_text(group, kind)));
+        }
+        let port = wrong.note(match self.port {
+            Some(port) => value::port(&at("port"), port),
+            None => refuse(at("port"), "required for a Service"),
+        });
+        wrong.or(BackendTarget::Service {
+            namespace: self.namespace.as_deref().unwrap_or(namespace).into(),
+            name: self.name.into(),
+            port,
+        })
     }
-    if kind != "Service" || !matches!(group, "" | "core") {
-        return wrong.or(BackendTarget::InvalidKind(kind_text(group, kind)));
-    }
-    let port = wrong.note(match backend.port {
-        Some(port) => value::port(&at("port"), port),
-        None => refuse(at("port"), "required for a Service"),
-    });
-    wrong.or(BackendTarget::Service {
-        namespace: backend.namespace.as_deref().unwrap_or(namespace).into(),
-        name: backend.name.as_str().into(),
-        port,
-    })
 }
 
 // ---- TLSRoute, TCPRoute -------------------------------------------------------------------------

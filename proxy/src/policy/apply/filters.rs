@@ -1,15 +1,42 @@
-//! Filters: header changes, redirects, rewrites. What would let policy break the framing of messages is refused.
+//! Filters: header changes, redirects, rewrites, mirrors, CORS. What would let policy break the framing of messages is
+//! refused.
+
+use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue, StatusCode, uri};
 use leno_proto::{headers, v1};
 
-use super::Invalid;
-use crate::http::filter::{Filters, HeaderChanges, PathChange, Redirect, Rewrite};
+use super::{Backends, Invalid};
+use crate::{
+    http::{
+        cors::{Cors, Listed, Origin, Origins},
+        filter::{Filters, HeaderChanges, PathChange, Redirect, Rewrite},
+        mirror::Mirror,
+    },
+    policy::{RuleOrigin, share::Share},
+    telemetry::MirrorMetrics,
+};
 
-pub(super) fn parse(filters: Vec<v1::HttpFilter>) -> Result<Filters, Invalid> {
+/// Seconds that a preflight may be kept, if it is not said (Gateway API).
+const MAX_AGE: u32 = 5;
+
+/// The filters of a rule of `service`, or of a backend in it.
+pub(super) fn parse(
+    service: &str,
+    origin: &RuleOrigin,
+    filters: Vec<v1::HttpFilter>,
+    backends: &mut Backends<'_>,
+) -> Result<Filters, Invalid> {
     let mut parsed = Filters::default();
     for (index, filter) in filters.into_iter().enumerate() {
-        parse_filter(filter, &mut parsed).map_err(|invalid| invalid.within(format!("filters[{index}]")))?;
+        let at = |invalid: Invalid| invalid.within(format!("filters[{index}]"));
+        match filter.kind {
+            Some(v1::http_filter::Kind::Mirror(mirror)) => {
+                let mirror = parse_mirror(service, origin, mirror, backends);
+                parsed.mirrors.extend(mirror.map_err(|invalid| at(invalid.within("mirror")))?.map(Arc::new));
+            }
+            _ => parse_filter(filter, &mut parsed).map_err(at)?,
+        }
     }
     Ok(parsed)
 }
@@ -31,16 +58,67 @@ fn parse_filter(filter: v1::HttpFilter, into: &mut Filters) -> Result<(), Invali
             into.rewrite = Some(parse_rewrite(rewrite).map_err(|invalid| invalid.within("rewrite"))?);
             Ok(())
         }
+        Some(Kind::Cors(cors)) => {
+            into.cors = Some(Arc::new(parse_cors(&cors).map_err(|invalid| invalid.within("cors"))?));
+            Ok(())
+        }
         Some(Kind::Unsupported(name)) => {
             into.unsupported = Some(name);
             Ok(())
         }
         // A filter newer than this proxy: leaving it out could let through what it is there to stop.
-        None => {
+        Some(Kind::Mirror(_)) | None => {
             into.unsupported = Some("unknown".to_owned());
             Ok(())
         }
     }
+}
+
+/// None: what it names is nothing that could be mirrored to, which the route's status says.
+fn parse_mirror(
+    service: &str,
+    origin: &RuleOrigin,
+    mirror: v1::Mirror,
+    backends: &mut Backends<'_>,
+) -> Result<Option<Mirror>, Invalid> {
+    let share = Share::new(mirror.numerator, mirror.denominator).ok_or_else(|| {
+        Invalid::new("numerator", format!("{} of {} is no share", mirror.numerator, mirror.denominator))
+    })?;
+    match mirror.kind {
+        Some(v1::mirror::Kind::Backend(reference)) => {
+            let backend = backends.get(reference).map_err(|invalid| invalid.within("backend"))?;
+            let metrics = MirrorMetrics::new(service, &origin.route, &origin.rule, &backend.key);
+            Ok(Some(Mirror { backend, share, metrics }))
+        }
+        Some(v1::mirror::Kind::Invalid(_)) => Ok(None),
+        None => Err(Invalid::new("kind", "neither a backend nor a reason why not")),
+    }
+}
+
+fn parse_cors(cors: &v1::Cors) -> Result<Cors, Invalid> {
+    let origins = match cors.allow_origins.as_slice() {
+        [only] if only == "*" => Origins::Any,
+        origins => {
+            let origin = |(index, text): (usize, &String)| {
+                Origin::parse(text).ok_or_else(|| {
+                    Invalid::new(format!("allow_origins[{index}]"), format!("{text:?} is not an origin"))
+                })
+            };
+            Origins::These(origins.iter().enumerate().map(origin).collect::<Result<_, _>>()?)
+        }
+    };
+    let listed = |field: &str, entries: &[String]| {
+        Listed::parse(entries)
+            .ok_or_else(|| Invalid::new(field, format!("{entries:?} is neither names nor \"*\" alone")))
+    };
+    Ok(Cors {
+        origins,
+        credentials: cors.allow_credentials,
+        methods: listed("allow_methods", &cors.allow_methods)?,
+        headers: listed("allow_headers", &cors.allow_headers)?,
+        exposed: listed("expose_headers", &cors.expose_headers)?,
+        max_age: if cors.max_age_s == 0 { MAX_AGE } else { cors.max_age_s },
+    })
 }
 
 fn parse_headers(changes: v1::HeaderModifier, into: &mut HeaderChanges) -> Result<(), Invalid> {

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use http::{HeaderName, Method, StatusCode};
 use leno_proto::{pattern, v1};
 
-use super::{Backends, Invalid, destination::parse_origin, filters, parse_duration, resilience};
+use super::{Backends, Invalid, destination::parse_origin, filters, parse_duration, resilience, rule_policy};
 use crate::{
     policy::{
         HttpAction, HttpRoutes, WeightedBackends,
@@ -40,7 +40,7 @@ fn parse_rule(rule: v1::HttpRule, actions: &[Arc<HttpAction>]) -> Result<HttpRul
     Ok(HttpRule { matches, action: action.clone() })
 }
 
-fn parse_match(wanted: v1::HttpMatch) -> Result<HttpMatch, Invalid> {
+pub(super) fn parse_match(wanted: v1::HttpMatch) -> Result<HttpMatch, Invalid> {
     let path = parse_path(wanted.path).map_err(|invalid| invalid.within("path"))?;
     let mut headers = Vec::with_capacity(wanted.headers.len());
     for (index, header) in wanted.headers.into_iter().enumerate() {
@@ -105,7 +105,7 @@ fn unknown_kind() -> Invalid {
 
 fn parse_action(service: &str, action: v1::HttpAction, backends: &mut Backends<'_>) -> Result<HttpAction, Invalid> {
     let origin = parse_origin(action.origin);
-    let filters = filters::parse(action.filters)?;
+    let filters = filters::parse(service, &origin, action.filters, backends)?;
     let mut entries = Vec::with_capacity(action.backends.len());
     for (index, weighted) in action.backends.into_iter().enumerate() {
         let at = |invalid: Invalid| invalid.within(format!("backends[{index}]"));
@@ -118,11 +118,14 @@ fn parse_action(service: &str, action: v1::HttpAction, backends: &mut Backends<'
         };
         let label = backend.as_ref().map_or("invalid", |backend| &*backend.key);
         let metrics = RouteMetrics::outbound(service, &origin.route, &origin.rule, label);
-        let filters = filters::parse(weighted.filters).map_err(at)?;
+        let filters = filters::parse(service, &origin, weighted.filters, backends).map_err(at)?;
         entries.push((weighted.weight, HttpBackend { backend, filters, metrics }));
     }
+    let faults = action.faults.map(rule_policy::faults);
+    let direct_response = action.direct_response.map(rule_policy::static_answer);
+    let fallback = action.fallback.map(|fallback| rule_policy::fallback(service, &origin, fallback, backends));
+    let persistence = action.session_persistence.map(|session| rule_policy::persistence(&origin, session));
     Ok(HttpAction {
-        origin,
         filters,
         backends: WeightedBackends::new(entries),
         request_timeout: parse_timeout("request_timeout", action.request_timeout)?,
@@ -134,6 +137,15 @@ fn parse_action(service: &str, action: v1::HttpAction, backends: &mut Backends<'
         },
         hedge: action.hedging.map(resilience::hedging).transpose().map_err(|invalid| invalid.within("hedging"))?,
         stream_idle: parse_timeout("stream_idle_timeout", action.stream_idle_timeout)?,
+        faults: faults.transpose().map_err(|invalid| invalid.within("faults"))?.map(Box::new),
+        direct_response: direct_response
+            .transpose()
+            .map_err(|invalid| invalid.within("direct_response"))?
+            .map(Box::new),
+        fallback: fallback.transpose().map_err(|invalid| invalid.within("fallback"))?.flatten().map(Box::new),
+        persistence: persistence.transpose().map_err(|invalid| invalid.within("session_persistence"))?.map(Box::new),
+        metrics: RouteMetrics::outbound(service, &origin.route, &origin.rule, ""),
+        origin,
     })
 }
 

@@ -366,7 +366,7 @@ fn timeouts_and_retries() {
 fn outside_is_told_by_settings() {
     let settings = |networks: &[&str]| {
         let mesh_networks = networks.iter().map(|&network| network.to_owned()).collect();
-        parse_settings(v1::Settings { trust_domain: "t".into(), mesh_networks }).unwrap()
+        parse_settings(v1::Settings { trust_domain: "t".into(), mesh_networks, ..Default::default() }).unwrap()
     };
     let at = |a, b, c, d| IpAddr::V4(Ipv4Addr::new(a, b, c, d));
     let mesh = settings(&["10.0.0.0/8", "fd00::/8"]);
@@ -399,7 +399,17 @@ fn everything() -> Delta {
             hostname: "b.example".into(),
             path: path(v1::path_modifier::Kind::ReplacePrefix("/y".into())),
         }),
-        http_filter::Kind::Unsupported("mirror".into()),
+        http_filter::Kind::Mirror(v1::Mirror {
+            kind: Some(v1::mirror::Kind::Backend(BackendRef { key: BACKEND.into() })),
+            numerator: 1,
+            denominator: 3,
+        }),
+        http_filter::Kind::Cors(v1::Cors {
+            allow_origins: vec!["https://*.example".into()],
+            allow_methods: vec!["GET".into()],
+            ..Default::default()
+        }),
+        http_filter::Kind::Unsupported("ExternalAuth".into()),
     ];
     let filters: Vec<_> = filters.into_iter().map(|kind| v1::HttpFilter { kind: Some(kind) }).collect();
     let mut backends = to_backends(&[(90, BACKEND), (10, "shop/new:80")]);
@@ -420,6 +430,13 @@ fn everything() -> Delta {
         action: 0,
     };
     let duration = Some(prost_types::Duration { seconds: 1, nanos: 5 });
+    let when = || Some(v1::FaultCondition { share: 5, matches: vec![HttpMatch::default()] });
+    let answer = || v1::StaticAnswer {
+        status: 503,
+        grpc_status: 14,
+        headers: vec![v1::Header { name: "x-a".into(), value: "b".into() }],
+        body: b"c".to_vec(),
+    };
     let action = HttpAction {
         origin: Some(v1::RuleOrigin {
             route: Some(v1::ObjectRef { kind: "HTTPRoute".into(), namespace: "shop".into(), name: "cart".into() }),
@@ -443,6 +460,14 @@ fn everything() -> Delta {
             max_backoff: duration,
         }),
         hedging: Some(v1::Hedging { delay: duration, percentile: 95, any_method: true }),
+        faults: Some(v1::Faults {
+            origin: None,
+            delay: Some(v1::FaultDelay { when: when(), duration }),
+            abort: Some(v1::FaultAbort { when: when(), answer: Some(answer()) }),
+        }),
+        direct_response: Some(answer()),
+        fallback: Some(v1::Fallback { kind: Some(v1::fallback::Kind::Answer(answer())) }),
+        session_persistence: Some(v1::SessionPersistence { name: "a".into(), permanent: true, ..Default::default() }),
     };
     let paths = [
         path_match::Kind::Exact("/a".into()),
@@ -472,6 +497,7 @@ fn everything() -> Delta {
                 Body::Settings(v1::Settings {
                     trust_domain: "cluster.local".into(),
                     mesh_networks: vec!["10.0.0.0/8".into()],
+                    session_key: vec![7; 32],
                 }),
             ),
             resource(

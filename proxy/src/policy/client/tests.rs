@@ -181,7 +181,11 @@ async fn a_destination_is_asked_for_brought_and_its_endpoints_after_it() {
     held.sort_by_key(|name| name.kind().as_str_name());
     assert_eq!(held, own());
 
-    let settings = v1::Settings { trust_domain: "cluster.local".into(), mesh_networks: vec!["10.0.0.0/8".into()] };
+    let settings = v1::Settings {
+        trust_domain: "cluster.local".into(),
+        mesh_networks: vec!["10.0.0.0/8".into()],
+        ..Default::default()
+    };
     let anchors = vec![mesh.authority.der()];
     let bundle = v1::TrustBundle { trust_domain: "cluster.local".into(), anchors };
     let inbound = v1::Inbound { mode: v1::inbound::Mode::Permissive.into(), ..Default::default() };

@@ -1,15 +1,23 @@
 //! RoutePolicy.
 
 use super::{
-    super::{Wrong, value},
+    super::{Wrong, refuse, value},
     backend, duration_within, resilience,
+    static_answer::static_answer,
 };
-use crate::{api::RoutePolicySpec, model::policy::RoutePolicy};
+use crate::{
+    api::{self, RoutePolicySpec},
+    model::{
+        ObjectKey,
+        object::BackendTarget,
+        policy::{Fallback, RoutePolicy},
+    },
+};
 
-pub(super) fn route_policy(raw: &RoutePolicySpec) -> Result<RoutePolicy, Wrong> {
+pub(super) fn route_policy(key: &ObjectKey, raw: &RoutePolicySpec) -> Result<RoutePolicy, Wrong> {
     let mut wrong = Wrong::default();
     let timeouts = raw.timeouts.clone().unwrap_or_default();
-    let mut timeout = |field: &str, text: Option<&crate::api::DurationText>| {
+    let mut timeout = |field: &str, text: Option<&api::DurationText>| {
         wrong.note(text.map(|text| value::duration(&format!("spec.timeouts.{field}"), &text.0)).transpose())
     };
     let request_timeout = timeout("request", timeouts.request.as_ref());
@@ -26,5 +34,34 @@ pub(super) fn route_policy(raw: &RoutePolicySpec) -> Result<RoutePolicy, Wrong> 
     let stream_idle = wrong.note(stream_idle);
     let retry = wrong.note(raw.retry.as_ref().map(resilience::retry).transpose());
     let hedging = wrong.note(raw.hedging.as_ref().map(resilience::hedging).transpose());
-    wrong.or(RoutePolicy { request_timeout, backend_request_timeout, stream_idle, retry, hedging })
+    let direct = raw.direct_response.as_ref().map(|raw| static_answer("spec.directResponse", raw));
+    let direct_response = wrong.note(direct.transpose());
+    let fallback = wrong.note(raw.fallback.as_ref().map(|raw| fallback(key, raw)).transpose());
+    wrong.or(RoutePolicy {
+        request_timeout,
+        backend_request_timeout,
+        stream_idle,
+        retry,
+        hedging,
+        direct_response,
+        fallback,
+    })
+}
+
+fn fallback(key: &ObjectKey, raw: &api::Fallback) -> Result<Fallback, Wrong> {
+    match (&raw.backend_ref, &raw.answer) {
+        (Some(backend), None) => {
+            let mut wrong = Wrong::default();
+            let at = |field: &str| format!("spec.fallback.backendRef.{field}");
+            wrong.note(value::object_name(&at("name"), &backend.name));
+            if let Some(namespace) = &backend.namespace {
+                wrong.note(value::label(&at("namespace"), namespace));
+            }
+            let port = wrong.note(value::port(&at("port"), backend.port));
+            let namespace = backend.namespace.as_deref().map_or_else(|| key.namespace.clone(), Into::into);
+            wrong.or(Fallback::Backend(BackendTarget::Service { namespace, name: backend.name.as_str().into(), port }))
+        }
+        (None, Some(answer)) => Ok(Fallback::Answer(static_answer("spec.fallback.answer", answer)?)),
+        _ => refuse("spec.fallback", "needs either backendRef or answer, and not both"),
+    }
 }

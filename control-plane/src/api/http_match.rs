@@ -1,0 +1,48 @@
+//! Matches of requests, as HTTPRoute has them.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+/// What a request must be like: everything that is said must hold. As the matches of an HTTPRoute.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct RequestMatch {
+    /// The path. Default: every path.
+    pub(crate) path: Option<PathValue>,
+    /// Headers, all of which must match. Of several entries for one name the first counts.
+    #[serde(default)]
+    #[schemars(length(max = 16))]
+    pub(crate) headers: Vec<NamedValue>,
+    /// Query parameters, all of which must match. Of several entries for one name the first counts.
+    #[serde(default)]
+    #[schemars(length(max = 16))]
+    pub(crate) query_params: Vec<NamedValue>,
+    /// The method. Default: every method.
+    #[schemars(example = &"POST")]
+    pub(crate) method: Option<String>,
+}
+
+/// How a path is compared.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+pub(crate) struct PathValue {
+    /// `Exact`, `PathPrefix` (whole segments) or `RegularExpression` (RE2 syntax, the whole path). Default: `PathPrefix`.
+    #[serde(rename = "type")]
+    pub(crate) kind: Option<String>,
+    /// What the path is compared with. Default: `/`.
+    #[schemars(length(max = 1024), example = "/v2")]
+    pub(crate) value: Option<String>,
+}
+
+/// How a header or query parameter is compared.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+pub(crate) struct NamedValue {
+    /// `Exact` or `RegularExpression` (RE2 syntax, the whole value). Default: `Exact`.
+    #[serde(rename = "type")]
+    pub(crate) kind: Option<String>,
+    /// Name of the header (in any case) or query parameter.
+    #[schemars(length(min = 1, max = 256))]
+    pub(crate) name: String,
+    /// What its value is compared with.
+    #[schemars(length(max = 4096))]
+    pub(crate) value: String,
+}
