@@ -139,15 +139,6 @@ impl Circuit {
         }
         false
     }
-
-    fn opens_at(&self) -> Option<Instant> {
-        match self.state {
-            State::Closed { .. } => None,
-            State::Open { until } => Some(until),
-            // At any time, if a place is free.
-            State::HalfOpen { patience, .. } => Some(patience.checked_sub(PROBE_PATIENCE).unwrap_or(patience)),
-        }
-    }
 }
 
 /// A backend's [`Circuit`], shared by all workers.
@@ -229,8 +220,13 @@ impl Breaker {
     }
 
     fn publish(&self, circuit: &Circuit) {
-        // Never 0, and rounded up: not before its time.
-        let at = circuit.opens_at().map_or(0, |at| millis(at).saturating_add(1));
+        let at = match circuit.state {
+            State::Closed { .. } => 0,
+            // At any time, if a place is free.
+            State::HalfOpen { .. } => 1,
+            // Never 0, and rounded up: not before its time.
+            State::Open { until } => millis(until).saturating_add(1),
+        };
         if self.opens_at.swap(at, Ordering::Relaxed) != 0 && at == 0 {
             // What counts begins anew.
             self.failures.store(0, Ordering::Relaxed);
