@@ -1,6 +1,10 @@
 //! Opaque connections: choose an endpoint, connect, relay, record.
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::BytesMut;
 
@@ -122,6 +126,8 @@ pub(crate) struct Carried<'a> {
     record: Option<Box<ConnectionRecord>>,
     moved: Moved,
     started: Instant,
+    /// The longest time without a byte moved.
+    idle: Duration,
     reason: Option<Reason>,
 }
 
@@ -139,12 +145,14 @@ impl<'a> Carried<'a> {
             record: ctx.telemetry.has_access_log().then(|| Box::new(record())),
             moved: Moved::default(),
             started: Instant::now(),
+            idle: limits::TCP_IDLE,
             reason: Some(Reason::Aborted),
         }
     }
 
     /// The endpoint that it goes to.
     pub(crate) fn reached(mut self, pick: &Pick) -> Self {
+        self.idle = pick.stream_idle().unwrap_or(self.idle);
         if let Some(record) = &mut self.record {
             record.endpoint = Some(pick.endpoint.address);
             record.peer.clone_from(&pick.endpoint.identity);
@@ -168,7 +176,7 @@ impl<'a> Carried<'a> {
 
     /// Relays until both sides are done.
     pub(crate) async fn relay(mut self, client: impl Io, server: impl Io) {
-        self.reason = match copy::relay(client, server, limits::TCP_IDLE, &self.moved).await {
+        self.reason = match copy::relay(client, server, self.idle, &self.moved).await {
             Ok(()) => None,
             Err(error) => {
                 tracing::debug!(%error, "relay ended");

@@ -37,7 +37,9 @@ use std::{
 pub use backend::{Backend, Endpoint, EndpointSet, HostName};
 use balance::settings::HashKey;
 use balancer::{Balancer, Wanted};
+use bulkhead::Place;
 pub use dial::DialError;
+use dial::Dialed;
 use local::LocalEndpoint;
 use outlier::Role;
 
@@ -83,6 +85,8 @@ pub struct Pick {
     reported: Cell<bool>,
     /// The stream's place on a shared HTTP/2 connection, held as long as the pick.
     stream: pool::StreamSlot,
+    /// That of an opaque connection among those that policy allows, held as long.
+    connection: Cell<Option<Place>>,
 }
 
 impl Upstreams {
@@ -168,6 +172,7 @@ impl Pick {
             role: Cell::new(role),
             reported: Cell::new(false),
             stream: pool::StreamSlot::default(),
+            connection: Cell::new(None),
         }
     }
 
@@ -230,7 +235,14 @@ impl Pick {
     /// A connection of its own for opaque bytes (mesh: ALPN `leno1/tcp`).
     pub async fn tcp(&self) -> Result<Box<dyn Io>, Error> {
         let dialed = self.local.pool.dial(MeshProtocol::Tcp).await;
-        dialed.map(|dialed| dialed.io).map_err(|error| self.not_connected(error))
+        let Dialed { io, place, .. } = dialed.map_err(|error| self.not_connected(error))?;
+        self.connection.set(place);
+        Ok(io)
+    }
+
+    /// How long policy lets a connection be without a byte moved, if it says so.
+    pub(crate) fn stream_idle(&self) -> Option<Duration> {
+        self.balancer.as_ref()?.roster().policy.stream_idle
     }
 
     fn not_connected(&self, error: DialError) -> Error {

@@ -240,6 +240,8 @@ impl Request<'_> {
             Some(None) => return Err(error),
         };
         exchange.metrics.fell_back(error.reason().as_str());
+        // Those of the backend that gave way.
+        exchange.places.clear();
         exchange.record.fallback = Some(error.reason());
         exchange.record.backend = Some(Arc::clone(&to.key));
         exchange.metrics = metrics.clone();
