@@ -2,8 +2,8 @@
 //! the requests, how many requests they have and how long those of late took at that number; a small pool of their answers is
 //! chosen from. Whoever has more requests than most is hot, and taken only if all are; among the cold ones the fastest is taken.
 //!
-//! Differences from the paper: an endpoint is in the pool once, with its latest answer; and failures seen by this
-//! proxy count as latency, so that what fails fast does not attract load.
+//! Differences from the paper: an endpoint is in the pool once, with its latest answer, which few requests use also where endpoints are
+//! few; and failures seen by this proxy count as latency, so that what fails fast does not attract load.
 
 use std::time::{Duration, Instant};
 
@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 const POOL: usize = 16;
 /// Answers of late that say what is hot.
 const HISTORY: usize = 128;
-/// Times that one answer is used at most, however few endpoints there are.
-const MOST_USES: f64 = 16.0;
-/// By how much the pool is to grow per request beyond what is used up (δ in the paper).
+/// Times that one answer is used at most, however rare probes are.
+const MOST_USES: f64 = 4.0;
+/// Of what is asked, how much more than is used up (δ in the paper).
 const SURPLUS: f64 = 1.0;
 
 /// What policy says of it.
@@ -108,7 +108,7 @@ impl Pool {
             }
         }
         let (.., chosen) = best.filter(|_| known >= count.min(2))?;
-        self.used(chosen, uses(settings, count));
+        self.used(chosen, uses(settings));
         self.drop_one();
         Some(chosen)
     }
@@ -169,13 +169,11 @@ impl Pool {
     }
 }
 
-/// How often one answer may be used: the rarer probes are, the more often.
-fn uses(settings: &Settings, count: usize) -> u32 {
-    let held = POOL.min(count) as f64;
-    let rate = f64::from(settings.probes_percent) / 100.0;
-    let fresh = (1.0 - held / count.max(1) as f64) * rate - 1.0;
-    let uses = if fresh > 0.0 { (1.0 + SURPLUS) / fresh } else { MOST_USES };
-    uses.clamp(1.0, MOST_USES).round() as u32
+/// How often one answer may be used: once, unless probes are rare. Were it more, all clients would follow the same good answer
+/// until it is no longer true.
+fn uses(settings: &Settings) -> u32 {
+    let rate = f64::from(settings.probes_percent.max(1)) / 100.0;
+    ((1.0 + SURPLUS) / rate).ceil().clamp(1.0, MOST_USES) as u32
 }
 
 #[cfg(test)]
@@ -245,8 +243,8 @@ mod tests {
         for index in 0..POOL {
             pool.take(index, report(1, 10, now));
         }
-        // With many endpoints each answer serves once.
-        assert_eq!(uses(&Settings::default(), 1000), 1);
+        let uses_at = |probes_percent| uses(&Settings { probes_percent, ..Settings::default() });
+        assert_eq!([uses_at(300), uses_at(200), uses_at(100), uses_at(50), uses_at(1)], [1, 1, 2, 4, 4]);
         let mut chosen = Vec::new();
         while let Some(index) = choose(&mut pool, 1000, now) {
             assert!(!chosen.contains(&index), "{index} is used again");

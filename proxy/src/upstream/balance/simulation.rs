@@ -269,9 +269,10 @@ fn simulation_of_heterogeneous_and_antagonised_servers() {
         let fleet = Fleet { service: heterogeneous(), antagonised_one_in, failing: None, utilisation };
         let antagonised = if antagonised_one_in.is_some() { ", antagonised" } else { "" };
         let results = compare(&format!("{:.0} % used{antagonised}", utilisation * 100.0), &fleet, 20);
-        let turns = of(&results, By::Turns).0;
         for by in [By::PeakEwma, By::Prequal] {
-            assert!(of(&results, by).0 < turns, "{by:?} is no better than turns");
+            for other in [By::Turns, By::LeastRequest] {
+                assert!(of(&results, by).0 < of(&results, other).0, "{by:?} is no better than {other:?}");
+            }
         }
     }
 }
