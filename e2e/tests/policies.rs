@@ -96,7 +96,7 @@ async fn a_request_is_explained_by_the_proxy_that_would_send_it() -> Result<()> 
     for part in [
         "the path is not under /checkout",
         "matches  [HTTPRoute default/shop, rule rest, generation 1]",
-        "the whole request: 7s",
+        "the whole request: 7s  [RoutePolicy default/patient, generation 1]",
         "default/shop:80 gets 90.0000 %",
         "default/canary:80 gets 10.0000 %",
         "ready; mTLS, must be spiffe://cluster.local/ns/default/sa/",

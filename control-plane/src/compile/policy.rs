@@ -1,7 +1,5 @@
 //! Policies of ours, where they are sent to proxies: with the backend, the rule or the inbound port that they hold for.
 
-use std::time::Duration;
-
 use leno_proto::v1::{self, HttpAction};
 
 use super::{Sources, balancing, destination, http::duration, object_ref, resilience};
@@ -40,12 +38,16 @@ fn of_backend_policy(sources: &mut Sources<'_>, service: &ObjectKey, port: &str)
 
 /// What policies add to a rule. What the route says itself stays.
 pub(super) fn of_rule(sources: &mut Sources<'_>, route: &ObjectKey, rule: &str, action: &mut HttpAction) {
-    if let Some((_, PolicySpec::Route(policy))) = sources.policy(Kind::RoutePolicy, route, rule) {
-        // Zero switches it off.
-        let given = |timeout: Option<Duration>| timeout.filter(|timeout| !timeout.is_zero()).map(duration);
-        action.request_timeout = action.request_timeout.or_else(|| given(policy.request_timeout));
-        action.backend_request_timeout =
-            action.backend_request_timeout.or_else(|| given(policy.backend_request_timeout));
+    if let Some((key, PolicySpec::Route(policy))) = sources.policy(Kind::RoutePolicy, route, rule) {
+        action.policy = Some(object_ref(key));
+        if action.request_timeout.is_none() {
+            action.request_timeout = policy.request_timeout.map(duration);
+            action.request_timeout_by_policy = action.request_timeout.is_some();
+        }
+        if action.backend_request_timeout.is_none() {
+            action.backend_request_timeout = policy.backend_request_timeout.map(duration);
+            action.backend_request_timeout_by_policy = action.backend_request_timeout.is_some();
+        }
         action.stream_idle_timeout = policy.stream_idle.map(duration);
         if action.retry.is_none() {
             action.retry_policy = policy.retry.as_ref().map(resilience::retry);

@@ -133,8 +133,9 @@ impl Distributor {
                 issue::display(certificate.not_after)
             )));
         }
-        // At most one delta is outstanding, and one goodbye follows it: sending never waits for a slow proxy.
-        let (responses, receiver) = mpsc::channel(4);
+        // At most one delta is outstanding, one goodbye follows it, and there are no more questions at a time than that: sending
+        // never waits for a slow proxy.
+        let (responses, receiver) = mpsc::channel(4 + limits::QUESTIONS);
         let distributor = self.clone();
         tokio::spawn(distributor.serve(peer.address, certificate, request.into_inner(), responses));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver).map(|response| *response))))

@@ -19,7 +19,8 @@ struct State {
     last: u64,
     /// Not yet sent, by proxy ("namespace/workload").
     unsent: HashMap<String, Vec<Question>>,
-    asking: HashMap<u64, oneshot::Sender<Explanation>>,
+    /// With whom is asked: nobody answers for another.
+    asking: HashMap<u64, (String, oneshot::Sender<Explanation>)>,
 }
 
 /// Why there is no answer.
@@ -61,7 +62,7 @@ impl Questions {
         state.last += 1;
         let id = state.last;
         let (sender, receiver) = oneshot::channel();
-        state.asking.insert(id, sender);
+        state.asking.insert(id, (proxy.to_owned(), sender));
         state.unsent.entry(proxy.to_owned()).or_default().push(Question { id, request: Some(request) });
         Some((id, receiver))
     }
@@ -82,9 +83,12 @@ impl Questions {
         self.state.lock().unsent.remove(proxy).unwrap_or_default()
     }
 
-    /// A proxy's answer. One that nobody waits for any more is dropped.
-    pub fn answer(&self, explanation: Explanation) {
-        if let Some(asking) = self.state.lock().asking.remove(&explanation.id) {
+    /// A proxy's answer. One that nobody waits for any more, or that another was asked for, is dropped.
+    pub fn answer(&self, proxy: &str, explanation: Explanation) {
+        let mut state = self.state.lock();
+        if state.asking.get(&explanation.id).is_some_and(|(asked, _)| asked == proxy)
+            && let Some((_, asking)) = state.asking.remove(&explanation.id)
+        {
             let _ = asking.send(explanation);
         }
     }
@@ -99,10 +103,11 @@ mod tests {
         let questions = Questions::default();
         let asked = questions.ask("a/b", RequestToExplain::default(), limits::ANSWER, |proxy| {
             let [question] = questions.take(proxy).try_into().unwrap();
-            questions.answer(Explanation { id: question.id, ..Explanation::default() });
+            questions.answer("a/c", Explanation { id: question.id, error: "forged".into(), ..Explanation::default() });
+            questions.answer(proxy, Explanation { id: question.id, ..Explanation::default() });
             true
         });
-        assert!(asked.await.is_ok());
+        assert_eq!(asked.await.unwrap().error, "");
         assert!(questions.state.lock().asking.is_empty());
     }
 

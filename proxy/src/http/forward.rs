@@ -218,7 +218,7 @@ async fn try_once(
     let hedge = plan.action.and_then(|action| action.hedge.as_ref());
     // The time is read only for who wants to know.
     let started = (hedge.is_some() || guarded.try_timeout.is_some()).then(Instant::now);
-    let deadline = started.zip(guarded.try_timeout).map(|(started, timeout)| started + timeout);
+    let deadline = started.zip(guarded.try_timeout).and_then(|(started, timeout)| started.checked_add(timeout));
     let (pick, sent) = match (hedge, plan.to) {
         (Some(hedge), To::Backend(backend)) if carry != Carry::Alone && (tries.repeatable || hedge.any_method) => {
             let twice = Twice {

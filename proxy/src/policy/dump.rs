@@ -139,8 +139,8 @@ fn action(action: &HttpAction, generations: &Map<String, Value>) -> Value {
         "generation": generations.get(&*action.origin.route),
         "filters": filters(&action.filters),
         "backends": weighted(&action.backends, backend),
-        "request_timeout_ms": action.request_timeout.map(|timeout| timeout.as_millis()),
-        "try_timeout_ms": action.try_timeout.map(|timeout| timeout.as_millis()),
+        "request_timeout_ms": timeout_ms(action.request_timeout),
+        "try_timeout_ms": timeout_ms(action.try_timeout),
         "stream_idle": shown(action.stream_idle),
         "retry": action.retry.as_ref().map(|retry| json!({
             "statuses": retry.statuses,
@@ -160,6 +160,13 @@ fn action(action: &HttpAction, generations: &Map<String, Value>) -> Value {
             "any_method": hedge.any_method,
         })),
     })
+}
+
+/// 0: switched off.
+fn timeout_ms(timeout: Option<Duration>) -> Option<u64> {
+    timeout.map(
+        |timeout| if timeout == Duration::MAX { 0 } else { u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX) },
+    )
 }
 
 fn tcp(route: &TcpRoute, generations: &Map<String, Value>) -> Value {

@@ -1,7 +1,10 @@
 //! What would be done with a request, and why: the decisions of its way, made by the same policy and the same matches as a
 //! real one's, and put into words. Nothing is sent, and nothing changes by it.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use http::{Method, Version};
 use leno_proto::v1::{Decision, RequestToExplain};
@@ -9,7 +12,7 @@ use leno_proto::v1::{Decision, RequestToExplain};
 use super::{
     Destination, DestinationKey, HttpAction, RuleOrigin, ServicePort, Store, Target,
     fault::Faults,
-    http_route::{Fallback, HttpBackend, HttpRoutes},
+    http_route::{Fallback, HttpBackend, HttpRoutes, RulePolicy},
     retry_policy::{Retry, Whom},
     store::Snapshot,
 };
@@ -87,6 +90,17 @@ impl Explainer<'_> {
         self.add_by(subject, applies, text, format!("{}, rule {}", origin.route, origin.rule), generation);
     }
 
+    /// Said by the policy of the rule, or else by the rule.
+    fn by_rule(&mut self, subject: &str, text: String, origin: &RuleOrigin, policy: Option<&RulePolicy>) {
+        match policy {
+            None => self.by(subject, true, text, origin),
+            Some(policy) => {
+                let generation = self.generation(&policy.origin);
+                self.add_by(subject, true, text, policy.origin.to_string(), generation);
+            }
+        }
+    }
+
     fn destination(&mut self, destination: &Destination, head: &RequestHead) {
         let key = &destination.key;
         match &destination.target {
@@ -161,23 +175,26 @@ impl Explainer<'_> {
         }
         if let Some(direct) = &action.direct_response {
             let text = format!("{}: the proxy answers (leno-reason: direct-response)", direct.status.as_u16());
-            return self.by("answer", true, text, origin);
+            return self.by_rule("answer", text, origin, action.policy.as_deref());
         }
+        let said = action.policy.as_deref();
         if let Some(timeout) = action.request_timeout {
-            self.by("timeout", true, format!("the whole request: {timeout:?}"), origin);
+            let text = format!("the whole request: {}", timeout_text(timeout));
+            self.by_rule("timeout", text, origin, said.filter(|said| said.request_timeout));
         }
         if let Some(timeout) = action.try_timeout {
-            self.by("timeout", true, format!("each try: {timeout:?}"), origin);
+            let text = format!("each try: {}", timeout_text(timeout));
+            self.by_rule("timeout", text, origin, said.filter(|said| said.try_timeout));
         }
         if let Some(retry) = &action.retry {
-            self.by("retry", true, retry_text(retry), origin);
+            self.by_rule("retry", retry_text(retry), origin, said.filter(|said| said.retry));
         }
         if let Some(hedge) = &action.hedge {
             let text = match hedge.wait() {
                 Some(wait) => format!("sent to another endpoint, too, after {wait:?}"),
                 None => "sent to another endpoint, too, once it is known how long answers take".to_owned(),
             };
-            self.by("hedging", true, text, origin);
+            self.by_rule("hedging", text, origin, said);
         }
         let total = action.backends.iter().map(|(weight, _)| u64::from(*weight)).sum::<u64>();
         if total == 0 {
@@ -270,6 +287,10 @@ impl Explainer<'_> {
 }
 
 /// What is tried again.
+fn timeout_text(timeout: Duration) -> String {
+    if timeout == Duration::MAX { "none".to_owned() } else { format!("{timeout:?}") }
+}
+
 fn retry_text(retry: &Retry) -> String {
     let mut on: Vec<String> = Vec::new();
     match retry.statuses.as_slice() {

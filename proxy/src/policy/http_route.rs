@@ -28,9 +28,10 @@ pub struct HttpAction {
     pub origin: RuleOrigin,
     pub filters: Filters,
     pub backends: WeightedBackends<HttpBackend>,
-    /// First byte of the request to last byte of the response, all tries.
+    /// First byte of the request to last byte of the response, all tries. None: the backend's; `Duration::MAX`: none,
+    /// whatever that is.
     pub request_timeout: Option<Duration>,
-    /// One try.
+    /// One try. None and `Duration::MAX`: as above.
     pub try_timeout: Option<Duration>,
     pub retry: Option<Retry>,
     pub hedge: Option<Hedge>,
@@ -41,8 +42,19 @@ pub struct HttpAction {
     pub direct_response: Option<Box<StaticAnswer>>,
     pub fallback: Option<Box<Fallback>>,
     pub persistence: Option<Box<Persistence>>,
+    /// The RoutePolicy that has a part in this.
+    pub policy: Option<Box<RulePolicy>>,
     /// Handles for (service, route, rule) of answers that no backend had a part in.
     pub metrics: RouteMetrics,
+}
+
+/// What of an action a RoutePolicy says, where the route might have said it.
+pub struct RulePolicy {
+    /// "RoutePolicy shop/patience"
+    pub origin: Arc<str>,
+    pub request_timeout: bool,
+    pub try_timeout: bool,
+    pub retry: bool,
 }
 
 /// What becomes of requests that could not be sent to the backend that was chosen.

@@ -133,6 +133,14 @@ impl Backend {
         self.changed.notify_waiters();
     }
 
+    /// Has the same endpoints, of a name, called otherwise. What DNS said of the name stays as it was.
+    pub fn republish(&self, protocol: Protocol, policy: Arc<BackendPolicy>) {
+        let current = self.endpoints.load_full();
+        let set = EndpointSet::new(current.known, protocol, current.endpoints.clone()).under(policy);
+        self.answer.continues(current.serial, set.serial);
+        self.publish(set);
+    }
+
     /// Whether the endpoints are known: said by the control plane or, for a name, found by DNS.
     pub fn is_known(&self) -> bool {
         let set = self.endpoints.load();

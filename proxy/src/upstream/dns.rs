@@ -191,6 +191,12 @@ impl Answer {
         self.serial.load(Ordering::Acquire) == serial
     }
 
+    /// What the set `before` was made of is in the set `after`, too.
+    pub(super) fn continues(&self, before: u64, after: u64) {
+        // If DNS has answered meanwhile, that is newer than both.
+        let _ = self.serial.compare_exchange(before, after, Ordering::AcqRel, Ordering::Acquire);
+    }
+
     /// The answer is missing or its TTL has passed.
     fn is_stale(&self, now: Instant) -> bool {
         millis(now) >= self.expires.load(Ordering::Relaxed)

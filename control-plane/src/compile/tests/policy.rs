@@ -20,6 +20,9 @@ spec:
       timeouts: {request: 3s}
       backendRefs: [{name: shop, port: 80}]
     - backendRefs: [{name: shop, port: 80}]
+    - matches: [{path: {value: /stream}}]
+      timeouts: {request: 0s}
+      backendRefs: [{name: shop, port: 80}]
 ---
 apiVersion: leno.dev/v1alpha1
 kind: BackendPolicy
@@ -62,7 +65,7 @@ fn a_route_policy_says_what_the_route_leaves_open() {
     let actions = service(&world, "default", "shop.default:80").http.unwrap().actions;
     let timeouts: Vec<_> =
         actions.iter().map(|action| (millis(action.request_timeout), millis(action.backend_request_timeout))).collect();
-    assert_eq!(timeouts, [(Some(3000), Some(1000)), (Some(5000), Some(1000))]);
+    assert_eq!(timeouts, [(Some(3000), Some(1000)), (Some(5000), Some(1000)), (Some(0), Some(1000))]);
     let (resource, _) = get(&world, "default", ResourceKind::Destination, "shop.default:80");
     assert!(has_origin(&resource.unwrap(), Kind::RoutePolicy, "patience"));
 }

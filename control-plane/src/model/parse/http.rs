@@ -126,15 +126,15 @@ fn http_rule(context: &mut Context<'_>, index: usize, raw: &RawHttpRule) -> Resu
         wrong.add(at("backendRefs"), "a rule that redirects has no backends");
     }
     let mut timeout = |field: &str, text: Option<&String>| -> Option<Duration> {
-        let timeout = text.map(|text| wrong.note(value::duration(&at(field), text)));
-        // Zero switches it off.
-        timeout.filter(|timeout| !timeout.is_zero())
+        // Zero switches it off, whatever a policy says.
+        text.map(|text| wrong.note(value::duration(&at(field), text)))
     };
     let timeouts = raw.timeouts.as_ref();
     let request_timeout = timeout("timeouts.request", timeouts.and_then(|raw| raw.request.as_ref()));
     let backend_request_timeout =
         timeout("timeouts.backendRequest", timeouts.and_then(|raw| raw.backend_request.as_ref()));
     if let (Some(request), Some(backend)) = (request_timeout, backend_request_timeout)
+        && !request.is_zero()
         && backend > request
     {
         wrong.add(at("timeouts.backendRequest"), "longer than timeouts.request");

@@ -283,7 +283,7 @@ impl ProxyStream {
                 self.session.verdict(verdict).map_err(violation)
             }
             subscribe_request::Request::Explanation(explanation) => {
-                self.distributor.tracker.questions.answer(explanation);
+                self.distributor.tracker.questions.answer(&self.proxy(), explanation);
                 Ok(())
             }
         }

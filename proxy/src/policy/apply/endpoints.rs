@@ -135,9 +135,11 @@ impl EndpointsUpdate {
                 if same_name && current.protocol == self.protocol && current.policy == self.policy {
                     return;
                 }
-                let endpoints = if same_name { current.endpoints.clone() } else { Vec::new() };
+                if same_name {
+                    return self.backend.republish(self.protocol, self.policy);
+                }
                 self.backend.host_name.store(Some(Arc::new(name)));
-                self.backend.publish(EndpointSet::new(false, self.protocol, endpoints).under(self.policy));
+                self.backend.publish(EndpointSet::new(false, self.protocol, Vec::new()).under(self.policy));
             }
         }
     }

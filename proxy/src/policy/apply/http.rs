@@ -5,12 +5,16 @@ use std::{sync::Arc, time::Duration};
 use http::{HeaderName, Method, StatusCode};
 use leno_proto::{pattern, v1};
 
-use super::{Backends, Invalid, destination::parse_origin, filters, parse_duration, resilience, rule_policy};
+use super::{
+    Backends, Invalid,
+    destination::{object_text, parse_origin},
+    filters, parse_duration, resilience, rule_policy,
+};
 use crate::{
     policy::{
         HttpAction, HttpRoutes, WeightedBackends,
         http_match::{HeaderMatch, HttpMatch, PathMatch, QueryMatch, ValueMatch},
-        http_route::{HttpBackend, HttpRule},
+        http_route::{HttpBackend, HttpRule, RulePolicy},
         retry_policy::Retry,
     },
     telemetry::RouteMetrics,
@@ -124,19 +128,26 @@ fn parse_action(service: &str, action: v1::HttpAction, backends: &mut Backends<'
     let faults = action.faults.map(rule_policy::faults);
     let direct_response = action.direct_response.map(rule_policy::static_answer);
     let fallback = action.fallback.map(|fallback| rule_policy::fallback(service, &origin, fallback, backends));
+    let policy = action.policy.as_ref().map(|policy| RulePolicy {
+        origin: object_text(policy),
+        request_timeout: action.request_timeout_by_policy,
+        try_timeout: action.backend_request_timeout_by_policy,
+        retry: action.retry.is_none(),
+    });
     let persistence = action.session_persistence.map(|session| rule_policy::persistence(&origin, session));
     Ok(HttpAction {
         filters,
         backends: WeightedBackends::new(entries),
         request_timeout: parse_timeout("request_timeout", action.request_timeout)?,
         try_timeout: parse_timeout("backend_request_timeout", action.backend_request_timeout)?,
+        policy: policy.map(Box::new),
         retry: match (action.retry, action.retry_policy) {
             (Some(retry), _) => Some(parse_retry(retry).map_err(|invalid| invalid.within("retry"))?),
             (None, Some(policy)) => Some(resilience::retry(policy).map_err(|invalid| invalid.within("retry_policy"))?),
             (None, None) => None,
         },
         hedge: action.hedging.map(resilience::hedging).transpose().map_err(|invalid| invalid.within("hedging"))?,
-        stream_idle: parse_timeout("stream_idle_timeout", action.stream_idle_timeout)?,
+        stream_idle: parse_duration("stream_idle_timeout", action.stream_idle_timeout)?.filter(|idle| !idle.is_zero()),
         faults: faults.transpose().map_err(|invalid| invalid.within("faults"))?.map(Box::new),
         direct_response: direct_response
             .transpose()
@@ -149,9 +160,9 @@ fn parse_action(service: &str, action: v1::HttpAction, backends: &mut Backends<'
     })
 }
 
-/// Zero means none (GEP-1742).
+/// Zero means none (GEP-1742), whatever else would be in force: as long as there is time.
 fn parse_timeout(field: &str, duration: Option<prost_types::Duration>) -> Result<Option<Duration>, Invalid> {
-    Ok(parse_duration(field, duration)?.filter(|duration| !duration.is_zero()))
+    Ok(parse_duration(field, duration)?.map(|duration| if duration.is_zero() { Duration::MAX } else { duration }))
 }
 
 fn parse_retry(retry: v1::Retry) -> Result<Retry, Invalid> {
@@ -163,6 +174,6 @@ fn parse_retry(retry: v1::Retry) -> Result<Retry, Invalid> {
     let mut statuses = retry.statuses.iter().enumerate().map(status).collect::<Result<Vec<_>, _>>()?;
     statuses.sort_unstable();
     statuses.dedup();
-    let backoff = parse_timeout("backoff", retry.backoff)?.unwrap_or(BACKOFF);
+    let backoff = parse_duration("backoff", retry.backoff)?.filter(|backoff| !backoff.is_zero()).unwrap_or(BACKOFF);
     Ok(Retry::of_route(statuses, retry.attempts, backoff))
 }

@@ -354,7 +354,7 @@ fn timeouts_and_retries() {
     let Target::Service(port) = &destination.target else { panic!("not a service") };
     let head = crate::http::head::RequestHead::new(::http::Version::HTTP_11, ::http::Method::GET, "/");
     let action = port.http.as_ref().unwrap().decide(&head).unwrap().action;
-    assert_eq!(action.request_timeout, None, "zero is none");
+    assert_eq!(action.request_timeout, Some(Duration::MAX), "zero is none, whatever the backend's policy says");
     assert_eq!(action.try_timeout, Some(Duration::from_millis(1500)));
     let retry = action.retry.as_ref().unwrap();
     assert_eq!((retry.statuses.as_slice(), retry.backoff.base), ([500, 503].as_slice(), Duration::from_millis(25)));
@@ -468,6 +468,9 @@ fn everything() -> Delta {
         direct_response: Some(answer()),
         fallback: Some(v1::Fallback { kind: Some(v1::fallback::Kind::Answer(answer())) }),
         session_persistence: Some(v1::SessionPersistence { name: "a".into(), permanent: true, ..Default::default() }),
+        policy: Some(v1::ObjectRef { kind: "RoutePolicy".into(), namespace: "shop".into(), name: "cart".into() }),
+        request_timeout_by_policy: true,
+        backend_request_timeout_by_policy: true,
     };
     let paths = [
         path_match::Kind::Exact("/a".into()),
