@@ -1,7 +1,8 @@
 //! The application behind a sidecar: one port that speaks HTTP/1.1, HTTP/2 (prior knowledge) and gRPC, says
 //! who it is and what it saw, and misbehaves when told to.
 //!
-//! Paths: `/status/503` answers so; `/delay/100` waits that many ms; `/bytes/1000` sends that many; `/trailers` ends
+//! Paths: `/status/503` answers so; `/delay/100` waits that many ms; `/work/100` does so with
+//! one of [`Control::slots`], which it waits for; `/bytes/1000` sends that many; `/trailers` ends
 //! a chunked body with trailers; `/count/<key>/<n>` fails (503) the first `n` requests for a key; anything else is
 //! answered with [`Seen`] as JSON.
 
@@ -12,7 +13,7 @@ use std::{
     convert::Infallible,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
@@ -28,6 +29,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use serde::{Deserialize, Serialize};
 use tokio::{
     net::{TcpListener, TcpStream},
+    sync::Semaphore,
     task::JoinSet,
 };
 use tonic::{body::Body as GrpcBody, codegen::Service as _};
@@ -73,6 +75,8 @@ pub struct Control {
     pub status: AtomicUsize,
     /// Not 0: with such an answer, the seconds of its Retry-After.
     pub retry_after: AtomicU64,
+    /// Requests for `/work` served at a time; others wait. Not set: any number.
+    pub slots: OnceLock<Semaphore>,
     counts: Mutex<HashMap<String, u64>>,
     /// Requests by path; bounded by what tests ask for.
     paths: Mutex<HashMap<String, u64>>,
@@ -214,6 +218,15 @@ async fn answer(mut request: Request<Incoming>, name: &Arc<str>, control: &Contr
         }
         "delay" => {
             tokio::time::sleep(Duration::from_millis(number)).await;
+            reply_json(&seen)
+        }
+        "work" => {
+            let slot = match control.slots.get() {
+                Some(slots) => slots.acquire().await.ok(),
+                None => None,
+            };
+            tokio::time::sleep(Duration::from_millis(number)).await;
+            drop(slot);
             reply_json(&seen)
         }
         "bytes" => reply(StatusCode::OK, vec![b'x'; usize::try_from(number).unwrap_or_default()].into()),

@@ -5,6 +5,7 @@ pub mod alpn;
 pub mod grpc;
 pub mod headers;
 pub mod pattern;
+pub mod rate_limit;
 pub mod spiffe;
 
 /// Generated from `leno/v1/*.proto`; the comments there are the documentation.

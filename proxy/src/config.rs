@@ -194,6 +194,14 @@ pub mod limits {
     pub const HOP_MEMORY: Duration = Duration::from_secs(30);
     /// Longest wait between two tries.
     pub const RETRY_WAIT: Duration = Duration::from_secs(10);
+    /// Rate limits of one port.
+    pub const RATE_LIMITS: usize = 16;
+    /// Clients with a bucket of their own, for each rate limit; those beyond share one.
+    pub const RATE_LIMIT_KEYS: usize = 16 * 1024;
+    /// Requests that a port may always have at a time under the adaptive limit, unless policy says otherwise.
+    pub const CONCURRENCY_MIN: u32 = 100;
+    /// And how many at most.
+    pub const CONCURRENCY_MAX: u32 = 10_000;
     /// Series in the metrics registry; beyond it, series are folded into `overflow`.
     pub const METRIC_SERIES: usize = 10_000;
 }

@@ -42,6 +42,9 @@ pub enum Error {
     /// The client's deadline passed before the request was worked on.
     #[error("the request's deadline has passed")]
     Deadline,
+    /// The client has used up a rate limit.
+    #[error("{0}")]
+    RateLimited(Box<RateLimited>),
     /// A limit of the proxy was reached.
     #[error("limit reached: {0}")]
     Overload(&'static str),
@@ -54,6 +57,20 @@ pub enum Error {
     /// Policy refuses the peer (strict mode).
     #[error("refused: {0}")]
     Refused(&'static str),
+}
+
+/// Which limit a client has used up, and what it is told.
+#[derive(Debug, thiserror::Error)]
+#[error("rate limit {limit} of {origin} reached; try again in {retry_after} s")]
+pub struct RateLimited {
+    /// "InboundPolicy shop/cart"
+    pub origin: Arc<str>,
+    pub limit: Arc<str>,
+    /// Seconds.
+    pub retry_after: u64,
+    /// The fields `RateLimit-Policy` and `RateLimit`.
+    pub policy: String,
+    pub standing: String,
 }
 
 impl Error {
@@ -72,6 +89,7 @@ impl Error {
             Self::TryTimeout => Reason::TryTimeout,
             Self::Deadline => Reason::Deadline,
             Self::Overload(_) | Self::Limit { .. } => Reason::Overload,
+            Self::RateLimited(_) => Reason::RateLimit,
             Self::CircuitOpen { .. } => Reason::CircuitOpen,
             Self::Refused(_) => Reason::Refused,
         }
@@ -90,6 +108,7 @@ impl Error {
     /// When the client may try again, in whole seconds; None: nobody knows.
     pub fn retry_after(&self) -> Option<u64> {
         match self {
+            Self::RateLimited(limited) => Some(limited.retry_after),
             Self::CircuitOpen { retry_after, .. } => Some(retry_after.as_secs_f64().ceil().max(1.0) as u64),
             _ if self.status() == StatusCode::SERVICE_UNAVAILABLE => Some(1),
             _ => None,

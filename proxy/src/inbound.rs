@@ -4,7 +4,10 @@
 //! declared to be TCP or TLS, also inside the opaque bytes of a mesh peer, whatever its ALPN says. On ports declared TCP
 //! or TLS bytes pass as they are, and an application must not read that header there.
 
+pub mod concurrency;
 pub(crate) mod load;
+pub mod protection;
+pub mod rate_limit;
 mod request;
 
 use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
@@ -13,6 +16,7 @@ use bytes::Bytes;
 use leno_proto::spiffe::SpiffeId;
 use tokio::net::{TcpListener, TcpStream};
 
+use self::protection::Protection;
 use crate::{
     config::limits,
     detect::{self, FirstBytes, Spoken},
@@ -35,6 +39,7 @@ pub(crate) struct Application {
     pub(crate) address: SocketAddr,
     /// What policy says that it speaks.
     pub(crate) protocol: Protocol,
+    pub(crate) protection: Arc<Protection>,
     pub(crate) requests: RouteMetrics,
     pub(crate) connections: ConnectionMetrics,
     /// What it tells clients in the mesh that ask.
@@ -76,6 +81,8 @@ pub async fn serve(ctx: Context, accepted: Accepted, application: SocketAddr, _w
 const STRICT: &str = "only mesh TLS is accepted (strict)";
 /// The reason counted for it.
 const PLAINTEXT: &str = "plaintext";
+/// The reason counted for a connection beyond those that policy allows.
+const TOO_MANY_CONNECTIONS: &str = "connections";
 
 /// Why a connection was not let in.
 struct Refusal {
@@ -105,24 +112,28 @@ async fn connection(ctx: &Context, accepted: Accepted, address: SocketAddr) -> R
     let policy = ctx.policy.inbound();
     // Policy names the port that the mesh calls: the application's own, or in explicit mode the listener's.
     let called = accepted.destination.port();
-    let protocol = match policy.ports.binary_search_by_key(&called, |(port, _)| *port) {
-        Ok(index) => policy.ports.get(index).map_or(Protocol::Detect, |(_, protocol)| *protocol),
-        Err(_) => Protocol::Detect,
+    let protocol = policy.port(called).map_or(Protocol::Detect, |known| known.protocol);
+    let application = application(ctx, address, called, protocol);
+    let Some(_counted) = application.protection.connect() else {
+        return Err(Refusal {
+            reason: TOO_MANY_CONNECTIONS,
+            detail: format!("port {called} has as many connections as its policy allows"),
+        });
     };
     let peer = accepted.peer;
     // A strict port waits for the client: the mesh's clients always speak first.
     let wait = (!policy.strict).then_some(limits::PEEK_WAIT);
     match ctx.first_bytes(Bytes::new(), accepted.stream, wait).await {
-        Ok(FirstBytes::Spoken(Spoken::MeshTls, stream)) => meshed(ctx, stream, peer, address, protocol).await,
+        Ok(FirstBytes::Spoken(Spoken::MeshTls, stream)) => meshed(ctx, stream, peer, application).await,
         Ok(FirstBytes::Spoken(spoken, stream)) => {
             if policy.strict {
                 let reason = if matches!(spoken, Spoken::Tls { .. }) { "unmeshed-tls" } else { PLAINTEXT };
                 return Err(Refusal::strict(reason));
             }
-            unmeshed(ctx, spoken, stream, peer, address, protocol).await
+            unmeshed(ctx, spoken, stream, peer, application).await
         }
         Ok(FirstBytes::Silent(_)) if policy.strict => Err(Refusal::strict(PLAINTEXT)),
-        Ok(FirstBytes::Silent(stream)) => silent(ctx, stream, peer, address, protocol).await,
+        Ok(FirstBytes::Silent(stream)) => silent(ctx, stream, peer, application).await,
         // Of a ClientHello, the one thing that is waited for so.
         Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(TlsError::Timeout.into()),
         Ok(FirstBytes::Closed) | Err(_) => Ok(()),
@@ -134,16 +145,14 @@ async fn meshed(
     ctx: &Context,
     stream: Prefixed<TcpStream>,
     peer: SocketAddr,
-    address: SocketAddr,
-    protocol: Protocol,
+    application: Rc<Application>,
 ) -> Result<(), Refusal> {
     let credentials = ctx.credentials.current().ok_or(TlsError::NoCredentials)?;
     // Boxed like all that an idle connection has behind it, which else would keep the room.
     let (stream, identity, carried) = Box::pin(credentials.accept(stream)).await?;
     drop(credentials);
-    let application = application(ctx, address, protocol);
     let client = Client::new(peer, Some(identity));
-    match (carried, protocol) {
+    match (carried, application.protocol) {
         (MeshProtocol::Http1, _) => http(ctx, stream, client, application, Wire::Http1).await,
         (MeshProtocol::Http1Mux, _) => http(ctx, stream, client, application, Wire::Http1Mux).await,
         (MeshProtocol::Http2, _) => http(ctx, stream, client, application, Wire::Http2).await,
@@ -151,11 +160,11 @@ async fn meshed(
         (MeshProtocol::Tcp, Protocol::Http | Protocol::Http1 | Protocol::Http2) => {
             return Err(Refusal {
                 reason: "not-http",
-                detail: format!("opaque bytes to port {}, which is declared HTTP", address.port()),
+                detail: format!("opaque bytes to port {}, which is declared HTTP", application.address.port()),
             });
         }
         (MeshProtocol::Tcp, Protocol::Detect) => {
-            let pick = ctx.upstreams.plain(address);
+            let pick = ctx.upstreams.plain(application.address);
             let server = pick.tcp().await?;
             let race = Box::pin(tcp::race(Prefixed::new(Bytes::new(), stream), server));
             let first = ctx.drain.patiently(race).await.unwrap_or(tcp::First::Closed);
@@ -172,13 +181,11 @@ async fn unmeshed(
     spoken: Spoken,
     stream: Prefixed<TcpStream>,
     peer: SocketAddr,
-    address: SocketAddr,
-    protocol: Protocol,
+    application: Rc<Application>,
 ) -> Result<(), Refusal> {
-    let application = application(ctx, address, protocol);
     let client = Client::new(peer, None);
     let wire = wire_of(&spoken);
-    match (protocol, spoken) {
+    match (application.protocol, spoken) {
         (Protocol::Http | Protocol::Http1 | Protocol::Http2, _) | (Protocol::Detect, Spoken::Http1 | Spoken::Http2) => {
             http(ctx, stream, client, application, wire).await;
             Ok(())
@@ -192,27 +199,27 @@ async fn silent(
     ctx: &Context,
     stream: Prefixed<TcpStream>,
     peer: SocketAddr,
-    address: SocketAddr,
-    protocol: Protocol,
+    application: Rc<Application>,
 ) -> Result<(), Refusal> {
+    let protocol = application.protocol;
     if protocol == Protocol::Tcp && !stream.prefix().is_empty() && !detect::is_tls(stream.prefix()) {
         // Whatever it becomes, it passes.
-        return unmeshed(ctx, Spoken::Opaque, stream, peer, address, protocol).await;
+        return unmeshed(ctx, Spoken::Opaque, stream, peer, application).await;
     }
     if !matches!(protocol, Protocol::Detect | Protocol::Tcp) {
         let (already, stream) = stream.into_parts();
         return match ctx.first_bytes(already, stream, None).await {
-            Ok(FirstBytes::Spoken(Spoken::MeshTls, stream)) => meshed(ctx, stream, peer, address, protocol).await,
-            Ok(FirstBytes::Spoken(spoken, stream)) => unmeshed(ctx, spoken, stream, peer, address, protocol).await,
+            Ok(FirstBytes::Spoken(Spoken::MeshTls, stream)) => meshed(ctx, stream, peer, application).await,
+            Ok(FirstBytes::Spoken(spoken, stream)) => unmeshed(ctx, spoken, stream, peer, application).await,
             Ok(FirstBytes::Silent(_) | FirstBytes::Closed) | Err(_) => Ok(()),
         };
     }
-    let pick = ctx.upstreams.plain(address);
+    let pick = ctx.upstreams.plain(application.address);
     let server = pick.tcp().await?;
     match ctx.drain.patiently(Box::pin(tcp::race(stream, server))).await.unwrap_or(tcp::First::Closed) {
-        tcp::First::Client(Spoken::MeshTls, stream, _) => meshed(ctx, stream, peer, address, protocol).await,
+        tcp::First::Client(Spoken::MeshTls, stream, _) => meshed(ctx, stream, peer, application).await,
         first => {
-            carry(ctx, first, Client::new(peer, None), application(ctx, address, protocol)).await;
+            carry(ctx, first, Client::new(peer, None), application).await;
             Ok(())
         }
     }
@@ -276,10 +283,11 @@ fn wire_of(spoken: &Spoken) -> Wire {
     if *spoken == Spoken::Http2 { Wire::Http2 } else { Wire::Http1 }
 }
 
-/// The application's port as a backend, made when first called and anew when its declared protocol changed.
-fn application(ctx: &Context, address: SocketAddr, protocol: Protocol) -> Rc<Application> {
+/// The application's port as a backend, made when first called and anew when its declared protocol changed. `called`: the
+/// port that policy knows it by.
+fn application(ctx: &Context, address: SocketAddr, called: u16, protocol: Protocol) -> Rc<Application> {
     let mut applications = ctx.applications.borrow_mut();
-    if let Some(application) = applications.get(&address)
+    if let Some(application) = applications.get(&(address, called))
         && application.protocol == protocol
     {
         return Rc::clone(application);
@@ -287,6 +295,7 @@ fn application(ctx: &Context, address: SocketAddr, protocol: Protocol) -> Rc<App
     let application = Rc::new(Application {
         address,
         protocol,
+        protection: ctx.policy.protection(called),
         requests: RouteMetrics::inbound(address.port()),
         connections: ConnectionMetrics::inbound(address.port()),
         load: load::of(address),
@@ -294,6 +303,6 @@ fn application(ctx: &Context, address: SocketAddr, protocol: Protocol) -> Rc<App
     if applications.len() >= limits::APPLICATIONS {
         applications.clear();
     }
-    applications.insert(address, Rc::clone(&application));
+    applications.insert((address, called), Rc::clone(&application));
     application
 }

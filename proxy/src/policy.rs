@@ -32,7 +32,7 @@ use leno_proto::v1::{ResourceKind, ResourceName};
 pub use store::{Store, Unavailable};
 pub use tcp_route::{TcpRoute, TlsRoutes};
 
-use crate::{http::persistence::SessionKey, upstream::Backend};
+use crate::{http::persistence::SessionKey, inbound::protection::PortPolicy, upstream::Backend};
 
 /// What a client addresses: the key of a DESTINATION resource.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -140,8 +140,23 @@ pub struct Inbound {
     pub strict: bool,
     /// The zone that the workload runs in; empty: not known.
     pub zone: Arc<str>,
-    /// Sorted by port; ports not listed are detected.
-    pub ports: Vec<(u16, Protocol)>,
+    /// Sorted by port; ports not listed are detected, and have the defaults.
+    pub ports: Vec<InboundPort>,
+}
+
+/// A port of the workload that some Service names.
+#[derive(Debug, Clone)]
+pub struct InboundPort {
+    pub port: u16,
+    pub protocol: Protocol,
+    pub policy: PortPolicy,
+}
+
+impl Inbound {
+    /// What is known of a port.
+    pub fn port(&self, port: u16) -> Option<&InboundPort> {
+        self.ports.binary_search_by_key(&port, |known| known.port).ok().and_then(|index| self.ports.get(index))
+    }
 }
 
 /// Mesh-wide settings.

@@ -86,6 +86,7 @@ impl GrpcCode {
 const BAD_REQUEST: Option<StatusCode> = Some(StatusCode::BAD_REQUEST);
 const FORBIDDEN: Option<StatusCode> = Some(StatusCode::FORBIDDEN);
 const NOT_FOUND: Option<StatusCode> = Some(StatusCode::NOT_FOUND);
+const TOO_MANY: Option<StatusCode> = Some(StatusCode::TOO_MANY_REQUESTS);
 const INTERNAL: Option<StatusCode> = Some(StatusCode::INTERNAL_SERVER_ERROR);
 const BAD_GATEWAY: Option<StatusCode> = Some(StatusCode::BAD_GATEWAY);
 const UNAVAILABLE: Option<StatusCode> = Some(StatusCode::SERVICE_UNAVAILABLE);
@@ -106,6 +107,8 @@ reasons! {
         "The backend has no endpoint that may be used.";
     CircuitOpen "circuit-open" UNAVAILABLE, Some(GrpcCode::Unavailable),
         "The backend's circuit breaker is open; Retry-After says for how long.";
+    RateLimit "rate-limit" TOO_MANY, Some(GrpcCode::ResourceExhausted),
+        "The client has used up a rate limit of the workload; Retry-After says until when.";
     Overload "overload" UNAVAILABLE, Some(GrpcCode::Unavailable),
         "A limit was reached; the answer's text names it. The application never saw the request.";
     Connect "connect" BAD_GATEWAY, Some(GrpcCode::Unavailable),

@@ -290,7 +290,7 @@ impl Sidecar {
 
     /// Inbound policy for the workload's port.
     pub(crate) fn permit(&self, mode: v1::inbound::Mode, port: u16, protocol: v1::Protocol) {
-        let ports = vec![v1::InboundPort { port: port.into(), protocol: protocol.into() }];
+        let ports = vec![v1::InboundPort { port: port.into(), protocol: protocol.into(), policy: None }];
         let inbound = v1::Inbound { mode: mode.into(), ports, ..Default::default() };
         self.apply(vec![(v1::ResourceKind::Inbound, "", v1::resource::Body::Inbound(inbound))]);
     }

@@ -49,8 +49,8 @@ pub struct Worker {
     pub random: Random,
     /// Destinations whose server was seen to speak first.
     pub(crate) servers_first: RefCell<ServersFirst>,
-    /// The local application's ports, as backends.
-    pub(crate) applications: RefCell<HashMap<SocketAddr, Rc<Application>>>,
+    /// The local application's ports, as backends, with the port that policy knows each by.
+    pub(crate) applications: RefCell<HashMap<(SocketAddr, u16), Rc<Application>>>,
     /// What requests inherit from the requests that they serve; shared by all workers.
     pub hops: Arc<Hops>,
     /// Metric handles for outbound requests that failed before it was known whom they are for.

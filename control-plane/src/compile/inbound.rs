@@ -2,7 +2,7 @@
 
 use leno_proto::v1::{Inbound, InboundPort, ObjectRef, inbound::Mode};
 
-use super::{Sources, Subscriber};
+use super::{Sources, Subscriber, policy};
 use crate::model::{self, InboundMode, Kind, ObjectKey};
 
 /// A workload without a Pod gets the defaults.
@@ -21,10 +21,11 @@ pub(super) fn inbound(sources: &mut Sources<'_>, subscriber: &Subscriber) -> Inb
     };
     let mut ports = Vec::new();
     for (number, port) in world.index.inbound(&world.objects, &key) {
-        for service in &port.services {
+        for (service, _) in &port.services {
             sources.origin(service);
         }
-        ports.push(InboundPort { port: u32::from(number), protocol: port.protocol().into() });
+        let policy = policy::of_inbound(sources, &port.services);
+        ports.push(InboundPort { port: u32::from(number), protocol: port.protocol().into(), policy });
     }
     let workload = ObjectRef {
         kind: Kind::Pod.as_str().to_owned(),

@@ -1,11 +1,20 @@
 //! Policies of ours, where they are sent to proxies: with the backend, the rule or the inbound port that they hold for.
 
-use leno_proto::v1::{self, HttpAction};
+use std::{collections::BTreeSet, sync::Arc};
 
-use super::{Sources, balancing, destination, http::duration, object_ref, resilience};
+use leno_proto::v1::{self, HttpAction, concurrency::Mode, rate_limit};
+
+use super::{
+    Sources, balancing, destination,
+    http::{duration, match_of},
+    object_ref, resilience,
+};
 use crate::model::{
-    Header, Kind, ObjectKey,
-    policy::{Fallback, FaultCondition, FaultPolicy, PolicySpec, StaticAnswer, TrafficPolicy},
+    self, Header, Kind, ObjectKey,
+    policy::{
+        Concurrency, Fallback, FaultCondition, FaultPolicy, InboundPolicy, PolicySpec, RateLimit, RateLimitKey,
+        StaticAnswer, TrafficPolicy,
+    },
 };
 
 /// How a Service's port is called, if a policy says.
@@ -71,10 +80,7 @@ pub(super) fn of_rule(sources: &mut Sources<'_>, route: &ObjectKey, rule: &str, 
 
 fn faults(key: &ObjectKey, policy: &FaultPolicy) -> v1::Faults {
     let when = |condition: &FaultCondition| {
-        Some(v1::FaultCondition {
-            share: condition.share,
-            matches: condition.matches.iter().map(super::http::match_of).collect(),
-        })
+        Some(v1::FaultCondition { share: condition.share, matches: condition.matches.iter().map(match_of).collect() })
     };
     v1::Faults {
         origin: Some(object_ref(key)),
@@ -97,4 +103,53 @@ fn static_answer(answer: &StaticAnswer) -> v1::StaticAnswer {
         headers: answer.headers.iter().map(header).collect(),
         body: answer.body.as_bytes().to_vec(),
     }
+}
+
+/// What a workload's port accepts, if a policy says: of those for the Services that name it, the oldest.
+pub(super) fn of_inbound(
+    sources: &mut Sources<'_>,
+    services: &BTreeSet<(ObjectKey, Arc<str>)>,
+) -> Option<v1::InboundPolicy> {
+    let world = sources.world;
+    let in_force = services.iter().filter_map(|(service, port)| sources.policy(Kind::InboundPolicy, service, port));
+    let oldest = in_force.min_by_key(|(key, _)| {
+        let created = model::policy(&world.objects, key).and_then(|policy| policy.created.clone());
+        (created.is_none(), created, key.namespace.clone(), key.name.clone())
+    });
+    let (key, PolicySpec::Inbound(policy)) = oldest? else { return None };
+    let InboundPolicy { rate_limits, quiet, concurrency, max_connections } = policy;
+    Some(v1::InboundPolicy {
+        origin: Some(object_ref(key)),
+        rate_limits: rate_limits.iter().map(rate_limit_of).collect(),
+        quiet: *quiet,
+        concurrency: concurrency.map(concurrency_of),
+        max_connections: max_connections.unwrap_or_default(),
+    })
+}
+
+fn rate_limit_of(limit: &RateLimit) -> v1::RateLimit {
+    let (key, header) = match &limit.key {
+        None => (rate_limit::Key::None, ""),
+        Some(RateLimitKey::ClientIdentity) => (rate_limit::Key::ClientIdentity, ""),
+        Some(RateLimitKey::SourceAddress) => (rate_limit::Key::SourceAddress, ""),
+        Some(RateLimitKey::Header(name)) => (rate_limit::Key::Header, &**name),
+    };
+    v1::RateLimit {
+        name: limit.name.to_string(),
+        requests: limit.requests,
+        per_seconds: limit.per,
+        burst: limit.burst,
+        matches: limit.matches.iter().map(match_of).collect(),
+        key: key.into(),
+        header: header.to_owned(),
+    }
+}
+
+fn concurrency_of(concurrency: Concurrency) -> v1::Concurrency {
+    let (mode, min, max) = match concurrency {
+        Concurrency::Off => (Mode::Off, 0, 0),
+        Concurrency::Fixed(limit) => (Mode::Fixed, 0, limit),
+        Concurrency::Adaptive { min, max } => (Mode::Adaptive, min, max),
+    };
+    v1::Concurrency { mode: mode.into(), min, max }
 }

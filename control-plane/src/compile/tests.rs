@@ -10,6 +10,7 @@ use crate::{
 };
 
 mod addressed;
+mod inbound_policy;
 mod policy;
 
 pub(crate) fn world(yaml: &str) -> World {

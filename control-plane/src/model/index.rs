@@ -89,7 +89,8 @@ pub(crate) struct EndpointUse {
 #[derive(Debug, Default)]
 pub(crate) struct InboundPort {
     declared: BTreeSet<i32>,
-    pub(crate) services: BTreeSet<ObjectKey>,
+    /// With the name of the Service's port.
+    pub(crate) services: BTreeSet<(ObjectKey, Arc<str>)>,
 }
 
 impl InboundPort {
@@ -196,7 +197,7 @@ impl Index {
             }
             for port in &service.ports {
                 if let Some(number) = target_number(service, port, slice) {
-                    add_inbound(&mut known, number, port.protocol, &service_key);
+                    add_inbound(&mut known, number, port, &service_key);
                 }
             }
         }
@@ -253,12 +254,12 @@ impl Index {
     }
 }
 
-fn add_inbound(known: &mut BTreeMap<u16, InboundPort>, number: u16, protocol: Protocol, service: &ObjectKey) {
+fn add_inbound(known: &mut BTreeMap<u16, InboundPort>, number: u16, of: &ServicePort, service: &ObjectKey) {
     let port = known.entry(number).or_default();
-    if protocol != Protocol::Detect {
-        port.declared.insert(protocol as i32);
+    if of.protocol != Protocol::Detect {
+        port.declared.insert(of.protocol as i32);
     }
-    port.services.insert(service.clone());
+    port.services.insert((service.clone(), of.name.clone()));
 }
 
 pub(crate) fn service_of_slice(key: &ObjectKey, slice: &EndpointSlice) -> Option<ObjectKey> {

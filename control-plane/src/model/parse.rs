@@ -77,6 +77,10 @@ impl Wrong {
         self.note::<()>(refuse::<_, FieldError>(field, reason));
     }
 
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The value, if nothing is wrong.
     fn or<T>(self, value: T) -> Result<T, Self> {
         if self.0.is_empty() { Ok(value) } else { Err(self) }

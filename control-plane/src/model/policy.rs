@@ -87,7 +87,42 @@ pub enum Fallback {
 
 /// What workloads accept.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct InboundPolicy {}
+pub struct InboundPolicy {
+    pub rate_limits: Vec<RateLimit>,
+    /// Answers to admitted requests do not tell of them.
+    pub quiet: bool,
+    pub concurrency: Option<Concurrency>,
+    pub max_connections: Option<u32>,
+}
+
+/// So many requests in so many seconds, and so many at once.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RateLimit {
+    pub name: Arc<str>,
+    pub requests: u32,
+    pub per: u32,
+    pub burst: u32,
+    /// None: all requests.
+    pub matches: Vec<HttpMatch>,
+    pub key: Option<RateLimitKey>,
+}
+
+/// What a rate limit is counted by.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RateLimitKey {
+    ClientIdentity,
+    SourceAddress,
+    /// In lower case.
+    Header(Arc<str>),
+}
+
+/// How many requests a port has at a time.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Concurrency {
+    Off,
+    Fixed(u32),
+    Adaptive { min: u32, max: u32 },
+}
 
 /// Gateway API's XBackendTrafficPolicy, as far as it is ours.
 #[derive(Debug, Clone, PartialEq, Default)]

@@ -102,6 +102,23 @@ spec:
     )
 }
 
+/// An InboundPolicy of that name for a Service; `spec`: the rest of it, in two spaces.
+pub fn inbound_policy(name: &str, service: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: leno.dev/v1alpha1
+kind: InboundPolicy
+metadata:
+  name: {name}
+  namespace: {NAMESPACE}
+spec:
+  targetRefs:
+    - group: \"\"
+      kind: Service
+      name: {service}
+{spec}"
+    )
+}
+
 /// Several documents in one file.
 pub fn file(documents: &[String]) -> String {
     documents.join("---\n")

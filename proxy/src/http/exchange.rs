@@ -216,7 +216,7 @@ impl Exchange {
     }
 
     /// Whether it is the client that is waited for: it has not sent all of its request.
-    pub(super) fn awaits_client(&self) -> bool {
+    pub(crate) fn awaits_client(&self) -> bool {
         self.request.as_ref().is_some_and(|request| request.awaited())
     }
 

@@ -22,6 +22,10 @@ pub(crate) fn failure(error: &Error, reason: Reason, grpc: bool, version: Versio
     if let Some(seconds) = error.retry_after() {
         head.fields.push_known(Name::RetryAfter, seconds.to_string().as_bytes());
     }
+    if let Error::RateLimited(limited) = error {
+        head.fields.push(b"ratelimit-policy", limited.policy.as_bytes());
+        head.fields.push(b"ratelimit", limited.standing.as_bytes());
+    }
     // After a bad request, what follows on the connection cannot be trusted to begin where we think; and what cannot be
     // discovered now may be found otherwise by the client's next connection, also that it is outside the mesh. Who is
     // refused must come through the mesh, on a connection of its own.

@@ -1,23 +1,30 @@
 //! One inbound request: who sent it is written down, the rest is the application's.
 
-use std::{rc::Rc, time::Instant};
+use std::{rc::Rc, sync::Arc, time::Instant};
 
-use super::{Application, Client, PLAINTEXT, STRICT};
+use super::{Application, Client, PLAINTEXT, STRICT, concurrency::adaptive::Sample, rate_limit::Standing};
 use crate::{
-    error::Error,
+    config::limits,
+    error::{Error, RateLimited},
     http::{
         Body,
-        exchange::Exchange,
+        exchange::{Exchange, grpc_status},
         forward::{self, Answer, Outgoing, Plan, To},
         head::{Name, RequestHead, names},
         headers,
         serve::{Answering, Begun, Received},
     },
-    policy::Protocol,
+    policy::{Protocol, RuleOrigin},
     telemetry::Direction,
     worker::Context,
 };
 
+/// The reasons counted for requests beyond a limit; the errors' own.
+const OVERLOAD: &str = "overload";
+/// See [`OVERLOAD`].
+const RATE_LIMIT: &str = "rate-limit";
+/// What a client hears that came when the application had all the requests that it can have at a time.
+const CROWDED: &str = "the application has as many requests as it can answer in time";
 /// The reason counted for a client that names its own identity.
 const FORGED_IDENTITY: &str = "forged-identity";
 
@@ -61,8 +68,63 @@ async fn answer(
         Protocol::Http2 => Some(true),
         _ => None,
     };
+    let told = admit(client, application, exchange, &head)?;
+    let permit = match application.protection.concurrency.enter(exchange.started) {
+        Ok(permit) => permit,
+        Err(()) => {
+            exchange.ctx().telemetry.refused(Direction::Inbound, OVERLOAD, client.address, &CROWDED);
+            return Err(Error::Overload(CROWDED));
+        }
+    };
     let plan = Plan { to: To::Application(application.address), http2, action: None, source: None };
-    forward::forward(exchange, plan, Outgoing { head, body, upgrade, host: &application.address }).await
+    let outgoing = Outgoing { head, body, upgrade, host: &application.address };
+    let mut answer = forward::forward(exchange, plan, outgoing).await;
+    if let Some(permit) = permit {
+        permit.answered(sample(&answer, exchange), Instant::now());
+    }
+    if let (Some(told), Ok(answer)) = (told, &mut answer) {
+        told.write(&mut answer.response.head.fields);
+    }
+    answer
+}
+
+/// Whether the port's rate limits admit the request; what its answer tells of them.
+fn admit(
+    client: &Client,
+    application: &Application,
+    exchange: &mut Exchange,
+    head: &RequestHead,
+) -> Result<Option<Standing>, Error> {
+    let limits = application.protection.rate_limits();
+    let Some(limits) = &*limits else { return Ok(None) };
+    limits.admit(head, client, exchange.started).map_err(|limited| {
+        let RateLimited { origin, limit, .. } = &*limited;
+        exchange.record.route = Some(RuleOrigin { route: Arc::clone(origin), rule: Arc::clone(limit) });
+        exchange.ctx().telemetry.refused(Direction::Inbound, RATE_LIMIT, client.address, &limited);
+        Error::RateLimited(limited)
+    })
+}
+
+/// What an answer tells of how long the application takes; None: nothing, because it is the client that was waited for
+/// or that broke off, or the connection is to be another protocol's.
+fn sample(answer: &Result<Answer, Error>, exchange: &Exchange) -> Option<Sample> {
+    let request = exchange.request.as_ref();
+    if exchange.awaits_client() || request.is_some_and(|body| body.received() > limits::REPLAY_BYTES as u64) {
+        return None;
+    }
+    match answer {
+        Ok(answer) if answer.upgraded.is_some() => None,
+        Ok(answer) => {
+            let head = &answer.response.head;
+            // RESOURCE_EXHAUSTED, UNAVAILABLE.
+            let refused = head.status.as_u16() == 429 || matches!(grpc_status(&head.fields), Some(8 | 14));
+            let failed = refused || head.status.is_server_error();
+            Some(if failed { Sample::Failed } else { Sample::Answered })
+        }
+        Err(Error::BadRequest(_)) => None,
+        Err(Error::RequestTimeout | Error::TryTimeout | Error::Deadline) => Some(Sample::Unanswered),
+        Err(_) => Some(Sample::Failed),
+    }
 }
 
 /// Our own headers mean something only from the mesh, and the client's identity comes from its certificate alone.

@@ -11,6 +11,7 @@ mod destination;
 mod endpoints;
 mod filters;
 mod http;
+mod inbound;
 mod resilience;
 mod rule_policy;
 #[cfg(test)]
@@ -26,7 +27,7 @@ use std::{
 use leno_proto::v1::{self, Rejection, ResourceKind, ResourceName, resource::Body};
 
 use super::{
-    DestinationKey, Inbound, Protocol, Settings, Store,
+    DestinationKey, Protocol, Settings, Store,
     store::{HeldDestination, Provenance, Snapshot},
 };
 use crate::{http::persistence::SessionKey, upstream::Backend};
@@ -113,7 +114,7 @@ impl Change {
                 next.trusted = true;
             }
             (ResourceKind::Inbound, Some(Body::Inbound(inbound))) => {
-                next.inbound = Some(Arc::new(parse_inbound(inbound)?));
+                next.inbound = Some(Arc::new(inbound::parse(inbound, next.inbound.as_deref())?));
             }
             (ResourceKind::Destination, Some(Body::Destination(destination))) => {
                 let key: DestinationKey = name.key.as_str().into();
@@ -256,24 +257,6 @@ fn parse_settings(settings: v1::Settings) -> Result<Settings, Invalid> {
         bytes => Some(SessionKey::new(bytes).ok_or_else(|| Invalid::new("session_key", "not 32 bytes"))?),
     };
     Ok(Settings { trust_domain: settings.trust_domain, mesh_networks, session_key: session_key.map(Arc::new) })
-}
-
-fn parse_inbound(inbound: v1::Inbound) -> Result<Inbound, Invalid> {
-    let strict = match v1::inbound::Mode::try_from(inbound.mode) {
-        Ok(v1::inbound::Mode::Strict) => true,
-        Ok(v1::inbound::Mode::Permissive) => false,
-        Ok(v1::inbound::Mode::Unspecified) | Err(_) => {
-            return Err(Invalid::new("mode", format!("{} is not a mode that is known", inbound.mode)));
-        }
-    };
-    let mut ports = Vec::with_capacity(inbound.ports.len());
-    for (index, entry) in inbound.ports.into_iter().enumerate() {
-        let at = |invalid: Invalid| invalid.within(format!("ports[{index}]"));
-        ports.push((parse_port(entry.port).map_err(at)?, parse_protocol(entry.protocol).map_err(at)?));
-    }
-    ports.sort_unstable_by_key(|(port, _)| *port);
-    ports.dedup_by_key(|(port, _)| *port);
-    Ok(Inbound { strict, zone: inbound.zone.into(), ports })
 }
 
 /// As it was sent; None if it was not.

@@ -10,7 +10,7 @@ use leno_proto::v1::{ResourceKind, ResourceName};
 use serde_json::{Map, Value, json};
 
 use super::{
-    BackendPolicy, Destination, HttpAction, Protocol, ServicePort, Store, Target, WeightedBackends,
+    BackendPolicy, Destination, HttpAction, InboundPort, ServicePort, Store, Target, WeightedBackends,
     apply::endpoints_name,
     http_match::{HttpMatch, PathMatch, ValueMatch},
     http_route::{HttpBackend, HttpRule},
@@ -23,6 +23,7 @@ use crate::{
         filter::{Filters, HeaderChanges, PathChange},
         mirror::Mirror,
     },
+    inbound::protection::PortPolicy,
     upstream::{
         Backend, Endpoint,
         balance::{Algorithm, LoadBalancing},
@@ -40,11 +41,10 @@ impl Store {
             json!({ "trust_domain": settings.trust_domain, "mesh_networks": networks })
         });
         let inbound = snapshot.inbound.as_ref().map(|inbound| {
-            let port = |(port, protocol): &(u16, Protocol)| (port.to_string(), protocol.as_str().into());
             let mode = if inbound.strict { "strict" } else { "permissive" };
             let name = ResourceName { kind: ResourceKind::Inbound.into(), key: String::new() };
             let (version, origins) = provenance(snapshot.provenance.get(&name));
-            let ports = inbound.ports.iter().map(port).collect::<Map<_, _>>();
+            let ports = inbound.ports.iter().map(inbound_port).collect::<Map<_, _>>();
             json!({ "version": version, "origins": origins, "mode": mode, "zone": &*inbound.zone, "ports": ports })
         });
         let mut destinations: Vec<_> = snapshot.destinations.values().map(|held| &held.destination).collect();
@@ -267,6 +267,29 @@ fn backend(snapshot: &Snapshot, backend: &Backend, now: Instant) -> Value {
         "host_name": backend.host_name.load().as_ref().map(|name| format!("{}:{}", name.host, name.port)),
         "endpoints": set.endpoints.iter().map(|it| endpoint(it, now)).collect::<Vec<_>>(),
     })
+}
+
+/// What a port speaks and accepts.
+fn inbound_port(port: &InboundPort) -> (String, Value) {
+    let PortPolicy { origin, rate_limits, concurrency, max_connections } = &port.policy;
+    let limits = rate_limits.iter().flat_map(|held| &held.limits).map(|limit| {
+        json!({
+            "name": &*limit.name,
+            "requests": limit.requests,
+            "per_seconds": limit.per,
+            "key": limit.key.as_ref().map(|key| format!("{key:?}")),
+            "clients": limit.keys(),
+        })
+    });
+    let limits: Vec<Value> = limits.collect();
+    let told = json!({
+        "protocol": port.protocol.as_str(),
+        "policy": origin.as_deref(),
+        "rate_limits": (!limits.is_empty()).then_some(limits),
+        "concurrency": format!("{concurrency:?}"),
+        "max_connections": max_connections,
+    });
+    (port.port.to_string(), told)
 }
 
 /// How a backend is called, defaults included.

@@ -14,13 +14,18 @@ use std::{
 
 use arc_swap::ArcSwap;
 use leno_proto::v1;
+use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, oneshot},
     time,
 };
 
 use super::{Destination, DestinationKey, Inbound, Settings, Target};
-use crate::{config::limits, upstream::Backend};
+use crate::{
+    config::limits,
+    inbound::protection::{PortPolicy, Protection},
+    upstream::Backend,
+};
 
 /// Destinations asked for and not yet looked at by the control runtime.
 const ASKS: usize = 1024;
@@ -35,6 +40,8 @@ pub struct Unavailable(pub String);
 pub struct Store {
     snapshot: ArcSwap<Snapshot>,
     asks: mpsc::Sender<Ask>,
+    /// By the workload's port: those that were called.
+    protections: Mutex<HashMap<u16, Arc<Protection>>>,
 }
 
 /// A worker's question for a destination that is not held.
@@ -79,7 +86,7 @@ impl Store {
     /// An empty store, and the questions of its readers.
     pub fn new() -> (Arc<Self>, mpsc::Receiver<Ask>) {
         let (asks, receiver) = mpsc::channel(ASKS);
-        (Arc::new(Self { snapshot: ArcSwap::default(), asks }), receiver)
+        (Arc::new(Self { snapshot: ArcSwap::default(), asks, protections: Mutex::default() }), receiver)
     }
 
     /// The destination if it is held. No lock, no wait; marks it used.
@@ -138,6 +145,33 @@ impl Store {
     /// Puts a snapshot in force for every worker. For the one writer alone.
     pub(super) fn swap(&self, next: Snapshot) {
         self.snapshot.store(Arc::new(next));
+        let inbound = self.inbound();
+        for (port, protection) in self.protections.lock().iter() {
+            match inbound.port(*port) {
+                Some(known) => protection.set(&known.policy),
+                None => protection.set(&PortPolicy::default()),
+            }
+        }
+    }
+
+    /// What protects a port of the workload, under the policy in force from here on. Not for every request: a lock is taken.
+    pub fn protection(&self, port: u16) -> Arc<Protection> {
+        let mut protections = self.protections.lock();
+        if let Some(held) = protections.get(&port) {
+            return Arc::clone(held);
+        }
+        // Under the lock: what is put in force later finds it in the map.
+        let inbound = self.inbound();
+        let known = inbound.port(port).map(|known| &known.policy);
+        let made = Protection::new(port, known.unwrap_or(&PortPolicy::default()));
+        if protections.len() >= limits::APPLICATIONS {
+            protections.retain(|_, held| Arc::strong_count(held) > 1);
+        }
+        // A port that nobody names and that finds no room has the defaults, which do not change.
+        if known.is_some() || protections.len() < limits::APPLICATIONS {
+            protections.insert(port, Arc::clone(&made));
+        }
+        made
     }
 }
 

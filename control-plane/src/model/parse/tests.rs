@@ -2,6 +2,8 @@ use serde_json::json;
 
 use super::*;
 
+mod inbound_policy;
+
 fn items(content: Value) -> Vec<Item> {
     parse(&Document { file: "f.yaml".into(), index: 3, content: Arc::new(content) })
 }

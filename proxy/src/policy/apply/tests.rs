@@ -13,6 +13,7 @@ use super::*;
 use crate::policy::Target;
 
 mod agreement;
+mod inbound;
 
 const CART: &str = "10.0.0.1:80";
 const BACKEND: &str = "shop/cart:80";
@@ -308,13 +309,17 @@ fn what_is_no_longer_wanted_is_ignored() {
     assert!(store.snapshot().provenance.is_empty());
 }
 
+fn inbound_port(port: u32, protocol: i32) -> v1::InboundPort {
+    v1::InboundPort { port, protocol, policy: None }
+}
+
 #[test]
 fn ready_once_settings_trust_and_inbound_are_there() {
     let (store, _asks) = Store::new();
     assert!(store.inbound().strict && !store.is_ready());
     let inbound = v1::Inbound {
         mode: v1::inbound::Mode::Permissive.into(),
-        ports: vec![v1::InboundPort { port: 90, protocol: 5 }, v1::InboundPort { port: 80, protocol: 2 }],
+        ports: vec![inbound_port(90, 5), inbound_port(80, 2)],
         ..Default::default()
     };
     let bundle = v1::TrustBundle { trust_domain: "cluster.local".into(), anchors: vec![vec![1]] };
@@ -333,7 +338,8 @@ fn ready_once_settings_trust_and_inbound_are_there() {
     assert!(store.is_ready());
     let held = store.inbound();
     assert!(!held.strict);
-    assert_eq!(held.ports, [(80, Protocol::Http1), (90, Protocol::Tcp)]);
+    let ports: Vec<_> = held.ports.iter().map(|port| (port.port, port.protocol)).collect();
+    assert_eq!(ports, [(80, Protocol::Http1), (90, Protocol::Tcp)]);
     // What is said to be gone stays in force.
     take(&store, vec![], vec![name(ResourceKind::Inbound, ""), name(ResourceKind::Settings, "")]);
     assert!(store.is_ready() && !store.inbound().strict);
@@ -488,7 +494,7 @@ fn everything() -> Delta {
     let change = EndpointsDelta { base_version: "v".into(), upserted: vec![endpoint("10.1.0.9:1")], removed: vec![] };
     let workload = v1::destination::Target::Workload(BackendRef { key: "shop/pod:80".into() });
     let outside = v1::destination::Target::Outside(Outside {});
-    let inbound = v1::Inbound { mode: 1, ports: vec![v1::InboundPort { port: 80, protocol: 1 }], ..Default::default() };
+    let inbound = v1::Inbound { mode: 1, ports: vec![inbound_port(80, 1)], ..Default::default() };
     let host_name = Some(v1::HostName { host: "a.example".into(), port: 80 });
     use ResourceKind as Kind;
     delta(

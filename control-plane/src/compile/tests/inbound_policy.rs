@@ -1,0 +1,63 @@
+//! InboundPolicy, at the ports of the workloads that it holds for.
+
+use leno_proto::v1::{concurrency, rate_limit};
+
+use super::*;
+
+fn policy(name: &str, target: &str, created: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: leno.dev/v1alpha1\nkind: InboundPolicy\nmetadata: {{name: {name}, namespace: web{created}}}\n\
+         spec:\n  targetRefs: [{{group: '', kind: Service, {target}}}]\n{spec}"
+    )
+}
+
+/// By port: the policy in force and what it limits connections to.
+fn in_force(world: &World, workload: &str) -> Vec<(u32, String, u32)> {
+    let ports = inbound(world, "web", workload).ports.into_iter();
+    let named = ports.filter_map(|port| {
+        let policy = port.policy?;
+        Some((port.port, policy.origin.unwrap_or_default().name, policy.max_connections))
+    });
+    named.collect()
+}
+
+#[test]
+fn it_holds_at_the_workloads_own_port() {
+    let spec = "  rateLimits:
+  - {name: a, requests: 5, key: {type: Header, header: X-A}, matches: [{path: {value: /api}}]}
+  concurrency: {mode: Fixed, limit: 7}\n";
+    let world = shop(&policy("p", "name: shop, sectionName: http", "", spec));
+    let ports = inbound(&world, "web", "shop-a").ports;
+    let [http, metrics] = ports.as_slice() else { panic!("{ports:?}") };
+    assert!(http.port == 8080 && metrics.policy.is_none());
+    let policy = http.policy.as_ref().unwrap();
+    let limit = &policy.rate_limits[0];
+    assert_eq!((limit.requests, limit.per_seconds, limit.burst, limit.key()), (5, 1, 5, rate_limit::Key::Header));
+    assert_eq!((limit.header.as_str(), limit.matches.len()), ("x-a", 1));
+    let concurrency = policy.concurrency.as_ref().unwrap();
+    assert_eq!((concurrency.mode(), concurrency.max), (concurrency::Mode::Fixed, 7));
+    let subscriber = Subscriber { workload: "shop-a".to_owned(), ..client("web") };
+    let name = ResourceName { kind: ResourceKind::Inbound.into(), key: String::new() };
+    let origins = compile(&world, &subscriber, &name).0.unwrap().origins;
+    assert!(origins.iter().any(|origin| origin.object.as_ref().is_some_and(|object| object.kind == "InboundPolicy")));
+}
+
+#[test]
+fn the_more_specific_and_then_the_oldest_holds() {
+    let slice = "---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: v2-1, namespace: web, labels: {kubernetes.io/service-name: shop-v2}}
+addressType: IPv4
+ports: [{port: 8080}]
+endpoints: [{addresses: [10.1.0.1], targetRef: {kind: Pod, name: shop-a}}]\n";
+    let (early, late) = (", creationTimestamp: '2026-01-01T00:00:00Z'", ", creationTimestamp: '2026-02-01T00:00:00Z'");
+    let whole = policy("whole", "name: shop", late, "  maxConnections: 1\n");
+    let port = policy("port", "name: shop, sectionName: metrics", late, "  maxConnections: 2\n");
+    let other = policy("other", "name: shop-v2", early, "  maxConnections: 3\n");
+    let world = shop(&[&whole, &port, slice, &other].map(|text| text.to_string()).concat());
+    // 8080 is the port of both Services.
+    let expected = [(8080, "other".to_owned(), 3), (9999, "port".to_owned(), 2)];
+    assert_eq!(in_force(&world, "shop-a"), expected);
+    assert_eq!(in_force(&world, "shop-b"), [(8080, "whole".to_owned(), 1), (9999, "port".to_owned(), 2)]);
+}

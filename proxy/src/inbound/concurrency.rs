@@ -1,0 +1,213 @@
+//! How many requests the application has at a time: no limit, a fixed one, or one that follows what it can do
+//! ([`adaptive`]). Decided before the application sees the request, which is why the client's proxy may send it to another
+//! endpoint; there is no queue here, since another endpoint now is better than this one later, and the application's own
+//! queue is what keeps it busy.
+//!
+//! A request counts from its head to the head of its answer, so WebSockets, tunnels and streamed answers do not count
+//! while they last. What waits longer than AGED for its answer's head (long polls, watches, streams whose client is
+//! still sending) is not counted by the adaptive limit any more ([`in_flight`]) and tells it nothing. A fixed limit counts
+//! all that have no answer's head yet.
+
+pub mod adaptive;
+mod in_flight;
+#[cfg(test)]
+mod simulation;
+
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU8, AtomicU32, Ordering},
+    },
+    time::Instant,
+};
+
+use metrics::{Gauge, Label};
+use parking_lot::Mutex;
+
+use self::{
+    adaptive::{Adaptive, Sample},
+    in_flight::{InFlight, Slot},
+};
+use crate::{config::limits, telemetry::register_gauge};
+
+/// What a port's policy says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Concurrency {
+    Off,
+    /// So many requests without an answer.
+    Fixed(u32),
+    /// Never fewer than `min`, never more than `max`.
+    Adaptive {
+        min: u32,
+        max: u32,
+    },
+}
+
+impl Default for Concurrency {
+    fn default() -> Self {
+        Self::Adaptive { min: limits::CONCURRENCY_MIN, max: limits::CONCURRENCY_MAX }
+    }
+}
+
+const OFF: u8 = 0;
+const FIXED: u8 = 1;
+const ADAPTIVE: u8 = 2;
+
+/// Shared by all workers. Its lock is never waited for: a sample that finds another worker there is left out.
+#[derive(Debug)]
+pub struct Limiter {
+    port: u16,
+    /// Of the adaptive limit, since it was first less than its most.
+    gauge: OnceLock<Gauge>,
+    mode: AtomicU8,
+    /// In force now.
+    limit: AtomicU32,
+    in_flight: InFlight,
+    adaptive: Mutex<Adaptive>,
+}
+
+/// One request that counts, until it is dropped.
+#[derive(Debug)]
+pub struct Permit {
+    limiter: Arc<Limiter>,
+    slot: Slot,
+    started: Instant,
+    told: bool,
+}
+
+impl Limiter {
+    pub fn new(port: u16, settings: Concurrency, now: Instant) -> Self {
+        let limiter = Self {
+            port,
+            gauge: OnceLock::new(),
+            mode: AtomicU8::new(OFF),
+            limit: AtomicU32::new(u32::MAX),
+            in_flight: InFlight::default(),
+            adaptive: Mutex::new(Adaptive::new(0, 0, now)),
+        };
+        limiter.set(settings, now);
+        limiter
+    }
+
+    /// Puts other settings in force. What was learnt stays if it is still asked for.
+    pub fn set(&self, settings: Concurrency, now: Instant) {
+        let mut adaptive = self.adaptive.lock();
+        let (mode, limit) = match settings {
+            Concurrency::Off => (OFF, u32::MAX),
+            Concurrency::Fixed(limit) => (FIXED, limit),
+            Concurrency::Adaptive { min, max } => {
+                if !adaptive.is_within(min, max) {
+                    *adaptive = Adaptive::new(min, max, now);
+                }
+                (ADAPTIVE, adaptive.limit())
+            }
+        };
+        self.limit.store(limit, Ordering::Relaxed);
+        self.mode.store(mode, Ordering::Relaxed);
+    }
+
+    /// Lets a request in that began at `now`. None: there is no limit. Err: too many are there.
+    pub fn enter(self: &Arc<Self>, now: Instant) -> Result<Option<Permit>, ()> {
+        let mode = self.mode.load(Ordering::Relaxed);
+        if mode == OFF {
+            return Ok(None);
+        }
+        let (slot, all, recent) = self.in_flight.enter(now);
+        let counted = if mode == FIXED { all } else { recent };
+        if counted > self.limit.load(Ordering::Relaxed) {
+            self.in_flight.leave(slot);
+            if mode == ADAPTIVE
+                && let Some(mut adaptive) = self.adaptive.try_lock()
+            {
+                adaptive.refused(now);
+                self.publish(adaptive.limit());
+            }
+            return Err(());
+        }
+        Ok(Some(Permit { limiter: Arc::clone(self), slot, started: now, told: false }))
+    }
+
+    /// The limit in force; None: there is none.
+    pub fn limit(&self) -> Option<u32> {
+        (self.mode.load(Ordering::Relaxed) != OFF).then(|| self.limit.load(Ordering::Relaxed))
+    }
+
+    fn sample(&self, started: Instant, sample: Sample, now: Instant) {
+        if self.mode.load(Ordering::Relaxed) != ADAPTIVE {
+            return;
+        }
+        if let Some(mut adaptive) = self.adaptive.try_lock() {
+            adaptive.sample(started, sample, self.in_flight.recent(), now);
+            let limit = adaptive.limit();
+            drop(adaptive);
+            self.publish(limit);
+        }
+    }
+
+    fn publish(&self, limit: u32) {
+        // Written when it changes: it is read by every request of every worker.
+        if self.limit.load(Ordering::Relaxed) != limit {
+            self.limit.store(limit, Ordering::Relaxed);
+            let register = || register_gauge("leno_concurrency_limit", &[Label::new("port", self.port.to_string())]);
+            self.gauge.get_or_init(register).set(f64::from(limit));
+        }
+    }
+}
+
+impl Permit {
+    /// The answer's head has come.
+    pub fn answered(mut self, sample: Option<Sample>, now: Instant) {
+        self.told = true;
+        if let Some(sample) = sample {
+            self.tell(sample, now);
+        }
+    }
+
+    fn tell(&self, sample: Sample, now: Instant) {
+        if now.saturating_duration_since(self.started) < in_flight::AGED {
+            self.limiter.sample(self.started, sample, now);
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.limiter.in_flight.leave(self.slot);
+        if !self.told {
+            self.tell(Sample::Unanswered, Instant::now());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fixed_limit_counts_all() {
+        let now = Instant::now();
+        let limiter = Arc::new(Limiter::new(80, Concurrency::Fixed(2), now));
+        let first = limiter.enter(now).unwrap();
+        let late = now + 10 * in_flight::AGED;
+        let second = limiter.enter(late).unwrap();
+        assert!(first.is_some() && limiter.enter(late).is_err());
+        drop(second);
+        assert!(limiter.enter(late).is_ok());
+        limiter.set(Concurrency::Off, now);
+        assert!(limiter.enter(late).unwrap().is_none() && limiter.limit().is_none());
+    }
+
+    #[test]
+    fn an_adaptive_limit_does_not_count_what_has_waited_long() {
+        let now = Instant::now();
+        let limiter = Arc::new(Limiter::new(80, Concurrency::Adaptive { min: 2, max: 3 }, now));
+        let watches: Vec<_> = (0..3).map(|_| limiter.enter(now).unwrap()).collect();
+        assert!(limiter.enter(now).is_err());
+        let late = now + 2 * in_flight::AGED;
+        for _ in 0..100 {
+            assert!(limiter.enter(late).is_ok());
+        }
+        drop(watches);
+        assert_eq!(limiter.in_flight.recent(), 0);
+    }
+}

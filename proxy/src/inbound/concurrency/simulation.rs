@@ -1,0 +1,210 @@
+//! The adaptive limit before a simulated application, in virtual time: `slots` requests at once, the others in a queue.
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, VecDeque},
+    time::Duration,
+};
+
+use super::*;
+use crate::worker::Random;
+
+/// An application, and who calls it.
+#[derive(Clone, Copy)]
+struct Scene {
+    slots: usize,
+    /// Seconds to serve a request, on average, at a given time.
+    service: fn(f64) -> f64,
+    /// 0: all alike; 1: exponentially distributed.
+    spread: f64,
+    /// Requests per second at a given time, as independent clients make them.
+    load: fn(f64) -> f64,
+    seconds: f64,
+}
+
+#[derive(Default)]
+struct Seen {
+    /// When it was answered, and the seconds it took; in order.
+    answers: Vec<(f64, f64)>,
+    /// When.
+    refused: Vec<f64>,
+}
+
+impl Seen {
+    /// Of what was asked after the quiet seconds.
+    fn latency(&self, quantile: f64) -> f64 {
+        let late = self.answers.iter().filter(|(at, took)| at - took >= 5.0);
+        let mut took: Vec<f64> = late.map(|(_, took)| *took).collect();
+        took.sort_by(f64::total_cmp);
+        took[((took.len() - 1) as f64 * quantile) as usize]
+    }
+
+    /// Answers per second that took no longer than `most`, from the moment `since` on.
+    fn goodput(&self, most: f64, since: f64, until: f64) -> f64 {
+        let good = |(at, took): &&(f64, f64)| (since..until).contains(at) && *took <= most;
+        self.answers.iter().filter(good).count() as f64 / (until - since)
+    }
+}
+
+/// In nanoseconds, so that the heap has an order.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    Served(usize),
+    Arrival,
+}
+
+fn run(scene: Scene, settings: Concurrency) -> Seen {
+    let start = Instant::now();
+    let limiter = Arc::new(Limiter::new(80, settings, start));
+    let random = Random::seeded(7);
+    let uniform = || ((random.next() >> 11) as f64 / (1_u64 << 53) as f64).max(1e-12);
+    let mut seen = Seen::default();
+    let mut events = BinaryHeap::from([Reverse((0_u64, Event::Arrival))]);
+    let mut requests: Vec<(f64, Option<Permit>)> = Vec::new();
+    let mut queue = VecDeque::new();
+    let mut busy = 0;
+    while let Some(Reverse((at, event))) = events.pop() {
+        let (now, instant) = (at as f64 / 1e9, start + Duration::from_nanos(at));
+        match event {
+            Event::Arrival => {
+                if now < scene.seconds {
+                    let gap = -uniform().ln() / (scene.load)(now);
+                    events.push(Reverse((at + (gap * 1e9) as u64, Event::Arrival)));
+                    match limiter.enter(instant) {
+                        Ok(permit) => {
+                            queue.push_back(requests.len());
+                            requests.push((now, permit));
+                        }
+                        Err(()) => seen.refused.push(now),
+                    }
+                }
+            }
+            Event::Served(which) => {
+                busy -= 1;
+                let (began, permit) = &mut requests[which];
+                seen.answers.push((now, now - *began));
+                if let Some(permit) = permit.take() {
+                    permit.answered(Some(Sample::Answered), instant);
+                }
+            }
+        }
+        while busy < scene.slots
+            && let Some(next) = queue.pop_front()
+        {
+            busy += 1;
+            let stretch = 1.0 - scene.spread + scene.spread * -uniform().ln();
+            let served = at + ((scene.service)(now) * stretch * 1e9) as u64;
+            events.push(Reverse((served, Event::Served(next))));
+        }
+    }
+    seen
+}
+
+/// A server of 32 slots would hide behind the default for `min`.
+fn adaptive() -> Concurrency {
+    Concurrency::Adaptive { min: 20, max: limits::CONCURRENCY_MAX }
+}
+
+/// 32 at a time, 20 ms each: capacity 1,600/s. After five quiet seconds it is asked for three times as much.
+const SERVER: Scene = Scene {
+    slots: 32,
+    service: |_| 0.020,
+    spread: 0.3,
+    load: |at| if at < 5.0 { 160.0 } else { 4800.0 },
+    seconds: 35.0,
+};
+const CAPACITY: f64 = 1600.0;
+
+#[test]
+fn three_times_the_capacity_for_half_a_minute() {
+    for (name, spread) in [("even", 0.0), ("uneven", 0.3), ("exponential", 1.0)] {
+        let usual = run(Scene { load: |_| 160.0, spread, ..SERVER }, Concurrency::Off).latency(0.99);
+        let seen = run(Scene { spread, ..SERVER }, adaptive());
+        let goodput = seen.goodput(f64::INFINITY, 5.0, 35.0);
+        println!(
+            "{name}: goodput {:.3} C, p50 {:.1} ms, p99 {:.1} ms, unloaded p99 {:.1} ms",
+            goodput / CAPACITY,
+            seen.latency(0.5) * 1e3,
+            seen.latency(0.99) * 1e3,
+            usual * 1e3
+        );
+        assert!(goodput >= 0.9 * CAPACITY, "{name}: {goodput}");
+        assert!(seen.latency(0.99) <= 2.0 * usual, "{name}: {} of {usual}", seen.latency(0.99));
+    }
+    // From the first moment on: what is usual it never saw.
+    let cold = run(Scene { load: |_| 4800.0, ..SERVER }, adaptive());
+    let goodput = cold.goodput(f64::INFINITY, 0.0, 35.0);
+    println!("cold: goodput {:.3} C, p99 {:.1} ms", goodput / CAPACITY, cold.latency(0.99) * 1e3);
+    assert!(goodput >= 0.9 * CAPACITY && cold.latency(0.99) <= 0.1);
+    // Without a limit everything is answered too late: who waits a second sees nothing of the capacity.
+    let none = run(SERVER, Concurrency::Off);
+    println!("none: p50 {:.1} s", none.latency(0.5));
+    assert!(none.latency(0.5) > 5.0, "{}", none.latency(0.5));
+    assert!(none.goodput(1.0, 10.0, 35.0) < 0.01 * CAPACITY);
+}
+
+#[test]
+fn overloads_of_all_sizes() {
+    let loads: [(&str, fn(f64) -> f64); 4] = [
+        ("1.2", |at| if at < 5.0 { 800.0 } else { 1920.0 }),
+        ("1.5", |at| if at < 5.0 { 800.0 } else { 2400.0 }),
+        ("10", |at| if at < 5.0 { 800.0 } else { 16_000.0 }),
+        ("a ramp", |at| 400.0 + at * 160.0),
+    ];
+    for (name, load) in loads {
+        let seen = run(Scene { load, ..SERVER }, adaptive());
+        let goodput = seen.goodput(f64::INFINITY, 15.0, 35.0);
+        println!("{name}: goodput {:.3} C, p99 {:.1} ms", goodput / CAPACITY, seen.latency(0.99) * 1e3);
+        assert!(goodput >= 0.9 * CAPACITY, "{name}: {goodput}");
+        assert!(seen.latency(0.95) <= 0.060, "{name}: {}", seen.latency(0.95));
+    }
+}
+
+#[test]
+fn what_is_within_capacity_is_never_refused() {
+    let steps: [(&str, Scene); 5] = [
+        ("busy", Scene { load: |_| 0.85 * CAPACITY, spread: 1.0, ..SERVER }),
+        ("bursts", Scene { load: |at| if at % 2.0 < 0.5 { 1400.0 } else { 10.0 }, ..SERVER }),
+        ("a step by a hundred", Scene { load: |at| if at < 10.0 { 14.0 } else { 1400.0 }, ..SERVER }),
+        // Whatever it is asked, this one does it in 20 ms.
+        ("no limit of its own", Scene { slots: usize::MAX, load: |at| 10.0 + at * 500.0, ..SERVER }),
+        // One at a time, and hardly ever more than min in its queue.
+        ("one at a time", Scene { slots: 1, load: |_| 30.0, ..SERVER }),
+    ];
+    for (name, scene) in steps {
+        let seen = run(scene, adaptive());
+        assert_eq!(seen.refused.len(), 0, "{name}, of {}", seen.answers.len());
+    }
+}
+
+/// A dependency becomes a hundred times as slow: it is not this application that is overloaded, and it may have as many
+/// requests at a time as that takes.
+#[test]
+fn what_only_takes_longer_is_let_in_again() {
+    let service = |at: f64| if at < 10.0 { 0.010 } else { 1.0 };
+    let seen = run(Scene { slots: usize::MAX, service, load: |_| 1000.0, ..SERVER }, adaptive());
+    let late = seen.refused.iter().filter(|at| **at > 15.0).count();
+    println!("{} refused of 30000, {late} after the first five seconds", seen.refused.len());
+    assert!(seen.refused.len() < 3000, "{}", seen.refused.len());
+    assert!(late < 200, "{late}");
+}
+
+/// The application becomes three times as slow for good while it is overloaded: its capacity is used all the same.
+#[test]
+fn a_slower_application_is_kept_busy() {
+    let service = |at: f64| if at < 10.0 { 0.020 } else { 0.060 };
+    let seen = run(Scene { service, seconds: 60.0, ..SERVER }, adaptive());
+    let goodput = seen.goodput(f64::INFINITY, 20.0, 60.0);
+    println!("goodput {:.3} C/3, p99 {:.1} ms", goodput / CAPACITY * 3.0, seen.latency(0.99) * 1e3);
+    assert!(goodput >= 0.8 * CAPACITY / 3.0, "{goodput}");
+}
+
+/// An overload that goes on for ten minutes does not become usual.
+#[test]
+fn a_lasting_overload_does_not_become_usual() {
+    let seen = run(Scene { slots: 16, load: |_| 1600.0, seconds: 600.0, ..SERVER }, adaptive());
+    let last = |at: f64| seen.answers.iter().filter(move |(when, _)| *when > at);
+    let mean = last(540.0).map(|(_, took)| took).sum::<f64>() / last(540.0).count() as f64;
+    println!("mean in the last minute {:.1} ms", mean * 1e3);
+    assert!(mean < 0.040, "{mean}");
+}
