@@ -156,7 +156,7 @@ mod tests {
     fn the_documentation_is_this_list() {
         let mut table = String::from("| `leno-reason` | HTTP | gRPC | Meaning |\n|---|---|---|---|\n");
         for reason in Reason::ALL {
-            let status = reason.status().map_or("–".to_owned(), |status| status.as_u16().to_string());
+            let status = reason.status().map_or_else(|| "–".to_owned(), |status| status.as_u16().to_string());
             let grpc = reason.grpc().map_or("–", GrpcCode::as_str);
             table.push_str(&format!("| `{reason}` | {status} | {grpc} | {} |\n", reason.meaning()));
         }

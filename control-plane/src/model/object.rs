@@ -14,7 +14,8 @@ pub enum Object {
     EndpointSlice(EndpointSlice),
     Pod(Pod),
     Route(Route),
-    Policy(Policy),
+    /// Larger than most, and seldom.
+    Policy(Box<Policy>),
 }
 
 /// What plaintext gets at a workload's ports.

@@ -267,7 +267,7 @@ fn object(key: &ObjectKey, identity: &Identity, content: &Value) -> Result<(Obje
         | Kind::RoutePolicy
         | Kind::BackendTrafficPolicy => {
             let (policy, unknown) = policy::policy(key, &identity.metadata, content)?;
-            (Object::Policy(policy), unknown)
+            (Object::Policy(Box::new(policy)), unknown)
         }
     };
     Ok((object, unknown.into_iter().chain(unknown_marks(key.kind, &identity.metadata)).collect()))

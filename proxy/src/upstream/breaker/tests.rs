@@ -136,11 +136,7 @@ proptest! {
                 0 => {
                     circuit.trip(&settings, now, 0.5);
                 }
-                1 => {
-                    if circuit.admit(&settings, now) == Ok(Role::Probe) {
-                        probes = probes.saturating_add(1);
-                    }
-                }
+                1 => probes = probes.saturating_add(u32::from(circuit.admit(&settings, now) == Ok(Role::Probe))),
                 _ if probes > 0 => {
                     probes -= 1;
                     circuit.probed(Some(what == 2), &settings, now, 0.5);

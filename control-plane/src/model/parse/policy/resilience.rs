@@ -72,7 +72,8 @@ pub(super) fn retry(raw: &api::RouteRetry) -> Result<RetryPolicy, Wrong> {
     let attempts = section.number("attempts", raw.attempts, (1, 10)).unwrap_or(2);
     let backoff = raw.backoff.clone().unwrap_or_default();
     let base = section.duration("backoff.base", backoff.base.as_ref(), (MS, MAX_WAIT)).unwrap_or(25 * MS);
-    let max = section.duration("backoff.max", backoff.max.as_ref(), (base, MAX_WAIT)).unwrap_or(SECOND.max(base));
+    let max =
+        section.duration("backoff.max", backoff.max.as_ref(), (base, MAX_WAIT)).unwrap_or_else(|| SECOND.max(base));
     let Section { mut wrong, .. } = section;
     let statuses = wrong.note(statuses(raw.statuses.as_deref()));
     let grpc_codes = wrong.note(grpc_codes(raw.grpc_codes.as_deref()));
@@ -157,7 +158,7 @@ pub(super) fn circuit_breaker(raw: &api::CircuitBreaker) -> Result<CircuitBreake
         window,
         minimum_volume,
         open_time,
-        max_open_time: max_open_time.unwrap_or(MINUTE.max(open_time)),
+        max_open_time: max_open_time.unwrap_or_else(|| MINUTE.max(open_time)),
         probes,
         successes,
     })
@@ -177,7 +178,7 @@ pub(super) fn retry_budget(raw: &api::RetryBudget) -> Result<RetryBudget, Wrong>
     let mut section = Section { at: "spec.retryBudget", wrong: Wrong::default() };
     let percent = section.number("percent", raw.percent, (0, 1000)).unwrap_or(20);
     let per_second = section.number("minPerSecond", raw.min_per_second, (0, 1_000_000)).unwrap_or(10);
-    let burst = section.number("burst", raw.burst, (1, 1_000_000)).unwrap_or(per_second.max(100));
+    let burst = section.number("burst", raw.burst, (1, 1_000_000)).unwrap_or_else(|| per_second.max(100));
     section.wrong.or(RetryBudget { percent, per_second, burst })
 }
 
