@@ -66,6 +66,10 @@ pub struct Limiter {
     adaptive: Mutex<Adaptive>,
 }
 
+/// More requests are there than the limit allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Crowded;
+
 /// One request that counts, until it is dropped.
 #[derive(Debug)]
 pub struct Permit {
@@ -106,8 +110,11 @@ impl Limiter {
         self.mode.store(mode, Ordering::Relaxed);
     }
 
-    /// Lets a request in that began at `now`. None: there is no limit. Err: too many are there.
-    pub fn enter(self: &Arc<Self>, now: Instant) -> Result<Option<Permit>, ()> {
+    /// Lets a request in that began at `now`. None: there is no limit.
+    ///
+    /// # Errors
+    /// If too many are there.
+    pub fn enter(self: &Arc<Self>, now: Instant) -> Result<Option<Permit>, Crowded> {
         let mode = self.mode.load(Ordering::Relaxed);
         if mode == OFF {
             return Ok(None);
@@ -122,7 +129,7 @@ impl Limiter {
                 adaptive.refused(now);
                 self.publish(adaptive.limit());
             }
-            return Err(());
+            return Err(Crowded);
         }
         Ok(Some(Permit { limiter: Arc::clone(self), slot, started: now, told: false }))
     }

@@ -69,12 +69,9 @@ async fn answer(
         _ => None,
     };
     let told = admit(client, application, exchange, &head)?;
-    let permit = match application.protection.concurrency.enter(exchange.started) {
-        Ok(permit) => permit,
-        Err(()) => {
-            exchange.ctx().telemetry.refused(Direction::Inbound, OVERLOAD, client.address, &CROWDED);
-            return Err(Error::Overload(CROWDED));
-        }
+    let Ok(permit) = application.protection.concurrency.enter(exchange.started) else {
+        exchange.ctx().telemetry.refused(Direction::Inbound, OVERLOAD, client.address, &CROWDED);
+        return Err(Error::Overload(CROWDED));
     };
     let plan = Plan { to: To::Application(application.address), http2, action: None, source: None };
     let outgoing = Outgoing { head, body, upgrade, host: &application.address };

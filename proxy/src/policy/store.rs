@@ -163,7 +163,8 @@ impl Store {
         // Under the lock: what is put in force later finds it in the map.
         let inbound = self.inbound();
         let known = inbound.port(port).map(|known| &known.policy);
-        let made = Protection::new(port, known.unwrap_or(&PortPolicy::default()));
+        let defaults = PortPolicy::default();
+        let made = Protection::new(port, known.unwrap_or(&defaults));
         if protections.len() >= limits::APPLICATIONS {
             protections.retain(|_, held| Arc::strong_count(held) > 1);
         }

@@ -75,7 +75,7 @@ fn run(scene: Scene, settings: Concurrency) -> Seen {
                             queue.push_back(requests.len());
                             requests.push((now, permit));
                         }
-                        Err(()) => seen.refused.push(now),
+                        Err(Crowded) => seen.refused.push(now),
                     }
                 }
             }
@@ -145,7 +145,8 @@ fn three_times_the_capacity_for_half_a_minute() {
 
 #[test]
 fn overloads_of_all_sizes() {
-    let loads: [(&str, fn(f64) -> f64); 4] = [
+    type Load = fn(f64) -> f64;
+    let loads: [(&str, Load); 4] = [
         ("1.2", |at| if at < 5.0 { 800.0 } else { 1920.0 }),
         ("1.5", |at| if at < 5.0 { 800.0 } else { 2400.0 }),
         ("10", |at| if at < 5.0 { 800.0 } else { 16_000.0 }),

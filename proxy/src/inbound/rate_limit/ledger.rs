@@ -116,7 +116,7 @@ impl Ledger {
         let own = self.shard(key).and_then(|shard| {
             let buckets = shard.lock();
             let has_room = buckets.len() < limits::RATE_LIMIT_KEYS / SHARDS;
-            buckets.get(&key).copied().or(has_room.then_some(0))
+            buckets.get(&key).copied().or_else(|| has_room.then_some(0))
         });
         own.unwrap_or_else(|| self.shared.load(Ordering::Relaxed))
     }

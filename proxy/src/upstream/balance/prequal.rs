@@ -164,7 +164,7 @@ impl Pool {
     }
 
     #[cfg(test)]
-    pub fn len(&self) -> usize {
+    fn held(&self) -> usize {
         self.answers.len()
     }
 }
@@ -251,7 +251,7 @@ mod tests {
             chosen.push(index);
         }
         assert!(chosen.len() >= POOL / 2, "{chosen:?}");
-        assert!(pool.len() <= 1);
+        assert!(pool.held() <= 1);
     }
 
     #[test]
@@ -273,7 +273,7 @@ mod tests {
             for (index, in_flight, latency, request, wait) in steps {
                 now += Duration::from_millis(wait);
                 pool.take(index, report(in_flight, latency, now));
-                prop_assert!(pool.len() <= POOL);
+                prop_assert!(pool.held() <= POOL);
                 if request {
                     let settings = Settings::default();
                     let known: Vec<usize> = pool.answers.iter()

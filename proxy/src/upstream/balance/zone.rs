@@ -174,11 +174,11 @@ mod tests {
         let mut now = start;
         while now < start + Duration::from_secs(seconds) {
             now += gap;
-            for index in 0..6 {
-                for (_, took) in ends[index].extract_if(.., |(at, _)| *at <= now) {
+            for (index, ends) in ends.iter_mut().enumerate() {
+                for (_, took) in ends.extract_if(.., |(at, _)| *at <= now) {
                     endpoints.estimates[index].succeeded(took, now);
                 }
-                endpoints.in_flight[index] = ends[index].len() as u32;
+                endpoints.in_flight[index] = ends.len() as u32;
             }
             let index = zones.choose(&endpoints, Cost::PeakEwma, now, &random).unwrap().index;
             let base = if index < NEAR { Duration::from_millis(10) } else { far_latency };
