@@ -56,6 +56,11 @@ impl Scenario {
             let document = documents::service(documents::NAMESPACE, service, 80, protocol);
             mesh.apply(&format!("service-{service}.yaml"), &document)?;
         }
+        // Asked for before they exist, destinations would be looked up anew by the first request only: until then policies
+        // would be in force at nobody who calls them.
+        for service in services {
+            mesh.wait(&format!("service/{service}")).await?;
+        }
         let mut client = mesh.workload("client");
         for service in services {
             client = client.outbound(&destination(service));

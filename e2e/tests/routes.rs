@@ -324,8 +324,11 @@ async fn answers_are_spelled_out_and_backends_stood_in_for() -> Result<()> {
     let fallbacks = scenario.client.metrics().await?.sum("leno_fallbacks_total", &[("reason", "connect")]);
     ensure!(fallbacks >= 2.0, "{fallbacks}");
 
-    // Without any endpoint.
-    scenario.instances.get(index).context("a-1")?.sidecar.withdraw(&scenario.mesh)?;
+    // Without any endpoint. One that vanishes is tried for a while, one that drained is not.
+    let sidecar = &scenario.instances.get(index).context("a-1")?.sidecar;
+    sidecar.declare(&scenario.mesh, false)?;
+    scenario.mesh.wait("endpointslice/a-a-1").await?;
+    sidecar.withdraw(&scenario.mesh)?;
     eventually("no endpoint is left", LIMIT, async || {
         let answer = scenario.get("/answered").await?;
         ensure!(answer.status == 200 && answer.header("leno-reason") == "no-endpoint", "{answer:?}");

@@ -212,8 +212,10 @@ impl Pick {
 
     /// The endpoint asks to be left alone for so long (Retry-After): it is, if there are others, as long as policy allows.
     pub fn rest(&self, time: Duration, now: Instant) {
-        let most = self.balancer.as_ref().map_or(Duration::ZERO, |balancer| balancer.roster().outlier().most_rest);
-        if let Some(until) = now.checked_add(time.min(most)).filter(|until| *until > now) {
+        let Some(balancer) = &self.balancer else { return };
+        let roster = balancer.roster();
+        let until = now.checked_add(time.min(roster.outlier().most_rest)).filter(|until| *until > now);
+        if let Some(until) = until.filter(|_| roster.may_rest_one_more(now)) {
             self.local.rest(until);
         }
     }

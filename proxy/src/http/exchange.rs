@@ -66,8 +66,10 @@ pub(crate) struct Exchange {
     pub(crate) serves_attempt: u32,
     /// Tried again, or not for want of budget, and failed all the same.
     pub(crate) in_vain: bool,
-    /// Inbound: the trace is held in [`super::hops`].
-    hop: bool,
+    /// Inbound: the trace is counted in [`super::hops`]; whether it is held there.
+    hop: Option<bool>,
+    /// Outbound: the deadline without what was inherited, which ends with the answer's head: streams outlive what opened them.
+    own_deadline: Option<Option<Instant>>,
     complete: bool,
 }
 
@@ -120,7 +122,8 @@ impl Exchange {
             is_retrying: false,
             serves_attempt: 0,
             in_vain: false,
-            hop: false,
+            hop: None,
+            own_deadline: None,
             complete: false,
         })
     }
@@ -154,7 +157,10 @@ impl Exchange {
     /// Inbound: what requests of its trace are to inherit. `attempt`: which try of the client it is.
     pub(crate) fn begin_hop(&mut self, attempt: u32) {
         if let Some(trace) = &self.record.trace {
-            self.hop = self.ctx.hops.begin(trace.trace_id, self.deadline, attempt, self.started);
+            self.hop = Some(self.ctx.hops.begin(trace.trace_id, self.deadline, attempt, self.started));
+            if self.hop == Some(false) {
+                self.ctx.hops.begin_plain(trace.trace_id);
+            }
         }
     }
 
@@ -163,7 +169,9 @@ impl Exchange {
         let Some(trace) = &self.record.trace else { return };
         let Some(hop) = self.ctx.hops.inherited(trace.trace_id, self.started) else { return };
         self.serves_attempt = hop.attempt;
+        let own = self.deadline;
         self.limit(hop.deadline.map(|deadline| deadline.saturating_duration_since(self.started)));
+        self.own_deadline = Some(own);
     }
 
     /// Outbound: trying again was no use; who called us is told with our answer, or with the application's.
@@ -201,10 +209,12 @@ impl Exchange {
     /// The exchange may last so long from its beginning, and no longer than was said before.
     pub(crate) fn limit(&mut self, timeout: Option<Duration>) {
         let deadline = timeout.and_then(|timeout| self.started.checked_add(timeout));
-        self.deadline = match (self.deadline, deadline) {
+        let sooner = |held: Option<Instant>| match (held, deadline) {
             (Some(held), Some(new)) => Some(held.min(new)),
             (held, new) => held.or(new),
         };
+        self.deadline = sooner(self.deadline);
+        self.own_deadline = self.own_deadline.map(sooner);
         self.watch.limit(self.deadline);
     }
 
@@ -250,6 +260,9 @@ impl Exchange {
                 answer.response
             }
             _ => {
+                if let Some(deadline) = self.own_deadline {
+                    self.watch.limit(deadline);
+                }
                 self.watch.answered(own);
                 let Response { head, body } = answer.response;
                 Response { head, body: body.carrying(self) }
@@ -319,10 +332,12 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         let overdue = self.watch.end();
         let record = &mut self.record;
-        if self.hop
-            && let Some(trace) = &record.trace
-        {
-            self.ctx.hops.end(trace.trace_id, Instant::now());
+        if let (Some(held), Some(trace)) = (self.hop, &record.trace) {
+            if held {
+                self.ctx.hops.end(trace.trace_id, Instant::now());
+            } else {
+                self.ctx.hops.end_plain(trace.trace_id);
+            }
         }
         if let Some(request) = &self.request {
             record.request_bytes += request.received();

@@ -446,7 +446,7 @@ impl<'a> Template<'a> {
             }
         }
         // A try made to serve a try made again is one itself.
-        let attempt = attempt + exchange.serves_attempt.saturating_sub(1);
+        let attempt = attempt.saturating_add(exchange.serves_attempt.saturating_sub(1));
         if attempt > 1 {
             self.head.fields.set(Name::LenoAttempt, attempt.to_string().as_bytes());
         }

@@ -95,7 +95,7 @@ async fn elsewhere(
     if connection.is_http1() {
         headers::for_http1(&mut head);
     }
-    head.fields.set(Name::LenoAttempt, (twice.attempt + 1).to_string().as_bytes());
+    head.fields.set(Name::LenoAttempt, twice.attempt.saturating_add(1).to_string().as_bytes());
     let sent = connection.send(&head, body, Extras::default()).await;
     Some((pick, sent))
 }

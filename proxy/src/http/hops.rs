@@ -10,7 +10,7 @@
 
 use std::{
     collections::HashMap,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicU32, AtomicUsize, Ordering},
     time::Instant,
 };
 
@@ -43,7 +43,13 @@ pub struct Hops {
     shards: [Mutex<Shard>; SHARDS],
     /// Entries, so that it costs nothing to know there are none.
     held: AtomicUsize,
+    /// Requests being served of which nothing is held, counted by the last bits of their trace. What they make others
+    /// do is told from nothing else of the trace, and may inherit no other's deadline.
+    plain: Box<[AtomicU32]>,
 }
+
+/// Counters of [`Hops::plain`]: two traces that share one only inherit nothing.
+const PLAIN: usize = 4096;
 
 #[derive(Debug, Default)]
 struct Shard {
@@ -55,7 +61,8 @@ struct Shard {
 
 impl Default for Hops {
     fn default() -> Self {
-        Self { shards: Default::default(), held: AtomicUsize::new(0) }
+        let plain = std::iter::repeat_with(AtomicU32::default).take(PLAIN).collect();
+        Self { shards: Default::default(), held: AtomicUsize::new(0), plain }
     }
 }
 
@@ -80,9 +87,27 @@ impl Hops {
         })
     }
 
-    /// What requests of the trace inherit.
+    /// A request of the trace is served, and [`Self::begin`] holds nothing of it. [`Self::end_plain`] must follow.
+    pub(crate) fn begin_plain(&self, trace: TraceId) {
+        if let Some(count) = self.plain_of(trace) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// See [`Self::begin_plain`].
+    pub(crate) fn end_plain(&self, trace: TraceId) {
+        if let Some(count) = self.plain_of(trace) {
+            count.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    fn plain_of(&self, [.., before, last]: TraceId) -> Option<&AtomicU32> {
+        self.plain.get(usize::from(u16::from_be_bytes([before, last])) % PLAIN)
+    }
+
+    /// What requests of the trace inherit; nothing, while a request is served that nothing is held of.
     pub(crate) fn inherited(&self, trace: TraceId, now: Instant) -> Option<Hop> {
-        if self.is_empty() {
+        if self.is_empty() || self.plain_of(trace).is_some_and(|count| count.load(Ordering::Relaxed) > 0) {
             return None;
         }
         self.with(trace, now, |shard| shard.get(&trace)).filter(|hop| hop.serving > 0)
@@ -194,6 +219,17 @@ mod tests {
         let mut id = [0; 16];
         id[8..].copy_from_slice(&n.to_be_bytes());
         id
+    }
+
+    #[test]
+    fn nothing_is_inherited_while_a_request_without_a_deadline_is_served() {
+        let (hops, start) = (Hops::default(), Instant::now());
+        assert!(!hops.begin(trace(1), None, 1, start));
+        hops.begin_plain(trace(1));
+        assert!(hops.begin(trace(1), Some(after(start, 1)), 2, start));
+        assert_eq!(hops.inherited(trace(1), start), None);
+        hops.end_plain(trace(1));
+        assert_eq!(hops.inherited(trace(1), start).and_then(|hop| hop.deadline), Some(after(start, 1)));
     }
 
     fn after(start: Instant, seconds: u64) -> Instant {

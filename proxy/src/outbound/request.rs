@@ -242,6 +242,7 @@ impl Request<'_> {
         exchange.metrics.fell_back(error.reason().as_str());
         // Those of the backend that gave way.
         exchange.places.clear();
+        exchange.is_retrying = false;
         exchange.record.fallback = Some(error.reason());
         exchange.record.backend = Some(Arc::clone(&to.key));
         exchange.metrics = metrics.clone();

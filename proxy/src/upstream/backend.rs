@@ -109,10 +109,16 @@ impl Backend {
     }
 
     /// Replaces the endpoints by none, because the control plane says so; but a set that empties all at once is more often a
-    /// mistake than meant, so those that were ready are kept for [`limits::EMPTY_GRACE`].
+    /// mistake than meant, so those that were ready are kept for [`limits::EMPTY_GRACE`]; not those outside the mesh, since nothing
+    /// proves that their addresses are still theirs.
     pub fn publish_none(&self, protocol: Protocol, policy: Arc<BackendPolicy>, now: Instant) {
         let current = self.endpoints.load_full();
-        let last: Vec<_> = current.endpoints.iter().filter(|endpoint| !endpoint.is_draining()).cloned().collect();
+        let last: Vec<_> = current
+            .endpoints
+            .iter()
+            .filter(|endpoint| !endpoint.is_draining() && endpoint.identity.is_some())
+            .cloned()
+            .collect();
         if !current.known || last.is_empty() || current.is_stale(now) {
             return self.publish(EndpointSet::new(true, protocol, Vec::new()).under(policy));
         }

@@ -212,6 +212,12 @@ impl Roster {
         (ejected + 1) * 100 <= self.endpoints.len() * self.outlier().most_ejected_percent as usize
     }
 
+    /// The same of endpoints that ask to be left alone: were all to rest that are busy, those that are left would be next.
+    pub fn may_rest_one_more(&self, now: Instant) -> bool {
+        let out = self.endpoints.iter().filter(|local| local.standing(&[], now) != Standing::Ready).count();
+        (out + 1) * 100 <= self.endpoints.len() * self.outlier().most_ejected_percent as usize
+    }
+
     fn choose(&self, wanted: Wanted<'_>, random: &impl Fn() -> u64) -> Option<Choice> {
         let view = View { roster: self, tried: wanted.tried, now: wanted.now };
         match &self.policy.load_balancing.algorithm {

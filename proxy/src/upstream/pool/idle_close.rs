@@ -29,6 +29,10 @@ struct Seen {
 impl IdleClose {
     /// The server closed an idle connection: it was seen open when it was idle for `lived`, and closed at `closed`.
     pub(super) fn closed(&mut self, lived: Duration, closed: Duration, now: Instant) {
+        // It was not seen idle at all: a restart, or a server that has had enough, closes whatever there is.
+        if lived < LEAST {
+            return;
+        }
         let before = self.0.filter(|seen| now.saturating_duration_since(seen.at) < FORGET);
         self.0 = Some(match before {
             Some(seen) if now.saturating_duration_since(seen.at) < APART => return,
@@ -89,6 +93,6 @@ mod tests {
         let (mut server, start) = (IdleClose::default(), Instant::now());
         server.closed(Duration::ZERO, millis(10), start);
         server.closed(Duration::ZERO, millis(10), start + millis(2000));
-        assert_eq!(server.patience(MOST, start + millis(2000)), LEAST);
+        assert_eq!(server.patience(MOST, start + millis(2000)), MOST);
     }
 }
