@@ -209,12 +209,8 @@ impl Exchange {
     /// The exchange may last so long from its beginning, and no longer than was said before.
     pub(crate) fn limit(&mut self, timeout: Option<Duration>) {
         let deadline = timeout.and_then(|timeout| self.started.checked_add(timeout));
-        let sooner = |held: Option<Instant>| match (held, deadline) {
-            (Some(held), Some(new)) => Some(held.min(new)),
-            (held, new) => held.or(new),
-        };
-        self.deadline = sooner(self.deadline);
-        self.own_deadline = self.own_deadline.map(sooner);
+        self.deadline = sooner(self.deadline, deadline);
+        self.own_deadline = self.own_deadline.map(|own| sooner(own, deadline));
         self.watch.limit(self.deadline);
     }
 
@@ -325,6 +321,14 @@ impl Exchange {
             }
         })
         .await
+    }
+}
+
+/// The earlier of two deadlines, where there are any.
+fn sooner(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
     }
 }
 
