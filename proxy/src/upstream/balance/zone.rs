@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Candidates, Choice, Cost, Estimate, Sampler, Standing, estimate::decay, two_choices};
+use super::{Candidates, Choice, Cost, EXPLORE_ONE_IN, Estimate, Sampler, Standing, estimate::decay, two_choices};
 
 /// How much more a request may cost in the own zone.
 pub const PREFERENCE: f64 = 2.0;
@@ -81,7 +81,9 @@ impl Zones {
             }
         };
         let spills = near_latency * load(view, near.index) > PREFERENCE * far_latency * load(view, far.index);
-        Some(if spills { far } else { near })
+        // One that was slow once (its first connection, say) would never be found to be fast again.
+        let explores = spills && random().is_multiple_of(EXPLORE_ONE_IN);
+        Some(if spills && !explores { far } else { near })
     }
 }
 
@@ -196,6 +198,25 @@ mod tests {
         assert_eq!(far, 0, "{near} near");
         let (_, far) = simulate(1000, Duration::from_millis(500), 600, Duration::from_millis(11));
         assert_eq!(far, 0, "little traffic least of all");
+    }
+
+    #[test]
+    fn a_zone_that_was_slow_once_is_found_to_be_fast() {
+        let start = Instant::now();
+        let random = generator(5);
+        let zones = Zones::new([(true, 1), (false, 1)].into_iter()).unwrap();
+        let mut endpoints = Endpoints::ready(2, start);
+        endpoints.estimates[0].succeeded(Duration::from_secs(1), start);
+        endpoints.estimates[1].succeeded(Duration::from_millis(1), start);
+        let mut now = start;
+        let near = (0..8000).map(|_| {
+            now += Duration::from_millis(50);
+            let index = zones.choose(&endpoints, Cost::PeakEwma, now, &random).unwrap().index;
+            endpoints.estimates[index].succeeded(Duration::from_millis(1), now);
+            index
+        });
+        let chosen: Vec<_> = near.collect();
+        assert!(chosen.iter().skip(7000).all(|index| *index == 0), "it stays away from its zone");
     }
 
     #[test]
