@@ -206,7 +206,8 @@ spec:
         .header("host", "front")
         .header("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00");
     let answer = client::http1(client.calls("front.default:80")?, request.body(Bytes::new())?).await?;
-    ensure!(answer.status == 504 && answer.header("leno-reason") == "request-timeout", "{answer:?}");
+    // By whoever notices first: this client's proxy, or the last one, whose answer the application passes on.
+    ensure!(answer.status == 504, "{answer:?}");
     eventually("the call behind it ended in time, too", LIMIT, async || {
         // Both proxies on its way know when its time is up, and either may say so first: this one, or its peer by a 504.
         let metrics = front.metrics().await?;
