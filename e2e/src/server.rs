@@ -1,7 +1,7 @@
 //! The application behind a sidecar: one port that speaks HTTP/1.1, HTTP/2 (prior knowledge) and gRPC, says
 //! who it is and what it saw, and misbehaves when told to.
 //!
-//! Paths: `/status/503` answers so; `/delay/100` waits that many ms; `/work/100` does so with
+//! Paths: `/status/503` answers so; `/delay/100` waits that many ms; `/slot/100` does so with
 //! one of [`Control::slots`], which it waits for; `/bytes/1000` sends that many; `/trailers` ends
 //! a chunked body with trailers; `/count/<key>/<n>` fails (503) the first `n` requests for a key; anything else is
 //! answered with [`Seen`] as JSON.
@@ -75,7 +75,7 @@ pub struct Control {
     pub status: AtomicUsize,
     /// Not 0: with such an answer, the seconds of its Retry-After.
     pub retry_after: AtomicU64,
-    /// Requests for `/work` served at a time; others wait. Not set: any number.
+    /// Requests for `/slot` served at a time; others wait. Not set: any number.
     pub slots: OnceLock<Semaphore>,
     counts: Mutex<HashMap<String, u64>>,
     /// Requests by path; bounded by what tests ask for.
@@ -220,7 +220,7 @@ async fn answer(mut request: Request<Incoming>, name: &Arc<str>, control: &Contr
             tokio::time::sleep(Duration::from_millis(number)).await;
             reply_json(&seen)
         }
-        "work" => {
+        "slot" => {
             let slot = match control.slots.get() {
                 Some(slots) => slots.acquire().await.ok(),
                 None => None,

@@ -9,21 +9,14 @@ use anyhow::{Context as _, Result, ensure};
 use http::Request;
 use leno_e2e::{
     load::Load,
-    mesh::{LIMIT, Mesh, Options},
+    mesh::{LIMIT, Mesh, Options, documents},
     scenario::{Scenario, destination},
     wait::eventually,
 };
 
 /// A BackendPolicy for the Service `shop`.
 fn policy(sections: &str) -> String {
-    format!(
-        "apiVersion: leno.dev/v1alpha1
-kind: BackendPolicy
-metadata: {{name: shop, namespace: default}}
-spec:
-  targetRefs: [{{group: \"\", kind: Service, name: shop}}]
-{sections}"
-    )
+    documents::backend_policy("shop", "shop", sections)
 }
 
 async fn three_shops() -> Result<Scenario> {

@@ -214,7 +214,7 @@ const CAPACITY: f64 = SLOTS as f64 * 1000.0 / WORK as f64;
 
 /// Load on the server: at most as many requests at a time as there are connections.
 async fn load(scenario: &Scenario, share: f64, connections: usize, seconds: u64) -> Result<Report> {
-    let load = Load::new(scenario.address("shop")?, "shop").path(&format!("/work/{WORK}"));
+    let load = Load::new(scenario.address("shop")?, "shop").path(&format!("/slot/{WORK}"));
     load.connections(connections).rate(share * CAPACITY).run(Duration::from_secs(seconds)).await
 }
 

@@ -39,14 +39,7 @@ spec:
 
 /// A BackendPolicy for the Service `shop`.
 fn backend(sections: &str) -> String {
-    format!(
-        "apiVersion: leno.dev/v1alpha1
-kind: BackendPolicy
-metadata: {{name: shop, namespace: default}}
-spec:
-  targetRefs: [{{group: \"\", kind: Service, name: shop}}]
-{sections}"
-    )
+    documents::backend_policy("shop", "shop", sections)
 }
 
 async fn route_policy(scenario: &Scenario, sections: &str) -> Result<()> {

@@ -104,9 +104,18 @@ spec:
 
 /// An InboundPolicy of that name for a Service; `spec`: the rest of it, in two spaces.
 pub fn inbound_policy(name: &str, service: &str, spec: &str) -> String {
+    service_policy("InboundPolicy", name, service, spec)
+}
+
+/// The same of a BackendPolicy.
+pub fn backend_policy(name: &str, service: &str, spec: &str) -> String {
+    service_policy("BackendPolicy", name, service, spec)
+}
+
+fn service_policy(kind: &str, name: &str, service: &str, spec: &str) -> String {
     format!(
         "apiVersion: leno.dev/v1alpha1
-kind: InboundPolicy
+kind: {kind}
 metadata:
   name: {name}
   namespace: {NAMESPACE}

@@ -19,6 +19,14 @@ fn id(service_account: &str) -> SpiffeId {
     SpiffeId::new("cluster.local", "shop", service_account).unwrap()
 }
 
+/// A worker's, and where it finds its credentials: there are none yet.
+fn upstreams() -> (Arc<CredentialStore>, Upstreams) {
+    let store = Arc::new(CredentialStore::default());
+    let resolver = dns::Resolver::new(tokio::runtime::Handle::current(), None);
+    let upstreams = Upstreams::new(None, Arc::clone(&store), resolver);
+    (store, upstreams)
+}
+
 /// A mesh peer that answers each connection's bytes with the protocol it was told.
 async fn mesh_peer(credentials: Credentials) -> SocketAddr {
     changing_peer(Rc::new(RefCell::new(Rc::new(credentials)))).await
@@ -66,9 +74,7 @@ async fn our_own_expired_certificate_is_named_and_no_endpoint_blamed() {
     on_worker(async {
         let authority = Authority::new();
         let address = mesh_peer(authority.credentials(&id("cart"))).await;
-        let store = Arc::new(CredentialStore::default());
-        let resolver = dns::Resolver::new(tokio::runtime::Handle::current(), None);
-        let upstreams = Upstreams::new(None, Arc::clone(&store), resolver);
+        let (store, upstreams) = upstreams();
         let now = SystemTime::now();
         let (from, to) = (now - Duration::from_secs(60), now - Duration::from_secs(1));
         store.install(authority.issue_with(&[id("web").as_str()], from, to, true).trusting(&[&authority]));
@@ -95,9 +101,7 @@ async fn a_meshed_endpoint_is_reached_by_mutual_tls_or_not_at_all() {
     on_worker(async {
         let authority = Authority::new();
         let address = mesh_peer(authority.credentials(&id("cart"))).await;
-        let store = Arc::new(CredentialStore::default());
-        let resolver = dns::Resolver::new(tokio::runtime::Handle::current(), None);
-        let upstreams = Upstreams::new(None, Arc::clone(&store), resolver);
+        let (store, upstreams) = upstreams();
 
         let backend = meshed(address, id("cart"));
         for _ in 0..20 {
@@ -145,9 +149,7 @@ async fn a_peer_without_streams_is_reached_all_the_same() {
         let cart = || authority.credentials(&id("cart"));
         let peer = Rc::new(RefCell::new(Rc::new(cart().knowing(&[MeshProtocol::Http1]))));
         let address = changing_peer(Rc::clone(&peer)).await;
-        let store = Arc::new(CredentialStore::default());
-        let resolver = dns::Resolver::new(tokio::runtime::Handle::current(), None);
-        let upstreams = Upstreams::new(None, Arc::clone(&store), resolver);
+        let (store, upstreams) = upstreams();
         store.install(authority.credentials(&id("web")));
         let backend = meshed(address, id("cart"));
         let request = async || {

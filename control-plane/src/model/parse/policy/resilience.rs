@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use leno_proto::grpc;
+
 use super::{
     super::{FieldError, Wrong, refuse, value},
     duration_within,
@@ -19,27 +21,6 @@ const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 /// Longest wait between two tries; the proxy waits no longer.
 const MAX_WAIT: Duration = Duration::from_secs(10);
-
-/// Codes by name, <https://grpc.io/docs/guides/status-codes/>; the index is the number.
-const GRPC_CODES: [&str; 17] = [
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-];
 
 /// A whole number within bounds, both included.
 fn whole(field: &str, number: i64, least: u32, most: u32) -> Result<u32, FieldError> {
@@ -120,10 +101,10 @@ fn grpc_codes(raw: Option<&[String]>) -> Result<Vec<u32>, Wrong> {
     value::at_most("spec.retry.grpcCodes", raw.len(), 16)?;
     let mut codes = Wrong::each(raw.iter().enumerate().map(|(index, name)| {
         let wrong = |reason: String| refuse(format!("spec.retry.grpcCodes[{index}]"), reason).map_err(FieldError::into);
-        match (0_u32..).zip(GRPC_CODES).find(|(_, known)| known == name) {
-            Some((0, _)) => wrong("OK is no failure".to_owned()),
-            Some((3 | 5 | 7 | 16, name)) => wrong(format!("{name} is the client's own fault: it is never tried again")),
-            Some((code, _)) => Ok(code),
+        match grpc::code(name) {
+            Some(0) => wrong("OK is no failure".to_owned()),
+            Some(3 | 5 | 7 | 16) => wrong(format!("{name} is the client's own fault: it is never tried again")),
+            Some(code) => Ok(code.into()),
             None => wrong(format!("{name:?} is not the name of a gRPC code, such as UNAVAILABLE")),
         }
     }))?;
