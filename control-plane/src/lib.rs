@@ -5,12 +5,13 @@
 //! function) → [`serve`] streams what changed to the proxies that subscribed, and tracks their verdicts.
 //!
 //! Beside it: [`api`] holds our own kinds as authors write them, [`authority`] issues certificates, [`operator`] answers `leno get`, `leno wait` and friends
-//! over a Unix socket, [`cli`] asks.
+//! over a Unix socket or, in a Pod, its loopback, [`cli`] asks. [`kubernetes`] is what the control plane does as a client of the API server.
 
 pub mod api;
 pub mod authority;
 pub mod cli;
 pub mod compile;
+pub mod kubernetes;
 pub mod model;
 pub mod operator;
 pub mod serve;

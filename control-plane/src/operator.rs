@@ -1,8 +1,9 @@
-//! Answers operators over a Unix socket in the state folder. Who may open the socket may ask anything: its mode is the
-//! authorization.
+//! Answers operators over a Unix socket in the state folder, whose mode is the authorization; in Kubernetes over TCP on the Pod's
+//! loopback, which operators reach by a port-forward through the API server: who may create `pods/portforward` there may ask anything.
 
 use std::{
     fs, io,
+    net::SocketAddr,
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     pin::Pin,
@@ -18,13 +19,13 @@ use leno_proto::v1::{
     operator_server::{Operator, OperatorServer},
 };
 use tokio::{
-    net::UnixListener,
+    net::{TcpListener, UnixListener},
     sync::{mpsc, watch},
     time::timeout,
 };
 use tokio_stream::{
     Stream,
-    wrappers::{ReceiverStream, UnixListenerStream},
+    wrappers::{ReceiverStream, TcpListenerStream, UnixListenerStream},
 };
 use tonic::{Request, Response, Status};
 
@@ -32,7 +33,7 @@ use crate::{
     authority::{Authority, issue, token},
     model::{DocumentError, Kind, ObjectInfo, ObjectKey, World},
     serve::{limits, questions::NoAnswer, tracker::Tracker},
-    sources::folder::Prompt,
+    sources::Prompt,
 };
 
 /// How long an answer waits for every connected proxy's subscriptions to be compiled against the newest generation.
@@ -43,12 +44,50 @@ pub fn socket(state: &Path) -> PathBuf {
     state.join("leno.sock")
 }
 
+/// The port of an operator's loopback in Kubernetes.
+pub const PORT: u16 = 4192;
+
+/// Where operators are answered.
+pub enum Listener {
+    /// Of that state folder.
+    Unix(UnixListener, PathBuf),
+    Tcp(TcpListener),
+}
+
+impl Listener {
+    /// At `address`, or at the socket of `state`.
+    ///
+    /// # Errors
+    /// If it cannot be bound.
+    pub async fn bind(address: Option<SocketAddr>, state: &Path) -> anyhow::Result<Self> {
+        match address {
+            None => Ok(Self::Unix(bind(state)?, state.to_owned())),
+            Some(address) => {
+                let bound = TcpListener::bind(address).await;
+                Ok(Self::Tcp(bound.with_context(|| format!("cannot listen on {address} for operators"))?))
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Listener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unix(_, state) => socket(state).display().fmt(f),
+            Self::Tcp(tcp) => match tcp.local_addr() {
+                Ok(address) => address.fmt(f),
+                Err(_) => f.write_str("tcp"),
+            },
+        }
+    }
+}
+
 /// Binds the socket, for the folder's owner only. A socket left over from an earlier run is replaced: the caller holds
 /// the folder's lock, so nobody listens on it.
 ///
 /// # Errors
 /// If the path is something else, or cannot be bound.
-pub fn bind(state: &Path) -> anyhow::Result<UnixListener> {
+fn bind(state: &Path) -> anyhow::Result<UnixListener> {
     let path = socket(state);
     match fs::symlink_metadata(&path) {
         Ok(found) if found.file_type().is_socket() => {
@@ -69,31 +108,25 @@ pub fn bind(state: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Removes the socket.
-pub fn unbind(state: &Path) {
-    let _ = fs::remove_file(socket(state));
-}
-
 /// Serves until `stopping`.
 ///
 /// # Errors
 /// If the socket fails.
-pub async fn serve(
-    listener: UnixListener,
-    answers: Answers,
-    mut stopping: watch::Receiver<bool>,
-) -> anyhow::Result<()> {
-    tonic::transport::Server::builder()
-        .max_concurrent_streams(64)
-        .serve_with_incoming_shutdown(
-            OperatorServer::new(answers).max_encoding_message_size(usize::MAX),
-            UnixListenerStream::new(listener),
-            async move {
-                let _ = stopping.wait_for(|s| *s).await;
-            },
-        )
-        .await
-        .context("the operator's socket failed")
+pub async fn serve(listener: Listener, answers: Answers, mut stopping: watch::Receiver<bool>) -> anyhow::Result<()> {
+    let server = tonic::transport::Server::builder().max_concurrent_streams(64);
+    let service = OperatorServer::new(answers).max_encoding_message_size(usize::MAX);
+    let stop = async move {
+        let _ = stopping.wait_for(|s| *s).await;
+    };
+    let served = match listener {
+        Listener::Unix(unix, state) => {
+            let served = server.serve_with_incoming_shutdown(service, UnixListenerStream::new(unix), stop).await;
+            let _ = fs::remove_file(socket(&state));
+            served
+        }
+        Listener::Tcp(tcp) => server.serve_with_incoming_shutdown(service, TcpListenerStream::new(tcp), stop).await,
+    };
+    served.context("the operator's socket failed")
 }
 
 /// Answers `Operator`.
@@ -116,8 +149,8 @@ impl Answers {
     }
 
     /// What was written before the question is part of the answer.
-    async fn up_to_date(&self) -> (Arc<World>, bool) {
-        let _ = timeout(SETTLE_TIMEOUT, self.prompt.look()).await;
+    async fn up_to_date(&self, object: Option<&ObjectKey>) -> (Arc<World>, bool) {
+        let _ = timeout(SETTLE_TIMEOUT, self.prompt.look(object)).await;
         self.settled().await
     }
 
@@ -206,7 +239,9 @@ impl Operator for Answers {
         request: Request<ListObjectsRequest>,
     ) -> Result<Response<ListObjectsResponse>, Status> {
         let wanted = request.into_inner();
-        let (world, settled) = self.up_to_date().await;
+        let named =
+            ObjectRef { kind: wanted.kind.clone(), namespace: wanted.namespace.clone(), name: wanted.name.clone() };
+        let (world, settled) = self.up_to_date(object_key(&named).filter(|key| !key.name.is_empty()).as_ref()).await;
         let matches = |info: &ObjectInfo| {
             (wanted.kind.is_empty() || wanted.kind == info.key.kind.as_str())
                 && (wanted.namespace.is_empty() || wanted.namespace == *info.key.namespace)
@@ -225,7 +260,7 @@ impl Operator for Answers {
     }
 
     async fn list_proxies(&self, _: Request<ListProxiesRequest>) -> Result<Response<ListProxiesResponse>, Status> {
-        let generation = self.up_to_date().await.0.generation();
+        let generation = self.up_to_date(None).await.0.generation();
         Ok(Response::new(ListProxiesResponse { proxies: self.tracker.proxies(), generation }))
     }
 
@@ -239,7 +274,7 @@ impl Operator for Answers {
         let (sender, receiver) = mpsc::channel(1);
         let answers = self.clone();
         tokio::spawn(async move {
-            answers.up_to_date().await;
+            answers.up_to_date(object_key(&object).as_ref()).await;
             answers.watch(object, sender).await;
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))

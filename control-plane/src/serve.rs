@@ -1,10 +1,11 @@
-//! The control plane at work: certificates and `Discovery.Subscribe` over TLS, and operators over a Unix socket.
+//! The control plane at work: certificates and `Discovery.Subscribe` over TLS, operators, and [`health`].
 //!
 //! One connection: [`listener`] (TCP, TLS, who is it; until that is known, one of the [`strangers`]) → [`discovery`] (one task per stream) → [`session`] (pure: what this
 //! proxy holds, what it must be sent) over [`compiled`] resources, woken by [`interests`] when a change touches them; [`tracker`] knows who serves what, and the [`roster`] remembers who was there.
 
 pub mod compiled;
 pub mod discovery;
+pub mod health;
 pub mod interests;
 pub mod listener;
 pub mod metrics;
@@ -29,12 +30,13 @@ use ipnet::IpNet;
 use leno_proto::v1::identity_server::IdentityServer;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet, time::sleep};
 
-use self::{discovery::Distributor, listener::ServerCredentials, metrics::Metrics, tracker::Tracker};
+use self::{discovery::Distributor, health::Health, listener::ServerCredentials, metrics::Metrics, tracker::Tracker};
 use crate::{
     authority::{self, Authority, certify::Certifier, issue},
-    model::{MeshSettings, World},
+    kubernetes,
+    model::{InboundMode, MeshSettings, World},
     operator,
-    sources::{self, folder::Prompt},
+    sources::{self, Prompt, Source},
 };
 
 /// Everything that has a bound here, by name.
@@ -108,14 +110,15 @@ const LOCK_RETRY: Duration = Duration::from_millis(20);
 /// What a control plane is started with. See `leno control-plane --help`.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The folder of documents.
-    pub config: PathBuf,
+    pub source: Source,
     /// Where proxies connect. Port 0: any.
     pub listen: SocketAddr,
     pub authority: authority::Options,
     pub mesh_networks: Vec<IpNet>,
-    /// Serves Prometheus metrics over plain HTTP.
+    /// Serves Prometheus metrics and health over plain HTTP.
     pub metrics: Option<SocketAddr>,
+    /// Answers operators there, on a loopback; None: at a socket in the state folder.
+    pub operator: Option<SocketAddr>,
 }
 
 /// A control plane that is bound and ready, and not yet serving.
@@ -130,39 +133,48 @@ pub struct ControlPlane {
     metrics: Arc<Metrics>,
     credentials: Arc<ServerCredentials>,
     tcp: TcpListener,
-    operator: tokio::net::UnixListener,
-    metrics_tcp: Option<TcpListener>,
+    operator: operator::Listener,
+    health: Arc<Health>,
+    /// Tells every part to end.
+    stop: watch::Sender<bool>,
 }
 
 impl ControlPlane {
-    /// Opens the authority and the configuration, and binds every socket.
+    /// Opens the authority and the configuration, and binds every socket. An API server that does not answer is waited for.
     ///
     /// # Errors
     /// If the state folder is in use, or anything named in `options` cannot be read, written or bound.
     pub async fn bind(options: Options) -> anyhow::Result<Self> {
         listener::raise_file_limit();
+        let (stop, health) = (watch::Sender::new(false), Health::starting());
+        if let Some(address) = options.metrics {
+            health::serve(address, Arc::clone(&health), stop.subscribe()).await?;
+        }
         authority::files::make_private_folder(&options.authority.state)?;
         let state = options.authority.state.clone();
         let lock = lock(&state).await?;
         let now = SystemTime::now();
+        health.waits_for("the certificate authority");
         let authority = Arc::new(Authority::open(options.authority.clone(), now)?);
         let tcp =
-            TcpListener::bind(options.listen).await.with_context(|| format!("cannot listen on {}", options.listen))?;
-        let metrics_tcp = match options.metrics {
-            Some(address) => Some(
-                TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} for metrics"))?,
-            ),
-            None => None,
+            listener::bind(options.listen).await.with_context(|| format!("cannot listen on {}", options.listen))?;
+        let cluster = match options.source {
+            Source::Folder(_) => None,
+            Source::Kubernetes => Some(kubernetes::client().await?),
         };
         let mesh_settings = MeshSettings {
+            trust_domain: authority.trust_domain().into(),
             mesh_networks: options.mesh_networks.clone(),
+            inbound: if cluster.is_some() { InboundMode::Permissive } else { InboundMode::Strict },
             session_key: Some(Arc::from(&authority.tokens().session_key()[..])),
-            ..MeshSettings::strict(authority.trust_domain())
         };
-        let (world, prompt) = sources::folder::watch(options.config.clone(), state.clone(), mesh_settings)
-            .await
-            .with_context(|| format!("cannot read the configuration in {}", options.config.display()))?;
-        let operator = operator::bind(&state)?;
+        health.waits_for("the first reading of the configuration");
+        let (world, prompt) = match (options.source, &cluster) {
+            (Source::Folder(config), _) => sources::watch_folder(config, state.clone(), mesh_settings).await?,
+            (Source::Kubernetes, Some(client)) => sources::watch_kubernetes(client.clone(), mesh_settings).await?,
+            (Source::Kubernetes, None) => bail!("there is no client of the API server"),
+        };
+        let operator = operator::Listener::bind(options.operator, &state).await?;
         let metrics = Arc::new(Metrics::default());
         let tracker = Arc::new(Tracker::default());
         tracker.expect(roster::read(&state), Instant::now());
@@ -178,7 +190,8 @@ impl ControlPlane {
             credentials,
             tcp,
             operator,
-            metrics_tcp,
+            health,
+            stop,
         })
     }
 
@@ -199,11 +212,12 @@ impl ControlPlane {
     /// # Errors
     /// If a part of it ends by itself, which none should.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let (stop, stopping) = watch::channel(false);
+        let stop = self.stop;
+        let stopping = stop.subscribe();
         let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
         tracing::info!(
-            listen = %self.address()?,
-            operator = %operator::socket(&self.state).display(),
+            listen = %self.tcp.local_addr()?,
+            operator = %self.operator,
             trust_domain = self.authority.trust_domain(),
             trust_bundle = %self.authority.trust_bundle_file().display(),
             generation = self.world.borrow().generation(),
@@ -245,15 +259,12 @@ impl ControlPlane {
             ),
             stopping.clone(),
         ));
-        if let Some(listener) = self.metrics_tcp {
-            let view = metrics::View::new(
-                Arc::clone(&self.metrics),
-                Arc::clone(&self.tracker),
-                Arc::clone(&self.authority),
-                self.world.clone(),
-            );
-            tasks.spawn(metrics::serve(listener, view, stopping.clone()));
-        }
+        self.health.ready(metrics::View::new(
+            Arc::clone(&self.metrics),
+            Arc::clone(&self.tracker),
+            Arc::clone(&self.authority),
+            self.world.clone(),
+        ));
         tasks.spawn(follow(self.world.clone(), Arc::clone(&self.tracker), stopping.clone()));
         tasks.spawn(roster::keep(self.state.clone(), Arc::clone(&self.tracker), stopping.clone()));
         tasks.spawn(upkeep(Arc::clone(&self.authority), self.credentials, stopping));
@@ -267,6 +278,7 @@ impl ControlPlane {
             },
         };
         tracing::info!(proxies = self.tracker.connected(), "stopping");
+        self.health.waits_for("the end: it is stopping");
         stop.send_replace(true);
         let all = async { while tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(limits::GOODBYE_GRACE * 2, all).await.is_err() {
@@ -275,7 +287,6 @@ impl ControlPlane {
         if tokio::time::timeout(limits::SAVE_TIMEOUT, prompt.saved()).await.is_err() {
             tracing::warn!("ended before the last good versions of objects were written");
         }
-        operator::unbind(&self.state);
         ended
     }
 }

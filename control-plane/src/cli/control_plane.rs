@@ -1,8 +1,14 @@
 //! `leno control-plane`
 
-use std::{fs, net::SocketAddr, path::PathBuf, pin::pin, time::Duration};
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    pin::pin,
+    time::Duration,
+};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use ipnet::IpNet;
 use serde::Deserialize;
 use tokio::signal::unix::{SignalKind, signal};
@@ -10,8 +16,9 @@ use tracing_subscriber::EnvFilter;
 
 use super::duration;
 use crate::{
-    authority,
+    authority, operator,
     serve::{self, ControlPlane},
+    sources::Source,
 };
 
 /// Run the control plane: read the configuration, issue certificates, serve policy to proxies
@@ -32,13 +39,16 @@ pub(super) struct Args {
 #[derive(Debug, Default, clap::Args, Deserialize)]
 #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
 struct Settings {
-    /// Folder of YAML documents: Services, EndpointSlices, Pods, and routes of the Gateway API. Required
+    /// Folder of YAML documents: Services, EndpointSlices, Pods, and routes of the Gateway API. Required without --kubernetes
     #[arg(long, value_name = "DIR", env = "LENO_CONFIG")]
     config: Option<PathBuf>,
-    /// Folder of keys, certificates, generations and the operator's socket; made if absent. Required
+    /// Read the API server that KUBECONFIG names, or that of the cluster this runs in, instead of a folder
+    #[arg(long, env = "LENO_KUBERNETES", num_args = 0..=1, default_missing_value = "true")]
+    kubernetes: Option<bool>,
+    /// Folder of keys, certificates, generations and the operator's socket; made if absent. Required without --kubernetes
     #[arg(long, value_name = "DIR", env = "LENO_STATE")]
     state: Option<PathBuf>,
-    /// Address that proxies connect to [default: 127.0.0.1:4190]
+    /// Address that proxies connect to [default: 127.0.0.1:4190; with --kubernetes [::]:4190]
     #[arg(long, value_name = "IP:PORT", env = "LENO_LISTEN")]
     listen: Option<SocketAddr>,
     /// Trust domain of all identities; belongs to the state folder once it is used [default: cluster.local]
@@ -54,9 +64,14 @@ struct Settings {
     /// without asking [default: every address is asked for]
     #[arg(long, value_name = "CIDR,...", value_delimiter = ',', env = "LENO_MESH_NETWORKS")]
     mesh_networks: Vec<IpNet>,
-    /// Address to serve Prometheus metrics on, at /metrics [default: none]
+    /// Address to serve Prometheus metrics on, at /metrics, and health, at /live and /ready [default: none; with
+    /// --kubernetes [::]:4193]
     #[arg(long, value_name = "IP:PORT", env = "LENO_METRICS")]
     metrics: Option<SocketAddr>,
+    /// Address, on a loopback, to answer operators on [default: a socket in the state folder; with --kubernetes
+    /// 127.0.0.1:4192]
+    #[arg(long, value_name = "IP:PORT", env = "LENO_OPERATOR")]
+    operator: Option<SocketAddr>,
     /// What to log: error, warn, info, debug, trace, or a filter per module [default: info]
     #[arg(long, value_name = "FILTER", env = "LENO_LOG")]
     log: Option<String>,
@@ -72,16 +87,21 @@ enum LogFormat {
     Json,
 }
 
-const DEFAULT_LISTEN: &str = "127.0.0.1:4190";
+const DEFAULT_PORT: u16 = 4190;
+const DEFAULT_METRICS_PORT: u16 = 4193;
 
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     let settings = match &args.config_file {
         Some(file) => args.settings.over(read(file)?),
         None => args.settings,
     };
+    let in_cluster = settings.kubernetes == Some(true);
+    if in_cluster && settings.config.is_some() {
+        return super::usage("control-plane reads either a folder (--config) or the API server (--kubernetes)");
+    }
     let needed = [
-        (settings.config.is_none(), "--config DIR: the folder of documents"),
-        (settings.state.is_none(), "--state DIR: a folder for keys and certificates"),
+        (!in_cluster && settings.config.is_none(), "--config DIR, the folder of documents, or --kubernetes"),
+        (!in_cluster && settings.state.is_none(), "--state DIR: a folder for keys and certificates"),
     ];
     if let Some((_, what)) = needed.iter().find(|(missing, _)| *missing) {
         return super::usage(&format!("control-plane needs {what} (see leno control-plane --help)"));
@@ -119,6 +139,7 @@ impl Settings {
     fn over(self, file: Self) -> Self {
         Self {
             config: self.config.or(file.config),
+            kubernetes: self.kubernetes.or(file.kubernetes),
             state: self.state.or(file.state),
             listen: self.listen.or(file.listen),
             trust_domain: self.trust_domain.or(file.trust_domain),
@@ -126,6 +147,7 @@ impl Settings {
             ca_dir: self.ca_dir.or(file.ca_dir),
             mesh_networks: if self.mesh_networks.is_empty() { file.mesh_networks } else { self.mesh_networks },
             metrics: self.metrics.or(file.metrics),
+            operator: self.operator.or(file.operator),
             log: self.log.or(file.log),
             log_format: self.log_format.or(file.log_format),
         }
@@ -136,21 +158,37 @@ impl Settings {
             Some(text) => duration::parse(text).map_err(anyhow::Error::msg).context("--certificate-lifetime")?,
             None => authority::DEFAULT_CERTIFICATE_LIFETIME,
         };
-        let listen = match self.listen {
-            Some(listen) => listen,
-            None => DEFAULT_LISTEN.parse()?,
+        let in_cluster = self.kubernetes == Some(true);
+        let source = match self.config {
+            Some(config) => Source::Folder(config),
+            None if in_cluster => Source::Kubernetes,
+            None => bail!("--config is needed"),
         };
+        let state = match self.state {
+            Some(state) => state,
+            // Nothing in it outlives the Pod.
+            None if in_cluster => std::env::temp_dir().join("leno"),
+            None => bail!("--state is needed"),
+        };
+        let (everywhere, here) = (IpAddr::from(Ipv6Addr::UNSPECIFIED), IpAddr::from(Ipv4Addr::LOCALHOST));
+        let listen = SocketAddr::new(if in_cluster { everywhere } else { here }, DEFAULT_PORT);
+        let in_pod = |address: IpAddr, port| in_cluster.then(|| SocketAddr::new(address, port));
+        let operator = self.operator.or_else(|| in_pod(here, operator::PORT));
+        if let Some(open) = operator.filter(|address| !address.ip().is_loopback()) {
+            bail!("--operator {open} is no loopback: whoever reaches it may ask anything");
+        }
         Ok(serve::Options {
-            config: self.config.context("--config is needed")?,
-            listen,
+            source,
+            listen: self.listen.unwrap_or(listen),
             authority: authority::Options {
-                state: self.state.context("--state is needed")?,
+                state,
                 ca_dir: self.ca_dir,
                 trust_domain: self.trust_domain,
                 certificate_lifetime,
             },
             mesh_networks: self.mesh_networks,
-            metrics: self.metrics,
+            metrics: self.metrics.or_else(|| in_pod(everywhere, DEFAULT_METRICS_PORT)),
+            operator,
         })
     }
 }
@@ -183,10 +221,17 @@ mod tests {
             ..Settings::default()
         };
         let options = options.over(file).into_options().unwrap();
-        assert_eq!(options.config, PathBuf::from("/etc/leno"));
+        assert_eq!(options.source, Source::Folder("/etc/leno".into()));
         assert_eq!(options.listen, "127.0.0.1:1".parse().unwrap());
         assert_eq!(options.authority.certificate_lifetime, Duration::from_secs(3600));
         assert_eq!(options.mesh_networks.len(), 2);
+        let in_cluster = Settings { kubernetes: Some(true), ..Settings::default() }.into_options().unwrap();
+        assert_eq!(in_cluster.source, Source::Kubernetes);
+        assert_eq!(in_cluster.listen, "[::]:4190".parse().unwrap());
+        assert_eq!(in_cluster.operator, Some("127.0.0.1:4192".parse().unwrap()));
+        let open =
+            Settings { kubernetes: Some(true), operator: Some("0.0.0.0:4192".parse().unwrap()), ..Settings::default() };
+        assert!(open.into_options().unwrap_err().to_string().contains("loopback"));
         let unknown = serde_saphyr::from_str::<Settings>("lisen: 127.0.0.1:1\n").unwrap_err();
         assert!(unknown.to_string().contains("lisen"), "{unknown}");
     }

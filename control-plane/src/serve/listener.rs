@@ -5,7 +5,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -160,6 +160,19 @@ impl Service<http::Request<Body>> for Services {
         } else {
             Box::pin(async { Ok(tonic::Status::unimplemented("no such service").into_http()) })
         }
+    }
+}
+
+/// Binds `address`. Where this machine has no IPv6, every address of it (`[::]`) is every address of IPv4.
+///
+/// # Errors
+/// If it cannot be bound.
+pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(_) if address.is_ipv6() && address.ip().is_unspecified() => {
+            TcpListener::bind(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port())).await
+        }
+        bound => bound,
     }
 }
 

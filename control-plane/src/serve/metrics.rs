@@ -9,12 +9,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
-    time::timeout,
-};
+use tokio::sync::watch;
 
 use super::tracker::Tracker;
 use crate::{
@@ -85,7 +80,7 @@ impl View {
         Self { metrics, tracker, authority, world }
     }
 
-    fn render(&self) -> String {
+    pub(super) fn render(&self) -> String {
         let m = &self.metrics;
         let material = self.authority.material();
         let world = Arc::clone(&self.world.borrow());
@@ -167,52 +162,4 @@ impl View {
         let _ = writeln!(text, "{name}_bucket{{le=\"+Inf\"}} {count}");
         let _ = writeln!(text, "{name}_sum {}\n{name}_count {count}", Duration::from_micros(sum).as_secs_f64());
     }
-}
-
-/// Scrapes at once.
-const SCRAPES: usize = 8;
-/// A scrape, from its first byte to the last of the answer.
-const SCRAPE_TIMEOUT: Duration = Duration::from_secs(10);
-/// A scrape's request head.
-const HEAD_BYTES: usize = 8 * 1024;
-
-/// Answers every GET with the metrics, until `stopping`.
-///
-/// # Errors
-/// None: a scrape that fails is the scraper's.
-pub async fn serve(tcp: TcpListener, view: View, mut stopping: watch::Receiver<bool>) -> anyhow::Result<()> {
-    let view = Arc::new(view);
-    let slots = Arc::new(Semaphore::new(SCRAPES));
-    loop {
-        let accepted = tokio::select! {
-            accepted = tcp.accept() => accepted,
-            _ = stopping.wait_for(|s| *s) => return Ok(()),
-        };
-        let (Ok((stream, _)), Ok(slot)) = (accepted, Arc::clone(&slots).acquire_owned().await) else { continue };
-        let view = Arc::clone(&view);
-        tokio::spawn(async move {
-            let _ = timeout(SCRAPE_TIMEOUT, answer(stream, &view)).await;
-            drop(slot);
-        });
-    }
-}
-
-/// One request per connection: enough for a scraper, and nothing to get wrong.
-async fn answer(mut stream: TcpStream, view: &View) -> std::io::Result<()> {
-    let mut head = Vec::new();
-    while !head.windows(4).any(|w| w == b"\r\n\r\n") {
-        if head.len() >= HEAD_BYTES || stream.read_buf(&mut head).await? == 0 {
-            return Ok(());
-        }
-    }
-    let (status, body) = match head.split(|b| *b == b' ').nth(1) {
-        Some(b"/metrics") if head.starts_with(b"GET ") => ("200 OK", view.render()),
-        _ => ("404 Not Found", "metrics are at /metrics\n".to_owned()),
-    };
-    let answer = format!(
-        "HTTP/1.1 {status}\r\ncontent-type: text/plain; version=0.0.4\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
-        body.len()
-    );
-    stream.write_all(answer.as_bytes()).await?;
-    stream.shutdown().await
 }

@@ -171,7 +171,7 @@ impl Running {
 
 fn options(folder: &Path) -> Options {
     Options {
-        config: folder.join("config"),
+        source: Source::Folder(folder.join("config")),
         listen: "127.0.0.1:0".parse().unwrap(),
         authority: authority::Options {
             state: folder.join("state"),
@@ -181,6 +181,7 @@ fn options(folder: &Path) -> Options {
         },
         mesh_networks: vec!["10.0.0.0/8".parse().unwrap()],
         metrics: Some("127.0.0.1:0".parse().unwrap()),
+        operator: None,
     }
 }
 
