@@ -7,7 +7,7 @@
 
 use std::{
     future::Future,
-    pin::pin,
+    pin::{Pin, pin},
     rc::Rc,
     task::Poll,
     time::{Duration, Instant},
@@ -299,9 +299,8 @@ impl Exchange {
     pub(crate) async fn within<T>(
         &mut self,
         try_deadline: Option<Instant>,
-        step: impl Future<Output = Result<T, Error>>,
+        mut step: Pin<&mut impl Future<Output = Result<T, Error>>>,
     ) -> Result<T, Error> {
-        let mut step = pin!(step);
         let mut try_timer = pin!(try_deadline.map(|deadline| tokio::time::sleep_until(deadline.into())));
         std::future::poll_fn(|cx| {
             if let Poll::Ready(done) = step.as_mut().poll(cx) {

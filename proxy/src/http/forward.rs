@@ -3,6 +3,7 @@
 use std::{
     fmt::Display,
     net::SocketAddr,
+    pin::pin,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -110,8 +111,10 @@ pub(crate) async fn forward(exchange: &mut Exchange, plan: Plan<'_>, outgoing: O
     loop {
         let permit = guarded.admit()?;
         let session = exchange.session.as_ref().filter(|_| tried.is_empty()).map(|session| **session);
-        let picked = async { Ok(choose(&ctx, plan.to, &tried, session, &mut affinity, &template.head).await) };
-        let pick = exchange.within(None, picked).await??;
+        let pick = {
+            let picked = async { Ok(choose(&ctx, plan.to, &tried, session, &mut affinity, &template.head).await) };
+            exchange.within(None, pin!(picked)).await??
+        };
         exchange.record.endpoint = Some(pick.endpoint.address);
         let (pick, result) = try_once(exchange, &plan, &guarded, &mut template, pick, &mut tries).await;
         let now = Instant::now();
@@ -200,7 +203,9 @@ async fn try_once(
     tries: &mut Tries,
 ) -> (Pick, Result<Reply, Failed>) {
     let carry = template.carry(plan.http2);
-    let connection = match exchange.within(None, guarded.waiting(pick.http(carry))).await {
+    // Pinned where they are made: what is as large as a try is moved nowhere.
+    let connected = exchange.within(None, pin!(guarded.waiting(pin!(pick.http(carry))))).await;
+    let connection = match connected {
         Ok(connection) => connection,
         Err(error) => {
             tries.unconnected += 1;
@@ -229,11 +234,12 @@ async fn try_once(
                 carry,
                 attempt: tries.sent,
             };
-            hedged(exchange, deadline, pick, connection, (body, extras), twice, tries).await
+            // As large as two tries, and seldom wanted.
+            Box::pin(hedged(exchange, deadline, pick, connection, (body, extras), twice, tries)).await
         }
         _ => {
             let sent = async { Ok(connection.send(&template.head, body, extras).await) };
-            (pick, exchange.within(deadline, sent).await)
+            (pick, exchange.within(deadline, pin!(sent)).await)
         }
     };
     let result = match sent {

@@ -3,7 +3,7 @@
 
 use std::{
     future::{Future, poll_fn},
-    pin::pin,
+    pin::Pin,
     sync::Arc,
     task::Poll,
     time::{Duration, Instant},
@@ -70,10 +70,12 @@ impl<'a> Guarded<'a> {
     ///
     /// # Errors
     /// Those of the connection; or there is no place.
-    pub(super) async fn waiting<T>(&self, connecting: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    pub(super) async fn waiting<T>(
+        &self,
+        mut connecting: Pin<&mut impl Future<Output = Result<T, Error>>>,
+    ) -> Result<T, Error> {
         let limited = self.backend.zip(self.rules.as_ref().filter(|rules| rules.limits.pending.is_some()));
         let Some((backend, rules)) = limited else { return connecting.await };
-        let mut connecting = pin!(connecting);
         let mut place = None;
         poll_fn(|cx| {
             if let Poll::Ready(connected) = connecting.as_mut().poll(cx) {

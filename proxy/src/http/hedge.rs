@@ -76,7 +76,7 @@ pub(super) async fn send(
             },
         })
     };
-    exchange.within(deadline, race).await
+    exchange.within(deadline, pin!(race)).await
 }
 
 /// The second try; None: there is no other endpoint, or it cannot be reached.

@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    pin::pin,
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -170,7 +171,7 @@ impl Request<'_> {
                 tokio::time::sleep(delay).await;
                 Ok(())
             };
-            exchange.within(None, wait).await?;
+            exchange.within(None, pin!(wait)).await?;
         }
         let Some(abort) = faults.abort(head, self.ctx.random.next()) else { return Ok(None) };
         exchange.record.fault = Some(Arc::clone(&faults.origin));
