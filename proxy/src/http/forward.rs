@@ -57,7 +57,8 @@ pub(crate) enum To<'a> {
 
 /// A request whose head is settled ([`headers::receive`]) and filtered.
 pub(crate) struct Outgoing<'a> {
-    pub(crate) head: RequestHead,
+    /// Its tries write into it what they need.
+    pub(crate) head: &'a mut RequestHead,
     pub(crate) body: Body,
     /// The protocol the client wants to change to (HTTP/1.1).
     pub(crate) upgrade: Option<Box<[u8]>>,
@@ -74,7 +75,7 @@ pub(crate) struct Answer {
 
 /// What every try of a request is made from.
 struct Template<'a> {
-    head: RequestHead,
+    head: &'a mut RequestHead,
     body: Option<Rc<RequestBody>>,
     upgrade: Option<Box<[u8]>>,
     host: &'a dyn Display,
@@ -112,7 +113,7 @@ pub(crate) async fn forward(exchange: &mut Exchange, plan: Plan<'_>, outgoing: O
         let permit = guarded.admit()?;
         let session = exchange.session.as_ref().filter(|_| tried.is_empty()).map(|session| **session);
         let pick = {
-            let picked = async { Ok(choose(&ctx, plan.to, &tried, session, &mut affinity, &template.head).await) };
+            let picked = async { Ok(choose(&ctx, plan.to, &tried, session, &mut affinity, template.head).await) };
             exchange.within(None, pin!(picked)).await??
         };
         exchange.record.endpoint = Some(pick.endpoint.address);
@@ -226,19 +227,13 @@ async fn try_once(
     let deadline = started.zip(guarded.try_timeout).and_then(|(started, timeout)| started.checked_add(timeout));
     let (pick, sent) = match (hedge, plan.to) {
         (Some(hedge), To::Backend(backend)) if carry != Carry::Alone && (tries.repeatable || hedge.any_method) => {
-            let twice = Twice {
-                hedge,
-                backend,
-                head: &template.head,
-                body: template.body.as_ref(),
-                carry,
-                attempt: tries.sent,
-            };
+            let twice =
+                Twice { hedge, backend, head: template.head, body: template.body.as_ref(), carry, attempt: tries.sent };
             // As large as two tries, and seldom wanted.
             Box::pin(hedged(exchange, deadline, pick, connection, (body, extras), twice, tries)).await
         }
         _ => {
-            let sent = async { Ok(connection.send(&template.head, body, extras).await) };
+            let sent = async { Ok(connection.send(template.head, body, extras).await) };
             (pick, exchange.within(deadline, pin!(sent)).await)
         }
     };
@@ -441,12 +436,12 @@ impl<'a> Template<'a> {
 
     /// Makes the head fit for one try; its body, and what else its connection is to know.
     fn prepare(&mut self, http1: bool, attempt: u32, exchange: &Exchange) -> Result<(Body, Extras), Error> {
-        headers::settle(&mut self.head, self.host);
+        headers::settle(self.head, self.host);
         if http1 {
             if self.head.protocol.is_some() {
                 return Err(Error::BadRequest("extended CONNECT to a server that speaks HTTP/1"));
             }
-            headers::for_http1(&mut self.head);
+            headers::for_http1(self.head);
             if let Some(protocol) = &self.upgrade {
                 headers::set_upgrade(&mut self.head.fields, protocol);
             }

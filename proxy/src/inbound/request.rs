@@ -31,11 +31,11 @@ const FORGED_IDENTITY: &str = "forged-identity";
 /// Answers one request to the workload.
 pub(super) fn serve(ctx: Context, client: Rc<Client>, application: Rc<Application>, received: Received) -> Answering {
     Box::pin(async move {
-        let Begun { head, body, mut exchange, upgrade } =
+        let Begun { mut head, body, mut exchange, upgrade } =
             received.begin(&ctx, Direction::Inbound, client.identity.clone(), &application.requests);
         let grpc = headers::is_grpc(&head.fields);
         exchange.underway = application.load.begin(exchange.started);
-        let answer = answer(&client, &application, &mut exchange, head, body).await;
+        let answer = answer(&client, &application, &mut exchange, &mut head, body).await;
         if let (Some(underway), Ok(answer)) = (&exchange.underway, &answer)
             && !answer.response.head.status.is_server_error()
         {
@@ -49,17 +49,17 @@ async fn answer(
     client: &Client,
     application: &Application,
     exchange: &mut Exchange,
-    mut head: RequestHead,
+    head: &mut RequestHead,
     body: Body,
 ) -> Result<Answer, Error> {
-    let upgrade = exchange.receive(&mut head)?;
+    let upgrade = exchange.receive(head)?;
     let ctx = exchange.ctx();
     // The connection may be older than the policy. What became opaque bytes cannot be looked at again, and goes on.
     if client.identity.is_none() && ctx.policy.inbound().strict {
         ctx.telemetry.refused(Direction::Inbound, PLAINTEXT, client.address, &STRICT);
         return Err(Error::Refused(STRICT));
     }
-    identify(client, exchange, &mut head);
+    identify(client, exchange, head);
     exchange.join_trace(&mut head.fields);
     exchange.limit(headers::grpc_timeout(&head.fields));
     exchange.begin_hop(headers::attempt(&head.fields));
@@ -68,7 +68,7 @@ async fn answer(
         Protocol::Http2 => Some(true),
         _ => None,
     };
-    let told = admit(client, application, exchange, &head)?;
+    let told = admit(client, application, exchange, head)?;
     let Ok(permit) = application.protection.concurrency.enter(exchange.started) else {
         exchange.ctx().telemetry.refused(Direction::Inbound, OVERLOAD, client.address, &CROWDED);
         return Err(Error::Overload(CROWDED));

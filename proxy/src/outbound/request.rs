@@ -1,6 +1,7 @@
 //! One outbound request: policy → filters → backend → answer.
 
 use std::{
+    mem,
     net::SocketAddr,
     pin::pin,
     sync::Arc,
@@ -37,12 +38,13 @@ use crate::{
 /// Answers one request of the workload.
 pub(super) fn serve(ctx: Context, key: DestinationKey, client: SocketAddr, received: Received) -> Answering {
     Box::pin(async move {
-        let Begun { head, body, mut exchange, upgrade } =
+        let Begun { mut head, body, mut exchange, upgrade } =
             received.begin(&ctx, Direction::Outbound, None, &ctx.undecided);
         let grpc = headers::is_grpc(&head.fields);
         let mut crossing = None;
         let request = Request { ctx: &ctx, key: &key, client, grpc, crossing: &mut crossing };
-        let answer = request.answer(&mut exchange, head, body).await;
+        let mut rest = Rest { body, upgrade: None };
+        let answer = request.answer(&mut exchange, &mut head, &mut rest).await;
         let mut response = exchange.respond(answer, upgrade, grpc);
         if let Some(asked) = crossing {
             asked.answer(&mut response.head.fields);
@@ -68,9 +70,16 @@ struct Rest {
     upgrade: Option<Box<[u8]>>,
 }
 
+impl Rest {
+    /// For the tries, which need them whole.
+    fn take<'a>(&mut self, head: &'a mut RequestHead, host: &'a DestinationKey) -> Outgoing<'a> {
+        Outgoing { head, body: mem::take(&mut self.body), upgrade: self.upgrade.take(), host }
+    }
+}
+
 impl Request<'_> {
-    async fn answer(self, exchange: &mut Exchange, mut head: RequestHead, body: Body) -> Result<Answer, Error> {
-        let upgrade = exchange.receive(&mut head)?;
+    async fn answer(self, exchange: &mut Exchange, head: &mut RequestHead, rest: &mut Rest) -> Result<Answer, Error> {
+        rest.upgrade = exchange.receive(head)?;
         // An application names no identity and no deadline but by its certificate and its own headers.
         headers::remove_ours(&mut head.fields);
         exchange.join_trace(&mut head.fields);
@@ -79,13 +88,13 @@ impl Request<'_> {
         let (ctx, key) = (self.ctx, self.key);
         let destination = destination(ctx, key).await?;
         match &destination.target {
-            Target::Service(service) => self.routed(exchange, service, head, Rest { body, upgrade }).await,
+            Target::Service(service) => self.routed(exchange, service, head, rest).await,
             Target::Workload(backend) => {
                 exchange.metrics = unrouted(ctx, &backend.key);
                 exchange.record.backend = Some(Arc::clone(&backend.key));
                 let (to, source) = (To::Backend(backend), Some(self.client));
                 let plan = Plan { to, http2: None, action: None, source };
-                forward::forward(exchange, plan, Outgoing { head, body, upgrade, host: key }).await
+                forward::forward(exchange, plan, rest.take(head, key)).await
             }
             // Was in the mesh when the connection was opened: the client's next connection goes straight.
             Target::Outside => Err(Error::Discovery(key.to_string())),
@@ -97,10 +106,10 @@ impl Request<'_> {
         self,
         exchange: &mut Exchange,
         service: &ServicePort,
-        head: RequestHead,
-        rest: Rest,
+        head: &mut RequestHead,
+        rest: &mut Rest,
     ) -> Result<Answer, Error> {
-        let matched = service.http.as_ref().and_then(|routes| routes.decide(&head));
+        let matched = service.http.as_ref().and_then(|routes| routes.decide(head));
         let Some(matched) = matched else {
             exchange.metrics = unrouted(self.ctx, &service.service);
             return Err(Error::NoRule);
@@ -120,19 +129,19 @@ impl Request<'_> {
         exchange.metrics = chosen.map_or(&action.metrics, |chosen| &chosen.metrics).clone();
         supported(&action.filters)?;
         if let Some(cors) = &action.filters.cors {
-            if let Some(preflight) = cors.preflight(&head) {
+            if let Some(preflight) = cors.preflight(head) {
                 return Ok(answer_preflight(exchange, preflight));
             }
-            *self.crossing = Some(cors.asked(&head));
+            *self.crossing = Some(cors.asked(head));
         }
         if let Some(faults) = &action.faults
-            && let Some(aborted) = self.meet_faults(exchange, faults, &head).await?
+            && let Some(aborted) = self.meet_faults(exchange, faults, head).await?
         {
             return Ok(aborted);
         }
         if let Some(redirect) = &action.filters.redirect {
             let mut answer = ResponseHead::new(redirect.status);
-            let location = redirect.location(&head, service.port, prefix_len)?;
+            let location = redirect.location(head, service.port, prefix_len)?;
             answer.fields.push_known(Name::Location, location.as_bytes());
             action.filters.response.apply(&mut answer.fields);
             return Ok(own(exchange, Response { head: answer, body: Body::empty() }));
@@ -186,8 +195,8 @@ impl Request<'_> {
         action: &HttpAction,
         chosen: &HttpBackend,
         prefix_len: usize,
-        mut head: RequestHead,
-        rest: Rest,
+        head: &mut RequestHead,
+        rest: &mut Rest,
     ) -> Result<Answer, Error> {
         let to = chosen.backend.as_ref().map_err(|reason| Error::InvalidBackend(reason.clone()))?;
         exchange.record.backend = Some(Arc::clone(&to.key));
@@ -195,19 +204,18 @@ impl Request<'_> {
             filters.request.apply(&mut head.fields);
         }
         let rewrites = [chosen.filters.rewrite.as_ref(), action.filters.rewrite.as_ref()];
-        filter::rewrite(rewrites, &mut head, prefix_len)?;
-        let Rest { mut body, upgrade } = rest;
+        filter::rewrite(rewrites, head, prefix_len)?;
         let mirrors = [&action.filters.mirrors, &chosen.filters.mirrors];
-        if upgrade.is_none() && mirrors.iter().any(|mirrors| !mirrors.is_empty()) {
-            body = mirror::copy(self.ctx, mirrors.into_iter().flatten(), &head, body);
+        if rest.upgrade.is_none() && mirrors.iter().any(|mirrors| !mirrors.is_empty()) {
+            rest.body = mirror::copy(self.ctx, mirrors.into_iter().flatten(), head, mem::take(&mut rest.body));
         }
         let plan = self.plan(action, to);
         let Some(fallback) = &action.fallback else {
-            return forward::forward(exchange, plan, Outgoing { head, body, upgrade, host: self.key }).await;
+            return forward::forward(exchange, plan, rest.take(head, self.key)).await;
         };
-        let kept = (head.clone(), upgrade.clone());
-        match forward::forward(exchange, plan, Outgoing { head, body, upgrade, host: self.key }).await {
-            Err(error) if is_in_vain(&error) => self.fall_back(exchange, action, fallback, kept, error).await,
+        let kept = (head.clone(), rest.upgrade.clone());
+        match forward::forward(exchange, plan, rest.take(head, self.key)).await {
+            Err(error) if is_in_vain(&error) => Box::pin(self.fall_back(exchange, action, fallback, kept, error)).await,
             other => other,
         }
     }
@@ -222,7 +230,7 @@ impl Request<'_> {
         exchange: &mut Exchange,
         action: &HttpAction,
         fallback: &Fallback,
-        (head, upgrade): (RequestHead, Option<Box<[u8]>>),
+        (mut head, upgrade): (RequestHead, Option<Box<[u8]>>),
         error: Error,
     ) -> Result<Answer, Error> {
         let (to, metrics) = match fallback {
@@ -248,7 +256,7 @@ impl Request<'_> {
         exchange.record.backend = Some(Arc::clone(&to.key));
         exchange.metrics = metrics.clone();
         let plan = self.plan(action, to);
-        forward::forward(exchange, plan, Outgoing { head, body, upgrade, host: self.key }).await
+        forward::forward(exchange, plan, Outgoing { head: &mut head, body, upgrade, host: self.key }).await
     }
 }
 

@@ -180,7 +180,8 @@ impl Pool {
     /// A new connection, counted.
     pub(super) async fn dial(&self, protocol: MeshProtocol) -> Result<Dialed, DialError> {
         let place = self.place()?;
-        let dialed = self.dialer.dial(&self.endpoint, protocol, self.connect_timeout.get()).await;
+        // As large as a handshake, and seldom wanted: not a part of every exchange.
+        let dialed = Box::pin(self.dialer.dial(&self.endpoint, protocol, self.connect_timeout.get())).await;
         let dialed = dialed.map(|dialed| Dialed { place, ..dialed });
         match &dialed {
             Ok(_) => self.stats.connections.increment(1),
@@ -350,12 +351,14 @@ impl HttpConnection {
                 return Err(SendError { reused, ..error });
             };
             tracing::debug!(endpoint = %pool.endpoint.address, reason = error.reason, "sending on another connection");
-            let next = match in_stream {
-                Some(true) => pool.http1(&slot).await,
-                Some(false) => pool.stream(&pool.http2, &slot).await,
-                None => pool.new_http1(&slot).await,
+            let again = async {
+                match in_stream {
+                    Some(true) => pool.http1(&slot).await,
+                    Some(false) => pool.stream(&pool.http2, &slot).await,
+                    None => pool.new_http1(&slot).await,
+                }
             };
-            match next {
+            match Box::pin(again).await {
                 Ok(connection) => (self, body) = (connection, unsent),
                 Err(dial) => {
                     let own = dial.is_own();
@@ -370,7 +373,7 @@ impl HttpConnection {
         match self.kind.take() {
             Some(Kind::Http1(connection)) => connection.send(&self.pool, head, body).await,
             Some(Kind::Stream(connection, _)) => connection.send(head, body, &self.slot).await,
-            Some(Kind::Alone(dialed)) => single::send(dialed, head, body, extras).await,
+            Some(Kind::Alone(dialed)) => Box::pin(single::send(dialed, head, body, extras)).await,
             // Only `drop` leaves it empty, after which nobody can call this.
             None => Err(SendError::unsent(body, "the connection was used already".into())),
         }
