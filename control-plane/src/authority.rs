@@ -1,7 +1,8 @@
 //! The certificate authority: root and issuer, join tokens, and `Identity.Certify`.
 //!
-//! A root (10 years) signs an issuer (1 year), and the issuer signs workloads' certificates (24 h by default). Keys live
-//! in the state folder, readable by their owner only, and are made on first start or brought along:
+//! In Kubernetes root and issuer are of a Secret ([`crate::kubernetes::root`]), and [`Authority::given`]. Elsewhere a root
+//! (10 years) signs an issuer (1 year), and the issuer signs workloads' certificates (24 h by default). Keys then live in the
+//! state folder, readable by their owner only, and are made on first start or brought along:
 //!
 //! | file | holds |
 //! |---|---|
@@ -62,13 +63,19 @@ pub struct Options {
     pub certificate_lifetime: Duration,
 }
 
-/// Issues certificates and join tokens.
+/// Where root and issuer come from.
+enum Home {
+    Folder { options: Options, tokens: TokenKey },
+    /// From elsewhere ([`Authority::install`]). There are no join tokens.
+    Given { session_key: [u8; 32] },
+}
+
+/// Issues certificates, and join tokens where its home is a folder.
 pub struct Authority {
     trust_domain: Arc<str>,
     control_plane: SpiffeId,
     lifetime: Duration,
-    options: Options,
-    tokens: TokenKey,
+    home: Home,
     material: ArcSwap<Material>,
     bundle: watch::Sender<Arc<v1::Resource>>,
 }
@@ -79,14 +86,9 @@ impl Authority {
     /// # Errors
     /// If the folder or a file in it cannot be read or written, or what is in there does not fit together.
     pub fn open(options: Options, now: SystemTime) -> anyhow::Result<Self> {
-        let lifetime = options.certificate_lifetime;
-        if lifetime < MIN_CERTIFICATE_LIFETIME || lifetime > MAX_CERTIFICATE_LIFETIME {
-            bail!("the life of certificates must be between 10 seconds and 90 days, not {lifetime:?}");
-        }
+        let lifetime = bounded(options.certificate_lifetime)?;
         files::make_private_folder(&options.state)?;
         let trust_domain = files::settle_trust_domain(&options.state, options.trust_domain.as_deref())?;
-        let control_plane = SpiffeId::new(&trust_domain, CONTROL_PLANE_NAMESPACE, CONTROL_PLANE_SERVICE_ACCOUNT)
-            .with_context(|| format!("{trust_domain:?} cannot be a trust domain"))?;
         let tokens = TokenKey::load_or_make(&options.state, &trust_domain)?;
         if options.ca_dir.is_none() {
             files::make_missing(&options.state, &trust_domain, now)?;
@@ -96,13 +98,33 @@ impl Authority {
             files::warn_of_open_keys(folder);
         }
         files::write_public(&options.state.join(files::TRUST_BUNDLE), &files::to_pem(&material.anchors))?;
-        let bundle = watch::Sender::new(Arc::new(bundle_resource(&trust_domain, &material)));
+        Self::new(&trust_domain, lifetime, Home::Folder { options, tokens }, material)
+    }
+
+    /// Of root and issuer that somebody else keeps. `session_key`: see [`Authority::session_key`].
+    ///
+    /// # Errors
+    /// If the trust domain or the life of certificates cannot be used, or root and issuer do not fit together.
+    pub fn given(
+        trust_domain: &str,
+        certificate_lifetime: Duration,
+        material: Material,
+        session_key: [u8; 32],
+        now: SystemTime,
+    ) -> anyhow::Result<Self> {
+        issue::check(&material, now).context("root and issuer do not fit together")?;
+        Self::new(trust_domain, bounded(certificate_lifetime)?, Home::Given { session_key }, material)
+    }
+
+    fn new(trust_domain: &str, lifetime: Duration, home: Home, material: Material) -> anyhow::Result<Self> {
+        let control_plane = SpiffeId::new(trust_domain, CONTROL_PLANE_NAMESPACE, CONTROL_PLANE_SERVICE_ACCOUNT)
+            .with_context(|| format!("{trust_domain:?} cannot be a trust domain"))?;
+        let bundle = watch::Sender::new(Arc::new(bundle_resource(trust_domain, &material)));
         Ok(Self {
             trust_domain: trust_domain.into(),
             control_plane,
             lifetime,
-            options,
-            tokens,
+            home,
             material: ArcSwap::from_pointee(material),
             bundle,
         })
@@ -122,13 +144,46 @@ impl Authority {
         self.lifetime
     }
 
-    /// The file that proxies are given to know the control plane by.
-    pub fn trust_bundle_file(&self) -> PathBuf {
-        self.options.state.join(files::TRUST_BUNDLE)
+    /// The file that proxies are given to know the control plane by; None: they get the bundle in another way.
+    pub fn trust_bundle_file(&self) -> Option<PathBuf> {
+        match &self.home {
+            Home::Folder { options, .. } => Some(options.state.join(files::TRUST_BUNDLE)),
+            Home::Given { .. } => None,
+        }
     }
 
-    pub fn tokens(&self) -> &TokenKey {
-        &self.tokens
+    /// None: workloads prove themselves in another way.
+    pub fn tokens(&self) -> Option<&TokenKey> {
+        match &self.home {
+            Home::Folder { tokens, .. } => Some(tokens),
+            Home::Given { .. } => None,
+        }
+    }
+
+    /// What proxies seal session tokens with: the same for all control planes of a mesh, and after each start.
+    pub fn session_key(&self) -> [u8; 32] {
+        match &self.home {
+            Home::Folder { tokens, .. } => tokens.session_key(),
+            Home::Given { session_key } => *session_key,
+        }
+    }
+
+    /// The trust anchors in PEM.
+    pub fn bundle_pem(&self) -> String {
+        files::to_pem(&self.material.load().anchors)
+    }
+
+    /// What to do when the root, or the issuer, nears its end.
+    pub fn remedies(&self) -> (&'static str, &'static str) {
+        match &self.home {
+            Home::Folder { .. } => {
+                ("add a new root to root.pem", "there is no root.key to renew it with: replace issuer.pem")
+            }
+            Home::Given { .. } => (
+                "put a new root into the Secret leno-root (the old one stays trusted for as long as it is needed)",
+                "renew tls.crt in the Secret leno-root, or see why cert-manager does not",
+            ),
+        }
     }
 
     /// Root, issuer and anchors in force.
@@ -143,22 +198,38 @@ impl Authority {
 
     /// Reads root and issuer again, so that a rotation by hand needs no restart, and renews the issuer when it is due.
     /// Never makes a new root.
-    /// Returns whether anything changed; what is in force stays if it fails.
+    /// Returns whether anything changed; what is in force stays if it fails. Without a folder there is nothing to read.
     ///
     /// # Errors
     /// As [`Authority::open`].
     pub fn refresh(&self, now: SystemTime) -> anyhow::Result<bool> {
-        let next = load(&self.options, &self.trust_domain, now)?;
+        let Home::Folder { options, .. } = &self.home else { return Ok(false) };
+        let next = load(options, &self.trust_domain, now)?;
+        if next.anchors != self.material.load().anchors {
+            files::write_public(&options.state.join(files::TRUST_BUNDLE), &files::to_pem(&next.anchors))?;
+        }
+        Ok(self.put(next))
+    }
+
+    /// Puts another root or issuer in force. Returns whether it is another; what is in force stays if it fails.
+    ///
+    /// # Errors
+    /// If they do not fit together, or would not be believed now.
+    pub fn install(&self, next: Material, now: SystemTime) -> anyhow::Result<bool> {
+        issue::check(&next, now).context("root and issuer do not fit together")?;
+        Ok(self.put(next))
+    }
+
+    fn put(&self, next: Material) -> bool {
         let current = self.material.load();
-        if next.anchors == current.anchors && next.chain == current.chain {
-            return Ok(false);
+        if next.is(&current) {
+            return false;
         }
         if next.anchors != current.anchors {
-            files::write_public(&self.trust_bundle_file(), &files::to_pem(&next.anchors))?;
             self.bundle.send_replace(Arc::new(bundle_resource(&self.trust_domain, &next)));
         }
         self.material.store(Arc::new(next));
-        Ok(true)
+        true
     }
 
     /// Signs a certificate for `identity` over the public key of `csr` (PKCS#10, DER), whose own signature must hold.
@@ -178,6 +249,14 @@ impl Authority {
         let issued = issue::leaf(&self.material.load(), &key, &self.control_plane, self.lifetime, now)?;
         Ok((issued, PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()))))
     }
+}
+
+/// The life of workloads' certificates, if it can be.
+pub(crate) fn bounded(lifetime: Duration) -> anyhow::Result<Duration> {
+    if lifetime < MIN_CERTIFICATE_LIFETIME || lifetime > MAX_CERTIFICATE_LIFETIME {
+        bail!("the life of certificates must be between 10 seconds and 90 days, not {lifetime:?}");
+    }
+    Ok(lifetime)
 }
 
 /// Root and issuer from `--ca-dir` or the state folder. What is missing is an error: it may be missing for a moment only,

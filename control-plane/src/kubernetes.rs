@@ -1,23 +1,190 @@
-//! The control plane as a client of the API server.
+//! What a cluster adds to the control plane: who a workload is ([`token_review`]), where root and issuer are kept ([`root`]), the
+//! trust bundle in every namespace of the mesh ([`bundle`]), which replica leads ([`lease`]), and status ([`status`]).
+//!
+//! Every call to the API server has a time limit, and while it is away everything held stays in force.
 
-use std::time::Duration;
+pub mod bundle;
+pub mod lease;
+pub mod root;
+pub mod status;
+pub mod token_review;
+
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
+use kube::{Client, Config};
+use tokio::{sync::watch, task::JoinSet, time::sleep};
 
-/// For a connection to the API server.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+use self::token_review::TokenReviewer;
+use crate::{
+    authority::{self, Authority},
+    model::World,
+    serve::tracker::Tracker,
+};
+
+/// The control plane's namespace.
+pub const NAMESPACE: &str = leno_proto::CONTROL_PLANE_NAMESPACE;
+/// Its Service, ServiceAccount, Deployment and Lease.
+pub const NAME: &str = "leno";
+/// Owner of the fields that are written here.
+pub const FIELD_MANAGER: &str = "leno";
+/// Who writes `leno.dev/…` conditions (Gateway API's controllerName).
+pub const CONTROLLER_NAME: &str = "leno.dev/control-plane";
+/// The Secret of root and issuer, in cert-manager's form.
+pub const ROOT_SECRET: &str = "leno-root";
+/// The Secret of what proxies seal session tokens with.
+pub const SESSION_SECRET: &str = "leno-session";
+/// Which roots are trusted, and until when.
+pub const ROOTS_CONFIG_MAP: &str = "leno-roots";
+
+/// Everything that has a bound here, by name.
+pub mod limits {
+    use std::time::Duration;
+
+    /// Connecting to the API server.
+    pub const CONNECT: Duration = Duration::from_secs(5);
+    /// One call to the API server.
+    pub const CALL: Duration = Duration::from_secs(10);
+    /// TokenReviews that wait for the API server at once; one more is told to come back.
+    pub const REVIEWS: usize = 64;
+    /// A TokenReview: proxies wait 10 s for the whole of it.
+    pub const REVIEW: Duration = Duration::from_secs(5);
+    /// Between looks at root and issuer, at most.
+    pub const ROOT_LOOK: Duration = Duration::from_secs(10);
+    /// How long a new root is only trusted, before certificates are issued under it: every proxy is to know it by then, those
+    /// too whose bundle is a file that the kubelet updates.
+    pub const ROOT_PROPAGATION: Duration = Duration::from_secs(120);
+    /// Beyond the last certificate under an old root, for clocks that differ.
+    pub const ROOT_GRACE: Duration = Duration::from_secs(60);
+    /// Roots that are trusted at once.
+    pub const ROOTS: usize = 8;
+    /// Between comparisons of all trust bundles with what they should be.
+    pub const BUNDLE_RESYNC: Duration = Duration::from_secs(60);
+    /// Between looks at what objects should be told.
+    pub const STATUS_PACE: Duration = Duration::from_millis(250);
+    /// How often an object is told how far it has come, at most.
+    pub const STATUS_COALESCE: Duration = Duration::from_secs(2);
+    /// How long it is waited for that all proxies have been compared with a generation.
+    pub const STATUS_SETTLE: Duration = Duration::from_secs(2);
+    /// Before each object that is read to be compared: 50 a second at most.
+    pub const STATUS_READ_PAUSE: Duration = Duration::from_millis(20);
+    /// Before each status that is written, beyond the former: some 10 a second at most.
+    pub const STATUS_WRITE_PAUSE: Duration = Duration::from_millis(80);
+    /// Between comparisons of every object with what it should say.
+    pub const STATUS_RESYNC: Duration = Duration::from_secs(600);
+    /// Before something that failed is tried again.
+    pub const RETRY: Duration = Duration::from_secs(2);
+}
 
 /// A client by `KUBECONFIG`, or by what Kubernetes gives a Pod. Does not connect yet. How long an answer may take is said call by
 /// call: watches are silent for long.
 ///
 /// # Errors
 /// If neither is there, or it cannot be used.
-pub async fn client() -> anyhow::Result<kube::Client> {
-    let mut config = kube::Config::infer()
+pub async fn client() -> anyhow::Result<Client> {
+    let mut config = Config::infer()
         .await
         .context("cannot tell where the API server is: set KUBECONFIG, or run in a Pod with a service account")?;
-    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    config.connect_timeout = Some(limits::CONNECT);
     config.read_timeout = None;
     config.write_timeout = None;
-    kube::Client::try_from(config).context("cannot make a client of the API server")
+    Client::try_from(config).context("cannot make a client of the API server")
+}
+
+/// This replica's part in the cluster.
+pub struct Cluster {
+    client: Client,
+    keeper: root::Keeper,
+    /// The name of this Pod.
+    me: String,
+}
+
+impl Cluster {
+    /// Opens the authority. An API server that does not answer is waited for, as is a Secret that cannot be used.
+    ///
+    /// # Errors
+    /// If the options cannot be used.
+    pub async fn open(client: Client, options: &authority::Options) -> anyhow::Result<(Authority, Self)> {
+        let trust_domain = options.trust_domain.as_deref().unwrap_or(authority::DEFAULT_TRUST_DOMAIN);
+        let lifetime = authority::bounded(options.certificate_lifetime)?;
+        loop {
+            match root::open(client.clone(), trust_domain, lifetime).await {
+                Ok((authority, keeper)) => return Ok((authority, Self { client, keeper, me: name_of_pod() })),
+                Err(error) => tracing::error!(error = format!("{error:#}"), "cannot open the certificate authority yet"),
+            }
+            sleep(limits::RETRY).await;
+        }
+    }
+
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// How workloads prove who they are.
+    pub fn token_reviewer(&self, trust_domain: &str) -> TokenReviewer {
+        TokenReviewer::new(self.client(), trust_domain)
+    }
+
+    /// Starts what goes on for as long as the control plane runs.
+    pub fn start(
+        self,
+        tasks: &mut JoinSet<anyhow::Result<()>>,
+        authority: Arc<Authority>,
+        world: &watch::Receiver<Arc<World>>,
+        tracker: Arc<Tracker>,
+        stopping: &watch::Receiver<bool>,
+    ) {
+        let candidate = lease::Candidate::new(self.client(), &self.me);
+        let leader = candidate.leader();
+        tasks.spawn(candidate.run(stopping.clone()));
+        let publisher = bundle::Publisher::new(self.client(), Arc::clone(&authority));
+        tasks.spawn(publisher.run(world.clone(), leader.clone(), stopping.clone()));
+        let writer = status::writer::Writer::new(self.client(), tracker);
+        tasks.spawn(writer.run(world.clone(), leader, stopping.clone()));
+        tasks.spawn(self.keeper.keep(authority, stopping.clone()));
+    }
+}
+
+/// By the downward API; else a Pod's host name is its name.
+fn name_of_pod() -> String {
+    let said = ["POD_NAME", "HOSTNAME"].into_iter().filter_map(|name| std::env::var(name).ok());
+    let said = said.chain([rustix::system::uname().nodename().to_string_lossy().into_owned()]);
+    said.into_iter().find(|name| !name.is_empty()).unwrap_or_else(|| NAME.to_owned())
+}
+
+/// A call to the API server, within [`limits::CALL`].
+pub(crate) async fn call<T>(what: &str, call: impl Future<Output = kube::Result<T>>) -> anyhow::Result<T> {
+    within(limits::CALL, call).await.with_context(|| format!("cannot {what}"))
+}
+
+async fn within<T>(limit: Duration, call: impl Future<Output = kube::Result<T>>) -> anyhow::Result<T> {
+    match tokio::time::timeout(limit, call).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => anyhow::bail!("the API server did not answer within {limit:?}"),
+    }
+}
+
+/// As [`call`]; None: there is no such object.
+pub(crate) async fn find<T>(what: &str, found: impl Future<Output = kube::Result<T>>) -> anyhow::Result<Option<T>> {
+    call(what, async {
+        match found.await {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if code(&error) == Some(404) => Ok(None),
+            Err(error) => Err(error),
+        }
+    })
+    .await
+}
+
+/// The HTTP status of the API server's refusal.
+pub(crate) fn code(error: &kube::Error) -> Option<u16> {
+    match error {
+        kube::Error::Api(status) => Some(status.code),
+        _ => None,
+    }
+}
+
+/// Whether it failed because somebody else was first (409).
+pub(crate) fn is_conflict(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<kube::Error>().and_then(code) == Some(409)
 }

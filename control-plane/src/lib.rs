@@ -5,7 +5,7 @@
 //! function) → [`serve`] streams what changed to the proxies that subscribed, and tracks their verdicts.
 //!
 //! Beside it: [`api`] holds our own kinds as authors write them, [`authority`] issues certificates, [`operator`] answers `leno get`, `leno wait` and friends
-//! over a Unix socket or, in a Pod, its loopback, [`cli`] asks. [`kubernetes`] is what the control plane does as a client of the API server.
+//! over a Unix socket or, in a Pod, its loopback, [`cli`] asks. [`kubernetes`] is what a cluster adds: identity by TokenReview, the root's Secret, leadership, status.
 
 pub mod api;
 pub mod authority;

@@ -302,9 +302,12 @@ impl Operator for Answers {
             0 => token::DEFAULT_LIFETIME,
             seconds => Duration::from_secs(seconds),
         };
-        let (token, expires_at) = self
-            .authority
-            .tokens()
+        let tokens = self.authority.tokens().ok_or_else(|| {
+            Status::failed_precondition(
+                "there are no join tokens here: in Kubernetes a workload proves itself by its Pod's service-account token",
+            )
+        })?;
+        let (token, expires_at) = tokens
             .issue(&request.namespace, &request.service_account, lifetime, SystemTime::now())
             .map_err(|error| Status::invalid_argument(format!("{error:#}")))?;
         tracing::info!(

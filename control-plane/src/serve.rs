@@ -32,8 +32,12 @@ use tokio::{net::TcpListener, sync::watch, task::JoinSet, time::sleep};
 
 use self::{discovery::Distributor, health::Health, listener::ServerCredentials, metrics::Metrics, tracker::Tracker};
 use crate::{
-    authority::{self, Authority, certify::Certifier, issue},
-    kubernetes,
+    authority::{
+        self, Authority,
+        certify::{Certifier, Proof},
+        issue,
+    },
+    kubernetes::{self, Cluster},
     model::{InboundMode, MeshSettings, World},
     operator,
     sources::{self, Prompt, Source},
@@ -124,8 +128,11 @@ pub struct Options {
 /// A control plane that is bound and ready, and not yet serving.
 pub struct ControlPlane {
     /// Held for as long as this control plane lives.
-    _lock: File,
-    state: PathBuf,
+    _lock: Option<File>,
+    /// None in Kubernetes.
+    state: Option<PathBuf>,
+    /// In Kubernetes.
+    cluster: Option<Cluster>,
     authority: Arc<Authority>,
     world: watch::Receiver<Arc<World>>,
     prompt: Prompt,
@@ -150,38 +157,54 @@ impl ControlPlane {
         if let Some(address) = options.metrics {
             health::serve(address, Arc::clone(&health), stop.subscribe()).await?;
         }
-        authority::files::make_private_folder(&options.authority.state)?;
-        let state = options.authority.state.clone();
-        let lock = lock(&state).await?;
-        let now = SystemTime::now();
-        health.waits_for("the certificate authority");
-        let authority = Arc::new(Authority::open(options.authority.clone(), now)?);
+        let state = match options.source {
+            Source::Folder(_) => Some(options.authority.state.clone()),
+            // Everything is in the API.
+            Source::Kubernetes => None,
+        };
+        let lock = match &state {
+            Some(state) => {
+                authority::files::make_private_folder(state)?;
+                Some(lock(state).await?)
+            }
+            None => None,
+        };
         let tcp =
             listener::bind(options.listen).await.with_context(|| format!("cannot listen on {}", options.listen))?;
-        let cluster = match options.source {
-            Source::Folder(_) => None,
-            Source::Kubernetes => Some(kubernetes::client().await?),
+        health.waits_for("the certificate authority");
+        let (authority, cluster) = match options.source {
+            Source::Folder(_) => (Authority::open(options.authority.clone(), SystemTime::now())?, None),
+            Source::Kubernetes => {
+                let (authority, cluster) = Cluster::open(kubernetes::client().await?, &options.authority).await?;
+                (authority, Some(cluster))
+            }
         };
+        let authority = Arc::new(authority);
         let mesh_settings = MeshSettings {
             trust_domain: authority.trust_domain().into(),
             mesh_networks: options.mesh_networks.clone(),
             inbound: if cluster.is_some() { InboundMode::Permissive } else { InboundMode::Strict },
-            session_key: Some(Arc::from(&authority.tokens().session_key()[..])),
+            session_key: Some(Arc::from(&authority.session_key()[..])),
         };
         health.waits_for("the first reading of the configuration");
         let (world, prompt) = match (options.source, &cluster) {
-            (Source::Folder(config), _) => sources::watch_folder(config, state.clone(), mesh_settings).await?,
-            (Source::Kubernetes, Some(client)) => sources::watch_kubernetes(client.clone(), mesh_settings).await?,
+            (Source::Folder(config), _) => {
+                sources::watch_folder(config, options.authority.state.clone(), mesh_settings).await?
+            }
+            (Source::Kubernetes, Some(cluster)) => sources::watch_kubernetes(cluster.client(), mesh_settings).await?,
             (Source::Kubernetes, None) => bail!("there is no client of the API server"),
         };
-        let operator = operator::Listener::bind(options.operator, &state).await?;
+        let operator = operator::Listener::bind(options.operator, &options.authority.state).await?;
         let metrics = Arc::new(Metrics::default());
         let tracker = Arc::new(Tracker::default());
-        tracker.expect(roster::read(&state), Instant::now());
-        let credentials = Arc::new(ServerCredentials::new(&authority, now)?);
+        if let Some(state) = &state {
+            tracker.expect(roster::read(state), Instant::now());
+        }
+        let credentials = Arc::new(ServerCredentials::new(&authority, SystemTime::now())?);
         Ok(Self {
             _lock: lock,
             state,
+            cluster,
             authority,
             world,
             prompt,
@@ -219,7 +242,7 @@ impl ControlPlane {
             listen = %self.tcp.local_addr()?,
             operator = %self.operator,
             trust_domain = self.authority.trust_domain(),
-            trust_bundle = %self.authority.trust_bundle_file().display(),
+            trust_bundle = self.authority.trust_bundle_file().map(|file| file.display().to_string()),
             generation = self.world.borrow().generation(),
             connections = listener::connections(),
             "serving"
@@ -228,6 +251,10 @@ impl ControlPlane {
         let on_issued = {
             let metrics = Arc::clone(&self.metrics);
             move || metrics.certificate_issued()
+        };
+        let proof = match &self.cluster {
+            Some(cluster) => Proof::TokenReview(cluster.token_reviewer(self.authority.trust_domain())),
+            None => Proof::JoinToken,
         };
         let distributor = Distributor::new(
             self.authority.bundle(),
@@ -238,7 +265,7 @@ impl ControlPlane {
         );
         tasks.spawn(distributor.clone().tell());
         let services = listener::Services {
-            identity: IdentityServer::new(Certifier::new(Arc::clone(&self.authority), on_issued))
+            identity: IdentityServer::new(Certifier::new(Arc::clone(&self.authority), proof, on_issued))
                 .max_decoding_message_size(64 * 1024),
             discovery: distributor,
         };
@@ -266,7 +293,13 @@ impl ControlPlane {
             self.world.clone(),
         ));
         tasks.spawn(follow(self.world.clone(), Arc::clone(&self.tracker), stopping.clone()));
-        tasks.spawn(roster::keep(self.state.clone(), Arc::clone(&self.tracker), stopping.clone()));
+        if let Some(state) = self.state {
+            tasks.spawn(roster::keep(state, Arc::clone(&self.tracker), stopping.clone()));
+        }
+        if let Some(cluster) = self.cluster {
+            let (authority, tracker) = (Arc::clone(&self.authority), Arc::clone(&self.tracker));
+            cluster.start(&mut tasks, authority, &self.world, tracker, &stopping);
+        }
         tasks.spawn(upkeep(Arc::clone(&self.authority), self.credentials, stopping));
 
         let ended = tokio::select! {
@@ -363,25 +396,25 @@ async fn upkeep(
 ) -> anyhow::Result<()> {
     let tick = (authority.certificate_lifetime() / 10).clamp(Duration::from_millis(500), Duration::from_secs(60));
     let mut alarmed = (None, None);
+    let mut bundle = authority.bundle();
     loop {
         let now = SystemTime::now();
+        bundle.mark_unchanged();
         match authority.refresh(now) {
             Ok(false) => {}
-            Ok(true) => {
-                tracing::info!("root or issuer changed");
-                renew(&authority, &credentials, now);
-            }
+            Ok(true) => tracing::info!("root or issuer changed"),
             Err(error) => tracing::error!(
                 error = format!("{error:#}"),
                 "root and issuer cannot be read again: those in force stay"
             ),
         }
-        if credentials.renewal_due(now) {
+        if credentials.renewal_due(&authority, now) {
             renew(&authority, &credentials, now);
         }
-        alarmed = raise_alarms(&authority.material(), now, alarmed);
+        alarmed = raise_alarms(&authority.material(), authority.remedies(), now, alarmed);
         tokio::select! {
             () = sleep(tick) => {}
+            Ok(()) = bundle.changed() => {}
             _ = stopping.wait_for(|s| *s) => return Ok(()),
         }
     }
@@ -399,7 +432,12 @@ fn renew(authority: &Authority, credentials: &ServerCredentials, now: SystemTime
 type Alarmed = (Option<u32>, Option<u32>);
 
 /// Once per threshold (90, 30, 7 days, expired).
-fn raise_alarms(material: &issue::Material, now: SystemTime, before: Alarmed) -> Alarmed {
+fn raise_alarms(
+    material: &issue::Material,
+    (root_remedy, issuer_remedy): (&str, &str),
+    now: SystemTime,
+    before: Alarmed,
+) -> Alarmed {
     let root = issue::alarm(material.anchors_not_after, now);
     if root != before.0
         && let Some(days) = root
@@ -407,7 +445,7 @@ fn raise_alarms(material: &issue::Material, now: SystemTime, before: Alarmed) ->
         tracing::error!(
             not_after = %issue::display(material.anchors_not_after),
             within_days = days,
-            "the root certificate nears its end, and with it every identity of the mesh: add a new root to root.pem"
+            "the root certificate nears its end, and with it every identity of the mesh: {root_remedy}"
         );
     }
     // An issuer that can be renewed is, at two thirds of its life.
@@ -421,7 +459,7 @@ fn raise_alarms(material: &issue::Material, now: SystemTime, before: Alarmed) ->
         tracing::error!(
             not_after = %issue::display(material.issuer_not_after),
             within_days = days,
-            "the issuer's certificate nears its end and there is no root.key to renew it with: replace issuer.pem"
+            "the issuer's certificate nears its end: {issuer_remedy}"
         );
     }
     (root, issuer)

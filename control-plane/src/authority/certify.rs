@@ -9,24 +9,47 @@ use leno_proto::{
 use tonic::{Request, Response, Status};
 
 use super::{Authority, issue, to_der};
-use crate::serve::listener::Peer;
+use crate::{kubernetes::token_review::TokenReviewer, serve::listener::Peer};
+
+/// How workloads prove who they are.
+pub enum Proof {
+    /// By a join token first, later by the certificate that is still valid.
+    JoinToken,
+    /// By their Pod's service-account token, each time: once the Pod is gone there are no more certificates.
+    TokenReview(TokenReviewer),
+}
 
 /// Answers `Identity.Certify`.
 pub struct Certifier {
     authority: Arc<Authority>,
+    proof: Proof,
     on_issued: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Certifier {
     /// `on_issued` is called for each certificate (metrics).
-    pub fn new(authority: Arc<Authority>, on_issued: impl Fn() + Send + Sync + 'static) -> Self {
-        Self { authority, on_issued: Box::new(on_issued) }
+    pub fn new(authority: Arc<Authority>, proof: Proof, on_issued: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { authority, proof, on_issued: Box::new(on_issued) }
+    }
+
+    async fn authenticate(&self, token: &str, peer: Option<&Peer>, now: SystemTime) -> Result<SpiffeId, Status> {
+        match &self.proof {
+            Proof::JoinToken => self.by_join_token(token, peer, now),
+            Proof::TokenReview(_) if token.is_empty() => Err(Status::unauthenticated(
+                "no token was given: in Kubernetes certificates are had, and renewed, by the Pod's service-account token",
+            )),
+            Proof::TokenReview(reviewer) => {
+                let workload = reviewer.review(token).await?;
+                tracing::debug!(pod = workload.pod, uid = workload.pod_uid, identity = %workload.identity, "reviewed a token");
+                Ok(workload.identity)
+            }
+        }
     }
 
     /// Who asks: by token, or else by the client certificate of the connection.
-    fn authenticate(&self, token: &str, peer: Option<&Peer>, now: SystemTime) -> Result<SpiffeId, Status> {
-        if !token.is_empty() {
-            return self.authority.tokens().verify(token, now).map_err(|e| Status::unauthenticated(e.to_string()));
+    fn by_join_token(&self, token: &str, peer: Option<&Peer>, now: SystemTime) -> Result<SpiffeId, Status> {
+        if let Some(tokens) = self.authority.tokens().filter(|_| !token.is_empty()) {
+            return tokens.verify(token, now).map_err(|e| Status::unauthenticated(e.to_string()));
         }
         let Some(peer) = peer.and_then(|p| p.certificate.as_ref()) else {
             return Err(Status::unauthenticated(
@@ -51,7 +74,7 @@ impl Identity for Certifier {
         let peer = request.extensions().get::<Peer>().cloned();
         let from = peer.as_ref().map(|p| p.address);
         let request = request.into_inner();
-        let identity = self.authenticate(&request.token, peer.as_ref(), now).inspect_err(|status| {
+        let identity = self.authenticate(&request.token, peer.as_ref(), now).await.inspect_err(|status| {
             tracing::warn!(?from, reason = status.message(), "refused a certificate");
         })?;
         let issued = self.authority.issue(&request.csr, &identity, now).map_err(|error| {
@@ -72,6 +95,7 @@ impl Identity for Certifier {
             identity: identity.to_string(),
             not_before: issue::unix_i64(issued.not_before),
             not_after: issue::unix_i64(issued.not_after),
+            renew_by_token: matches!(self.proof, Proof::TokenReview(_)),
         }))
     }
 }

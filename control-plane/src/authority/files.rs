@@ -147,7 +147,7 @@ pub(super) fn load(folder: &Path) -> anyhow::Result<Material> {
 }
 
 /// That the key is the one in the certificate.
-fn check_belongs(key: &KeyPair, certificate: &CertificateDer<'_>) -> anyhow::Result<()> {
+pub(super) fn check_belongs(key: &KeyPair, certificate: &CertificateDer<'_>) -> anyhow::Result<()> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).context("not an X.509 certificate")?;
     if parsed.tbs_certificate.subject_pki.raw != key.subject_public_key_info().as_slice() {
         bail!("the key does not belong to the certificate");
@@ -212,7 +212,7 @@ pub(super) fn load_or_make_key(file: &Path) -> anyhow::Result<KeyPair> {
 }
 
 /// In PEM, one after the other.
-pub(super) fn to_pem(certificates: &[CertificateDer<'_>]) -> String {
+pub(crate) fn to_pem(certificates: &[CertificateDer<'_>]) -> String {
     let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
     certificates.iter().map(|c| pem::encode_config(&pem::Pem::new("CERTIFICATE", c.to_vec()), config)).collect()
 }

@@ -39,10 +39,38 @@ pub struct Material {
     pub anchors_not_after: SystemTime,
     pub root_key: Option<KeyPair>,
     pub(super) issuer: Issuer<'static, KeyPair>,
-    /// The issuer and its intermediates, without the root.
+    /// The issuer and its intermediates, without the root; empty: the root signs workloads' certificates itself.
     pub chain: Vec<CertificateDer<'static>>,
     pub issuer_not_before: SystemTime,
     pub issuer_not_after: SystemTime,
+}
+
+impl Material {
+    /// Of certificates that come with the key of one of them: `chain` is the issuer, which the key belongs to, and its
+    /// intermediates; `anchors` are what is trusted, the issuer's root first. An issuer that is an anchor signs as the root.
+    ///
+    /// # Errors
+    /// If the key is not the issuer's, or a certificate cannot be read.
+    pub fn of(
+        anchors: Vec<CertificateDer<'static>>,
+        mut chain: Vec<CertificateDer<'static>>,
+        key: KeyPair,
+    ) -> anyhow::Result<Self> {
+        let certificate = chain.first().context("there is no issuer's certificate")?.clone();
+        super::files::check_belongs(&key, &certificate)?;
+        let root = anchors.first().context("there is no trust anchor")?;
+        let (_, anchors_not_after) = validity(root).context("the root")?;
+        let (issuer_not_before, issuer_not_after) = validity(&certificate).context("the issuer's certificate")?;
+        chain.retain(|certificate| !anchors.contains(certificate));
+        let issuer = Issuer::from_ca_cert_der(&certificate, key).context("the issuer's certificate")?;
+        Ok(Self { anchors, anchors_not_after, root_key: None, issuer, chain, issuer_not_before, issuer_not_after })
+    }
+
+    /// Whether it trusts and signs as the other does.
+    pub fn is(&self, other: &Self) -> bool {
+        let key = |material: &Self| material.issuer.key().public_key_raw().to_vec();
+        self.anchors == other.anchors && self.chain == other.chain && key(self) == key(other)
+    }
 }
 
 /// A certificate that was issued.
@@ -116,7 +144,7 @@ pub(super) fn leaf(
 }
 
 /// A self-signed root for `trust_domain`.
-pub(super) fn root(trust_domain: &str, key: &KeyPair, now: SystemTime) -> anyhow::Result<CertificateDer<'static>> {
+pub(crate) fn root(trust_domain: &str, key: &KeyPair, now: SystemTime) -> anyhow::Result<CertificateDer<'static>> {
     // The path below the root: the issuer, and room for one more authority between them.
     let params = authority_params(trust_domain, "root", 2, now, now + ROOT_LIFETIME)?;
     Ok(params.self_signed(key).context("cannot sign the root certificate")?.der().clone())
@@ -168,7 +196,7 @@ fn authority_params(
 }
 
 /// That what is issued now will be believed: signatures, order, constraints and dates, all as a peer checks them.
-pub(super) fn check(material: &Material, now: SystemTime) -> anyhow::Result<()> {
+pub(crate) fn check(material: &Material, now: SystemTime) -> anyhow::Result<()> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let mut roots = RootCertStore::empty();
     for anchor in &material.anchors {

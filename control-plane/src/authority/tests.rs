@@ -93,14 +93,14 @@ fn keys_are_their_owners_only_and_survive_a_restart() {
     for key in [files::ROOT_KEY, files::ISSUER_KEY, files::TOKEN_KEY] {
         assert_eq!(mode(&state.join(key)), 0o600, "{key}");
     }
-    assert_eq!(mode(&first.trust_bundle_file()), 0o644);
-    assert_eq!(fs::read(first.trust_bundle_file()).unwrap(), fs::read(state.join(files::ROOT)).unwrap());
+    assert_eq!(mode(&first.trust_bundle_file().unwrap()), 0o644);
+    assert_eq!(fs::read(first.trust_bundle_file().unwrap()).unwrap(), fs::read(state.join(files::ROOT)).unwrap());
 
     let again = open(&state).unwrap();
     assert_eq!(first.material().anchors, again.material().anchors);
     assert_eq!(first.material().chain, again.material().chain);
-    let (token, _) = first.tokens().issue("shop", "cart", token::DEFAULT_LIFETIME, SystemTime::now()).unwrap();
-    assert_eq!(again.tokens().verify(&token, SystemTime::now()).unwrap(), cart());
+    let (token, _) = first.tokens().unwrap().issue("shop", "cart", token::DEFAULT_LIFETIME, SystemTime::now()).unwrap();
+    assert_eq!(again.tokens().unwrap().verify(&token, SystemTime::now()).unwrap(), cart());
     assert!(!fs::read_dir(&state).unwrap().any(|f| f.unwrap().file_name().to_string_lossy().starts_with('.')));
 }
 
@@ -192,7 +192,7 @@ fn roots_rotate_by_editing_a_file() {
     assert_eq!(authority.material().anchors.len(), 2);
     assert!(bundle.has_changed().unwrap());
     assert_ne!(bundle.borrow_and_update().version, before);
-    assert!(fs::read_to_string(authority.trust_bundle_file()).unwrap().contains(&other));
+    assert!(fs::read_to_string(authority.trust_bundle_file().unwrap()).unwrap().contains(&other));
 
     // Now the other one signs.
     fs::write(&file, format!("{other}{mine}")).unwrap();
@@ -234,17 +234,17 @@ fn tokens_expire_and_are_for_one_authority() {
     let (ours, theirs) = (open(ours.path()).unwrap(), open(theirs.path()).unwrap());
     let now = SystemTime::now();
     let hour = Duration::from_secs(3600);
-    let (token, expires_at) = ours.tokens().issue("shop", "cart", hour, now).unwrap();
+    let (token, expires_at) = ours.tokens().unwrap().issue("shop", "cart", hour, now).unwrap();
     assert_eq!(expires_at, now + hour);
-    assert_eq!(ours.tokens().verify(&format!(" {token}\n"), now).unwrap(), cart());
-    let late = ours.tokens().verify(&token, now + hour + Duration::from_secs(60)).unwrap_err();
+    assert_eq!(ours.tokens().unwrap().verify(&format!(" {token}\n"), now).unwrap(), cart());
+    let late = ours.tokens().unwrap().verify(&token, now + hour + Duration::from_secs(60)).unwrap_err();
     assert!(matches!(late, token::TokenError::Expired(_)), "{late}");
-    assert!(matches!(theirs.tokens().verify(&token, now), Err(token::TokenError::Invalid(_))));
-    assert!(matches!(ours.tokens().verify("nonsense", now), Err(token::TokenError::Invalid(_))));
-    assert!(matches!(ours.tokens().verify(&"x".repeat(1 << 20), now), Err(token::TokenError::TooLong)));
-    assert!(ours.tokens().issue("leno-system", "leno", hour, now).is_err(), "the control plane's own identity");
-    assert!(ours.tokens().issue("a/b", "c", hour, now).is_err());
-    assert!(ours.tokens().issue("a", "b", Duration::ZERO, now).is_err());
+    assert!(matches!(theirs.tokens().unwrap().verify(&token, now), Err(token::TokenError::Invalid(_))));
+    assert!(matches!(ours.tokens().unwrap().verify("nonsense", now), Err(token::TokenError::Invalid(_))));
+    assert!(matches!(ours.tokens().unwrap().verify(&"x".repeat(1 << 20), now), Err(token::TokenError::TooLong)));
+    assert!(ours.tokens().unwrap().issue("leno-system", "leno", hour, now).is_err(), "the control plane's own identity");
+    assert!(ours.tokens().unwrap().issue("a/b", "c", hour, now).is_err());
+    assert!(ours.tokens().unwrap().issue("a", "b", Duration::ZERO, now).is_err());
 }
 
 #[test]

@@ -31,6 +31,8 @@ pub enum InboundMode {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Namespace {
     pub inbound: Option<InboundMode>,
+    /// `leno.dev/inject: enabled`: Pods made in it get a proxy, unless they say otherwise.
+    pub injects: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

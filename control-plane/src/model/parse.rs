@@ -276,7 +276,7 @@ fn object(key: &ObjectKey, identity: &Identity, content: &Value) -> Result<(Obje
 /// Annotations and labels of ours that are spelled wrong, or have no effect there.
 fn unknown_marks(kind: Kind, metadata: &Metadata) -> Vec<String> {
     let known: &[&str] = match kind {
-        Kind::Namespace => &[core::INBOUND],
+        Kind::Namespace => &[core::INBOUND, core::INJECT],
         Kind::Pod => &[core::INBOUND, core::INJECT, core::WEIGHT],
         _ => &[],
     };

@@ -63,6 +63,7 @@ pub struct ServerCredentials {
 
 struct Current {
     tls: Arc<ServerConfig>,
+    material: Arc<issue::Material>,
     trust_domain: String,
     issued_at: SystemTime,
     not_after: SystemTime,
@@ -86,9 +87,13 @@ impl ServerCredentials {
         Ok(())
     }
 
-    /// Past two thirds of its life, or made at a time that the clock has gone back behind.
-    pub fn renewal_due(&self, now: SystemTime) -> bool {
+    /// Past two thirds of its life, made at a time that the clock has gone back behind, or of another root or issuer than that
+    /// in force.
+    pub fn renewal_due(&self, authority: &Authority, now: SystemTime) -> bool {
         let current = self.current.load();
+        if !Arc::ptr_eq(&current.material, &authority.material()) {
+            return true;
+        }
         let life = current.not_after.duration_since(current.issued_at).unwrap_or_default();
         now < current.issued_at || now >= current.issued_at + life.mul_f64(2.0 / 3.0)
     }
@@ -96,10 +101,12 @@ impl ServerCredentials {
 
 impl Current {
     fn issue(authority: &Authority, now: SystemTime) -> anyhow::Result<Self> {
+        // What it is compared with later: if it changes meanwhile, another is issued.
+        let material = authority.material();
         let (issued, key) = authority.issue_own(now).context("cannot issue the control plane's own certificate")?;
         let provider = Arc::new(provider());
         let mut roots = RootCertStore::empty();
-        for anchor in &authority.material().anchors {
+        for anchor in &material.anchors {
             roots.add(anchor.clone()).context("a trust anchor cannot be used")?;
         }
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
@@ -116,6 +123,7 @@ impl Current {
         tls.send_tls13_tickets = 0;
         Ok(Self {
             tls: Arc::new(tls),
+            material,
             trust_domain: authority.trust_domain().to_owned(),
             issued_at: now,
             not_after: issued.not_after,

@@ -106,7 +106,7 @@ impl Running {
 
     fn token(&self, service_account: &str) -> String {
         let (token, _) =
-            self.authority.tokens().issue("shop", service_account, Duration::from_secs(60), SystemTime::now()).unwrap();
+            self.authority.tokens().unwrap().issue("shop", service_account, Duration::from_secs(60), SystemTime::now()).unwrap();
         token
     }
 

@@ -1,15 +1,19 @@
 //! Gets and renews the workload's certificate: key and CSR here, `Identity.Certify` there, renewal at
 //! 2/3 of life with jitter, backoff while the control plane is away. The key never leaves this process.
 //!
-//! The first certificate is had for the join token; later ones for the certificate that is still valid,
-//! or for the token again where the control plane asks for it (Kubernetes) or the certificate expired.
+//! The first certificate is had for the token; later ones for the certificate that is still valid, or for the token again
+//! where the control plane says so (Kubernetes, where the kubelet puts a new one into the file in time) or the certificate
+//! expired.
 
 use std::{
     fs,
     hash::{BuildHasher, RandomState},
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -39,6 +43,7 @@ pub async fn run(config: Arc<Config>, store: Arc<CredentialStore>) {
         mark: config.transparent.as_ref().and_then(|transparent| transparent.mark),
         trust_bundle: config.trust_bundle.clone(),
         token_file: config.token_file.clone(),
+        renew_by_token: AtomicBool::new(false),
         store,
     };
     let metrics = Metrics::new();
@@ -97,9 +102,9 @@ enum Failure {
     Tls(#[from] TlsError),
     #[error("the trust bundle {path}: {reason}", path = path.display())]
     Bundle { path: PathBuf, reason: String },
-    #[error("no valid certificate to renew with, and no join token: give one with --token-file")]
+    #[error("no valid certificate to renew with, and no token: give one with --token-file")]
     NoToken,
-    #[error("the join token {path}: {error}", path = path.display())]
+    #[error("the token {path}: {error}", path = path.display())]
     Token { path: PathBuf, error: io::Error },
     #[error("the control plane refused: {message} ({code:?})", message = .0.message(), code = .0.code())]
     Refused(Status),
@@ -139,17 +144,19 @@ struct Applicant {
     mark: Option<u32>,
     trust_bundle: PathBuf,
     token_file: Option<PathBuf>,
+    /// As the control plane said with the last certificate.
+    renew_by_token: AtomicBool,
     store: Arc<CredentialStore>,
 }
 
 impl Applicant {
-    /// One try, by certificate if there is a valid one, else by token.
+    /// One try: over mTLS if there is a valid certificate, else, or if that does not do, by token alone.
     async fn apply(&self) -> Result<Arc<Credentials>, Failure> {
-        let by_certificate = match self.store.current() {
-            Some(current) if SystemTime::now() < current.not_after => Some(self.by_certificate(&current).await),
+        let renewed = match self.store.current() {
+            Some(current) if SystemTime::now() < current.not_after => Some(self.as_ourselves(&current).await),
             _ => None,
         };
-        let credentials = match by_certificate {
+        let answer = match renewed {
             Some(Err(failure)) if failure.is_about_proof() && self.token_file.is_some() => {
                 tracing::debug!(reason = %failure, "renewing by token");
                 self.by_token().await?
@@ -157,18 +164,25 @@ impl Applicant {
             Some(outcome) => outcome?,
             None => self.by_token().await?,
         };
-        Ok(self.store.install(credentials))
+        self.renew_by_token.store(answer.renew_by_token, Relaxed);
+        Ok(self.store.install(answer.credentials))
     }
 
-    async fn by_certificate(&self, current: &Credentials) -> Result<Credentials, Failure> {
+    /// The connection is verified with the anchors in force, which are newer than those of the bundle file while a root
+    /// changes.
+    async fn as_ourselves(&self, current: &Credentials) -> Result<Answer, Failure> {
+        let token = match self.token_file.as_deref().filter(|_| self.renew_by_token.load(Relaxed)) {
+            Some(file) => read_token(file)?,
+            None => String::new(),
+        };
         within_attempt(async {
             let stream = current.connect_control_plane(self.connect().await?).await?;
-            certify(stream, String::new()).await
+            certify(stream, token).await
         })
         .await
     }
 
-    async fn by_token(&self) -> Result<Credentials, Failure> {
+    async fn by_token(&self) -> Result<Answer, Failure> {
         // Both are read anew each time: tokens are rotated, and so are roots.
         let token = read_token(self.token_file.as_deref().ok_or(Failure::NoToken)?)?;
         let bundle = |reason: String| Failure::Bundle { path: self.trust_bundle.clone(), reason };
@@ -223,8 +237,14 @@ fn read_token(path: &Path) -> Result<String, Failure> {
     }
 }
 
+/// What the control plane gave.
+struct Answer {
+    credentials: Credentials,
+    renew_by_token: bool,
+}
+
 /// Asks for a certificate for a new key over `stream`.
-async fn certify(stream: TlsStream<TcpStream>, token: String) -> Result<Credentials, Failure> {
+async fn certify(stream: TlsStream<TcpStream>, token: String) -> Result<Answer, Failure> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     let mut params = CertificateParams::default();
     // Names are the control plane's to give.
@@ -242,11 +262,11 @@ async fn certify(stream: TlsStream<TcpStream>, token: String) -> Result<Credenti
         .await
         .map_err(|error| Failure::Broken(innermost(&error).to_string()))?;
     let answer = IdentityClient::new(channel).certify(CertifyRequest { csr, token }).await;
-    let CertifyResponse { chain, anchors, .. } = answer.map_err(Failure::from_status)?.into_inner();
+    let CertifyResponse { chain, anchors, renew_by_token, .. } = answer.map_err(Failure::from_status)?.into_inner();
 
     let chain = chain.into_iter().map(Into::into).collect();
     let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
-    Ok(Credentials::new(chain, key, &anchors)?)
+    Ok(Answer { credentials: Credentials::new(chain, key, &anchors)?, renew_by_token })
 }
 
 struct Metrics {

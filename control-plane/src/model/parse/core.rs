@@ -14,7 +14,7 @@ use crate::model::object::{
 
 /// Annotation or label, on a Pod or its Namespace: `strict` or `permissive`.
 pub(super) const INBOUND: &str = "leno.dev/inbound";
-/// Annotation or label, on a Pod: `enabled` or `disabled`.
+/// Annotation or label, on a Pod or its Namespace: `enabled` or `disabled`.
 pub(super) const INJECT: &str = "leno.dev/inject";
 /// Annotation or label, on a Pod: a number of [`WEIGHTS`].
 pub(super) const WEIGHT: &str = "leno.dev/weight";
@@ -36,7 +36,7 @@ fn inbound_mode(metadata: &Metadata) -> Result<Option<InboundMode>, FieldError> 
 }
 
 pub(super) fn namespace(metadata: &Metadata) -> Result<Namespace, FieldError> {
-    Ok(Namespace { inbound: inbound_mode(metadata)? })
+    Ok(Namespace { inbound: inbound_mode(metadata)?, injects: metadata.mark(INJECT) == Some("enabled") })
 }
 
 // ---- Pod ------------------------------------------------------------------------------------

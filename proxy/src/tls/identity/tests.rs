@@ -12,10 +12,10 @@ use crate::tls::testing::Authority;
 
 const WORKLOAD: &str = "spiffe://cluster.local/ns/shop/sa/cart";
 
-/// What a certificate was issued for, "token" or "certificate", and its public key.
-type Issued = (&'static str, Vec<u8>);
+/// What a certificate was issued for, "token", "certificate" or "token over mTLS", and its public key.
+type Issued = (String, Vec<u8>);
 
-/// A control plane that issues for the token "good", or to whom it issued before if `renews`.
+/// A control plane that issues for the token "good", or to whom it issued before if `renews`; if not, it says so.
 struct ControlPlane {
     authority: Arc<Authority>,
     lifetime: Duration,
@@ -29,12 +29,13 @@ impl Identity for ControlPlane {
         let known = request.extensions().get::<Peer>().is_some_and(|peer| peer.0);
         let CertifyRequest { csr, token } = request.into_inner();
         let by = match token.as_str() {
+            "good" if known => "token over mTLS",
             "good" => "token",
             "" if known && self.renews => "certificate",
             _ => return Err(Status::unauthenticated("no proof of who you are")),
         };
         let key = CertificateSigningRequestParams::from_der(&csr.into()).unwrap().public_key;
-        self.issued.lock().unwrap().push((by, key.der_bytes().to_vec()));
+        self.issued.lock().unwrap().push((by.to_owned(), key.der_bytes().to_vec()));
         let spki = SubjectPublicKeyInfo::from_der(&key.subject_public_key_info()).unwrap();
         let now = SystemTime::now();
         let leaf = self.authority.certify(&[WORKLOAD], now - Duration::from_secs(60), now + self.lifetime, true, &spki);
@@ -42,6 +43,7 @@ impl Identity for ControlPlane {
             chain: vec![leaf.to_vec()],
             anchors: vec![self.authority.der()],
             identity: WORKLOAD.to_owned(),
+            renew_by_token: !self.renews,
             ..CertifyResponse::default()
         }))
     }
@@ -75,7 +77,7 @@ async fn applicant(control_plane: ControlPlane, dir: &Path) -> Applicant {
     fs::write(&trust_bundle, authority.pem()).unwrap();
     fs::write(&token_file, "good\n").unwrap();
     let store = Arc::new(CredentialStore::default());
-    Applicant { control_plane: address, mark: None, trust_bundle, token_file: Some(token_file), store }
+    Applicant { control_plane: address, mark: None, trust_bundle, token_file: Some(token_file), renew_by_token: AtomicBool::new(false), store }
 }
 
 fn control_plane(lifetime: Duration, renews: bool) -> ControlPlane {
@@ -95,7 +97,7 @@ async fn first_by_token_then_by_certificate_with_a_new_key_each_time() {
     let second = applicant.apply().await.unwrap();
     assert_eq!(second.epoch, 2);
     let issued = issued.lock().unwrap();
-    assert_eq!((issued[0].0, issued[1].0), ("token", "certificate"));
+    assert_eq!((issued[0].0.as_str(), issued[1].0.as_str()), ("token", "certificate"));
     assert_ne!(issued[0].1, issued[1].1);
 }
 
@@ -108,8 +110,26 @@ async fn by_token_again_where_certificates_do_not_renew_or_have_expired() {
         let applicant = applicant(server, dir.path()).await;
         applicant.apply().await.unwrap();
         applicant.apply().await.unwrap();
-        assert!(issued.lock().unwrap().iter().all(|(by, _)| *by == "token"));
+        assert!(issued.lock().unwrap().iter().all(|(by, _)| by.starts_with("token")));
     }
+}
+
+#[tokio::test]
+async fn where_the_control_plane_wants_the_token_each_time_it_goes_with_the_certificate() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = control_plane(Duration::from_secs(60), false);
+    let issued = server.issued.clone();
+    let applicant = applicant(server, dir.path()).await;
+    applicant.apply().await.unwrap();
+    // The kubelet replaces the file while the old token is good still; the bundle file lags behind a root that changes.
+    fs::write(dir.path().join("bundle.pem"), Authority::new().pem()).unwrap();
+    applicant.apply().await.unwrap();
+    let by: Vec<String> = issued.lock().unwrap().iter().map(|(by, _)| by.clone()).collect();
+    assert_eq!(by, ["token", "token over mTLS"]);
+    // Without a token there is no certificate any more.
+    fs::write(dir.path().join("token"), "revoked").unwrap();
+    assert!(matches!(applicant.apply().await, Err(Failure::Tls(_) | Failure::Refused(_))));
+    assert_eq!(issued.lock().unwrap().len(), 2);
 }
 
 #[tokio::test]

@@ -1,0 +1,90 @@
+//! Which roots are trusted, since when and until when. Pure.
+
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, bail};
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+use serde::{Deserialize, Serialize};
+
+use super::limits;
+use crate::authority::{
+    files,
+    issue::{self, unix},
+};
+
+/// On record for all replicas; the oldest first.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct Record(Vec<Root>);
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Root {
+    /// PEM.
+    certificate: String,
+    /// Unix seconds at which it is known everywhere: from then on certificates may be issued under it.
+    known: u64,
+    /// Unix seconds; None: it is in the Secret.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    until: Option<u64>,
+}
+
+impl Record {
+    pub(super) fn parse(text: &str) -> anyhow::Result<Self> {
+        serde_json::from_str(text).context("it is not a list of roots")
+    }
+
+    pub(super) fn to_text(&self) -> anyhow::Result<String> {
+        Ok(serde_json::to_string_pretty(self)?)
+    }
+
+    /// With `present` in the Secret, where certificates live for `lifetime`.
+    pub(super) fn with(&self, present: &[CertificateDer<'_>], lifetime: Duration, now: SystemTime) -> Self {
+        let propagation = limits::ROOT_PROPAGATION.min(lifetime);
+        let present: Vec<String> = present.iter().map(|root| files::to_pem(std::slice::from_ref(root))).collect();
+        let mut roots = self.0.clone();
+        for root in &mut roots {
+            root.until = match (present.contains(&root.certificate), root.until) {
+                (true, _) => None,
+                (false, Some(until)) => Some(until),
+                // Other replicas may issue under it for as long as the new one is not known everywhere.
+                (false, None) => Some(unix(now + propagation + lifetime + limits::ROOT_GRACE)),
+            };
+        }
+        roots.retain(|root| root.until.is_none_or(|until| unix(now) < until));
+        // Nobody has another one yet: there is nothing to wait for.
+        let known = if self.0.is_empty() { 0 } else { unix(now + propagation) };
+        for certificate in present {
+            if !roots.iter().any(|root| root.certificate == certificate) {
+                roots.push(Root { certificate, known, until: None });
+            }
+        }
+        while roots.len() > limits::ROOTS {
+            let Some(first) = roots.iter().position(|root| root.until.is_some()) else { break };
+            roots.remove(first);
+        }
+        Self(roots)
+    }
+
+    /// Whether certificates may be issued under the first of `anchors`.
+    pub(super) fn is_known_everywhere(&self, anchors: &[CertificateDer<'_>], now: SystemTime) -> bool {
+        let Some(root) = anchors.first().map(|root| files::to_pem(std::slice::from_ref(root))) else { return false };
+        self.0.iter().find(|known| known.certificate == root).is_some_and(|root| root.known <= unix(now))
+    }
+
+    /// Every root that is trusted, that of the issuer (`first`) before the others.
+    pub(super) fn trusted(&self, first: &[CertificateDer<'static>]) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+        let mut trusted: Vec<CertificateDer<'static>> = first.first().into_iter().cloned().collect();
+        for root in &self.0 {
+            let certificate = CertificateDer::from_pem_slice(root.certificate.as_bytes())
+                .context("the record of roots holds something else than a certificate")?;
+            issue::validity(&certificate).context("the record of roots")?;
+            if !trusted.contains(&certificate) {
+                trusted.push(certificate);
+            }
+        }
+        if trusted.is_empty() {
+            bail!("no root is on record");
+        }
+        Ok(trusted)
+    }
+}
