@@ -65,9 +65,14 @@ pub struct Options {
 
 /// Where root and issuer come from.
 enum Home {
-    Folder { options: Options, tokens: TokenKey },
+    Folder {
+        options: Options,
+        tokens: TokenKey,
+    },
     /// From elsewhere ([`Authority::install`]). There are no join tokens.
-    Given { session_key: [u8; 32] },
+    Given {
+        session_key: [u8; 32],
+    },
 }
 
 /// Issues certificates, and join tokens where its home is a folder.

@@ -110,7 +110,9 @@ impl Cluster {
         loop {
             match root::open(client.clone(), trust_domain, lifetime).await {
                 Ok((authority, keeper)) => return Ok((authority, Self { client, keeper, me: name_of_pod() })),
-                Err(error) => tracing::error!(error = format!("{error:#}"), "cannot open the certificate authority yet"),
+                Err(error) => {
+                    tracing::error!(error = format!("{error:#}"), "cannot open the certificate authority yet")
+                }
             }
             sleep(limits::RETRY).await;
         }

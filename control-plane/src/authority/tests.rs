@@ -242,7 +242,10 @@ fn tokens_expire_and_are_for_one_authority() {
     assert!(matches!(theirs.tokens().unwrap().verify(&token, now), Err(token::TokenError::Invalid(_))));
     assert!(matches!(ours.tokens().unwrap().verify("nonsense", now), Err(token::TokenError::Invalid(_))));
     assert!(matches!(ours.tokens().unwrap().verify(&"x".repeat(1 << 20), now), Err(token::TokenError::TooLong)));
-    assert!(ours.tokens().unwrap().issue("leno-system", "leno", hour, now).is_err(), "the control plane's own identity");
+    assert!(
+        ours.tokens().unwrap().issue("leno-system", "leno", hour, now).is_err(),
+        "the control plane's own identity"
+    );
     assert!(ours.tokens().unwrap().issue("a/b", "c", hour, now).is_err());
     assert!(ours.tokens().unwrap().issue("a", "b", Duration::ZERO, now).is_err());
 }

@@ -150,15 +150,15 @@ impl Publisher {
 
     async fn write(&mut self, namespace: &str, bundle: &str) -> anyhow::Result<()> {
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
-        let map = json!({
+        let map = Patch::Apply(json!({
             "apiVersion": "v1",
             "kind": "ConfigMap",
             "metadata": { "name": CONFIG_MAP, "labels": { MANAGED_BY: NAME } },
             "data": { KEY: bundle },
-        });
+        }));
         let apply = PatchParams::apply(FIELD_MANAGER).force();
         // A namespace that is just going takes nothing new, and needs nothing.
-        let written = api.patch(CONFIG_MAP, &apply, &Patch::Apply(&map));
+        let written = api.patch(CONFIG_MAP, &apply, &map);
         if find("write the ConfigMap leno-trust-bundle", written).await?.is_some() {
             self.present.insert(namespace.to_owned(), (bundle.to_owned(), true));
         }
@@ -207,8 +207,7 @@ mod tests {
             entry("d", "new", true),
             entry("e", "something", false),
         ]);
-        let expected =
-            [Step::Write("a".to_owned()), Step::Write("b".to_owned()), Step::Remove("d".to_owned())];
+        let expected = [Step::Write("a".to_owned()), Step::Write("b".to_owned()), Step::Remove("d".to_owned())];
         assert_eq!(steps(&wanted, &present, "new"), expected);
     }
 }

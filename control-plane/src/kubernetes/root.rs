@@ -89,11 +89,7 @@ impl Keeper {
     ///
     /// # Errors
     /// None: what cannot be read changes nothing, and is said.
-    pub async fn keep(
-        mut self,
-        authority: Arc<Authority>,
-        mut stopping: watch::Receiver<bool>,
-    ) -> anyhow::Result<()> {
+    pub async fn keep(mut self, authority: Arc<Authority>, mut stopping: watch::Receiver<bool>) -> anyhow::Result<()> {
         // Short lives are for tests, and must not wait for long ticks.
         let tick = (self.lifetime / 10).clamp(Duration::from_secs(1), limits::ROOT_LOOK);
         let mut complained = None;
@@ -243,11 +239,7 @@ fn new_root(trust_domain: &str, now: SystemTime) -> anyhow::Result<BTreeMap<Stri
     let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).context("cannot make a key")?;
     let root = files::to_pem(&[issue::root(trust_domain, &key, now)?]);
     let entry = |name: &str, text: String| (name.to_owned(), ByteString(text.into_bytes()));
-    Ok(BTreeMap::from([
-        entry(CERTIFICATES, root.clone()),
-        entry(KEY, key.serialize_pem()),
-        entry(CA, root),
-    ]))
+    Ok(BTreeMap::from([entry(CERTIFICATES, root.clone()), entry(KEY, key.serialize_pem()), entry(CA, root)]))
 }
 
 fn new_session_key() -> anyhow::Result<BTreeMap<String, ByteString>> {
@@ -273,12 +265,8 @@ async fn make_if_absent(
         if let Some(secret) = find(&format!("read the Secret {NAMESPACE}/{name}"), secrets.get(name)).await? {
             return Ok(secret);
         }
-        let secret = Secret {
-            metadata: meta(name),
-            type_: Some(kind.to_owned()),
-            data: Some(content()?),
-            ..Secret::default()
-        };
+        let secret =
+            Secret { metadata: meta(name), type_: Some(kind.to_owned()), data: Some(content()?), ..Secret::default() };
         let what = format!("make the Secret {NAMESPACE}/{name}");
         match call(&what, secrets.create(&PostParams::default(), &secret)).await {
             Ok(secret) => {

@@ -70,13 +70,8 @@ impl Verdict {
             None => "nothing of it is in force".to_owned(),
         };
         let _ = write!(message, " ({stays})");
-        let accepted = Condition {
-            kind: "Accepted",
-            status: false,
-            reason: "UnsupportedValue".to_owned(),
-            message,
-            parent: None,
-        };
+        let accepted =
+            Condition { kind: "Accepted", status: false, reason: "UnsupportedValue".to_owned(), message, parent: None };
         let programmed = Programmed { status: "False", reason: "NotAccepted", message: stays };
         Self { generation: None, conditions: vec![accepted], programmed }
     }

@@ -105,8 +105,12 @@ impl Running {
     }
 
     fn token(&self, service_account: &str) -> String {
-        let (token, _) =
-            self.authority.tokens().unwrap().issue("shop", service_account, Duration::from_secs(60), SystemTime::now()).unwrap();
+        let (token, _) = self
+            .authority
+            .tokens()
+            .unwrap()
+            .issue("shop", service_account, Duration::from_secs(60), SystemTime::now())
+            .unwrap();
         token
     }
 

@@ -86,13 +86,25 @@ fn entries_of_others_stay_as_and_where_they_are() {
 fn a_time_of_transition_is_kept_while_the_status_is() {
     let parents = json!([service("cart")]);
     let first = patch(Kind::HttpRoute, &route(parents.clone(), json!(null)), &cart(), BEFORE).unwrap();
-    let lagging = Standing { subscribed: 2, programmed: 1, laggards: vec![laggard("shop/web-1", "pending")], settled: true, ..Standing::default() };
+    let lagging = Standing {
+        subscribed: 2,
+        programmed: 1,
+        laggards: vec![laggard("shop/web-1", "pending")],
+        settled: true,
+        ..Standing::default()
+    };
     let later = Verdict::in_force(4, accepted("Service shop/cart"), &lagging);
     let object = route(parents, first["status"]["parents"].clone());
     let second = patch(Kind::HttpRoute, &object, &later, NOW).unwrap();
     let conditions = &second["status"]["parents"][0]["conditions"];
-    assert_eq!((&conditions[0]["lastTransitionTime"], &conditions[0]["observedGeneration"]), (&json!(BEFORE), &json!(4)));
-    assert_eq!((&conditions[2]["lastTransitionTime"], &conditions[2]["reason"]), (&json!(NOW), &json!("PartiallyProgrammed")));
+    assert_eq!(
+        (&conditions[0]["lastTransitionTime"], &conditions[0]["observedGeneration"]),
+        (&json!(BEFORE), &json!(4))
+    );
+    assert_eq!(
+        (&conditions[2]["lastTransitionTime"], &conditions[2]["reason"]),
+        (&json!(NOW), &json!("PartiallyProgrammed"))
+    );
     let message = "1 of 2 subscribed proxies run generation 4; lagging: shop/web-1 (pending)";
     assert_eq!(conditions[2]["message"], message);
 }
@@ -115,7 +127,8 @@ fn programmed_is_true_only_if_it_is_known() {
 
 #[test]
 fn what_is_not_accepted_is_not_programmed() {
-    let conflicted = Condition { reason: "Conflicted".to_owned(), ..condition("Accepted", false, Some("Service shop/cart:80")) };
+    let conflicted =
+        Condition { reason: "Conflicted".to_owned(), ..condition("Accepted", false, Some("Service shop/cart:80")) };
     let other = accepted("Service shop/web");
     let verdict = Verdict::in_force(3, [vec![conflicted], other].concat(), &all_run_it());
     let mut with_port = service("cart");
@@ -154,7 +167,8 @@ fn a_policy_is_told_of_each_target() {
             { "group": "", "kind": "Service", "name": "gone" },
         ] },
     });
-    let missing = Condition { reason: "TargetNotFound".to_owned(), ..condition("Accepted", false, Some("Service shop/gone")) };
+    let missing =
+        Condition { reason: "TargetNotFound".to_owned(), ..condition("Accepted", false, Some("Service shop/gone")) };
     let conditions = vec![condition("Accepted", true, Some("Service shop/cart:http")), missing];
     let verdict = Verdict::in_force(1, conditions, &all_run_it());
     let patch = patch(Kind::InboundPolicy, &object, &verdict, NOW).unwrap();

@@ -205,7 +205,9 @@ impl Writer {
                 Err(error) => Err(error),
             }
         });
-        let Some((resource, _)) = found.await?.and_then(|group| group.recommended_kind(kind.as_str())) else { return Ok(None) };
+        let Some((resource, _)) = found.await?.and_then(|group| group.recommended_kind(kind.as_str())) else {
+            return Ok(None);
+        };
         self.resources.insert(kind, resource.clone());
         Ok(Some(resource))
     }

@@ -77,7 +77,14 @@ async fn applicant(control_plane: ControlPlane, dir: &Path) -> Applicant {
     fs::write(&trust_bundle, authority.pem()).unwrap();
     fs::write(&token_file, "good\n").unwrap();
     let store = Arc::new(CredentialStore::default());
-    Applicant { control_plane: address, mark: None, trust_bundle, token_file: Some(token_file), renew_by_token: AtomicBool::new(false), store }
+    Applicant {
+        control_plane: address,
+        mark: None,
+        trust_bundle,
+        token_file: Some(token_file),
+        renew_by_token: AtomicBool::new(false),
+        store,
+    }
 }
 
 fn control_plane(lifetime: Duration, renews: bool) -> ControlPlane {
