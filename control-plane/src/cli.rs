@@ -14,12 +14,15 @@ mod duration;
 mod explain;
 mod get;
 mod kinds;
+mod replicas;
 mod token;
 mod wait;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+
+use connect::State;
 
 /// Done, and it is so.
 const SUCCESS: u8 = 0;
@@ -53,14 +56,6 @@ enum Command {
     Check(check::Args),
     Token(token::Args),
     Crds(crds::Args),
-}
-
-/// Where the control plane keeps its state, for commands that ask it.
-#[derive(Debug, Clone, clap::Args)]
-struct State {
-    /// The control plane's state folder; its socket is in there
-    #[arg(long = "state", value_name = "DIR", env = "LENO_STATE")]
-    folder: PathBuf,
 }
 
 /// Runs the command that the process was started with.

@@ -8,11 +8,12 @@ use std::{
 use anyhow::Context as _;
 use clap::{ArgGroup, ArgMatches, parser::ValueSource};
 use ipnet::IpNet;
-use leno_proto::v1::{CheckAuthorityRequest, ListObjectsRequest, ListProxiesRequest};
+use leno_proto::v1::ListObjectsRequest;
 
 use super::{
     block_on, connect, get,
     print::{Style, clean},
+    replicas::Replicas,
     wait,
 };
 use crate::{
@@ -140,11 +141,11 @@ fn documents(folder: &Path, mesh_networks: Vec<IpNet>, findings: &mut Findings) 
 fn running(state: &Path, findings: &mut Findings) -> anyhow::Result<()> {
     findings.title(&format!("Control plane of {}", state.display()));
     let asked = block_on(async {
-        let Some(mut client) = connect::find(state).await? else { return Ok(None) };
-        let authority = client.check_authority(CheckAuthorityRequest {}).await.map_err(connect::said)?.into_inner();
-        let objects = client.list_objects(ListObjectsRequest::default()).await.map_err(connect::said)?.into_inner();
-        let proxies = client.list_proxies(ListProxiesRequest {}).await.map_err(connect::said)?.into_inner();
-        Ok(Some((authority, objects, proxies)))
+        let Some(client) = connect::find(state).await? else { return Ok(None) };
+        let control_plane = Replicas::one(client);
+        let authority = control_plane.check_authority().await?;
+        let objects = control_plane.list_objects(ListObjectsRequest::default()).await?;
+        Ok(Some((authority, objects, control_plane.list_proxies().await?)))
     })?;
     let Some((authority, objects, proxies)) = asked else {
         findings.wrong(

@@ -1,17 +1,170 @@
-//! The operator's socket, from the asking side.
+//! The way to the control plane, from the asking side: the socket in a state folder, or, in a cluster, a port-forward through the API
+//! server to each of its Pods.
 
-use std::{io::ErrorKind, path::Path};
+use std::{
+    io::{self, ErrorKind},
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
 use hyper_util::rt::TokioIo;
-use leno_proto::v1::operator_client::OperatorClient;
-use tokio::net::UnixStream;
+use k8s_openapi::api::{core::v1::Pod, discovery::v1::EndpointSlice};
+use kube::{
+    Api,
+    api::ListParams,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use leno_proto::{CONTROL_PLANE_NAMESPACE, v1::operator_client::OperatorClient};
+use tokio::{net::UnixStream, time::timeout};
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
+use super::replicas::Replicas;
 use crate::operator;
 
 pub(super) type Client = OperatorClient<Channel>;
+
+/// The Service of the control plane, in [`CONTROL_PLANE_NAMESPACE`].
+const SERVICE: &str = "leno";
+/// One call of the API server.
+const CALL: Duration = Duration::from_secs(10);
+
+/// Which control plane is asked.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct State {
+    /// State folder of a control plane that reads a folder [default: ask the control plane of the cluster]
+    #[arg(long = "state", value_name = "DIR", env = "LENO_STATE")]
+    pub(super) folder: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) cluster: Cluster,
+}
+
+/// Which cluster is asked, as kubectl is told.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(super) struct Cluster {
+    /// Context of the kubeconfig to use [default: its current one]
+    #[arg(long, value_name = "NAME", env = "LENO_CONTEXT")]
+    context: Option<String>,
+    /// Kubeconfig file [default: that of KUBECONFIG, else ~/.kube/config]
+    #[arg(long, value_name = "FILE", env = "LENO_KUBECONFIG")]
+    kubeconfig: Option<PathBuf>,
+}
+
+impl State {
+    /// The namespace meant by who names none: that of the kubeconfig's context, or "default".
+    pub(super) fn namespace(&self, said: Option<&str>) -> String {
+        let of_context = || if self.folder.is_none() { self.cluster.namespace() } else { None };
+        said.map(str::to_owned).or_else(of_context).unwrap_or_else(|| "default".to_owned())
+    }
+
+    /// # Errors
+    /// If no control plane can be asked; says what to do.
+    pub(super) async fn connect(&self) -> anyhow::Result<Replicas> {
+        match &self.folder {
+            Some(folder) => Ok(Replicas::one(connect(folder).await?)),
+            None => self.cluster.connect().await,
+        }
+    }
+}
+
+impl Cluster {
+    fn read(&self) -> anyhow::Result<Kubeconfig> {
+        match &self.kubeconfig {
+            Some(file) => {
+                Kubeconfig::read_from(file).with_context(|| format!("cannot read the kubeconfig {}", file.display()))
+            }
+            None => Kubeconfig::read().context(
+                "there is no kubeconfig that can be read: set KUBECONFIG or --kubeconfig to ask a cluster, or --state DIR to ask \
+                 a control plane that reads a folder",
+            ),
+        }
+    }
+
+    fn namespace(&self) -> Option<String> {
+        let config = self.read().ok()?;
+        let name = self.context.as_ref().or(config.current_context.as_ref())?;
+        let context = config.contexts.iter().find(|context| context.name == *name)?;
+        context.context.as_ref()?.namespace.clone()
+    }
+
+    /// A client of the API server.
+    ///
+    /// # Errors
+    /// If there is no kubeconfig, or it cannot be used.
+    pub(super) async fn client(&self) -> anyhow::Result<kube::Client> {
+        let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
+        let config = kube::Config::from_custom_kubeconfig(self.read()?, &options).await;
+        let mut config = config.context("the kubeconfig cannot be used")?;
+        config.connect_timeout = Some(CALL);
+        config.read_timeout = None;
+        config.write_timeout = None;
+        kube::Client::try_from(config).context("the kubeconfig cannot be used")
+    }
+
+    /// To every replica that is ready: each knows the proxies that are connected to it.
+    async fn connect(&self) -> anyhow::Result<Replicas> {
+        let client = self.client().await?;
+        let pods = ready_pods(&client).await?;
+        if pods.is_empty() {
+            bail!(
+                "no control plane is ready in namespace {CONTROL_PLANE_NAMESPACE}: see kubectl -n {CONTROL_PLANE_NAMESPACE} get \
+                 pods, or install one with helm install leno"
+            );
+        }
+        let mut replicas: Option<Replicas> = None;
+        for pod in pods {
+            let channel = forward(client.clone(), pod.clone()).await.with_context(|| {
+                format!(
+                    "cannot reach the control plane's Pod {CONTROL_PLANE_NAMESPACE}/{pod}: you need the right to create \
+                     pods/portforward there (kubectl auth can-i create pods/portforward -n {CONTROL_PLANE_NAMESPACE})"
+                )
+            })?;
+            replicas = Some(match replicas {
+                None => Replicas::one(client_of(channel)),
+                Some(replicas) => replicas.and(client_of(channel)),
+            });
+        }
+        replicas.context("there is no control plane")
+    }
+}
+
+/// Names of the control plane's Pods that are ready, by its Service.
+async fn ready_pods(client: &kube::Client) -> anyhow::Result<Vec<String>> {
+    let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), CONTROL_PLANE_NAMESPACE);
+    let of_service = ListParams::default().labels(&format!("kubernetes.io/service-name={SERVICE}"));
+    let listed = timeout(CALL, slices.list(&of_service)).await.context("the API server does not answer")?;
+    let slices = listed.with_context(|| {
+        format!("cannot ask the API server for the control plane (EndpointSlices in {CONTROL_PLANE_NAMESPACE})")
+    })?;
+    let endpoints = slices.items.into_iter().filter_map(|slice| slice.endpoints).flatten();
+    let ready = endpoints
+        .filter(|endpoint| endpoint.conditions.as_ref().and_then(|conditions| conditions.ready) != Some(false))
+        .filter_map(|endpoint| endpoint.target_ref?.name);
+    let mut pods: Vec<String> = ready.collect();
+    pods.sort();
+    pods.dedup();
+    Ok(pods)
+}
+
+/// To the operator's port on the Pod's own loopback.
+async fn forward(client: kube::Client, pod: String) -> anyhow::Result<Channel> {
+    let pods: Api<Pod> = Api::namespaced(client, CONTROL_PLANE_NAMESPACE);
+    let connector = service_fn(move |_: Uri| {
+        let (pods, pod) = (pods.clone(), pod.clone());
+        async move {
+            let forwarded = timeout(CALL, pods.portforward(&pod, &[operator::PORT])).await?;
+            let stream = forwarded.map_err(io::Error::other)?.take_stream(operator::PORT);
+            stream.map(TokioIo::new).ok_or_else(|| io::Error::other("the API server forwarded no port"))
+        }
+    });
+    // The name is never resolved: the connector knows the way.
+    Ok(Endpoint::from_static("http://leno").connect_with_connector(connector).await?)
+}
+
+fn client_of(channel: Channel) -> Client {
+    OperatorClient::new(channel).max_decoding_message_size(usize::MAX)
+}
 
 /// Whether a control plane answers there: None if there is none.
 pub(super) async fn find(state: &Path) -> anyhow::Result<Option<Client>> {
@@ -32,16 +185,15 @@ pub(super) async fn find(state: &Path) -> anyhow::Result<Option<Client>> {
                 Some(stream) => stream,
                 None => UnixStream::connect(&path).await?,
             };
-            Ok::<_, std::io::Error>(TokioIo::new(stream))
+            Ok::<_, io::Error>(TokioIo::new(stream))
         }
     });
-    // The name is never resolved: the connector knows the way.
     let channel = Endpoint::from_static("http://leno").connect_with_connector(connector).await?;
-    Ok(Some(OperatorClient::new(channel).max_decoding_message_size(usize::MAX)))
+    Ok(Some(client_of(channel)))
 }
 
 /// As [`find`], if there must be one.
-pub(super) async fn connect(state: &Path) -> anyhow::Result<Client> {
+async fn connect(state: &Path) -> anyhow::Result<Client> {
     match find(state).await? {
         Some(client) => Ok(client),
         None => bail!(

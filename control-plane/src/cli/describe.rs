@@ -3,7 +3,7 @@
 use leno_proto::v1::{ListObjectsRequest, ObjectRef, ObjectStatus};
 
 use super::{
-    State, block_on, connect, get, kinds,
+    State, block_on, get, kinds,
     print::{Style, clean},
     wait,
 };
@@ -17,9 +17,9 @@ use super::{
 pub(super) struct Args {
     /// KIND/NAME, or KIND/NAMESPACE/NAME
     object: String,
-    /// Its namespace
-    #[arg(short, long, env = "LENO_NAMESPACE", default_value = "default")]
-    namespace: String,
+    /// Its namespace [default: that of the kubeconfig's context, or default]
+    #[arg(short, long, env = "LENO_NAMESPACE")]
+    namespace: Option<String>,
     #[command(flatten)]
     state: State,
 }
@@ -29,17 +29,15 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         Ok(parsed) => parsed,
         Err(wrong) => return super::usage(&wrong),
     };
-    let namespace = if kind == "Namespace" { "" } else { namespace.unwrap_or(&args.namespace) };
+    let own = args.state.namespace(args.namespace.as_deref());
+    let namespace = if kind == "Namespace" { "" } else { namespace.unwrap_or(&own) };
     let object = ObjectRef { kind: kind.to_owned(), namespace: namespace.to_owned(), name: name.to_owned() };
     let request = ListObjectsRequest {
         kind: object.kind.clone(),
         namespace: object.namespace.clone(),
         name: object.name.clone(),
     };
-    let answer = block_on(async {
-        let answer = connect::connect(&args.state.folder).await?.list_objects(request).await;
-        Ok(answer.map_err(connect::said)?.into_inner())
-    })?;
+    let answer = block_on(async { args.state.connect().await?.list_objects(request).await })?;
     let style = Style::of_stdout();
     let title = wait::title(&object);
     let Some(status) = answer.objects.first() else {

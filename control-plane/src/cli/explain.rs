@@ -4,7 +4,7 @@ use leno_proto::v1::{Decision, ExplainRequest, Explanation, Header, RequestToExp
 use serde_json::{Value, json};
 
 use super::{
-    State, block_on, connect,
+    State, block_on,
     print::{Style, clean},
 };
 
@@ -30,9 +30,9 @@ pub(super) struct Args {
     /// A header of the request, may be repeated
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", env = "LENO_HEADER")]
     headers: Vec<String>,
-    /// The workload's namespace
-    #[arg(short, long, env = "LENO_NAMESPACE", default_value = "default")]
-    namespace: String,
+    /// The workload's namespace [default: that of the kubeconfig's context, or default]
+    #[arg(short, long, env = "LENO_NAMESPACE")]
+    namespace: Option<String>,
     /// How to show it
     #[arg(short, long, value_name = "FORMAT", env = "LENO_OUTPUT", default_value = "text")]
     output: Output,
@@ -53,11 +53,14 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         Err(wrong) => return super::usage(&wrong),
     };
     let workload = &args.workload;
-    let proxy = if workload.contains('/') { workload.clone() } else { format!("{}/{workload}", args.namespace) };
+    let proxy = if workload.contains('/') {
+        workload.clone()
+    } else {
+        format!("{}/{workload}", args.state.namespace(args.namespace.as_deref()))
+    };
     let explanation = block_on(async {
         let asked = ExplainRequest { proxy: proxy.clone(), request: Some(request.clone()) };
-        let answer = connect::connect(&args.state.folder).await?.explain(asked).await;
-        Ok(answer.map_err(connect::said)?.into_inner())
+        args.state.connect().await?.explain(asked).await
     })?;
     match args.output {
         Output::Json => outln!("{:#}", as_json(&explanation)),

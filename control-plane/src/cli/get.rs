@@ -5,13 +5,11 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use leno_proto::v1::{
-    Condition, DocumentError, ListObjectsRequest, ListProxiesRequest, ObjectStatus, ProxyStatus, ResourceKind,
-};
+use leno_proto::v1::{Condition, DocumentError, ListObjectsRequest, ObjectStatus, ProxyStatus, ResourceKind};
 use serde_json::{Value, json};
 
 use super::{
-    State, block_on, connect, kinds,
+    State, block_on, kinds,
     print::{Cell, Style, Table, clean},
     wait,
 };
@@ -66,10 +64,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         namespace: namespace.unwrap_or_default().to_owned(),
         name: name.unwrap_or_default().to_owned(),
     };
-    let mut answer = block_on(async {
-        let answer = connect::connect(&args.state.folder).await?.list_objects(request).await;
-        Ok(answer.map_err(connect::said)?.into_inner())
-    })?;
+    let mut answer = block_on(async { args.state.connect().await?.list_objects(request).await })?;
     if let Some(kinds) = args.kind.as_deref().and_then(kinds::group) {
         let is_of = |object: &ObjectStatus| object.object.as_ref().is_some_and(|name| kinds.contains(&&*name.kind));
         answer.objects.retain(is_of);
@@ -291,10 +286,7 @@ fn error_json(error: &DocumentError) -> Value {
 }
 
 fn proxies(args: &Args, style: Style) -> anyhow::Result<u8> {
-    let answer = block_on(async {
-        let answer = connect::connect(&args.state.folder).await?.list_proxies(ListProxiesRequest {}).await;
-        Ok(answer.map_err(connect::said)?.into_inner())
-    })?;
+    let answer = block_on(async { args.state.connect().await?.list_proxies().await })?;
     let asked_for = |proxy: &ProxyStatus| {
         let (namespace, workload) = proxy.name.split_once('/').unwrap_or(("", &proxy.name));
         args.namespace.as_deref().is_none_or(|n| n == namespace)

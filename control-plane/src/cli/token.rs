@@ -1,14 +1,14 @@
 //! `leno token`
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
 use anyhow::bail;
 use leno_proto::v1::IssueTokenRequest;
 
-use super::{State, block_on, connect, duration};
+use super::{block_on, connect, duration};
 use crate::authority::{files, token::TokenKey};
 
 /// Print a join token, with which a workload outside Kubernetes gets its first certificate
@@ -17,8 +17,9 @@ use crate::authority::{files, token::TokenKey};
 /// expires. It needs no running control plane. Give it to `leno-proxy --token-file`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    #[command(flatten)]
-    state: State,
+    /// The control plane's state folder
+    #[arg(long, value_name = "DIR", env = "LENO_STATE")]
+    state: PathBuf,
     /// Namespace of the workload
     #[arg(short, long, env = "LENO_NAMESPACE", default_value = "default")]
     namespace: String,
@@ -39,7 +40,7 @@ fn lifetime(text: &str) -> Result<Duration, String> {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
-    let folder = &args.state.folder;
+    let folder = &args.state;
     if !folder.exists() {
         // Perhaps the name is mistyped: the token would be one that no control plane takes.
         if !folder.parent().is_some_and(|parent| parent.as_os_str().is_empty() || parent.exists()) {
@@ -63,7 +64,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
 
 /// From the control plane, if it runs: its log says so then.
 async fn ask(args: &Args) -> anyhow::Result<Option<String>> {
-    let Some(mut client) = connect::find(&args.state.folder).await? else { return Ok(None) };
+    let Some(mut client) = connect::find(&args.state).await? else { return Ok(None) };
     let request = IssueTokenRequest {
         namespace: args.namespace.clone(),
         service_account: args.service_account.clone(),

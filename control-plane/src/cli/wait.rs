@@ -5,10 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use leno_proto::v1::{ObjectRef, ObjectStatus, WatchObjectRequest};
+use leno_proto::v1::{ObjectRef, ObjectStatus};
 use tokio::time::timeout_at;
 
-use super::{State, block_on, connect, duration, get, kinds, print::clean};
+use super::{State, block_on, duration, get, kinds, print::clean};
 
 /// Wait until an object's newest generation is in force at every proxy that uses it
 ///
@@ -23,9 +23,9 @@ use super::{State, block_on, connect, duration, get, kinds, print::clean};
 pub(super) struct Args {
     /// KIND/NAME, or KIND/NAMESPACE/NAME
     object: String,
-    /// Its namespace
-    #[arg(short, long, env = "LENO_NAMESPACE", default_value = "default")]
-    namespace: String,
+    /// Its namespace [default: that of the kubeconfig's context, or default]
+    #[arg(short, long, env = "LENO_NAMESPACE")]
+    namespace: Option<String>,
     /// What to wait for
     #[arg(long = "for", value_name = "STATE", env = "LENO_FOR", default_value = "programmed")]
     state_wanted: Wanted,
@@ -54,7 +54,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     let object = match kinds::parse_object(&args.object) {
         Ok((kind, namespace, name)) => ObjectRef {
             kind: kind.to_owned(),
-            namespace: if kind == "Namespace" { "" } else { namespace.unwrap_or(&args.namespace) }.to_owned(),
+            namespace: match (kind, namespace) {
+                ("Namespace", _) => String::new(),
+                (_, Some(namespace)) => namespace.to_owned(),
+                (_, None) => args.state.namespace(args.namespace.as_deref()),
+            },
             name: name.to_owned(),
         },
         Err(wrong) => return super::usage(&wrong),
@@ -65,14 +69,12 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
 async fn watch(args: &Args, object: ObjectRef) -> anyhow::Result<u8> {
     let started = Instant::now();
     let title = title(&object);
-    let mut client = connect::connect(&args.state.folder).await?;
-    let request = WatchObjectRequest { object: Some(object) };
-    let mut statuses = client.watch_object(request).await.map_err(connect::said)?.into_inner();
+    let mut statuses = args.state.connect().await?.watch_object(&object).await?;
     let mut last: Option<ObjectStatus> = None;
     let deadline = tokio::time::Instant::from_std(started + args.timeout);
     loop {
-        match timeout_at(deadline, pin!(statuses.message())).await {
-            Ok(Ok(Some(status))) => match judge(args, &status) {
+        match timeout_at(deadline, pin!(statuses.next())).await {
+            Ok(Ok(status)) => match judge(args, &status) {
                 Verdict::Holds(what) => {
                     outln!("{title} {what} ({:.3} s)", started.elapsed().as_secs_f64());
                     return Ok(super::SUCCESS);
@@ -90,8 +92,7 @@ async fn watch(args: &Args, object: ObjectRef) -> anyhow::Result<u8> {
                 }
                 Verdict::NotYet => last = Some(status),
             },
-            Ok(Ok(None)) => anyhow::bail!("the control plane stopped answering"),
-            Ok(Err(status)) => return Err(connect::said(status)),
+            Ok(Err(error)) => return Err(error),
             Err(_) => {
                 let missed = match args.state_wanted {
                     Wanted::Programmed => "is not in force at every proxy that uses it",

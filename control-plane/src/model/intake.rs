@@ -6,16 +6,19 @@ use std::{collections::BTreeSet, sync::Arc};
 use super::{
     Document, DocumentError, ObjectKey,
     object::Stored,
-    parse::{self, Item, Parsed},
+    parse::{self, Item, Keep, Parsed},
     shared_map::SharedMap,
 };
 
 /// File, and number of the document in it.
 pub(super) type Place = (Arc<str>, u32);
 
-/// "shop.yaml#2"
+/// "shop.yaml#2"; what is no file's document is an object of the API server.
 pub(super) fn source((file, index): &Place) -> String {
-    format!("{file}#{index}")
+    match index {
+        0 => "API server".to_owned(),
+        index => format!("{file}#{index}"),
+    }
 }
 
 /// What a file holds now.
@@ -72,9 +75,16 @@ pub(super) struct Intake {
     disputed: Arc<BTreeSet<ObjectKey>>,
     /// Files with something wrong in them.
     faulty: Arc<BTreeSet<Arc<str>>>,
+    /// Whether documents are kept once they are parsed.
+    keep: Keep,
 }
 
 impl Intake {
+    /// One that does not keep documents.
+    pub(super) fn forgetful() -> Self {
+        Self { keep: Keep::Nothing, ..Self::default() }
+    }
+
     /// Takes in what a file holds now. Adds to `concerned` the objects of which something else may be said than before, but for
     /// those that a broken file held: see [`Self::is_broken`]. Returns whether that concerns [`Self::errors`].
     pub(super) fn take(&mut self, content: FileContent, concerned: &mut BTreeSet<ObjectKey>) -> bool {
@@ -94,7 +104,8 @@ impl Intake {
             next.read.push(match old.next_if(|old| old.document.index == document.index) {
                 Some(old) => Arc::clone(old),
                 None => {
-                    let items = parse::parse(&document).into();
+                    let items = parse::parse(&document, self.keep).into();
+                    let document = self.keep.of(document);
                     let read = Arc::new(Read { document, items });
                     disputes |= self.note(&read, concerned);
                     read

@@ -29,12 +29,39 @@ pub(crate) enum Item {
     Bad(DocumentError),
 }
 
+/// What is kept of documents once they are parsed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Keep {
+    #[default]
+    Documents,
+    /// Whoever has them can be asked again.
+    Nothing,
+}
+
+impl Keep {
+    /// What is kept of a document.
+    pub(crate) fn of(self, document: Document) -> Document {
+        Document { content: self.content(&document.content), ..document }
+    }
+
+    fn content(self, content: &Arc<Value>) -> Arc<Value> {
+        static NOTHING: std::sync::LazyLock<Arc<Value>> = std::sync::LazyLock::new(Arc::default);
+        match self {
+            Self::Documents => Arc::clone(content),
+            Self::Nothing => Arc::clone(&NOTHING),
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Parsed {
     pub(crate) key: ObjectKey,
     pub(crate) object: Arc<Object>,
     pub(crate) hash: Arc<str>,
     pub(crate) unknown: Arc<[String]>,
+    /// The generation that an API server gives it: `metadata.generation` where it stands for all that is read of the object, else
+    /// `metadata.resourceVersion`; 0: it has none.
+    pub(crate) number: u64,
     /// The document, or the item of a List.
     pub(crate) content: Arc<Value>,
 }
@@ -98,14 +125,14 @@ impl Wrong {
 const MAX_LIST_DEPTH: usize = 4;
 
 /// Everything in a document; an empty document holds nothing.
-pub(crate) fn parse(document: &Document) -> Vec<Item> {
+pub(crate) fn parse(document: &Document, keep: Keep) -> Vec<Item> {
     let mut items = Vec::new();
     let content = without_nulls(&document.content);
-    walk(document, &content, "", MAX_LIST_DEPTH, &mut items);
+    walk(&(document, keep), &content, "", MAX_LIST_DEPTH, &mut items);
     items
 }
 
-fn walk(document: &Document, content: &Value, at: &str, depth: usize, items: &mut Vec<Item>) {
+fn walk(of @ (document, keep): &(&Document, Keep), content: &Value, at: &str, depth: usize, items: &mut Vec<Item>) {
     if content.is_null() {
         return;
     }
@@ -139,7 +166,7 @@ fn walk(document: &Document, content: &Value, at: &str, depth: usize, items: &mu
         }
         for (index, item) in list.iter().enumerate() {
             let at = if at.is_empty() { format!("items[{index}]") } else { format!("{at}.items[{index}]") };
-            walk(document, item, &at, depth - 1, items);
+            walk(of, item, &at, depth - 1, items);
         }
         return;
     }
@@ -157,8 +184,13 @@ fn walk(document: &Document, content: &Value, at: &str, depth: usize, items: &mu
             object: Arc::new(object),
             hash: significant(kind, &identity.metadata, content).to_string().into(),
             unknown,
+            number: number(kind, &identity.metadata),
             // An item of its own, so that it does not keep the whole List in memory.
-            content: if at.is_empty() { document.content.clone() } else { Arc::new(content.clone()) },
+            content: if at.is_empty() {
+                keep.content(&document.content)
+            } else {
+                keep.content(&Arc::new(content.clone()))
+            },
             key,
         }))),
         Err(wrong) => items.extend(wrong.0.into_iter().map(|error| bad(Some(key.clone()), error))),
@@ -183,6 +215,18 @@ struct Metadata {
     labels: std::collections::BTreeMap<String, String>,
     annotations: std::collections::BTreeMap<String, String>,
     creation_timestamp: Option<String>,
+    /// As text, since a document may say anything.
+    resource_version: Option<Value>,
+    generation: Option<Value>,
+}
+
+/// See [`Parsed::number`].
+fn number(kind: Kind, metadata: &Metadata) -> u64 {
+    // A Pod's generation says nothing of its addresses, and not every Service has one.
+    let generation =
+        metadata.generation.as_ref().filter(|_| kind.is_route() || kind.is_policy() || kind == Kind::EndpointSlice);
+    let version = || metadata.resource_version.as_ref().and_then(Value::as_str).and_then(|text| text.parse().ok());
+    generation.and_then(Value::as_u64).or_else(version).unwrap_or_default()
 }
 
 impl Metadata {

@@ -11,7 +11,7 @@ use super::{
     index::{self, Index, Objects},
     intake::{Claim, FileContent, Intake, Place, Verdict, source},
     object::Stored,
-    parse::{self, Item, Parsed},
+    parse::{self, Item, Keep, Parsed},
     policies::PolicyIndex,
     routes::RouteIndex,
     shared_map::SharedMap,
@@ -58,6 +58,16 @@ pub struct World {
     last_good_version: u64,
     /// False for the empty world.
     loaded: bool,
+    numbering: Numbering,
+}
+
+/// Where generations of objects come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Numbering {
+    /// Counted here, one for each change of a document.
+    Counted,
+    /// Said by the object, so that all who read it agree.
+    Given,
 }
 
 impl World {
@@ -81,6 +91,17 @@ impl World {
             changed: Vec::new(),
             last_good_version: 0,
             loaded: false,
+            numbering: Numbering::Counted,
+        }
+    }
+
+    /// The world before anything was read, of an API server: it gives objects their generations, and has their documents, which
+    /// are not kept here.
+    pub fn of_api_server(settings: MeshSettings) -> Self {
+        Self {
+            intake: Intake::forgetful(),
+            numbering: Numbering::Given,
+            ..Self::empty(settings, Generations::default())
         }
     }
 
@@ -91,7 +112,7 @@ impl World {
         for document in last_good {
             let place = (document.file.clone(), document.index);
             // What this version of the parser no longer takes is as if it had not been kept.
-            for item in parse::parse(&document) {
+            for item in parse::parse(&document, Keep::Documents) {
                 let Item::Object(parsed) = item else { continue };
                 let generation = match world.gone.get(&parsed.key.to_string()) {
                     // It was removed, and that was not kept in time.
@@ -159,6 +180,7 @@ impl World {
             changed: Vec::new(),
             last_good_version: self.last_good_version,
             loaded: true,
+            numbering: self.numbering,
         };
         for key in &concerned {
             next.decide(key, in_force.get(key), self.generation);
@@ -194,8 +216,10 @@ impl World {
                 all.remove(key)
             };
         }
-        let generation = |stored: &Option<Arc<Stored>>| stored.as_ref().map(|stored| stored.generation);
-        if generation(&before) != generation(&stored) {
+        // What an API server gives a number may change without it: a mark among the annotations.
+        let state =
+            |stored: &Option<Arc<Stored>>| stored.as_ref().map(|stored| (stored.generation, Arc::clone(&stored.hash)));
+        if state(&before) != state(&stored) {
             self.changed.push(key.clone());
         }
         match (&before, stored) {
@@ -218,6 +242,8 @@ impl World {
     fn stored(&self, Claim { parsed, place }: &Claim, before: Option<&Arc<Stored>>, mesh: u64) -> Arc<Stored> {
         let generation = match before {
             Some(old) if old.is(parsed, place) => return Arc::clone(old),
+            Some(old) if self.numbering == Numbering::Given && old.hash == parsed.hash => old.generation,
+            _ if self.numbering == Numbering::Given => parsed.number,
             Some(old) => old.generation + u64::from(old.hash != parsed.hash),
             None => match self.gone.get(&parsed.key.to_string()) {
                 Some((generation, hash)) if **hash == *parsed.hash => *generation,
@@ -368,6 +394,11 @@ impl World {
     /// Documents of kinds that are not read.
     pub fn ignored(&self) -> Vec<String> {
         self.intake.ignored()
+    }
+
+    /// How many objects are in force.
+    pub fn objects_in_force(&self) -> usize {
+        self.objects.len()
     }
 
     /// Every object in force.

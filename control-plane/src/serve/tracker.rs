@@ -398,7 +398,8 @@ impl Record {
             let behind = match generation {
                 // It is gone: whatever is still made from it is behind.
                 None => in_force.is_some() || unknown,
-                Some(generation) if wanted.is_some() => in_force.is_none_or(|g| g < generation),
+                // Above what is wanted: of an earlier object of that name, whose numbers the API server began anew.
+                Some(generation) if wanted.is_some() => in_force.is_none_or(|g| g < generation || Some(g) > wanted),
                 // No longer made from it, or not known yet to be.
                 Some(_) => in_force.is_some() && standing.lag.is_some(),
             };

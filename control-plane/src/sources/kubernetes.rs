@@ -1,34 +1,254 @@
 //! The API server, watched.
+//!
+//! One task per kind lists and watches ([`reflector`]), keeping what the model reads of each object ([`trim`]). One thread takes in what
+//! they find, a few milliseconds' worth at a time, and publishes the next world. The first world comes once every kind is listed. While
+//! the API server is away, everything stays as it was; when it is back, watches go on where they were, or what is listed is compared
+//! with what is known, so that only differences count.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
-use tokio::sync::watch;
+use anyhow::Context as _;
+use kube::Client;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::timeout,
+};
 
-use crate::model::{Generations, MeshSettings, ObjectKey, World};
+use crate::model::{Document, FileContent, Kind, MeshSettings, ObjectKey, World};
+
+mod reflector;
+mod resources;
+mod trim;
+
+use resources::is_missing;
+use trim::Seen;
+
+/// Everything that has a bound here, by name.
+pub(crate) mod limits {
+    use std::time::Duration;
+
+    /// What arrives within this time of the first change becomes one world with it.
+    pub(crate) const BATCH: Duration = Duration::from_millis(2);
+    /// Changes in one world, beyond the first listing: others become the next.
+    pub(crate) const BATCH_CHANGES: usize = 10_000;
+    /// Changes that wait to be taken in; watches wait when there are more.
+    pub(crate) const QUEUE: usize = 1024;
+    /// Objects per page of a list.
+    pub(crate) const PAGE: u32 = 500;
+    /// One answer that is not a watch.
+    pub(crate) const CALL: Duration = Duration::from_secs(30);
+    /// A watch is ended by the API server after about this (± 20 %), and goes on.
+    pub(crate) const WATCH: Duration = Duration::from_secs(290);
+    /// A watch that says nothing for so long, not even a bookmark (which come every minute), is taken up anew: its connection may be dead.
+    pub(crate) const WATCH_SILENCE: Duration = Duration::from_secs(90);
+    /// Between attempts that fail: the first, doubled up to the last, each with jitter.
+    pub(crate) const RETRY_FIRST: Duration = Duration::from_millis(200);
+    /// See [`RETRY_FIRST`].
+    pub(crate) const RETRY_LAST: Duration = Duration::from_secs(10);
+    /// Between looks whether a kind is served that was not.
+    pub(crate) const LOOK_AGAIN: Duration = Duration::from_secs(10);
+    /// A kind that was served and is not any more is believed to be gone after so many looks: an API server that starts does not serve
+    /// custom kinds at once.
+    pub(crate) const LOOKS_UNTIL_GONE: u32 = 3;
+}
+
+/// Something that a reflector found.
+#[derive(Debug)]
+pub(crate) enum Update {
+    /// All objects of a kind.
+    Listed(Kind, Vec<Seen>),
+    /// An object that is new, or has changed.
+    Is(Kind, Seen),
+    /// An object that is gone, at that version.
+    IsNot(Kind, Arc<str>, u64),
+}
+
+/// Highest version taken in, by kind.
+type Versions = BTreeMap<Kind, u64>;
 
 /// See [`super::Prompt`].
 #[derive(Clone)]
 pub struct Prompt {
-    _world: watch::Receiver<Arc<World>>,
+    client: Client,
+    world: watch::Receiver<Arc<World>>,
+    versions: watch::Receiver<Versions>,
 }
 
 impl Prompt {
-    pub(super) async fn look(&self, _object: Option<&ObjectKey>) {}
+    /// Returns once the API server's newest version of `object` is published. At once if it cannot be asked.
+    pub(super) async fn look(&self, object: Option<&ObjectKey>) {
+        let Some(key) = object else { return };
+        let newest = match timeout(limits::CALL, resources::version_of(&self.client, key)).await {
+            Ok(Ok(newest)) => newest,
+            Ok(Err(error)) => return tracing::debug!(%key, %error, "cannot ask for the newest version"),
+            Err(_) => return,
+        };
+        // An error: nothing is read any more, so there is nothing to wait for.
+        let _ = match newest {
+            Some(version) => {
+                let taken_in = |versions: &Versions| versions.get(&key.kind).is_some_and(|known| *known >= version);
+                self.versions.clone().wait_for(taken_in).await.err()
+            }
+            None => self.world.clone().wait_for(|world| world.object(key).is_none()).await.err(),
+        };
+    }
 }
 
-/// Lists everything once, then watches in the background.
+/// Lists everything once, then watches in the background. An API server that does not answer is waited for.
 ///
 /// # Errors
-/// None yet.
-pub async fn watch(
-    client: kube::Client,
-    settings: MeshSettings,
-) -> anyhow::Result<(watch::Receiver<Arc<World>>, Prompt)> {
-    let world = World::empty(settings, Generations::default()).apply(Vec::new(), Vec::new());
-    let (publish, worlds) = watch::channel(Arc::new(world));
-    tokio::spawn(async move {
-        publish.closed().await;
-        drop(client);
-    });
-    Ok((worlds.clone(), Prompt { _world: worlds }))
+/// If no thread can be started.
+pub async fn watch(client: Client, settings: MeshSettings) -> anyhow::Result<(watch::Receiver<Arc<World>>, Prompt)> {
+    let (found, updates) = mpsc::channel(limits::QUEUE);
+    for resource in resources::ALL {
+        tokio::spawn(reflector::run(client.clone(), resource, found.clone()));
+    }
+    let (first, first_world) = oneshot::channel();
+    let versions = watch::Sender::new(Versions::new());
+    let seen = versions.subscribe();
+    let mut intake = Intake {
+        updates,
+        world: World::of_api_server(settings),
+        held: HashMap::new(),
+        missing: resources::ALL.iter().map(|resource| resource.kind).collect(),
+        versions,
+    };
+    std::thread::Builder::new()
+        .name("leno-kubernetes".to_owned())
+        .spawn(move || intake.run(first))
+        .context("cannot start the thread that takes in what the API server says")?;
+    let world = first_world.await.context("the API server is not read any more")?;
+    Ok((world.clone(), Prompt { client, world, versions: seen }))
 }
+
+/// Makes worlds of updates.
+struct Intake {
+    updates: mpsc::Receiver<Update>,
+    world: World,
+    /// What is known, by kind: objects and their versions.
+    held: HashMap<Kind, HashMap<Arc<str>, u64>>,
+    /// Kinds that were not listed yet.
+    missing: BTreeSet<Kind>,
+    versions: watch::Sender<Versions>,
+}
+
+/// Changes that become one world.
+#[derive(Default)]
+struct Batch {
+    files: BTreeMap<Arc<str>, FileContent>,
+    versions: Versions,
+}
+
+impl Intake {
+    /// Until nobody wants worlds any more.
+    fn run(&mut self, first: oneshot::Sender<watch::Receiver<Arc<World>>>) {
+        let mut batch = Batch::default();
+        while !self.missing.is_empty() {
+            let Some(update) = self.updates.blocking_recv() else { return };
+            self.add(update, &mut batch);
+        }
+        let mut world = Arc::new(self.world.change(std::mem::take(&mut batch.files).into_values()));
+        tracing::info!(objects = world.objects_in_force(), "read everything that the API server has");
+        let publish = watch::Sender::new(Arc::clone(&world));
+        self.took_in(batch.versions);
+        if first.send(publish.subscribe()).is_err() {
+            return;
+        }
+        while let Some(update) = self.updates.blocking_recv() {
+            if publish.is_closed() {
+                return;
+            }
+            let mut batch = Batch::default();
+            self.add(update, &mut batch);
+            std::thread::sleep(limits::BATCH);
+            while batch.files.len() < limits::BATCH_CHANGES
+                && let Ok(update) = self.updates.try_recv()
+            {
+                self.add(update, &mut batch);
+            }
+            let next = world.change(std::mem::take(&mut batch.files).into_values());
+            // What changes nothing that is used wakes nobody.
+            if next.generation() != world.generation() || next.errors() != world.errors() {
+                world = Arc::new(next);
+                publish.send_replace(Arc::clone(&world));
+            } else {
+                world = Arc::new(next);
+                publish.send_if_modified(|published| {
+                    *published = Arc::clone(&world);
+                    false
+                });
+            }
+            self.took_in(batch.versions);
+        }
+    }
+
+    fn add(&mut self, update: Update, batch: &mut Batch) {
+        match update {
+            Update::Listed(kind, objects) => {
+                self.missing.remove(&kind);
+                let present: HashSet<Arc<str>> = objects.iter().map(|seen| Arc::clone(&seen.file)).collect();
+                let held = self.held.entry(kind).or_default();
+                let gone: Vec<Arc<str>> = held.keys().filter(|file| !present.contains(*file)).cloned().collect();
+                for file in gone {
+                    held.remove(&file);
+                    batch.put(kind, file, None, 0);
+                }
+                for seen in objects {
+                    self.put(kind, seen, batch);
+                }
+                // A kind without objects is taken in, too.
+                batch.versions.entry(kind).or_default();
+            }
+            Update::Is(kind, seen) => self.put(kind, seen, batch),
+            Update::IsNot(kind, file, version) => {
+                self.held.entry(kind).or_default().remove(&file);
+                batch.put(kind, file, None, version);
+            }
+        }
+    }
+
+    fn put(&mut self, kind: Kind, seen: Seen, batch: &mut Batch) {
+        let held = self.held.entry(kind).or_default();
+        // Listed again, and the same.
+        if seen.version > 0 && held.get(&seen.file) == Some(&seen.version) {
+            return;
+        }
+        held.insert(Arc::clone(&seen.file), seen.version);
+        batch.put(kind, seen.file, Some(seen.content), seen.version);
+    }
+
+    fn took_in(&self, versions: Versions) {
+        self.versions.send_modify(|known| {
+            for (kind, version) in versions {
+                let known = known.entry(kind).or_default();
+                *known = version.max(*known);
+            }
+        });
+    }
+}
+
+impl Batch {
+    /// The latest wins.
+    fn put(&mut self, kind: Kind, file: Arc<str>, content: Option<serde_json::Value>, version: u64) {
+        let known = self.versions.entry(kind).or_default();
+        *known = version.max(*known);
+        let document = |content| Document { file: Arc::clone(&file), index: 0, content: Arc::new(content) };
+        let documents = content.map(document).into_iter().collect();
+        self.files.insert(Arc::clone(&file), FileContent { file, documents, unreadable: Vec::new() });
+    }
+}
+
+/// ± 20 %, so that many do not come at once.
+fn jittered(base: Duration) -> Duration {
+    let mut bytes = [0_u8; 2];
+    // Without randomness there is no jitter.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().secure_random.fill(&mut bytes);
+    base.mul_f64(0.8 + 0.4 * f64::from(u16::from_ne_bytes(bytes)) / f64::from(u16::MAX))
+}
+
+#[cfg(test)]
+mod tests;

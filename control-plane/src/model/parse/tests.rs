@@ -5,7 +5,7 @@ use super::*;
 mod inbound_policy;
 
 fn items(content: Value) -> Vec<Item> {
-    parse(&Document { file: "f.yaml".into(), index: 3, content: Arc::new(content) })
+    parse(&Document { file: "f.yaml".into(), index: 3, content: Arc::new(content) }, Keep::Documents)
 }
 
 /// "field: reason" of a document with one thing wrong.

@@ -1,0 +1,266 @@
+//! The replicas of a control plane, asked as one. Each knows the objects, and the proxies that are connected to it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use leno_proto::v1::{
+    CheckAuthorityRequest, CheckAuthorityResponse, ExplainRequest, Explanation, ListObjectsRequest,
+    ListObjectsResponse, ListProxiesRequest, ListProxiesResponse, ObjectRef, ObjectStatus, ProxyStatus,
+    WatchObjectRequest,
+};
+use tokio::sync::mpsc;
+use tonic::{Code, Status};
+
+use super::connect::{Client, said};
+
+/// Never empty.
+#[derive(Clone)]
+pub(super) struct Replicas {
+    first: Client,
+    others: Vec<Client>,
+}
+
+impl Replicas {
+    pub(super) fn one(client: Client) -> Self {
+        Self { first: client, others: Vec::new() }
+    }
+
+    pub(super) fn and(mut self, client: Client) -> Self {
+        self.others.push(client);
+        self
+    }
+
+    fn all(&self) -> impl Iterator<Item = Client> {
+        std::iter::once(&self.first).chain(&self.others).cloned()
+    }
+
+    pub(super) async fn list_objects(&self, request: ListObjectsRequest) -> anyhow::Result<ListObjectsResponse> {
+        let mut answers = Vec::new();
+        for mut replica in self.all() {
+            answers.push(replica.list_objects(request.clone()).await.map_err(said)?.into_inner());
+        }
+        let connected = self.connected_elsewhere().await?;
+        Ok(objects(answers, &connected))
+    }
+
+    pub(super) async fn list_proxies(&self) -> anyhow::Result<ListProxiesResponse> {
+        let mut answers = Vec::new();
+        for mut replica in self.all() {
+            answers.push(replica.list_proxies(ListProxiesRequest {}).await.map_err(said)?.into_inner());
+        }
+        Ok(proxies(answers))
+    }
+
+    /// Names of connected proxies, which another replica may miss. With one replica: it knows.
+    async fn connected_elsewhere(&self) -> anyhow::Result<BTreeSet<String>> {
+        if self.others.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let all = self.list_proxies().await?.proxies.into_iter();
+        Ok(all.filter(|proxy| proxy.connected).map(|proxy| proxy.name).collect())
+    }
+
+    /// By the replica that the proxy is connected to.
+    pub(super) async fn explain(&self, request: ExplainRequest) -> anyhow::Result<Explanation> {
+        let mut unknown = Status::not_found("no replica knows that proxy");
+        for mut replica in self.all() {
+            match replica.explain(request.clone()).await {
+                Ok(answer) => return Ok(answer.into_inner()),
+                Err(status) if status.code() == Code::NotFound => unknown = status,
+                Err(status) => return Err(said(status)),
+            }
+        }
+        Err(said(unknown))
+    }
+
+    /// All replicas have the same authority.
+    pub(super) async fn check_authority(&self) -> anyhow::Result<CheckAuthorityResponse> {
+        Ok(self.first.clone().check_authority(CheckAuthorityRequest {}).await.map_err(said)?.into_inner())
+    }
+
+    /// The state of an object, again whenever it changes.
+    pub(super) async fn watch_object(&self, object: &ObjectRef) -> anyhow::Result<Statuses> {
+        let (sender, news) = mpsc::channel(1);
+        let mut count = 0;
+        for (index, mut replica) in self.all().enumerate() {
+            let request = WatchObjectRequest { object: Some(object.clone()) };
+            let mut statuses = replica.watch_object(request).await.map_err(said)?.into_inner();
+            let sender = sender.clone();
+            tokio::spawn(async move {
+                loop {
+                    let news = statuses.message().await;
+                    let last = !matches!(news, Ok(Some(_)));
+                    if sender.send((index, news)).await.is_err() || last {
+                        return;
+                    }
+                }
+            });
+            count = index + 1;
+        }
+        Ok(Statuses { replicas: self.clone(), news, known: vec![None; count] })
+    }
+}
+
+type News = Result<Option<ObjectStatus>, Status>;
+
+/// See [`Replicas::watch_object`].
+pub(super) struct Statuses {
+    replicas: Replicas,
+    news: mpsc::Receiver<(usize, News)>,
+    /// What each replica said last.
+    known: Vec<Option<ObjectStatus>>,
+}
+
+impl Statuses {
+    /// Once every replica has said something, at each change.
+    pub(super) async fn next(&mut self) -> anyhow::Result<ObjectStatus> {
+        loop {
+            let Some((index, news)) = self.news.recv().await else {
+                anyhow::bail!("the control plane stopped answering")
+            };
+            let status = news.map_err(said)?;
+            let status = status.ok_or_else(|| anyhow::anyhow!("the control plane stopped answering"))?;
+            if let Some(known) = self.known.get_mut(index) {
+                *known = Some(status);
+            }
+            if self.known.iter().all(Option::is_some) {
+                let connected = self.replicas.connected_elsewhere().await?;
+                return Ok(merged(self.known.iter().flatten().cloned().collect(), &connected));
+            }
+        }
+    }
+}
+
+fn objects(answers: Vec<ListObjectsResponse>, connected: &BTreeSet<String>) -> ListObjectsResponse {
+    let replicas = answers.len();
+    let mut all = ListObjectsResponse::default();
+    let mut by_name: BTreeMap<(String, String, String), Vec<ObjectStatus>> = BTreeMap::new();
+    let mut order = Vec::new();
+    for answer in answers {
+        all.generation = all.generation.max(answer.generation);
+        for error in answer.errors {
+            if !all.errors.contains(&error) {
+                all.errors.push(error);
+            }
+        }
+        for status in answer.objects {
+            let ObjectRef { kind, namespace, name } = status.object.clone().unwrap_or_default();
+            let key = (kind, namespace, name);
+            let known = by_name.entry(key.clone()).or_default();
+            if known.is_empty() {
+                order.push(key);
+            }
+            known.push(status);
+        }
+    }
+    for key in order {
+        let Some(statuses) = by_name.remove(&key) else { continue };
+        let everywhere = statuses.len() == replicas;
+        let mut status = merged(statuses, connected);
+        status.settled &= everywhere;
+        all.objects.push(status);
+    }
+    all
+}
+
+fn proxies(answers: Vec<ListProxiesResponse>) -> ListProxiesResponse {
+    let mut all = ListProxiesResponse::default();
+    let mut by_name: BTreeMap<String, ProxyStatus> = BTreeMap::new();
+    for answer in answers {
+        all.generation = all.generation.max(answer.generation);
+        for proxy in answer.proxies {
+            // Where it was before it moved, it is still known.
+            match by_name.get(&proxy.name) {
+                Some(known) if known.connected => {}
+                _ => drop(by_name.insert(proxy.name.clone(), proxy)),
+            }
+        }
+    }
+    all.proxies = by_name.into_values().collect();
+    all
+}
+
+/// What several replicas say of one object. `connected`: proxies that no replica need miss.
+fn merged(statuses: Vec<ObjectStatus>, connected: &BTreeSet<String>) -> ObjectStatus {
+    let newest = statuses.iter().filter(|status| !status.absent).map(|status| status.generation).max();
+    let agree = statuses.iter().all(|status| (!status.absent).then_some(status.generation) == newest);
+    let settled = agree && statuses.iter().all(|status| status.settled);
+    let speaks = statuses.iter().position(|status| (!status.absent).then_some(status.generation) == newest);
+    let mut all = speaks.and_then(|index| statuses.get(index)).cloned().unwrap_or_default();
+    (all.subscribed, all.programmed, all.settled) = (0, 0, settled);
+    all.laggards.clear();
+    for status in statuses {
+        all.subscribed += status.subscribed;
+        // Of an older generation, or a newer one: it says nothing of this.
+        all.programmed += if status.generation == all.generation { status.programmed } else { 0 };
+        for laggard in status.laggards {
+            if laggard.reason == "disconnected" && connected.contains(&laggard.proxy) {
+                all.subscribed = all.subscribed.saturating_sub(1);
+            } else {
+                all.laggards.push(laggard);
+            }
+        }
+        for error in status.errors {
+            if !all.errors.contains(&error) {
+                all.errors.push(error);
+            }
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use leno_proto::v1::Laggard;
+
+    use super::*;
+
+    fn status(generation: u64, subscribed: u32, programmed: u32, laggards: &[&str]) -> ObjectStatus {
+        let laggard = |proxy: &&str| Laggard {
+            proxy: (*proxy).to_owned(),
+            reason: "disconnected".to_owned(),
+            ..Laggard::default()
+        };
+        ObjectStatus {
+            generation,
+            subscribed,
+            programmed,
+            laggards: laggards.iter().map(laggard).collect(),
+            settled: true,
+            ..ObjectStatus::default()
+        }
+    }
+
+    #[test]
+    fn replicas_add_up() {
+        let all = merged(vec![status(7, 2, 2, &[]), status(7, 3, 2, &["shop/a"])], &BTreeSet::new());
+        assert_eq!((all.subscribed, all.programmed, all.laggards.len(), all.settled), (5, 4, 1, true));
+    }
+
+    #[test]
+    fn who_moved_to_another_replica_is_not_missed() {
+        let connected = BTreeSet::from(["shop/a".to_owned()]);
+        let all = merged(vec![status(7, 2, 2, &[]), status(7, 1, 0, &["shop/a"])], &connected);
+        assert_eq!((all.subscribed, all.programmed, all.laggards.len()), (2, 2, 0));
+    }
+
+    #[test]
+    fn a_replica_that_is_behind_says_nothing_of_what_is_new() {
+        let all = merged(vec![status(7, 2, 2, &[]), status(8, 1, 1, &[])], &BTreeSet::new());
+        assert_eq!((all.generation, all.subscribed, all.programmed, all.settled), (8, 3, 1, false));
+        let absent = ObjectStatus { absent: true, settled: true, ..ObjectStatus::default() };
+        let all = merged(vec![absent.clone(), status(8, 1, 1, &[])], &BTreeSet::new());
+        assert!(!all.absent && !all.settled);
+        let all = merged(vec![absent.clone(), absent], &BTreeSet::new());
+        assert!(all.absent && all.settled);
+    }
+
+    #[test]
+    fn a_proxy_is_where_it_is_connected() {
+        let proxy = |connected| ProxyStatus { name: "shop/a".to_owned(), connected, ..ProxyStatus::default() };
+        let answer = |connected| ListProxiesResponse { proxies: vec![proxy(connected)], generation: 1 };
+        for answers in [[true, false], [false, true]] {
+            let all = proxies(answers.map(answer).into());
+            assert!(all.proxies.len() == 1 && all.proxies[0].connected);
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! One kind: listed, then watched, for as long as somebody listens.
+
+use std::{pin::pin, time::Duration};
+
+use anyhow::{Context as _, anyhow};
+use kube::{
+    Client,
+    api::{ListParams, WatchParams},
+    core::{Request, WatchEvent},
+};
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
+use tokio_stream::StreamExt as _;
+
+use super::{
+    Update, is_missing, jittered, limits,
+    resources::{Resource, number},
+    trim::{self, Seen},
+};
+
+/// Nobody listens any more.
+struct Unwanted;
+
+/// Why a watch is over.
+enum Over {
+    /// It goes on from where it was.
+    Resume,
+    /// What happened since is not known any more: everything is listed again.
+    Relist,
+    Unwanted,
+}
+
+#[derive(Deserialize)]
+struct List {
+    metadata: ListMeta,
+    #[serde(default)]
+    items: Vec<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ListMeta {
+    #[serde(default)]
+    resource_version: String,
+    #[serde(default, rename = "continue")]
+    more: String,
+}
+
+struct Reflector {
+    client: Client,
+    resource: Resource,
+    found: mpsc::Sender<Update>,
+    retry: Duration,
+    /// How often in a row the kind was not served.
+    unserved: u32,
+    /// Something was sent.
+    listed: bool,
+}
+
+pub(super) async fn run(client: Client, resource: Resource, found: mpsc::Sender<Update>) {
+    let mut reflector = Reflector { client, resource, found, retry: limits::RETRY_FIRST, unserved: 0, listed: false };
+    while let Ok(()) = reflector.round().await {}
+}
+
+impl Reflector {
+    /// From a list to the moment that another is needed.
+    async fn round(&mut self) -> Result<(), Unwanted> {
+        let served = match timeout(limits::CALL, self.resource.served(&self.client)).await {
+            Ok(Ok(served)) => served,
+            Ok(Err(error)) => return self.failed("cannot tell whether the kind is served", error.into()).await,
+            Err(_) => return self.failed("cannot tell whether the kind is served", anyhow!("no answer")).await,
+        };
+        let Some(api) = served else { return self.is_not_served().await };
+        let (objects, mut version) = match self.list(api).await {
+            Ok(listed) => listed,
+            Err(error) if error.downcast_ref().is_some_and(is_missing) => return self.is_not_served().await,
+            Err(error) => return self.failed("cannot list", error).await,
+        };
+        if !self.listed || self.unserved > 0 {
+            let kind = self.resource.kind.as_str();
+            tracing::debug!(kind, api, objects = objects.len(), "listed");
+        }
+        self.unserved = 0;
+        self.send(Update::Listed(self.resource.kind, objects)).await?;
+        self.retry = limits::RETRY_FIRST;
+        loop {
+            match self.watch(api, &mut version).await {
+                Ok(Over::Resume) => self.retry = limits::RETRY_FIRST,
+                Ok(Over::Relist) => return Ok(()),
+                Ok(Over::Unwanted) => return Err(Unwanted),
+                // Custom kinds go, and versions of them.
+                Err(error) if error.downcast_ref().is_some_and(is_missing) => {
+                    return self.failed("cannot watch any more", error).await;
+                }
+                Err(error) => self.failed("cannot watch", error).await?,
+            }
+        }
+    }
+
+    /// Once it is sure, there are no objects of the kind.
+    async fn is_not_served(&mut self) -> Result<(), Unwanted> {
+        self.unserved = self.unserved.saturating_add(1);
+        if !self.listed || self.unserved == limits::LOOKS_UNTIL_GONE {
+            tracing::info!(
+                kind = self.resource.kind.as_str(),
+                group = self.resource.group,
+                "the API server has no such kind"
+            );
+            self.send(Update::Listed(self.resource.kind, Vec::new())).await?;
+        }
+        self.rest(jittered(limits::LOOK_AGAIN)).await
+    }
+
+    async fn list(&self, api: &str) -> anyhow::Result<(Vec<Seen>, String)> {
+        let mut objects = Vec::new();
+        let mut params = ListParams { limit: Some(limits::PAGE), ..ListParams::default() };
+        loop {
+            let request = Request::new(self.resource.path(api)).list(&params)?;
+            let page: List =
+                timeout(limits::CALL, self.client.request(request)).await.context("no answer in time")??;
+            objects.extend(page.items.into_iter().filter_map(|item| self.seen(api, item)));
+            if page.metadata.more.is_empty() {
+                return Ok((objects, page.metadata.resource_version));
+            }
+            params.continue_token = Some(page.metadata.more);
+        }
+    }
+
+    /// From `version`, which goes on with what is seen.
+    async fn watch(&self, api: &str, version: &mut String) -> anyhow::Result<Over> {
+        let seconds = u32::try_from(jittered(limits::WATCH).as_secs()).unwrap_or(u32::MAX);
+        let params = WatchParams { timeout: Some(seconds), bookmarks: true, ..WatchParams::default() };
+        let request = Request::new(self.resource.path(api)).watch(&params, version)?;
+        let events = timeout(limits::CALL, self.client.request_events::<Value>(request)).await;
+        let events = match events.context("no answer in time")? {
+            Ok(events) => events,
+            Err(error) if is_gone(&error) => return Ok(Over::Relist),
+            Err(error) => return Err(error.into()),
+        };
+        let mut events = pin!(events);
+        loop {
+            let event = tokio::select! {
+                event = timeout(limits::WATCH_SILENCE, events.next()) => event,
+                () = self.found.closed() => return Ok(Over::Unwanted),
+            };
+            let update = match event {
+                Err(_) | Ok(None) => return Ok(Over::Resume),
+                Ok(Some(Err(error))) if is_gone(&error) => return Ok(Over::Relist),
+                Ok(Some(Err(error))) => return Err(error.into()),
+                Ok(Some(Ok(WatchEvent::Error(status)))) if status.code == 410 => return Ok(Over::Relist),
+                Ok(Some(Ok(WatchEvent::Error(status)))) => return Err(kube::Error::Api(status).into()),
+                Ok(Some(Ok(WatchEvent::Bookmark(bookmark)))) => {
+                    *version = bookmark.metadata.resource_version;
+                    continue;
+                }
+                Ok(Some(Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)))) => {
+                    note_version(version, &object);
+                    self.seen(api, object).map(|seen| Update::Is(self.resource.kind, seen))
+                }
+                Ok(Some(Ok(WatchEvent::Deleted(object)))) => {
+                    note_version(version, &object);
+                    let file = trim::file(self.resource.kind, &object);
+                    file.map(|file| Update::IsNot(self.resource.kind, file, number(Some(version))))
+                }
+            };
+            let Some(update) = update else { continue };
+            if self.found.send(update).await.is_err() {
+                return Ok(Over::Unwanted);
+            }
+        }
+    }
+
+    fn seen(&self, api: &str, object: Value) -> Option<Seen> {
+        trim::seen(self.resource.kind, &self.resource.api_version(api), object)
+    }
+
+    async fn send(&mut self, update: Update) -> Result<(), Unwanted> {
+        self.listed = true;
+        self.found.send(update).await.map_err(|_| Unwanted)
+    }
+
+    async fn failed(&mut self, what: &'static str, error: anyhow::Error) -> Result<(), Unwanted> {
+        let stays = if self.listed { "what is known stays in force" } else { "nothing is served before it is read" };
+        tracing::warn!(
+            kind = self.resource.kind.as_str(),
+            error = format!("{error:#}"),
+            again_in_ms = u64::try_from(self.retry.as_millis()).unwrap_or(u64::MAX),
+            "{what}: {stays}"
+        );
+        let rest = jittered(self.retry);
+        self.retry = (self.retry * 2).min(limits::RETRY_LAST);
+        self.rest(rest).await
+    }
+
+    async fn rest(&self, how_long: Duration) -> Result<(), Unwanted> {
+        tokio::select! {
+            () = sleep(how_long) => Ok(()),
+            () = self.found.closed() => Err(Unwanted),
+        }
+    }
+}
+
+fn note_version(version: &mut String, object: &Value) {
+    if let Some(now) = object.pointer("/metadata/resourceVersion").and_then(Value::as_str) {
+        now.clone_into(version);
+    }
+}
+
+/// The version to go on from is too old.
+fn is_gone(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 410 || status.reason == "Expired")
+}

@@ -1,0 +1,279 @@
+use std::collections::VecDeque;
+
+use kube::client::Body;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tonic::codegen::http::{Request, Response};
+
+use super::{resources::Resource, *};
+use crate::model::{InboundMode, Object};
+
+fn settings() -> MeshSettings {
+    MeshSettings { inbound: InboundMode::Permissive, ..MeshSettings::strict("cluster.local") }
+}
+
+fn pod(name: &str, version: u64, change: impl FnOnce(&mut Value)) -> Value {
+    let mut pod = json!({
+        "metadata": {
+            "name": name, "namespace": "shop", "uid": "u", "resourceVersion": version.to_string(), "generation": 1,
+            "labels": {"app": "cart", "leno.dev/inject": "enabled"},
+            "managedFields": [{"manager": "kubelet"}],
+        },
+        "spec": {
+            "serviceAccountName": "cart",
+            "initContainers": [{"name": "leno-proxy", "restartPolicy": "Always"}],
+            "containers": [{"name": "app", "env": [{"name": "A", "value": "b"}]}],
+        },
+        "status": {"phase": "Running", "podIP": "10.0.0.7", "podIPs": [{"ip": "10.0.0.7"}, {"ip": "fd00::7"}]},
+    });
+    change(&mut pod);
+    pod
+}
+
+fn service(name: &str, version: u64) -> Value {
+    json!({
+        "metadata": {"name": name, "namespace": "shop", "resourceVersion": version.to_string()},
+        "spec": {"type": "ClusterIP", "clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9"], "selector": {"app": "cart"},
+            "ports": [{"port": 80, "targetPort": "http", "nodePort": null}]},
+        "status": {"loadBalancer": {}},
+    })
+}
+
+fn route(generation: u64, version: u64, path: &str) -> Value {
+    json!({
+        "metadata": {"name": "cart", "namespace": "shop", "resourceVersion": version.to_string(), "generation": generation},
+        "spec": {"parentRefs": [{"group": "", "kind": "Service", "name": "cart"}],
+            "rules": [{"matches": [{"path": {"type": "PathPrefix", "value": path}}], "newerField": true,
+                "backendRefs": [{"name": "cart", "port": 80}]}]},
+        "status": {"parents": []},
+    })
+}
+
+fn seen(kind: Kind, object: Value) -> Seen {
+    let resource = Resource::of(kind).unwrap();
+    trim::seen(kind, &resource.api_version(resource.versions[0]), object).unwrap()
+}
+
+#[test]
+fn of_a_pod_what_the_model_reads_is_kept() {
+    let kept = seen(Kind::Pod, pod("a", 7, |_| {}));
+    assert_eq!((&*kept.file, kept.version), ("Pod shop/a", 7));
+    let expected = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "a", "namespace": "shop", "resourceVersion": "7", "generation": 1, "labels": {},
+            "annotations": {"leno.dev/inject": "enabled"}},
+        "spec": {"serviceAccountName": "cart"},
+        "status": {"podIP": "10.0.0.7", "podIPs": [{"ip": "10.0.0.7"}, {"ip": "fd00::7"}]},
+    });
+    assert_eq!(kept.content, expected);
+}
+
+#[test]
+fn a_pod_is_in_the_mesh_exactly_if_it_has_a_proxy() {
+    let injected = |change: fn(&mut Value)| {
+        let kept = seen(Kind::Pod, pod("a", 7, change)).content;
+        (kept["metadata"]["annotations"]["leno.dev/inject"] == "enabled", kept["status"]["podIP"].is_string())
+    };
+    assert_eq!(injected(|_| {}), (true, true));
+    // What it was marked with does not count.
+    assert_eq!(injected(|pod| pod["spec"]["initContainers"] = json!([])), (false, true));
+    assert_eq!(injected(|pod| pod["metadata"]["labels"]["leno.dev/inject"] = json!("disabled")), (true, true));
+    // An address that is the node's, or another Pod's by now.
+    let on_host = |pod: &mut Value| {
+        pod["spec"]["hostNetwork"] = json!(true);
+        pod["spec"]["initContainers"] = json!([]);
+    };
+    assert_eq!(injected(on_host), (false, false));
+    assert_eq!(injected(|pod| pod["status"]["phase"] = json!("Succeeded")), (true, false));
+}
+
+struct Running {
+    updates: mpsc::Sender<Update>,
+    world: watch::Receiver<Arc<World>>,
+    versions: watch::Receiver<Versions>,
+}
+
+/// With everything listed, and nothing there.
+async fn running() -> Running {
+    let (updates, taken) = mpsc::channel(limits::QUEUE);
+    let (first, world) = oneshot::channel();
+    let versions = watch::Sender::new(Versions::new());
+    let seen = versions.subscribe();
+    let mut intake = Intake {
+        updates: taken,
+        world: World::of_api_server(settings()),
+        held: HashMap::new(),
+        missing: resources::ALL.iter().map(|resource| resource.kind).collect(),
+        versions,
+    };
+    std::thread::spawn(move || intake.run(first));
+    for resource in resources::ALL {
+        updates.send(Update::Listed(resource.kind, Vec::new())).await.unwrap();
+    }
+    Running { updates, world: world.await.unwrap(), versions: seen }
+}
+
+impl Running {
+    async fn tell(&mut self, kind: Kind, version: u64, update: Update) -> Arc<World> {
+        self.updates.send(update).await.unwrap();
+        self.versions.wait_for(|versions| versions[&kind] >= version).await.unwrap();
+        Arc::clone(&self.world.borrow())
+    }
+}
+
+fn key(kind: Kind, name: &str) -> ObjectKey {
+    ObjectKey { kind, namespace: "shop".into(), name: name.into() }
+}
+
+#[tokio::test]
+async fn generations_are_those_that_the_api_server_gives() {
+    let mut running = running().await;
+    let world = running.tell(Kind::Pod, 7, Update::Is(Kind::Pod, seen(Kind::Pod, pod("a", 7, |_| {})))).await;
+    assert_eq!(world.info(&key(Kind::Pod, "a")).unwrap().generation, 7);
+    let first = world.generation();
+    // A status that nobody reads changes nothing.
+    let touched = pod("a", 9, |pod| pod["status"]["conditions"] = json!([{"type": "Ready"}]));
+    let world = running.tell(Kind::Pod, 9, Update::Is(Kind::Pod, seen(Kind::Pod, touched))).await;
+    assert_eq!((world.info(&key(Kind::Pod, "a")).unwrap().generation, world.generation()), (7, first));
+    let moved = pod("a", 11, |pod| pod["status"]["podIPs"] = json!([{"ip": "10.0.0.8"}]));
+    let world = running.tell(Kind::Pod, 11, Update::Is(Kind::Pod, seen(Kind::Pod, moved))).await;
+    assert_eq!((world.info(&key(Kind::Pod, "a")).unwrap().generation, world.generation()), (11, first + 1));
+
+    let of = |generation, version, path| {
+        Update::Is(Kind::HttpRoute, seen(Kind::HttpRoute, route(generation, version, path)))
+    };
+    let world = running.tell(Kind::HttpRoute, 20, of(3, 20, "/a")).await;
+    let info = world.info(&key(Kind::HttpRoute, "cart")).unwrap();
+    assert_eq!((info.generation, info.source.as_str()), (3, "API server"));
+    let world = running.tell(Kind::HttpRoute, 21, of(3, 21, "/a")).await;
+    assert_eq!(world.info(&key(Kind::HttpRoute, "cart")).unwrap().generation, 3);
+    // Removed and made again, it begins anew.
+    let gone = Update::IsNot(Kind::HttpRoute, "HTTPRoute shop/cart".into(), 22);
+    assert!(running.tell(Kind::HttpRoute, 22, gone).await.info(&key(Kind::HttpRoute, "cart")).is_none());
+    let world = running.tell(Kind::HttpRoute, 23, of(1, 23, "/b")).await;
+    assert_eq!(world.info(&key(Kind::HttpRoute, "cart")).unwrap().generation, 1);
+}
+
+#[tokio::test]
+async fn listed_again_only_differences_count() {
+    let mut running = running().await;
+    let services = |names: &[(&str, u64)]| {
+        let seen = |(name, version): &(&str, u64)| {
+            let mut object = service(name, *version);
+            object["spec"]["clusterIPs"] = json!([]);
+            object["spec"]["clusterIP"] = json!("");
+            seen(Kind::Service, object)
+        };
+        Update::Listed(Kind::Service, names.iter().map(seen).collect())
+    };
+    let world = running.tell(Kind::Service, 6, services(&[("a", 5), ("b", 6)])).await;
+    let generation = world.generation();
+    let world = running.tell(Kind::Service, 7, services(&[("a", 5), ("b", 6), ("c", 7)])).await;
+    assert_eq!((world.objects_in_force(), world.generation()), (3, generation + 1));
+    let world = running.tell(Kind::Service, 8, services(&[("d", 8), ("b", 6)])).await;
+    assert!(world.object(&key(Kind::Service, "a")).is_none() && world.object(&key(Kind::Service, "b")).is_some());
+    assert_eq!(world.objects_in_force(), 2);
+}
+
+#[tokio::test]
+async fn a_bad_object_keeps_its_last_good_version() {
+    let mut running = running().await;
+    let of = |version, path| Update::Is(Kind::HttpRoute, seen(Kind::HttpRoute, route(1, version, path)));
+    running.tell(Kind::HttpRoute, 20, of(20, "/a")).await;
+    let world = running.tell(Kind::HttpRoute, 21, of(21, "no path")).await;
+    let info = world.info(&key(Kind::HttpRoute, "cart")).unwrap();
+    assert!(info.held_over);
+    assert_eq!(world.errors().len(), 1);
+    assert!(world.errors()[0].field.starts_with("spec.rules[0].matches[0].path"), "{:?}", world.errors());
+    let Some(Object::Route(_)) = world.object(&key(Kind::HttpRoute, "cart")) else { panic!() };
+    let gone = Update::IsNot(Kind::HttpRoute, "HTTPRoute shop/cart".into(), 22);
+    let world = running.tell(Kind::HttpRoute, 22, gone).await;
+    assert!(world.errors().is_empty() && world.info(&key(Kind::HttpRoute, "cart")).is_none());
+}
+
+/// What is asked for, by path and the part of the query that matters, and what is answered, in this order.
+type Script = Arc<Mutex<VecDeque<(&'static str, u16, String)>>>;
+
+/// An API server that answers by a script, then keeps silent.
+fn scripted(script: &Script) -> Client {
+    let script = Arc::clone(script);
+    let answer = tower::service_fn(move |request: Request<Body>| {
+        let next = script.lock().pop_front();
+        async move {
+            let Some((expected, status, body)) = next else { return std::future::pending().await };
+            let asked = request.uri().to_string();
+            assert!(asked.contains(expected), "{asked} is not {expected}");
+            Ok::<_, std::convert::Infallible>(
+                Response::builder().status(status).body(Body::from(body.into_bytes())).unwrap(),
+            )
+        }
+    });
+    Client::new(answer, "default")
+}
+
+fn list(version: &str, more: &str, items: &[Value]) -> String {
+    json!({"metadata": {"resourceVersion": version, "continue": more}, "items": items}).to_string()
+}
+
+fn events(events: &[(&str, Value)]) -> String {
+    events.iter().map(|(kind, object)| format!("{}\n", json!({"type": kind, "object": object}))).collect()
+}
+
+fn status(code: u16, reason: &str) -> Value {
+    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": reason, "reason": reason, "code": code})
+}
+
+async fn next(found: &mut mpsc::Receiver<Update>) -> String {
+    match found.recv().await.unwrap() {
+        Update::Listed(_, objects) => {
+            let files: Vec<String> = objects.iter().map(|seen| format!("{}@{}", seen.file, seen.version)).collect();
+            format!("listed {}", files.join(" "))
+        }
+        Update::Is(_, seen) => format!("is {}@{}", seen.file, seen.version),
+        Update::IsNot(_, file, version) => format!("is not {file}@{version}"),
+    }
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_where_it_was_and_lists_again_when_it_must() {
+    let bookmark = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"resourceVersion": "12"}});
+    let script: Script = Arc::new(Mutex::new(VecDeque::from([
+        ("/api/v1/services?&limit=500", 200, list("10", "page2", &[service("a", 3)])),
+        ("continue=page2", 200, list("10", "", &[service("b", 4)])),
+        ("resourceVersion=10", 200, events(&[("MODIFIED", service("a", 11)), ("BOOKMARK", bookmark)])),
+        // It ended; then the API server is away, and comes back.
+        ("resourceVersion=12", 503, status(503, "ServiceUnavailable").to_string()),
+        ("resourceVersion=12", 200, events(&[("DELETED", service("b", 13)), ("ERROR", status(410, "Expired"))])),
+        ("limit=500", 200, list("20", "", &[service("a", 11)])),
+    ])));
+    let (sender, mut found) = mpsc::channel(8);
+    let reflector = tokio::spawn(reflector::run(scripted(&script), Resource::of(Kind::Service).unwrap(), sender));
+    assert_eq!(next(&mut found).await, "listed Service shop/a@3 Service shop/b@4");
+    assert_eq!(next(&mut found).await, "is Service shop/a@11");
+    assert_eq!(next(&mut found).await, "is not Service shop/b@13");
+    assert_eq!(next(&mut found).await, "listed Service shop/a@11");
+    drop(found);
+    reflector.await.unwrap();
+}
+
+#[tokio::test]
+async fn kinds_come_when_they_are_installed_and_older_versions_will_do() {
+    let versions = |versions: &[&str]| {
+        let versions: Vec<Value> = versions.iter().map(|version| json!({"version": version})).collect();
+        json!({"kind": "APIGroup", "name": "gateway.networking.k8s.io", "versions": versions}).to_string()
+    };
+    let served = |names: &[&str]| {
+        let names: Vec<Value> = names.iter().map(|name| json!({"name": name})).collect();
+        json!({"kind": "APIResourceList", "resources": names}).to_string()
+    };
+    let script: Script = Arc::new(Mutex::new(VecDeque::from([
+        ("/apis/gateway.networking.k8s.io", 404, status(404, "NotFound").to_string()),
+        ("/apis/gateway.networking.k8s.io", 200, versions(&["v1", "v1alpha2"])),
+        ("/apis/gateway.networking.k8s.io/v1?", 200, served(&["httproutes", "httproutes/status"])),
+        ("/apis/gateway.networking.k8s.io/v1alpha2?", 200, served(&["tcproutes"])),
+    ])));
+    let (client, resource) = (scripted(&script), Resource::of(Kind::TcpRoute).unwrap());
+    assert_eq!(resource.served(&client).await.unwrap(), None);
+    assert_eq!(resource.served(&client).await.unwrap(), Some("v1alpha2"));
+    assert!(script.lock().is_empty());
+}

@@ -1,0 +1,118 @@
+//! What is kept of an object: what the model reads, in the form of a document. Pure.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+
+use super::resources::number;
+use crate::model::Kind;
+
+/// The proxy's container: a Pod is in the mesh exactly if it has one of this name.
+const PROXY_CONTAINER: &str = "leno-proxy";
+/// See [`crate::model`]: whether a Pod is in the mesh.
+const INJECT: &str = "leno.dev/inject";
+
+/// An object as it was seen.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    /// Its name among documents: "HTTPRoute shop/cart".
+    pub(crate) file: Arc<str>,
+    /// `metadata.resourceVersion`
+    pub(crate) version: u64,
+    pub(crate) content: Value,
+}
+
+/// None: it has no name, so it is nothing that an API server sends.
+pub(crate) fn seen(kind: Kind, api_version: &str, mut object: Value) -> Option<Seen> {
+    let file = file(kind, &object)?;
+    let version = number(object.pointer("/metadata/resourceVersion").and_then(Value::as_str));
+    let mut content = json!({ "apiVersion": api_version, "kind": kind.as_str(), "metadata": metadata(&mut object) });
+    match kind {
+        Kind::Namespace => {}
+        Kind::Service => keep(&mut object, &mut content, &SERVICE_FIELDS),
+        Kind::EndpointSlice => keep(&mut object, &mut content, &[&["addressType"], &["ports"], &["endpoints"]]),
+        Kind::Pod => pod(&mut object, &mut content),
+        _ => keep(&mut object, &mut content, &[&["spec"]]),
+    }
+    Some(Seen { file, version, content })
+}
+
+/// As [`Seen::file`].
+pub(crate) fn file(kind: Kind, object: &Value) -> Option<Arc<str>> {
+    let text = |name: &str| object.get("metadata")?.get(name)?.as_str();
+    let name = text("name")?;
+    Some(match text("namespace") {
+        Some(namespace) => format!("{} {namespace}/{name}", kind.as_str()).into(),
+        None => format!("{} {name}", kind.as_str()).into(),
+    })
+}
+
+const SERVICE_FIELDS: [&[&str]; 5] =
+    [&["spec", "type"], &["spec", "clusterIP"], &["spec", "clusterIPs"], &["spec", "externalName"], &["spec", "ports"]];
+
+/// Moves fields from one object into another, at the same path.
+fn keep(from: &mut Value, to: &mut Value, fields: &[&[&str]]) {
+    for path in fields {
+        let taken = path.iter().try_fold(&mut *from, |at, name| at.get_mut(*name)).map(Value::take);
+        if let Some(value) = taken.filter(|value| !value.is_null()) {
+            set(to, path, value);
+        }
+    }
+}
+
+fn set(object: &mut Value, path: &[&str], value: Value) {
+    let Some((name, rest)) = path.split_first() else {
+        *object = value;
+        return;
+    };
+    if !object.is_object() {
+        *object = Value::Object(Map::new());
+    }
+    if let Some(fields) = object.as_object_mut() {
+        set(fields.entry(*name).or_insert(Value::Null), rest, value);
+    }
+}
+
+fn metadata(object: &mut Value) -> Value {
+    let Some(mut from) = object.get_mut("metadata").map(Value::take) else { return Value::Null };
+    let mut to = Value::Object(Map::new());
+    keep(
+        &mut from,
+        &mut to,
+        &[&["name"], &["namespace"], &["generation"], &["resourceVersion"], &["creationTimestamp"]],
+    );
+    for map in ["labels", "annotations"] {
+        let Some(Value::Object(marks)) = from.get_mut(map).map(Value::take) else { continue };
+        let used = |name: &str| {
+            name.starts_with("leno.dev/")
+                || matches!(name, "kubernetes.io/service-name" | "topology.kubernetes.io/zone")
+        };
+        let marks: Map<String, Value> = marks.into_iter().filter(|(name, _)| used(name)).collect();
+        if !marks.is_empty() {
+            set(&mut to, &[map], Value::Object(marks));
+        }
+    }
+    to
+}
+
+fn pod(object: &mut Value, content: &mut Value) {
+    let named = |list: &str| {
+        let containers = object.pointer(list).and_then(Value::as_array);
+        containers.is_some_and(|all| all.iter().any(|one| one["name"] == PROXY_CONTAINER))
+    };
+    let meshed = named("/spec/initContainers") || named("/spec/containers");
+    // It has ended, and its address may be another's by now.
+    let ended = matches!(object.pointer("/status/phase").and_then(Value::as_str), Some("Succeeded" | "Failed"));
+    // Its address is its node's: who calls that does not mean the Pod, but for endpoints that name it.
+    let of_node = object.pointer("/spec/hostNetwork") == Some(&Value::Bool(true)) && !meshed;
+    keep(object, content, &[&["spec", "serviceAccountName"]]);
+    if !ended && !of_node {
+        keep(object, content, &[&["status", "podIP"], &["status", "podIPs"]]);
+    }
+    // What was asked for when it was made does not matter any more.
+    if let Some(labels) = content.pointer_mut("/metadata/labels").and_then(Value::as_object_mut) {
+        labels.remove(INJECT);
+    }
+    let injected = if meshed { "enabled" } else { "disabled" };
+    set(content, &["metadata", "annotations", INJECT], Value::String(injected.to_owned()));
+}
