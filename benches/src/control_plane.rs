@@ -27,8 +27,8 @@ use crate::{
     machine,
     results::{Row, save},
 };
-use crowd::Crowd;
-use plan::{Marked, Plan};
+pub(crate) use crowd::{Answered, Crowd};
+pub(crate) use plan::{Marked, Plan};
 pub(crate) use proxies::{Args as ProxyArgs, run as run_proxies};
 
 /// Longest wait for anything.
@@ -333,7 +333,7 @@ async fn knows(state: &Path, crowd: &Crowd) -> Result<()> {
 }
 
 /// User and system time of a process so far.
-fn cpu(process: &Process) -> Result<Duration> {
+pub(crate) fn cpu(process: &Process) -> Result<Duration> {
     let stat = fs::read_to_string(format!("/proc/{}/stat", process.pid()))?;
     let (_, fields) = stat.rsplit_once(") ").context("/proc/…/stat")?;
     let ticks: Vec<u64> = fields.split(' ').skip(11).take(2).map(str::parse).collect::<Result<_, _>>()?;

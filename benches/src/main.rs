@@ -7,6 +7,7 @@ mod control_plane;
 mod data_plane;
 mod figures;
 mod instructions;
+mod kubernetes;
 mod leno;
 mod load;
 mod machine;
@@ -31,6 +32,8 @@ enum Args {
     Policy(policy::Args),
     /// Thousands of simulated proxies: change to last answer, CPU and memory of the control plane.
     ControlPlane(control_plane::Args),
+    /// The control plane on the API server that KUBECONFIG names, with thousands of Services and endpoints.
+    Kubernetes(kubernetes::Args),
     /// Writes report.md and its plots anew from results.json.
     Report,
     /// Instructions per request, counted by valgrind, compared with earlier ones.
@@ -53,6 +56,7 @@ async fn main() -> anyhow::Result<()> {
         Args::DataPlane(args) => interruptible(data_plane::run(&args)).await,
         Args::Policy(args) => interruptible(policy::run(&args)).await,
         Args::ControlPlane(args) => interruptible(control_plane::run(&args)).await,
+        Args::Kubernetes(args) => interruptible(kubernetes::run(&args)).await,
         Args::SimulatedProxies(args) => control_plane::run_proxies(&args).await,
         Args::Instructions(args) => interruptible(instructions::run(&args)).await,
         Args::Report => report::write(),

@@ -18,7 +18,7 @@ use tokio::{
 use super::{LIMIT, plan::Plan};
 
 /// See the module.
-pub(super) struct Crowd {
+pub(crate) struct Crowd {
     processes: Vec<Members>,
     /// By Service: how many subscribe to it, in all processes.
     subscribers: HashMap<usize, usize>,
@@ -32,15 +32,15 @@ struct Members {
 }
 
 /// The end of one change.
-pub(super) struct Answered {
+pub(crate) struct Answered {
     /// When the last proxy that it concerned answered.
-    pub(super) at: SystemTime,
+    pub(crate) at: SystemTime,
     /// Of deltas that were received since the change before.
-    pub(super) bytes: u64,
+    pub(crate) bytes: u64,
 }
 
 impl Crowd {
-    pub(super) fn start(
+    pub(crate) fn start(
         plan: Plan,
         proxies: usize,
         at_most: usize,
@@ -63,6 +63,9 @@ impl Crowd {
             ] {
                 command.args([option, &value]);
             }
+            if plan.by_name {
+                command.arg("--by-name");
+            }
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
             let mut child = command.spawn().context("start simulated proxies")?;
             let stdout = child.stdout.take().context("the output of simulated proxies")?;
@@ -77,7 +80,7 @@ impl Crowd {
     }
 
     /// Returns once every proxy has everything that it subscribed to.
-    pub(super) async fn ready(&mut self) -> Result<()> {
+    pub(crate) async fn ready(&mut self) -> Result<()> {
         for members in &mut self.processes {
             let line = within("simulated proxies connect", LIMIT * 3, members.line()).await?;
             ensure!(line == "ready", "simulated proxies said {line:?}");
@@ -86,19 +89,19 @@ impl Crowd {
     }
 
     /// How many subscribe to a Service.
-    pub(super) fn subscribers(&self, service: usize) -> usize {
+    pub(crate) fn subscribers(&self, service: usize) -> usize {
         self.subscribers.get(&service).copied().unwrap_or_default()
     }
 
     /// A Service that somebody subscribes to, and that is not the popular one. None: there is none.
-    pub(super) fn some_service(&self, random: &mut fastrand::Rng) -> Option<usize> {
+    pub(crate) fn some_service(&self, random: &mut fastrand::Rng) -> Option<usize> {
         let mut called: Vec<usize> = self.subscribers.keys().copied().filter(|service| *service != 0).collect();
         called.sort_unstable();
         random.choice(called)
     }
 
     /// Returns once every subscriber of `service` has answered for that change of it.
-    pub(super) async fn answered(&mut self, change: u32, service: usize) -> Result<Answered> {
+    pub(crate) async fn answered(&mut self, change: u32, service: usize) -> Result<Answered> {
         let mut answered = Answered { at: SystemTime::UNIX_EPOCH, bytes: 0 };
         for members in self.processes.iter_mut().filter(|members| members.called.contains(&service)) {
             let line = within("a change reaches every subscriber", LIMIT, members.line()).await?;
@@ -111,7 +114,7 @@ impl Crowd {
         Ok(answered)
     }
 
-    pub(super) async fn end(self) -> Result<()> {
+    pub(crate) async fn end(self) -> Result<()> {
         for mut members in self.processes {
             drop(members.child.stdin.take());
             let status = within("simulated proxies end", LIMIT, async { Ok(members.child.wait().await?) }).await?;

@@ -2,32 +2,38 @@
 
 use std::{fmt::Write as _, net::Ipv4Addr};
 
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
 /// Namespaces that Services are spread over.
 const NAMESPACES: usize = 50;
 /// Of every Service.
-pub(super) const PORT: u16 = 80;
+pub(crate) const PORT: u16 = 80;
 const TARGET_PORT: u16 = 8080;
 
 /// Sizes. Everything else follows from them, so that every process knows the same mesh.
 #[derive(Debug, Clone, Copy, clap::Args)]
-pub(super) struct Plan {
+pub(crate) struct Plan {
     /// Services in the mesh, each with a route of its own.
     #[arg(long, default_value_t = 5_000)]
-    pub(super) services: usize,
+    pub(crate) services: usize,
     /// Endpoints in the mesh, spread evenly over its Services; each is a Pod.
     #[arg(long, default_value_t = 50_000)]
-    pub(super) endpoints: usize,
+    pub(crate) endpoints: usize,
     /// Services that each proxy calls, and so subscribes to: the destination, and its endpoints.
     #[arg(long, default_value_t = 10)]
-    pub(super) calls: usize,
+    pub(crate) calls: usize,
     /// Proxies that call the first Service, if there are as many.
     #[arg(long, default_value_t = 1_000)]
-    pub(super) subscribed: usize,
+    pub(crate) subscribed: usize,
+    /// Proxies ask for Services by name, not by address.
+    #[arg(long)]
+    pub(crate) by_name: bool,
 }
 
 /// What the number of a change is written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Marked {
+pub(crate) enum Marked {
     /// The zone of the Service's first endpoint.
     Endpoint,
     /// The name of its route's first rule.
@@ -35,28 +41,54 @@ pub(super) enum Marked {
 }
 
 /// The number of a change, as it is written to a zone or a rule's name.
-pub(super) fn mark(change: u32) -> String {
+pub(crate) fn mark(change: u32) -> String {
     format!("change-{change}")
 }
 
 /// See [`mark`].
-pub(super) fn marked(text: &str) -> Option<u32> {
+pub(crate) fn marked(text: &str) -> Option<u32> {
     text.strip_prefix("change-")?.parse().ok()
 }
 
 impl Plan {
-    pub(super) fn namespace(service: usize) -> String {
+    pub(crate) fn namespace(service: usize) -> String {
         format!("team-{}", service % NAMESPACES)
     }
 
     /// Also its Pods' service account.
-    pub(super) fn service(service: usize) -> String {
+    pub(crate) fn service(service: usize) -> String {
         format!("svc-{service}")
     }
 
     /// The number of the Service of that name.
-    pub(super) fn service_number(name: &str) -> Option<usize> {
+    pub(crate) fn service_number(name: &str) -> Option<usize> {
         name.strip_prefix("svc-")?.parse().ok()
+    }
+
+    /// Of all Services.
+    pub(crate) fn namespaces(&self) -> impl Iterator<Item = String> {
+        (0..NAMESPACES.min(self.services)).map(Self::namespace)
+    }
+
+    /// [`Self::documents`] as an API server takes them: it chooses addresses, and endpoints are no Pods'.
+    pub(crate) fn objects(&self, service: usize, change: Option<(Marked, u32)>) -> Result<Vec<Value>> {
+        let text = self.documents(service, change);
+        let mut objects = Vec::new();
+        for part in text.split("---\n") {
+            let mut object: Value = serde_saphyr::from_str(part).context("a document of the plan")?;
+            if object["kind"] == "Pod" {
+                continue;
+            }
+            if let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) {
+                spec.remove("clusterIP");
+            }
+            let endpoints = object.get_mut("endpoints").and_then(Value::as_array_mut);
+            for endpoint in endpoints.into_iter().flatten().filter_map(Value::as_object_mut) {
+                endpoint.remove("targetRef");
+            }
+            objects.push(object);
+        }
+        Ok(objects)
     }
 
     fn pods_of_each(&self) -> usize {
@@ -68,13 +100,13 @@ impl Plan {
     }
 
     /// Which Service's Pod a proxy is in, and the Pod's name.
-    pub(super) fn proxy(&self, proxy: usize) -> (usize, String) {
+    pub(crate) fn proxy(&self, proxy: usize) -> (usize, String) {
         let service = proxy % self.services;
         (service, Self::pod(service, proxy / self.services))
     }
 
     /// Services that a proxy calls, each once.
-    pub(super) fn called_by(&self, proxy: usize) -> Vec<usize> {
+    pub(crate) fn called_by(&self, proxy: usize) -> Vec<usize> {
         let mut random = fastrand::Rng::with_seed(proxy as u64 + 1);
         let mut called = Vec::with_capacity(self.calls);
         if proxy < self.subscribed {
@@ -89,7 +121,7 @@ impl Plan {
         called
     }
 
-    pub(super) fn cluster_ip(service: usize) -> Ipv4Addr {
+    pub(crate) fn cluster_ip(service: usize) -> Ipv4Addr {
         at(Ipv4Addr::new(10, 0, 0, 1), service)
     }
 
@@ -98,7 +130,7 @@ impl Plan {
     }
 
     /// All documents of one Service: itself, its route, its slice, its Pods.
-    pub(super) fn documents(&self, service: usize, change: Option<(Marked, u32)>) -> String {
+    pub(crate) fn documents(&self, service: usize, change: Option<(Marked, u32)>) -> String {
         let (namespace, name, ip) = (Self::namespace(service), Self::service(service), Self::cluster_ip(service));
         let marked = |what, usual: &str| match change {
             Some((marked, change)) if marked == what => mark(change),

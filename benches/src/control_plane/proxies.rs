@@ -197,8 +197,10 @@ impl Proxy {
         let own = [ResourceKind::Settings, ResourceKind::TrustBundle, ResourceKind::Inbound];
         let mut names: Vec<_> = own.into_iter().map(|kind| name(kind, String::new())).collect();
         for service in self.plan.called_by(self.number) {
-            names.push(name(ResourceKind::Destination, format!("{}:{PORT}", Plan::cluster_ip(service))));
+            let address = Plan::cluster_ip(service);
             let (namespace, service) = (Plan::namespace(service), Plan::service(service));
+            let called = if self.plan.by_name { format!("{service}.{namespace}") } else { address.to_string() };
+            names.push(name(ResourceKind::Destination, format!("{called}:{PORT}")));
             names.push(name(ResourceKind::Endpoints, format!("{namespace}/{service}:{PORT}")));
         }
         names

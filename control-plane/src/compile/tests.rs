@@ -11,6 +11,7 @@ use crate::{
 
 mod addressed;
 mod inbound_policy;
+mod mesh_binding;
 mod policy;
 
 pub(crate) fn world(yaml: &str) -> World {

@@ -159,7 +159,10 @@ impl Reflector {
                 }
                 Ok(Some(Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)))) => {
                     note_version(version, &object);
-                    self.seen(api, object).map(|seen| Update::Is(self.resource.kind, seen))
+                    let file = trim::file(self.resource.kind, &object);
+                    let seen = self.seen(api, object).map(|seen| Update::Is(self.resource.kind, seen));
+                    // It may have left the mesh.
+                    seen.or_else(|| Some(Update::IsNot(self.resource.kind, file?, number(Some(version)))))
                 }
                 Ok(Some(Ok(WatchEvent::Deleted(object)))) => {
                     note_version(version, &object);

@@ -87,6 +87,18 @@ fn a_pod_is_in_the_mesh_exactly_if_it_has_a_proxy() {
     assert_eq!(injected(|pod| pod["status"]["phase"] = json!("Succeeded")), (true, false));
 }
 
+#[test]
+fn routes_of_gateways_are_others() {
+    let of = |parents: Value| {
+        let mut object = route(1, 2, "/a");
+        object["spec"]["parentRefs"] = parents;
+        trim::seen(Kind::HttpRoute, "gateway.networking.k8s.io/v1", object).is_some()
+    };
+    let (gateway, service) = (json!({"name": "front"}), json!({"group": "core", "kind": "Service", "name": "cart"}));
+    assert!(of(json!([gateway, service])) && of(json!([service])));
+    assert!(!of(json!([gateway])) && !of(json!([])) && !of(Value::Null));
+}
+
 struct Running {
     updates: mpsc::Sender<Update>,
     world: watch::Receiver<Arc<World>>,

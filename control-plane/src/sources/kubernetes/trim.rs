@@ -22,9 +22,9 @@ pub(crate) struct Seen {
     pub(crate) content: Value,
 }
 
-/// None: it has no name, so it is nothing that an API server sends.
+/// None: the mesh has nothing to do with it.
 pub(crate) fn seen(kind: Kind, api_version: &str, mut object: Value) -> Option<Seen> {
-    let file = file(kind, &object)?;
+    let file = file(kind, &object).filter(|_| concerns_mesh(kind, &object))?;
     let version = number(object.pointer("/metadata/resourceVersion").and_then(Value::as_str));
     let mut content = json!({ "apiVersion": api_version, "kind": kind.as_str(), "metadata": metadata(&mut object) });
     match kind {
@@ -37,7 +37,13 @@ pub(crate) fn seen(kind: Kind, api_version: &str, mut object: Value) -> Option<S
     Some(Seen { file, version, content })
 }
 
-/// As [`Seen::file`].
+/// Routes of Gateways are others' to serve, and to judge.
+fn concerns_mesh(kind: Kind, object: &Value) -> bool {
+    let parents = object.pointer("/spec/parentRefs").and_then(Value::as_array);
+    !kind.is_route() || parents.is_some_and(|all| all.iter().any(|parent| parent["kind"] == "Service"))
+}
+
+/// As [`Seen::file`]. None: it has no name, so it is nothing that an API server sends.
 pub(crate) fn file(kind: Kind, object: &Value) -> Option<Arc<str>> {
     let text = |name: &str| object.get("metadata")?.get(name)?.as_str();
     let name = text("name")?;
