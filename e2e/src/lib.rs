@@ -10,6 +10,7 @@ pub mod collector;
 pub mod demo;
 pub mod dns;
 pub mod forge;
+pub mod kubernetes;
 pub mod load;
 pub mod mesh;
 pub mod metrics;

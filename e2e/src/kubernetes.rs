@@ -1,0 +1,111 @@
+//! A real Kubernetes cluster with Leno in it: what tests do there, by its API alone.
+//!
+//! Told two things by the environment: `KUBECONFIG`, and `LENO_E2E_HELM` (the helm to use, default `helm`). Images are
+//! there already: `e2e/cluster/test` or `e2e/kind/test` loaded them.
+
+pub mod namespace;
+pub mod summary;
+
+use std::{path::Path, process::Stdio, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use kube::{
+    Api, Client, Config,
+    api::{DynamicObject, Patch, PatchParams},
+    core::GroupVersionKind,
+    discovery,
+};
+use serde_json::Value;
+use tokio::process::Command;
+
+pub use namespace::{Injection, Namespace};
+
+use crate::{binaries, wait::within};
+
+/// Longest wait for something that a cluster does: a Pod to start, a roll-out to end.
+pub const LIMIT: Duration = Duration::from_secs(120);
+/// Longest wait for one call of the API.
+const CALL: Duration = Duration::from_secs(20);
+/// Where Leno is installed.
+pub const SYSTEM: &str = "leno-system";
+/// The image that e2e/cluster/images/applications makes.
+pub const APPLICATIONS: &str = "leno.dev/e2e/applications:1";
+
+/// A cluster.
+#[derive(Clone)]
+pub struct Cluster {
+    client: Client,
+}
+
+impl Cluster {
+    /// The one that `KUBECONFIG` names.
+    pub async fn connect() -> Result<Self> {
+        let config = Config::infer().await.context("read the kubeconfig: e2e/cluster/up says what to export")?;
+        let client = Client::try_from(config).context("a client of the cluster's API")?;
+        within("reach the cluster's API", CALL, async { Ok(client.apiserver_version().await?) }).await?;
+        Ok(Self { client })
+    }
+
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Leno installed by Helm as the README says, its webhooks answering. Does nothing if it is there already.
+    pub async fn install(&self, arguments: &[&str]) -> Result<()> {
+        let charts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts");
+        let (crds, leno) = (charts.join("leno-crds").display().to_string(), charts.join("leno").display().to_string());
+        self.helm(&["upgrade", "--install", "leno-crds", &crds, "--namespace", SYSTEM, "--create-namespace"]).await?;
+        let mut all = vec!["upgrade", "--install", "leno", &leno, "--namespace", SYSTEM, "--wait", "--timeout", "2m"];
+        all.extend(arguments);
+        self.helm(&all).await?;
+        Ok(())
+    }
+
+    /// Runs Helm; its output.
+    pub async fn helm(&self, arguments: &[&str]) -> Result<String> {
+        let helm = std::env::var_os("LENO_E2E_HELM").unwrap_or_else(|| "helm".into());
+        command(Command::new(helm).args(arguments), LIMIT * 2).await
+    }
+
+    /// Runs `leno` as an operator does, from outside the cluster; its output.
+    pub async fn leno(&self, arguments: &[&str]) -> Result<String> {
+        command(Command::new(binaries::leno()?).args(arguments), LIMIT).await
+    }
+
+    /// Server-side apply of a document; it may name its namespace, or `namespace` is it.
+    pub async fn apply(&self, namespace: Option<&str>, document: Value) -> Result<DynamicObject> {
+        let object: DynamicObject = serde_json::from_value(document).context("a document of Kubernetes")?;
+        let types = object.types.clone().context("a document without kind")?;
+        let name = object.metadata.name.clone().context("a document without name")?;
+        let namespace = object.metadata.namespace.clone().or_else(|| namespace.map(ToOwned::to_owned));
+        let what = format!("apply {} {name}", types.kind);
+        let kind = GroupVersionKind::try_from(&types).with_context(|| format!("{what}: its apiVersion"))?;
+        within(&what.clone(), CALL, async {
+            let (resource, capabilities) = discovery::oneshot::pinned_kind(&self.client, &kind).await?;
+            let api: Api<DynamicObject> = match (namespace, capabilities.scope) {
+                (Some(namespace), discovery::Scope::Namespaced) => {
+                    Api::namespaced_with(self.client.clone(), &namespace, &resource)
+                }
+                _ => Api::all_with(self.client.clone(), &resource),
+            };
+            let force = PatchParams::apply("leno-e2e").force();
+            api.patch(&name, &force, &Patch::Apply(&object)).await.with_context(|| what.clone())
+        })
+        .await
+    }
+}
+
+/// Runs a program to its end; what it printed, which a failure shows too.
+async fn command(command: &mut Command, limit: Duration) -> Result<String> {
+    let what = format!("{:?}", command.as_std());
+    let running = command.stdin(Stdio::null()).kill_on_drop(true).output();
+    let output = within(&what, limit, async { Ok(running.await?) }).await?;
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(
+        output.status.success(),
+        "{what} ended with {}:\n{printed}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(printed)
+}

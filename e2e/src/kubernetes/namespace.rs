@@ -1,0 +1,226 @@
+//! A namespace of a test's own: its workloads, and commands run in their Pods.
+
+use std::{
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{Namespace as NamespaceObject, Pod},
+};
+use kube::{
+    Api,
+    api::{AttachParams, DeleteParams, ListParams},
+};
+use serde_json::{Value, json};
+use tokio::io::AsyncReadExt as _;
+
+use super::{APPLICATIONS, CALL, Cluster, LIMIT, summary::Summary};
+use crate::wait::{eventually, within};
+
+/// Largest output of a command in a Pod that is kept.
+const OUTPUT: u64 = 4 << 20;
+/// The container of the application, in Pods made here.
+const APPLICATION: &str = "application";
+
+/// Whether Pods of a namespace get a sidecar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Injection {
+    Enabled,
+    Disabled,
+}
+
+/// Deleted, with all in it, when dropped.
+pub struct Namespace {
+    cluster: Cluster,
+    name: String,
+}
+
+impl Namespace {
+    /// A new one, whose name begins with `prefix`.
+    pub async fn create(cluster: &Cluster, prefix: &str, injection: Injection) -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("{prefix}-{}-{}", std::process::id(), COUNT.fetch_add(1, Relaxed));
+        let inject = if injection == Injection::Enabled { "enabled" } else { "disabled" };
+        let document = json!({
+            "apiVersion": "v1",
+            "kind": "Namespace",
+            "metadata": { "name": name, "labels": { "leno.dev/inject": inject } },
+        });
+        cluster.apply(None, document).await?;
+        Ok(Self { cluster: cluster.clone(), name })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub async fn apply(&self, document: Value) -> Result<()> {
+        self.cluster.apply(Some(&self.name), document).await.map(drop)
+    }
+
+    /// A Deployment named `name` of `version` that answers on 8080, its Pods labelled `app: APP` and `version: NAME`.
+    pub async fn serve(&self, app: &str, name: &str, replicas: u32) -> Result<()> {
+        self.apply(self.server(app, name, replicas)).await
+    }
+
+    /// See [`Namespace::serve`].
+    pub fn server(&self, app: &str, name: &str, replicas: u32) -> Value {
+        let mut container = json!({
+            "name": APPLICATION,
+            "image": APPLICATIONS,
+            "command": ["sh", "-c", "exec /usr/local/bin/leno-e2e-pod serve \"$POD\""],
+            "env": [{ "name": "POD", "valueFrom": { "fieldRef": { "fieldPath": "metadata.name" } } }],
+            "ports": [{ "name": "http", "containerPort": 8080 }],
+        });
+        container["readinessProbe"] = json!({ "httpGet": { "path": "/ready", "port": 8080 }, "periodSeconds": 1 });
+        deployment(app, name, replicas, container)
+    }
+
+    /// A Deployment of one Pod that does nothing until [`Namespace::run`] tells it to.
+    pub async fn client(&self, name: &str) -> Result<()> {
+        let container = json!({ "name": APPLICATION, "image": APPLICATIONS, "command": ["sleep", "infinity"] });
+        let mut document = deployment(name, name, 1, container);
+        // sleep does not end when it is asked to.
+        document["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = json!(1);
+        self.apply(document).await
+    }
+
+    /// A Service for Pods with these labels: port 80 to the container's 8080, HTTP.
+    pub async fn service(&self, name: &str, selector: Value) -> Result<()> {
+        self.apply(json!({
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": { "name": name },
+            "spec": {
+                "selector": selector,
+                "ports": [{ "name": "http", "port": 80, "targetPort": 8080, "appProtocol": "http" }],
+            },
+        }))
+        .await
+    }
+
+    /// Waits until a Deployment's Pods are those it asks for, and ready.
+    pub async fn rolled_out(&self, name: &str) -> Result<()> {
+        let deployments: Api<Deployment> = self.api();
+        eventually(&format!("roll-out of {name} in {}", self.name), LIMIT, async || {
+            let deployment = deployments.get(name).await?;
+            let status = deployment.status.unwrap_or_default();
+            let wanted = deployment.spec.replicas.unwrap_or(1);
+            let counts = (status.updated_replicas, status.available_replicas, status.replicas);
+            ensure!(
+                status.observed_generation == deployment.metadata.generation
+                    && [counts.0, counts.1, counts.2].into_iter().all(|n| n.unwrap_or(0) == wanted),
+                "updated, available, all: {counts:?}; wanted {wanted}; {}",
+                self.pods_described().await
+            );
+            Ok(())
+        })
+        .await
+    }
+
+    /// Pods whose label `app` is this, not counting those that are ending.
+    pub async fn pods(&self, app: &str) -> Result<Vec<Pod>> {
+        let pods: Api<Pod> = self.api();
+        let chosen = ListParams::default().labels(&format!("app={app}"));
+        let found = within("list Pods", CALL, async { Ok(pods.list(&chosen).await?) }).await?;
+        Ok(found.items.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).collect())
+    }
+
+    /// The name of the one Pod of an application.
+    pub async fn pod(&self, app: &str) -> Result<String> {
+        let pods = self.pods(app).await?;
+        pods.into_iter().find_map(|pod| pod.metadata.name).with_context(|| format!("{app} has no Pod in {}", self.name))
+    }
+
+    /// Runs a shell command in the one Pod of an application; its output, also of errors. Fails if it fails.
+    pub async fn run(&self, app: &str, shell: &str) -> Result<String> {
+        let pod = self.pod(app).await?;
+        self.exec(&pod, APPLICATION, &["bash", "-c", &format!("{{ {shell}; }} 2>&1")], LIMIT).await
+    }
+
+    /// Runs a command in a container; what it printed. Fails if it fails.
+    pub async fn exec(&self, pod: &str, container: &str, words: &[&str], limit: Duration) -> Result<String> {
+        let pods: Api<Pod> = self.api();
+        let what = format!("{words:?} in {container} of {pod}");
+        within(&what.clone(), limit, async {
+            let how = AttachParams::default().container(container).stderr(false);
+            let mut attached = pods.exec(pod, words.iter().copied(), &how).await.with_context(|| what.clone())?;
+            let status = attached.take_status().context("no status of the command")?;
+            let mut printed = String::new();
+            let output = attached.stdout().context("no output of the command")?;
+            output.take(OUTPUT).read_to_string(&mut printed).await?;
+            let status = status.await.ok_or_else(|| anyhow!("the command's end was not heard of; it said {printed}"))?;
+            ensure!(status.status.as_deref() == Some("Success"), "{:?}; it said:\n{printed}", status.message);
+            Ok(printed)
+        })
+        .await
+    }
+
+    /// Load from a client's Pod: 500/s over 50 connections unless `options` say otherwise, to `authority` (host:port).
+    pub async fn load(&self, client: &str, authority: &str, options: &str) -> Result<Summary> {
+        let printed = self.run(client, &format!("/usr/local/bin/leno-e2e-pod load {authority} {options}")).await?;
+        let last = printed.lines().last().unwrap_or_default();
+        serde_json::from_str(last).with_context(|| format!("the load's end; it said {printed}"))
+    }
+
+    /// Objects of a kind in this namespace.
+    pub fn api<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.cluster.client().clone(), &self.name)
+    }
+
+    /// How Pods are, for failures.
+    async fn pods_described(&self) -> String {
+        let pods: Api<Pod> = self.api();
+        let Ok(found) = pods.list(&ListParams::default()).await else { return "no list of Pods".into() };
+        let described = found.items.into_iter().map(|pod| {
+            let status = pod.status.unwrap_or_default();
+            let waiting = status.init_container_statuses.into_iter().chain(status.container_statuses).flatten();
+            let waiting: Vec<_> = waiting
+                .filter_map(|one| Some((one.name, one.state?.waiting?)))
+                .map(|(name, why)| format!("{name}: {} {}", why.reason.unwrap_or_default(), why.message.unwrap_or_default()))
+                .collect();
+            format!("{} {} {waiting:?}", pod.metadata.name.unwrap_or_default(), status.phase.unwrap_or_default())
+        });
+        described.collect::<Vec<_>>().join("; ")
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        if std::thread::panicking() || std::env::var_os("LENO_E2E_KEEP").is_some() {
+            eprintln!("namespace {} is left for you to look at", self.name);
+            return;
+        }
+        let (client, name) = (self.cluster.client().clone(), self.name.clone());
+        // Nobody waits for it; what the runtime does not get to is deleted with the cluster.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let deleting = runtime.spawn(async move {
+                let namespaces: Api<NamespaceObject> = Api::all(client);
+                namespaces.delete(&name, &DeleteParams::default()).await
+            });
+            tokio::task::block_in_place(|| runtime.block_on(deleting)).map(drop).unwrap_or_default();
+        }
+    }
+}
+
+fn deployment(app: &str, name: &str, replicas: u32, container: Value) -> Value {
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": { "name": name },
+        "spec": {
+            "replicas": replicas,
+            "selector": { "matchLabels": { "app": app, "version": name } },
+            "template": {
+                "metadata": { "labels": { "app": app, "version": name } },
+                "spec": { "containers": [container] },
+            },
+        },
+    })
+}

@@ -1,0 +1,226 @@
+//! Leno in a real cluster, as its README installs it. `e2e/cluster/test` runs these; see e2e/README.md.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use leno_e2e::{
+    kubernetes::{APPLICATIONS, Cluster, Injection, LIMIT, Namespace},
+    server::Seen,
+    wait::eventually,
+};
+use serde_json::{Value, json};
+
+/// A Service `echo` of two servers, and a client, all with sidecars.
+async fn echo(cluster: &Cluster, prefix: &str) -> Result<Namespace> {
+    let namespace = Namespace::create(cluster, prefix, Injection::Enabled).await?;
+    namespace.service("echo", json!({ "app": "echo" })).await?;
+    namespace.serve("echo", "echo", 2).await?;
+    namespace.client("client").await?;
+    namespace.rolled_out("echo").await?;
+    namespace.rolled_out("client").await?;
+    Ok(namespace)
+}
+
+/// One request from a client's Pod: what the server saw.
+async fn ask(namespace: &Namespace, url: &str) -> Result<Seen> {
+    let printed = namespace.run("client", &format!("curl -sS --fail-with-body -m 10 {url}")).await?;
+    serde_json::from_str(&printed).with_context(|| format!("the server's answer: {printed}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a cluster: e2e/cluster/test"]
+async fn from_helm_install_to_the_first_meshed_request() -> Result<()> {
+    let cluster = Cluster::connect().await?;
+    let started = Instant::now();
+    cluster.install(&[]).await?;
+    let namespace = echo(&cluster, "first").await?;
+    let seen = ask(&namespace, "http://echo/hello").await?;
+    let took = started.elapsed();
+    println!("helm install to first meshed request: {took:.1?}");
+    ensure!(took < LIMIT, "from installation to the first request: {took:?}");
+    ensure!(seen.path == "/hello", "{seen:?}");
+    // Who asked, as its certificate says.
+    let wanted = format!("/ns/{}/sa/default", namespace.name());
+    let client = seen.headers.get("leno-client-id").cloned().unwrap_or_default();
+    ensure!(client.starts_with("spiffe://") && client.ends_with(&wanted), "client's identity: {client:?}");
+    cluster.leno(&["check"]).await?;
+    Ok(())
+}
+
+/// Adds to a server a container that sees the Pod's packets.
+fn watched(mut server: Value, marker: &str) -> Value {
+    let watcher = json!({
+        "name": "watcher",
+        "image": APPLICATIONS,
+        "command": ["sleep", "infinity"],
+        "env": [{ "name": "MARKER", "value": marker }],
+        "securityContext": { "runAsUser": 0, "capabilities": { "add": ["NET_RAW"] } },
+    });
+    if let Some(containers) = server["spec"]["template"]["spec"]["containers"].as_array_mut() {
+        containers.push(watcher);
+    }
+    server
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a cluster: e2e/cluster/test"]
+async fn nothing_between_pods_can_be_read_on_the_wire() -> Result<()> {
+    const MARKER: &str = "a-secret-of-the-test";
+    let cluster = Cluster::connect().await?;
+    cluster.install(&[]).await?;
+    let namespace = Namespace::create(&cluster, "wire", Injection::Enabled).await?;
+    namespace.service("echo", json!({ "app": "echo" })).await?;
+    namespace.apply(watched(namespace.server("echo", "echo", 1), MARKER)).await?;
+    namespace.client("client").await?;
+    namespace.rolled_out("echo").await?;
+    namespace.rolled_out("client").await?;
+    let pod = namespace.pod("echo").await?;
+    let watch = "exec timeout 20 python3 /programs/capture.py \"$MARKER\" < <(sleep 8)";
+    let words = ["bash", "-c", watch];
+    let watching = namespace.exec(&pod, "watcher", &words, LIMIT);
+    let asking = async {
+        // For as long as the watcher may be watching.
+        for _ in 0..30 {
+            ask(&namespace, &format!("http://echo/{MARKER}")).await?;
+        }
+        Ok(())
+    };
+    let (seen, ()) = tokio::try_join!(watching, asking)?;
+    let seen: Value = serde_json::from_str(seen.lines().last().unwrap_or_default())?;
+    let count = |what: &str| seen[what].as_u64().unwrap_or_default();
+    ensure!(count("marker") == 0, "the request could be read: {seen}");
+    ensure!(count("tls") > 0, "no TLS was seen: {seen}");
+    Ok(())
+}
+
+fn split(weights: [u32; 2]) -> Value {
+    let [one, two] = weights;
+    json!({
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": { "name": "canary" },
+        "spec": {
+            "parentRefs": [{ "group": "", "kind": "Service", "name": "echo", "port": 80 }],
+            "rules": [{ "backendRefs": [
+                { "name": "one", "port": 80, "weight": one },
+                { "name": "two", "port": 80, "weight": two },
+            ] }],
+        },
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a cluster: e2e/cluster/test"]
+async fn a_canary_gets_its_share_once_the_route_is_said_to_be_in_force() -> Result<()> {
+    let cluster = Cluster::connect().await?;
+    cluster.install(&[]).await?;
+    let namespace = Namespace::create(&cluster, "canary", Injection::Enabled).await?;
+    namespace.service("echo", json!({ "app": "echo" })).await?;
+    for version in ["one", "two"] {
+        namespace.service(version, json!({ "app": "echo", "version": version })).await?;
+        namespace.serve("echo", version, 1).await?;
+    }
+    namespace.client("client").await?;
+    for name in ["one", "two", "client"] {
+        namespace.rolled_out(name).await?;
+    }
+    ask(&namespace, "http://echo/").await?;
+    for (weights, wanted) in [([90, 10], 0.1), ([50, 50], 0.5)] {
+        namespace.apply(split(weights)).await?;
+        cluster.leno(&["wait", "httproute/canary", "-n", namespace.name(), "--timeout", "30s"]).await?;
+        let summary = namespace.load("client", "echo:80", "--seconds 10 --rate 500").await?;
+        summary.unharmed(3000)?;
+        let share = summary.share("two-");
+        println!("weights {weights:?}: {share:.3} of {} requests to the canary", summary.ok);
+        // Five standard deviations of 3,000 draws.
+        ensure!((share - wanted).abs() < 0.05, "{share} of requests went to the canary, {wanted} was wanted");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a cluster: e2e/cluster/test"]
+async fn strangers_are_served_as_the_mode_says() -> Result<()> {
+    let cluster = Cluster::connect().await?;
+    cluster.install(&[]).await?;
+    let namespace = echo(&cluster, "modes").await?;
+    let outside = Namespace::create(&cluster, "outside", Injection::Disabled).await?;
+    outside.client("client").await?;
+    outside.rolled_out("client").await?;
+    let url = format!("http://echo.{}/", namespace.name());
+    ask(&outside, &url).await.context("permissive, the default")?;
+    let strict = json!({
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": { "name": namespace.name(), "labels": { "leno.dev/inject": "enabled", "leno.dev/inbound": "strict" } },
+    });
+    cluster.apply(None, strict).await?;
+    eventually("plaintext is refused", LIMIT, async || {
+        ensure!(ask(&outside, &url).await.is_err(), "it was answered");
+        Ok(())
+    })
+    .await?;
+    ask(&namespace, "http://echo/").await.context("meshed clients under strict")?;
+    // Probes go on working: nothing is restarted, and new Pods become ready.
+    namespace.serve("echo", "echo", 3).await?;
+    namespace.rolled_out("echo").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a cluster: e2e/cluster/test"]
+async fn no_request_fails_while_servers_come_and_go() -> Result<()> {
+    let cluster = Cluster::connect().await?;
+    cluster.install(&[]).await?;
+    let namespace = echo(&cluster, "rolling").await?;
+    let load = namespace.load("client", "echo:80", "--seconds 60");
+    let changes = async {
+        for replicas in [6, 2] {
+            namespace.serve("echo", "echo", replicas).await?;
+            namespace.rolled_out("echo").await?;
+        }
+        // A new template: every Pod is replaced.
+        let mut server = namespace.server("echo", "echo", 2);
+        server["spec"]["template"]["metadata"]["annotations"] = json!({ "leno.dev/e2e": "second" });
+        namespace.apply(server).await?;
+        namespace.rolled_out("echo").await
+    };
+    let (summary, ()) = tokio::try_join!(load, changes)?;
+    println!("{summary:?}");
+    summary.unharmed(10_000)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a cluster: e2e/cluster/test"]
+async fn a_job_completes_and_its_init_container_reaches_the_network() -> Result<()> {
+    let cluster = Cluster::connect().await?;
+    cluster.install(&[]).await?;
+    let namespace = echo(&cluster, "jobs").await?;
+    let ask = json!({ "image": APPLICATIONS, "command": ["curl", "-sS", "--fail", "-m", "10", "http://echo/"] });
+    let container = |name: &str| {
+        let mut container = ask.clone();
+        container["name"] = name.into();
+        container
+    };
+    namespace
+        .apply(json!({
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": { "name": "once" },
+            "spec": {
+                "backoffLimit": 0,
+                "template": { "spec": {
+                    "restartPolicy": "Never",
+                    "initContainers": [container("before")],
+                    "containers": [container("application")],
+                } },
+            },
+        }))
+        .await?;
+    let jobs = namespace.api::<k8s_openapi::api::batch::v1::Job>();
+    eventually("the Job is complete", LIMIT + Duration::from_secs(30), async || {
+        let status = jobs.get("once").await?.status.unwrap_or_default();
+        ensure!(status.succeeded == Some(1), "{status:?}");
+        Ok(())
+    })
+    .await
+}
