@@ -16,3 +16,4 @@ pub mod model;
 pub mod operator;
 pub mod serve;
 pub mod sources;
+pub mod webhook;

@@ -12,7 +12,7 @@ mod hash;
 mod index;
 mod intake;
 mod object;
-mod parse;
+pub(crate) mod parse;
 mod policies;
 pub mod policy;
 pub mod resilience;

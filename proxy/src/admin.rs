@@ -2,50 +2,33 @@
 //! counts, what it holds, who it is; and a few things it can be told.
 //!
 //! It has no access control but its address. A browser on the same machine is no operator: requests that come
-//! from a web page are refused. Nor do idle connections keep probes out: when there are too many, the one that has said
-//! nothing for longest goes.
+//! from a web page are refused.
 
 use std::{
-    cell::Cell,
     net::{IpAddr, SocketAddr},
-    rc::Rc,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
 use anyhow::Context as _;
-use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, header, uri::Authority};
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use http::{HeaderMap, Method, Request, StatusCode, Uri, header, uri::Authority};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
 use serde_json::json;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::Notify,
-    task::JoinHandle,
-    time,
-};
+use tokio::{net::TcpListener, sync::Notify};
 
 use crate::{
     drain::DrainOwner,
     policy,
+    small_server::{self, Answer, Limits, json, text},
     telemetry::{access_log::rfc3339, exposition, log::LogControl, recorder::Registry},
     tls::CredentialStore,
 };
 
-/// Connections open at once; for one more, another is closed.
-const CONNECTIONS: usize = 64;
 /// Bytes of a request body.
 const BODY_BYTES: usize = 4096;
-/// Bytes of a request head.
-const HEAD_BYTES: usize = 16 * 1024;
-/// From the moment a request is waited for to the end of its head.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 /// A whole connection's life.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
-/// Wait after a failure to accept.
-const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 const INDEX: &str = "leno-proxy
 
@@ -82,71 +65,9 @@ pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 
 /// Serves until the process ends.
 pub(crate) async fn serve(listener: TcpListener, status: Arc<Status>) {
-    serve_with(listener, async move |request| answer(request, &status).await).await;
+    let limits = Limits { what: "admin", connection: CONNECTION_TIMEOUT };
+    small_server::serve(listener, limits, async move |request, _| answer(request, &status).await).await;
 }
-
-/// A connection that is served.
-struct Open {
-    waiting: Waiting,
-    task: JoinHandle<()>,
-}
-
-/// Since when a connection waits for its client's request; None: it is answering one.
-type Waiting = Rc<Cell<Option<Instant>>>;
-
-async fn serve_with(listener: TcpListener, answer: impl AsyncFn(Request<Incoming>) -> Answer + 'static) {
-    let answer = Rc::new(answer);
-    let mut open: Vec<Open> = Vec::new();
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                open.retain(|open| !open.task.is_finished());
-                if open.len() >= CONNECTIONS {
-                    let longest = longest_waiting(open.iter().map(|open| open.waiting.get()));
-                    open.remove(longest).task.abort();
-                }
-                let waiting = Waiting::new(Cell::new(Some(Instant::now())));
-                let (answer, its_waiting) = (Rc::clone(&answer), Rc::clone(&waiting));
-                let task = tokio::task::spawn_local(async move {
-                    // The client sees what went wrong; nobody else needs to.
-                    let _ = time::timeout(CONNECTION_TIMEOUT, connection(stream, &*answer, &its_waiting)).await;
-                });
-                open.push(Open { waiting, task });
-            }
-            Err(error) => {
-                tracing::warn!("the admin server cannot accept: {error}");
-                time::sleep(ACCEPT_BACKOFF).await;
-            }
-        }
-    }
-}
-
-/// Which connection is given up for another: the one that has waited longest for a request, or else the oldest.
-fn longest_waiting(waiting: impl Iterator<Item = Option<Instant>>) -> usize {
-    let waiting = waiting.enumerate().filter_map(|(index, since)| Some((since?, index)));
-    waiting.min().map_or(0, |(_, index)| index)
-}
-
-async fn connection(
-    stream: TcpStream,
-    answer: &impl AsyncFn(Request<Incoming>) -> Answer,
-    waiting: &Waiting,
-) -> hyper::Result<()> {
-    let service = service_fn(async |request| {
-        waiting.set(None);
-        let answer = answer(request).await;
-        waiting.set(Some(Instant::now()));
-        Ok::<_, std::convert::Infallible>(answer)
-    });
-    http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .max_buf_size(HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), service)
-        .await
-}
-
-type Answer = Response<Full<Bytes>>;
 
 async fn answer(request: Request<Incoming>, status: &Status) -> Answer {
     let (head, body) = request.into_parts();
@@ -199,7 +120,7 @@ fn names_us(uri: &Uri, headers: &HeaderMap) -> bool {
 }
 
 /// What the proxy lacks before it can serve.
-fn missing(status: &Status, now: SystemTime) -> Vec<&'static str> {
+pub(crate) fn missing(status: &Status, now: SystemTime) -> Vec<&'static str> {
     let mut missing = Vec::new();
     match status.credentials.current() {
         None => missing.push("identity"),
@@ -274,23 +195,6 @@ fn not_allowed(allowed: &'static str) -> Answer {
     answer
 }
 
-fn text(status: StatusCode, text: impl Into<Bytes>) -> Answer {
-    with_type(status, "text/plain; charset=utf-8", text.into())
-}
-
-fn json(status: StatusCode, value: &serde_json::Value) -> Answer {
-    with_type(status, "application/json", format!("{value:#}\n").into())
-}
-
-fn with_type(status: StatusCode, content_type: &'static str, body: Bytes) -> Answer {
-    let mut answer = Response::new(Full::new(body));
-    *answer.status_mut() = status;
-    let headers = answer.headers_mut();
-    headers.insert(header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, http::HeaderValue::from_static("nosniff"));
-    answer
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -323,35 +227,5 @@ mod tests {
             assert!(!accepts("/config", host), "{host}");
         }
         assert!(names_us(&Uri::from_static("/live"), &HeaderMap::new()), "HTTP/1.0 names nobody");
-    }
-
-    #[test]
-    fn who_waits_longest_goes_first() {
-        let now = Instant::now();
-        let ago = |seconds| Some(now - Duration::from_secs(seconds));
-        assert_eq!(longest_waiting([None, ago(1), ago(3), ago(2)].into_iter()), 2);
-        assert_eq!(longest_waiting([None, None].into_iter()), 0);
-    }
-
-    #[test]
-    fn idle_connections_keep_nobody_out() {
-        crate::testing::run(async {
-            let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
-            let address = listener.local_addr().unwrap();
-            tokio::task::spawn_local(serve_with(listener, async |_| text(StatusCode::OK, "live\n")));
-            let mut idle = Vec::new();
-            for _ in 0..CONNECTIONS {
-                idle.push(TcpStream::connect(address).await.unwrap());
-            }
-            let request = b"GET /live HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n";
-            let answer = crate::testing::talk(address, request).await;
-            assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("live\n"), "{answer}");
-            let still_open = |stream: &TcpStream| {
-                stream.try_read(&mut [0; 1]).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
-            };
-            assert!(still_open(&idle[1]), "one is closed for one");
-            idle[0].readable().await.unwrap();
-            assert!(!still_open(&idle[0]));
-        });
     }
 }

@@ -27,7 +27,7 @@ use crate::{
     config::Config,
     drain::DrainOwner,
     http::hops::Hops,
-    policy, telemetry,
+    policy, probes, telemetry,
     telemetry::{Telemetry, access_log::AccessLog, log::LogControl, recorder::Registry, trace},
     tls,
     upstream::dns,
@@ -105,6 +105,7 @@ async fn control(config: Arc<Config>, registry: Arc<Registry>, log: LogControl) 
     warn_of_pointless_configuration(&shared.config);
     // Everything that can be taken by others is taken before anything starts.
     let admin = admin::bind(shared.config.admin).await?;
+    let probes = probes::bind(&shared.config)?;
     let mut workers = workers::start(&shared).await?;
 
     let (stop, stopped) = tokio::sync::watch::channel(false);
@@ -118,6 +119,7 @@ async fn control(config: Arc<Config>, registry: Arc<Registry>, log: LogControl) 
         drain_requested: tokio::sync::Notify::new(),
     });
     tokio::task::spawn_local(admin::serve(admin, status.clone()));
+    probes::start(probes, &shared.config, &status);
     tokio::task::spawn_local(keep_identity(shared.clone()));
     let mut policy = tokio::task::spawn_local(follow_policy(shared.clone(), asks, stopped));
     tokio::task::spawn_local(sweep(registry));

@@ -9,9 +9,12 @@ pub mod args;
 pub mod environment;
 mod file;
 mod listeners;
+pub mod probes;
 pub mod values;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use self::probes::Probes;
 
 /// Everything the proxy is told when it starts. See `leno-proxy run --help`.
 #[derive(Debug, Clone)]
@@ -32,6 +35,10 @@ pub struct Config {
     pub transparent: Option<Transparent>,
     /// Admin server; loopback by default.
     pub admin: SocketAddr,
+    /// Port where kubelets ask, on every address; none: nobody does.
+    pub probe_port: Option<u16>,
+    /// What they ask of the application.
+    pub probes: Probes,
     /// Worker threads, at least one. Default 1.
     pub workers: usize,
     /// Longest wait for open streams after SIGTERM.
@@ -194,6 +201,16 @@ pub mod limits {
     pub const HOP_MEMORY: Duration = Duration::from_secs(30);
     /// Longest wait between two tries.
     pub const RETRY_WAIT: Duration = Duration::from_secs(10);
+    /// Probes that are asked in a kubelet's place (a Pod's containers, five each).
+    pub const PROBES: usize = 256;
+    /// Longest that a kubelet's "are you ready" is held back for a yes.
+    pub const READY_HOLD: Duration = Duration::from_secs(3);
+    /// Redirects of a probe that are followed, as a kubelet does.
+    pub const PROBE_REDIRECTS: usize = 10;
+    /// Bytes of a probe's answer that are read.
+    pub const PROBE_BYTES: usize = 10 * 1024;
+    /// Longest that a probe or hook may take, whatever it says.
+    pub const PROBE_TIMEOUT: Duration = Duration::from_secs(600);
     /// Rate limits of one port.
     pub const RATE_LIMITS: usize = 16;
     /// Clients with a bucket of their own, for each rate limit; those beyond share one.

@@ -23,10 +23,12 @@ pub mod inbound;
 pub mod net;
 pub mod outbound;
 pub mod policy;
+pub mod probes;
 pub mod reason;
 pub mod redirect;
 #[cfg(test)]
 mod request_path_tests;
+mod small_server;
 pub mod tcp;
 pub mod telemetry;
 #[cfg(test)]

@@ -27,6 +27,18 @@ use tokio::{
 
 use crate::tls::TlsStream;
 
+/// The port on every address: what a redirect sends, and who calls a Pod, comes by the family of the address it called.
+pub fn any_address(port: u16) -> impl Iterator<Item = SocketAddr> {
+    let any = [SocketAddr::from(([0; 4], port)), SocketAddr::from(([0; 8], port))];
+    any.into_iter().filter(|any| any.is_ipv4() || has_ipv6())
+}
+
+/// Whether this machine has IPv6 at all.
+fn has_ipv6() -> bool {
+    let unsupported = |error: io::Error| error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error());
+    !socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None).is_err_and(unsupported)
+}
+
 /// A byte stream, whatever carries it.
 pub trait Io: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// Makes the drop of this stream a reset, so that nobody takes it for the end of what was sent. Bytes that the

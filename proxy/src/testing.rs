@@ -228,6 +228,8 @@ pub(crate) fn config() -> Config {
         inbound: Vec::new(),
         transparent: None,
         admin: SocketAddr::from(([127, 0, 0, 1], 0)),
+        probe_port: None,
+        probes: Default::default(),
         workers: 1,
         drain_timeout: Duration::from_secs(1),
         access_log: LogFormat::Off,

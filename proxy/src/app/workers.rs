@@ -23,7 +23,7 @@ use super::Shared;
 use crate::{
     config::Config,
     inbound,
-    net::listener,
+    net::{self, listener},
     outbound,
     policy::DestinationKey,
     upstream::Upstreams,
@@ -116,21 +116,10 @@ fn sides(config: &Config) -> Vec<(SocketAddr, Side)> {
     }));
     if let Some(transparent) = &config.transparent {
         // The redirect keeps the address family, and sends to the address the connection came in by.
-        for any in [SocketAddr::from(([0; 4], 0)), SocketAddr::from(([0; 8], 0))] {
-            if any.is_ipv6() && !has_ipv6() {
-                continue;
-            }
-            sides.push((SocketAddr::new(any.ip(), transparent.inbound_port), Side::Inbound(None)));
-            sides.push((SocketAddr::new(any.ip(), transparent.outbound_port), Side::Outbound(None)));
-        }
+        sides.extend(net::any_address(transparent.inbound_port).map(|any| (any, Side::Inbound(None))));
+        sides.extend(net::any_address(transparent.outbound_port).map(|any| (any, Side::Outbound(None))));
     }
     sides
-}
-
-/// Whether this machine has IPv6 at all.
-fn has_ipv6() -> bool {
-    let unsupported = |error: io::Error| error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error());
-    !socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None).is_err_and(unsupported)
 }
 
 /// One worker's thread, until it is stopped.

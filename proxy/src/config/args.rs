@@ -5,7 +5,9 @@ use std::{ffi::OsString, fs, net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, parser::ValueSource};
 
 use super::{
-    Config, InboundListener, LogFormat, OutboundListener, Transparent, environment, file, limits, listeners, values,
+    Config, InboundListener, LogFormat, OutboundListener, Transparent, environment, file, limits, listeners,
+    probes::{self, Probes},
+    values,
 };
 
 /// Runs the proxy beside one workload.
@@ -80,6 +82,16 @@ struct Options {
     /// Admin server: readiness, metrics, what the proxy holds. It has no access control: keep it on loopback.
     #[arg(long, value_name = "ADDRESS", env = "LENO_ADMIN", hide_env_values = true, value_parser = values::address, default_value = "127.0.0.1:4191")]
     admin: SocketAddr,
+
+    /// Port on every address of the workload where a kubelet asks, without TLS: /ready, which holds the answer back for a moment
+    /// until the proxy is ready, and what --probes lists. 0: none.
+    #[arg(long, value_name = "PORT", env = "LENO_PROBE_PORT", hide_env_values = true, default_value_t = 0)]
+    probe_port: u16,
+
+    /// Probes that the proxy asks the application in the kubelet's place: a JSON list of objects with `path` (where the
+    /// kubelet asks), `timeoutSeconds`, and `httpGet`, `tcpSocket` or `grpc` as in a Pod, with the port's number.
+    #[arg(long, value_name = "JSON", env = "LENO_PROBES", hide_env_values = true, value_parser = probes::parse)]
+    probes: Option<Probes>,
 
     /// Worker threads; "auto": as many as CPUs may be used (the cgroup's quota, rounded up).
     #[arg(long, value_name = "NUMBER|auto", env = "LENO_WORKERS", hide_env_values = true, value_parser = values::workers, default_value = "1")]
@@ -183,6 +195,8 @@ fn resolve(options: Options) -> Result<Config, clap::Error> {
         inbound: options.inbound,
         transparent,
         admin: options.admin,
+        probe_port: (options.probe_port != 0).then_some(options.probe_port),
+        probes: options.probes.unwrap_or_default(),
         workers: options.workers,
         drain_timeout: options.drain_timeout,
         access_log: options.access_log,

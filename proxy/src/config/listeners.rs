@@ -35,6 +35,11 @@ fn listeners(config: &Config) -> Vec<(SocketAddr, String)> {
             }
         }
     }
+    if let Some(port) = config.probe_port {
+        for any in [SocketAddr::from(([0; 4], port)), SocketAddr::from(([0; 8], port))] {
+            listeners.push((any, format!("--probe-port {port}")));
+        }
+    }
     listeners
 }
 

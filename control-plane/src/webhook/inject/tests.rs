@@ -1,0 +1,323 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn context(settings: &Settings) -> Context<'_> {
+    Context { settings, namespace: "shop", by_default: true, nonce: "n0nce" }
+}
+
+fn pod(spec: Value) -> Value {
+    json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "cart-0" }, "spec": spec })
+}
+
+fn injected_spec(pod: &Value) -> Value {
+    match inject(pod, &context(&Settings::default())) {
+        Outcome::Injected { pod, .. } => pod["spec"].clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// "left: ...", "refused: ..." or "injected".
+fn outcome(pod: &Value, context: &Context<'_>) -> String {
+    match inject(pod, context) {
+        Outcome::Injected { .. } => "injected".to_owned(),
+        Outcome::Left { reason, .. } => format!("left: {reason}"),
+        Outcome::Refused { reason } => format!("refused: {reason}"),
+    }
+}
+
+fn names(list: &Value) -> Vec<&str> {
+    list.as_array().unwrap().iter().filter_map(|item| item["name"].as_str()).collect()
+}
+
+fn env<'a>(container: &'a Value, name: &str) -> Option<&'a str> {
+    container["env"].as_array().unwrap().iter().find(|variable| variable["name"] == name)?["value"].as_str()
+}
+
+#[test]
+fn the_sidecar_comes_first_and_only_the_redirect_has_a_privilege() {
+    let spec = injected_spec(&pod(json!({
+        "initContainers": [{ "name": "migrate", "image": "m" }],
+        "containers": [{ "name": "cart", "image": "c" }],
+        "volumes": [{ "name": "data", "emptyDir": {} }],
+    })));
+    assert_eq!(names(&spec["initContainers"]), [REDIRECT, PROXY, "migrate"]);
+    assert_eq!(names(&spec["volumes"]), ["data", "leno-token", "leno-bundle"]);
+    assert_eq!(spec["containers"], json!([{ "name": "cart", "image": "c" }]));
+    let (redirect, proxy) = (&spec["initContainers"][0], &spec["initContainers"][1]);
+    assert_eq!(proxy["restartPolicy"], "Always");
+    assert_eq!(proxy["startupProbe"]["httpGet"]["port"], PROBE_PORT);
+    // As Pod Security "restricted" wants it.
+    let security = &proxy["securityContext"];
+    assert_eq!((&security["runAsNonRoot"], &security["runAsUser"]), (&json!(true), &json!(2102)));
+    assert_eq!(security["capabilities"], json!({ "drop": ["ALL"] }));
+    assert_eq!(security["seccompProfile"]["type"], "RuntimeDefault");
+    assert_eq!(security["allowPrivilegeEscalation"], false);
+    assert_eq!(redirect["securityContext"]["capabilities"]["add"], json!(["NET_ADMIN"]));
+    assert!(redirect["restartPolicy"].is_null());
+    assert_eq!(env(redirect, "LENO_PROXY_UID"), Some("2102"));
+    assert_eq!(env(redirect, "LENO_EXCLUDE_INBOUND_PORTS"), Some("4195"));
+    assert_eq!(env(proxy, "LENO_CONTROL_PLANE"), Some("leno.leno-system.svc.cluster.local:4190"));
+    assert_eq!(env(proxy, "LENO_PROBES"), None);
+}
+
+#[test]
+fn annotations_go_before_settings() {
+    let mut pod = pod(json!({ "containers": [{ "name": "cart" }] }));
+    pod["metadata"]["annotations"] = json!({
+        "leno.dev/skip-inbound-ports": "9100-9110, 22",
+        "leno.dev/skip-outbound-ports": "3306",
+        "leno.dev/skip-networks": "10.1.0.0/16,169.254.169.254",
+        "leno.dev/proxy-cpu-request": "50m",
+        "leno.dev/proxy-memory-limit": "64Mi",
+        "leno.dev/proxy-log": "debug",
+    });
+    let mut settings = Settings::default();
+    settings.redirect.skip_inbound_ports = vec![7.into()];
+    settings.proxy.log = "warn".to_owned();
+    let Outcome::Injected { pod: injected, .. } = inject(&pod, &context(&settings)) else { panic!() };
+    let init = &injected["spec"]["initContainers"];
+    assert_eq!(env(&init[0], "LENO_EXCLUDE_INBOUND_PORTS"), Some("7,4195,9100-9110,22"));
+    assert_eq!(env(&init[0], "LENO_EXCLUDE_OUTBOUND_PORTS"), Some("3306"));
+    assert_eq!(env(&init[0], "LENO_EXCLUDE_NETWORKS"), Some("10.1.0.0/16,169.254.169.254/32"));
+    assert_eq!(env(&init[1], "LENO_LOG"), Some("debug"));
+    let resources = json!({ "requests": { "cpu": "50m", "memory": "24Mi" }, "limits": { "memory": "64Mi" } });
+    assert_eq!(init[1]["resources"], resources);
+    pod["metadata"]["annotations"] = json!({ "leno.dev/skip-outbound-ports": "http" });
+    let refused = outcome(&pod, &context(&settings));
+    assert!(refused.starts_with("refused: annotation leno.dev/skip-outbound-ports: \"http\""), "{refused}");
+}
+
+#[test]
+fn without_the_redirects_init_container_nothing_is_privileged() {
+    let mut settings = Settings::default();
+    settings.redirect.mode = RedirectMode::External;
+    let pod = pod(json!({ "containers": [{ "name": "cart" }] }));
+    let Outcome::Injected { pod, .. } = inject(&pod, &context(&settings)) else { panic!() };
+    assert_eq!(names(&pod["spec"]["initContainers"]), [PROXY]);
+    assert!(!pod.to_string().contains("NET_ADMIN"));
+}
+
+#[test]
+fn who_is_injected_and_who_not() {
+    let settings = Settings::default();
+    let plain = pod(json!({ "containers": [{ "name": "cart" }] }));
+    let with = |pointer: &str, value: Value| {
+        let mut pod = plain.clone();
+        let (parent, field) = pointer.rsplit_once('/').unwrap();
+        pod.pointer_mut(parent).unwrap()[field] = value;
+        pod
+    };
+    let said = |at: &str, value: &str| with(&format!("/metadata/{at}"), json!({ "leno.dev/inject": value }));
+    let by_default = context(&settings);
+    let not_by_default = Context { by_default: false, ..by_default };
+    for (pod, context, expected) in [
+        (plain.clone(), by_default, "injected"),
+        (plain.clone(), not_by_default, "left: neither its namespace"),
+        (said("labels", "enabled"), not_by_default, "injected"),
+        (said("annotations", "enabled"), not_by_default, "injected"),
+        (said("labels", "disabled"), by_default, "left: leno.dev/inject is disabled"),
+        (said("annotations", "disabled"), by_default, "left: leno.dev/inject is disabled"),
+        (said("labels", "yes"), by_default, "injected"),
+        (with("/spec/hostNetwork", true.into()), by_default, "left: it has its node's network"),
+        (with("/spec/os", json!({ "name": "windows" })), by_default, "left: it runs on Windows"),
+        (with("/spec/nodeSelector", json!({ "kubernetes.io/os": "windows" })), by_default, "left: it runs on Windows"),
+        (
+            with("/metadata/annotations", json!({ "kubernetes.io/config.mirror": "x" })),
+            by_default,
+            "left: it is a static Pod",
+        ),
+        (plain.clone(), Context { namespace: "kube-system", ..by_default }, "left: Pods of the namespace kube-system"),
+        (said("labels", "enabled"), Context { namespace: "leno-system", ..by_default }, "left: Pods of the namespace"),
+        (
+            with("/spec/containers", json!([{ "name": PROXY }])),
+            by_default,
+            "left: it has a container leno-proxy already",
+        ),
+        (
+            with("/spec/containers", json!([{ "name": REDIRECT }])),
+            by_default,
+            "refused: it has a container leno-redirect",
+        ),
+        (with("/spec/volumes", json!([{ "name": "leno-token" }])), by_default, "refused: it has a volume leno-token"),
+        (
+            with("/spec/securityContext", json!({ "runAsUser": 2102 })),
+            by_default,
+            "refused: its container cart runs as",
+        ),
+        (json!({ "spec": {} }), by_default, "left: it has no containers"),
+        (json!(null), by_default, "left: it has no containers"),
+    ] {
+        let outcome = outcome(&pod, &context);
+        assert!(outcome.starts_with(expected), "{pod}: {outcome}");
+    }
+    // The Pod's user does not matter where every container has its own.
+    let mut own = with("/spec/securityContext", json!({ "runAsUser": 2102 }));
+    own["spec"]["containers"][0]["securityContext"] = json!({ "runAsUser": 1000 });
+    assert_eq!(outcome(&own, &by_default), "injected");
+}
+
+#[test]
+fn what_may_surprise_is_told() {
+    let settings = Settings::default();
+    let mut pod = pod(json!({ "hostNetwork": true, "containers": [{ "name": "cart" }] }));
+    pod["metadata"]["labels"] = json!({ "leno.dev/inject": "enabled" });
+    let Outcome::Left { warnings, .. } = inject(&pod, &context(&settings)) else { panic!() };
+    assert!(warnings[0].contains("hostNetwork"), "{warnings:?}");
+    pod["metadata"]["labels"] = json!({ "leno.dev/inject": "on" });
+    pod["spec"] = json!({ "containers": [{ "name": "cart", "ports": [{ "containerPort": 4143 }] }] });
+    let Outcome::Injected { warnings, .. } = inject(&pod, &context(&settings)) else { panic!() };
+    assert!(warnings[0].contains("neither enabled nor disabled"), "{warnings:?}");
+    assert!(warnings[1].contains("port 4143"), "{warnings:?}");
+}
+
+#[test]
+fn probes_are_asked_of_the_proxy_and_keep_their_times() {
+    let spec = injected_spec(&pod(json!({
+        "terminationGracePeriodSeconds": 45,
+        "initContainers": [{
+            "name": "helper", "restartPolicy": "Always",
+            "startupProbe": { "tcpSocket": { "port": 7000 }, "periodSeconds": 2 },
+        }],
+        "containers": [{
+            "name": "cart",
+            "ports": [{ "name": "http", "containerPort": 8080 }],
+            "livenessProbe": {
+                "httpGet": { "path": "/live?a=$(B)", "port": "http", "scheme": "HTTPS", "httpHeaders": [{ "name": "Host", "value": "x" }] },
+                "periodSeconds": 7, "timeoutSeconds": 3, "failureThreshold": 9, "terminationGracePeriodSeconds": 5,
+            },
+            "readinessProbe": { "grpc": { "port": 9000, "service": "s" } },
+            "startupProbe": { "exec": { "command": ["true"] } },
+            "lifecycle": {
+                "postStart": { "httpGet": { "path": "/started", "port": 8080 } },
+                "preStop": { "sleep": { "seconds": 5 } },
+            },
+        }, {
+            "name": "side",
+            "livenessProbe": { "httpGet": { "port": "nowhere" } },
+            "readinessProbe": { "httpGet": { "host": "example.com", "port": 80 } },
+            "lifecycle": { "preStop": { "httpGet": { "path": "/stop", "port": "81" } } },
+        }],
+    })));
+    let [cart, side] = [&spec["containers"][0], &spec["containers"][1]];
+    let ours = |path: &str| json!({ "path": path, "port": 4195, "scheme": "HTTP" });
+    assert_eq!(
+        cart["livenessProbe"],
+        json!({
+            "httpGet": ours("/probe/cart/liveness"),
+            "periodSeconds": 7, "timeoutSeconds": 3, "failureThreshold": 9, "terminationGracePeriodSeconds": 5,
+        })
+    );
+    assert_eq!(cart["readinessProbe"], json!({ "httpGet": ours("/probe/cart/readiness") }));
+    assert_eq!(cart["startupProbe"], json!({ "exec": { "command": ["true"] } }));
+    assert_eq!(cart["lifecycle"]["postStart"], json!({ "httpGet": ours("/hook/n0nce/cart/postStart") }));
+    assert_eq!(cart["lifecycle"]["preStop"], json!({ "sleep": { "seconds": 5 } }));
+    assert_eq!(side["livenessProbe"], json!({ "httpGet": { "port": "nowhere" } }), "no kubelet could ask it");
+    assert_eq!(side["readinessProbe"]["httpGet"]["host"], "example.com");
+    assert_eq!(side["lifecycle"]["preStop"]["httpGet"], ours("/hook/n0nce/side/preStop"));
+    let helper = &spec["initContainers"][2];
+    assert_eq!(helper["startupProbe"], json!({ "httpGet": ours("/probe/helper/startup"), "periodSeconds": 2 }));
+    let text = env(&spec["initContainers"][1], "LENO_PROBES").unwrap();
+    assert!(!text.contains('$'), "Kubernetes would replace it: {text}");
+    assert_eq!(
+        serde_json::from_str::<Value>(text).unwrap(),
+        json!([
+            { "path": "/probe/helper/startup", "timeoutSeconds": 1, "tcpSocket": { "port": 7000 } },
+            { "path": "/probe/cart/liveness", "timeoutSeconds": 3, "httpGet": {
+                "path": "/live?a=$(B)", "port": 8080, "scheme": "HTTPS", "httpHeaders": [{ "name": "Host", "value": "x" }] } },
+            { "path": "/probe/cart/readiness", "timeoutSeconds": 1, "grpc": { "port": 9000, "service": "s" } },
+            { "path": "/hook/n0nce/cart/postStart", "timeoutSeconds": 45, "httpGet": { "path": "/started", "port": 8080 } },
+            { "path": "/hook/n0nce/side/preStop", "timeoutSeconds": 45, "httpGet": { "path": "/stop", "port": 81 } },
+        ])
+    );
+}
+
+fn probe() -> impl Strategy<Value = Value> {
+    let port = prop_oneof![(0..70_000u32).prop_map(Value::from), "http|nowhere|81".prop_map(Value::from)];
+    let handler = (port, "[a-z/?$]{0,6}", any::<bool>()).prop_flat_map(|(port, path, host)| {
+        let host = if host { json!("h") } else { Value::Null };
+        prop_oneof![
+            Just(json!({ "httpGet": { "port": port.clone(), "path": path, "host": host }, "more": 1 })),
+            Just(json!({ "tcpSocket": { "port": port.clone() }, "periodSeconds": 3 })),
+            Just(json!({ "grpc": { "port": port, "service": null } })),
+            Just(json!({ "exec": { "command": ["x"] } })),
+            Just(Value::Null),
+        ]
+    });
+    handler
+}
+
+fn container() -> impl Strategy<Value = Value> {
+    (("[a-d]", probe(), probe()), (probe(), probe(), proptest::option::of(0..3000u32))).prop_map(
+        |((name, live, ready), (start, stop, user))| {
+            json!({
+                "name": name, "unknown": { "field": [1] }, "ports": [{ "name": "http", "containerPort": 8080 }],
+                "livenessProbe": live, "readinessProbe": ready, "startupProbe": start, "lifecycle": { "preStop": stop },
+                "securityContext": { "runAsUser": user },
+            })
+        },
+    )
+}
+
+fn pods() -> impl Strategy<Value = Value> {
+    let containers = || proptest::collection::vec(container(), 0..3);
+    (containers(), proptest::option::of(containers()), any::<bool>()).prop_map(|(containers, init, volumes)| {
+        let mut pod = pod(json!({ "containers": containers, "newer": "field", "nodeName": null }));
+        if let Some(init) = init {
+            pod["spec"]["initContainers"] = init.into();
+        }
+        if volumes {
+            pod["spec"]["volumes"] = json!([{ "name": "v", "emptyDir": {} }]);
+        }
+        pod
+    })
+}
+
+/// Without what a kubelet asks over the network, which alone is changed.
+fn without_questions(container: &Value) -> Value {
+    let mut container = container.clone();
+    for pointer in ["/livenessProbe", "/readinessProbe", "/startupProbe", "/lifecycle/preStop"] {
+        if let Some(Value::Object(handler)) = container.pointer_mut(pointer) {
+            for kind in ["httpGet", "tcpSocket", "grpc"] {
+                handler.remove(kind);
+            }
+        }
+    }
+    container
+}
+
+proptest! {
+    #[test]
+    fn nothing_is_lost_and_a_second_time_changes_nothing(pod in pods()) {
+        let settings = Settings::default();
+        let Outcome::Injected { pod: injected, .. } = inject(&pod, &context(&settings)) else {
+            prop_assert!(pod.to_string().contains(":2102"));
+            return Ok(());
+        };
+        let again = outcome(&injected, &context(&settings));
+        prop_assert!(again.starts_with("left: it has a container leno-proxy"), "{}", again);
+        let (before, after) = (&pod["spec"], &injected["spec"]);
+        for (field, added) in [("initContainers", 2), ("containers", 0)] {
+            let (before, after) = (list(before, field), list(after, field));
+            let kept: Vec<_> = after.iter().skip(added).map(without_questions).collect();
+            prop_assert_eq!(kept, before.iter().map(without_questions).collect::<Vec<_>>());
+        }
+        prop_assert!(list(after, "volumes").starts_with(list(before, "volumes")));
+        for (name, value) in before.as_object().unwrap() {
+            if !["initContainers", "containers", "volumes"].contains(&name.as_str()) {
+                prop_assert_eq!(&after[name], value);
+            }
+        }
+        prop_assert_eq!(&injected["metadata"], &pod["metadata"]);
+        // Whatever the kubelet asks the proxy, the proxy knows, each once.
+        let asked: Vec<Value> = match env(&after["initContainers"][1], "LENO_PROBES") {
+            Some(text) => serde_json::from_str(text).unwrap(),
+            None => Vec::new(),
+        };
+        let pointed = after.to_string().matches("\"port\":4195").count() - 1;
+        prop_assert_eq!(pointed, asked.len());
+        prop_assert!(asked.iter().all(|probe| {
+            ["httpGet", "tcpSocket", "grpc"].iter().filter(|kind| probe.get(**kind).is_some()).count() == 1
+        }));
+    }
+}

@@ -1,0 +1,182 @@
+//! What injection is told: which images, with which resources and security. From the chart's values, as one YAML file.
+
+use std::{fs, path::Path};
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::ports::PortRange;
+
+/// Where the control plane is unless settings say otherwise.
+const CONTROL_PLANE: &str = "leno.leno-system.svc.cluster.local:4190";
+/// Uid of the proxy, by which the redirect knows its connections. Not 65532: many images of applications run as that.
+const PROXY_UID: u32 = 2102;
+
+/// How Pods are injected. Every field has a default, so that `leno inject` works without a cluster.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct Settings {
+    /// host:port where proxies find the control plane.
+    pub control_plane: String,
+    /// The control plane's own namespace, whose Pods are never injected.
+    pub namespace: String,
+    pub proxy: Proxy,
+    pub redirect: Redirect,
+}
+
+/// The sidecar.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct Proxy {
+    /// Image with tag or digest.
+    pub image: String,
+    /// Always, IfNotPresent or Never; empty: as Kubernetes chooses by the tag.
+    pub image_pull_policy: String,
+    /// User and group it runs as; no container of a Pod may run as the same.
+    pub uid: u32,
+    /// `requests` and `limits`, as in a Pod; annotations of a Pod go before.
+    pub resources: Value,
+    /// Worker threads, a number or "auto".
+    pub workers: String,
+    /// Filter of the proxy's own log.
+    pub log: String,
+    /// "text" or "json".
+    pub log_format: String,
+    /// "off", "text" or "json".
+    pub access_log: String,
+    /// More environment variables, as in a Pod.
+    pub env: Vec<Value>,
+}
+
+/// The init container that sends the Pod's connections through the sidecar.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct Redirect {
+    pub mode: RedirectMode,
+    /// Image with tag or digest.
+    pub image: String,
+    pub resources: Value,
+    /// Inbound ports left alone in every Pod, besides those of its annotations.
+    pub skip_inbound_ports: Vec<PortRange>,
+    /// Outbound ports left alone in every Pod, besides those of its annotations.
+    pub skip_outbound_ports: Vec<PortRange>,
+    /// Networks that outbound connections go to directly, besides those of the Pod's annotations.
+    pub skip_networks: Vec<ipnet::IpNet>,
+}
+
+/// Who installs the redirect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RedirectMode {
+    /// An init container with NET_ADMIN.
+    #[default]
+    Init,
+    /// Something outside the Pod (a CNI plugin, a node's agent): the Pod needs no privilege.
+    External,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            control_plane: CONTROL_PLANE.to_owned(),
+            namespace: leno_proto::CONTROL_PLANE_NAMESPACE.to_owned(),
+            proxy: Proxy::default(),
+            redirect: Redirect::default(),
+        }
+    }
+}
+
+/// The image of this version.
+fn image(name: &str) -> String {
+    format!("ghcr.io/leno-mesh/{name}:{}", env!("CARGO_PKG_VERSION"))
+}
+
+impl Default for Proxy {
+    fn default() -> Self {
+        Self {
+            image: image("leno-proxy"),
+            image_pull_policy: String::new(),
+            uid: PROXY_UID,
+            resources: json!({ "requests": { "cpu": "20m", "memory": "24Mi" } }),
+            workers: "1".to_owned(),
+            log: "info".to_owned(),
+            log_format: "text".to_owned(),
+            access_log: "off".to_owned(),
+            env: Vec::new(),
+        }
+    }
+}
+
+impl Default for Redirect {
+    fn default() -> Self {
+        Self {
+            mode: RedirectMode::default(),
+            image: image("leno-redirect"),
+            resources: json!({ "requests": { "cpu": "10m", "memory": "10Mi" } }),
+            skip_inbound_ports: Vec::new(),
+            skip_outbound_ports: Vec::new(),
+            skip_networks: Vec::new(),
+        }
+    }
+}
+
+impl Settings {
+    /// Reads the file that the chart makes.
+    ///
+    /// # Errors
+    /// If it cannot be read, or says what no setting is.
+    pub fn read(file: &Path) -> anyhow::Result<Self> {
+        let text = fs::read_to_string(file)
+            .with_context(|| format!("cannot read the settings of injection, {}", file.display()))?;
+        Self::parse(&text).with_context(|| format!("{} does not say how to inject", file.display()))
+    }
+
+    /// From YAML text.
+    ///
+    /// # Errors
+    /// With the field that is wrong.
+    pub fn parse(text: &str) -> anyhow::Result<Self> {
+        let settings: Self = serde_saphyr::from_str(text)?;
+        anyhow::ensure!(settings.proxy.uid != 0, "proxy.uid: the proxy does not run as root; give it a uid of its own");
+        for (field, resources) in [("proxy", &settings.proxy.resources), ("redirect", &settings.redirect.resources)] {
+            anyhow::ensure!(resources.is_object(), "{field}.resources: expected requests and limits");
+        }
+        Ok(settings)
+    }
+}
+
+/// `resources` with one more quantity.
+pub(super) fn with_quantity(resources: &mut Value, part: &str, resource: &str, quantity: &str) {
+    if !resources.is_object() {
+        *resources = Value::Object(Map::new());
+    }
+    if !resources[part].is_object() {
+        resources[part] = Value::Object(Map::new());
+    }
+    resources[part][resource] = quantity.into();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_said_has_its_default_and_slips_are_named() {
+        let settings =
+            Settings::parse("proxy:\n  image: r/p@sha256:0\nredirect:\n  skipInboundPorts: [22, 9100-9110]\n");
+        let settings = settings.unwrap();
+        assert_eq!(settings.proxy.image, "r/p@sha256:0");
+        assert_eq!(settings.proxy.uid, PROXY_UID);
+        assert_eq!(settings.redirect.skip_inbound_ports.len(), 2);
+        for (text, expected) in [
+            ("proxy:\n  imgae: x\n", "imgae"),
+            ("proxy:\n  uid: 0\n", "root"),
+            ("redirect:\n  mode: cni\n", "cni"),
+            ("redirect:\n  skipOutboundPorts: [70000]\n", "port"),
+        ] {
+            let error = format!("{:#}", Settings::parse(text).unwrap_err());
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+}

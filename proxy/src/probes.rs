@@ -1,0 +1,139 @@
+//! The probe port: where a kubelet asks, without TLS, whether the proxy is ready and how the application is.
+//!
+//! The application's probes come here because a kubelet is in no mesh: its plaintext would be refused by a strict
+//! policy. They are asked of the application at the address that the kubelet called, as it would have done ([`ask`]).
+//! Whoever reaches the Pod can ask here, too, but only what the Pod lists, and learns no more than yes or no; the same
+//! question is asked of the application once at a time.
+
+mod ask;
+
+use std::{cell::RefCell, collections::HashMap, net::SocketAddr, rc::Rc, sync::Arc, time::Duration, time::SystemTime};
+
+use http::{HeaderMap, Method, Request, StatusCode, header};
+use hyper::body::Incoming;
+use serde_json::json;
+use tokio::{net::TcpListener, sync::watch, time};
+
+use crate::{
+    admin,
+    config::{
+        Config, limits,
+        probes::{Probe, Probes},
+    },
+    net::{self, listener},
+    small_server::{self, Answer, Limits, json, text},
+};
+
+/// How often readiness is looked at while it is waited for.
+const POLL: Duration = Duration::from_millis(10);
+
+/// Listens, if it is to.
+///
+/// # Errors
+/// Those of the kernel, with the address.
+pub(crate) fn bind(config: &Config) -> anyhow::Result<Vec<TcpListener>> {
+    let Some(port) = config.probe_port else { return Ok(Vec::new()) };
+    net::any_address(port)
+        .map(|any| {
+            // SO_REUSEPORT would share the port with another proxy without a word; see `app::workers`.
+            std::net::TcpListener::bind(any).map_err(|error| anyhow::anyhow!("--probe-port: {any}: {error}"))?;
+            Ok(listener::bind(any)?)
+        })
+        .collect()
+}
+
+/// Serves until the process ends.
+pub(crate) fn start(listeners: Vec<TcpListener>, config: &Config, status: &Arc<admin::Status>) {
+    let mark = config.transparent.as_ref().and_then(|transparent| transparent.mark);
+    let asker = Rc::new(Asker { probes: config.probes.clone(), mark, asking: RefCell::default() });
+    for listener in listeners {
+        let (asker, status) = (Rc::clone(&asker), Arc::clone(status));
+        let limits = Limits { what: "probe", connection: limits::PROBE_TIMEOUT };
+        tokio::task::spawn_local(small_server::serve(listener, limits, async move |request, local| {
+            answer(request, local, &asker, &status).await
+        }));
+    }
+}
+
+async fn answer(request: Request<Incoming>, local: SocketAddr, asker: &Rc<Asker>, status: &admin::Status) -> Answer {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed: GET, HEAD\n");
+    }
+    match request.uri().path() {
+        "/ready" => ready(status).await,
+        path => match asker.probes.iter().position(|probe| probe.path == path) {
+            Some(index) => asker.ask(index, local, request.headers()).await,
+            None => text(StatusCode::NOT_FOUND, "no such probe\n"),
+        },
+    }
+}
+
+/// Whether the proxy serves; held back while it is about to, so that who waits for it need not wait for the next question.
+async fn ready(status: &admin::Status) -> Answer {
+    let missing = || admin::missing(status, SystemTime::now());
+    let becomes_ready = async {
+        while !missing().is_empty() && !status.drain.has_begun() {
+            time::sleep(POLL).await;
+        }
+    };
+    // Whether it became so or not is asked next.
+    let _ = time::timeout(limits::READY_HOLD, becomes_ready).await;
+    let missing = missing();
+    let code = if missing.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    json(code, &json!({ "ready": missing.is_empty(), "missing": missing }))
+}
+
+/// What the application said.
+type Said = Result<(), String>;
+
+struct Asker {
+    probes: Probes,
+    mark: Option<u32>,
+    /// Questions under way, by their place in the list: who comes with the same gets the same answer.
+    asking: RefCell<HashMap<usize, watch::Receiver<Option<Said>>>>,
+}
+
+impl Asker {
+    async fn ask(self: &Rc<Self>, index: usize, local: SocketAddr, headers: &HeaderMap) -> Answer {
+        let under_way = self.asking.borrow().get(&index).cloned();
+        let mut answer = match under_way {
+            Some(answer) => answer,
+            None => self.start(index, local, headers),
+        };
+        let said = match answer.wait_for(Option::is_some).await {
+            Ok(said) => said.clone(),
+            Err(_) => None,
+        };
+        match said {
+            Some(Ok(())) => text(StatusCode::OK, "ok\n"),
+            Some(Err(reason)) => text(StatusCode::SERVICE_UNAVAILABLE, reason + "\n"),
+            None => text(StatusCode::SERVICE_UNAVAILABLE, "the question was given up\n"),
+        }
+    }
+
+    fn start(self: &Rc<Self>, index: usize, local: SocketAddr, headers: &HeaderMap) -> watch::Receiver<Option<Said>> {
+        let (sender, receiver) = watch::channel(None);
+        let Some(probe) = self.probes.get(index).cloned() else { return receiver };
+        self.asking.borrow_mut().insert(index, receiver.clone());
+        let caller = ask::Caller { ip: local.ip(), mark: self.mark, agent: headers.get(header::USER_AGENT).cloned() };
+        let asker = Rc::clone(self);
+        // Of its own, so that a kubelet that goes takes nobody else's answer with it.
+        tokio::task::spawn_local(async move {
+            let said = asked(&probe, &caller).await;
+            asker.asking.borrow_mut().remove(&index);
+            // An error means that nobody waits any longer.
+            let _ = sender.send(Some(said));
+        });
+        receiver
+    }
+}
+
+async fn asked(probe: &Probe, caller: &ask::Caller) -> Said {
+    match time::timeout(probe.timeout(), ask::ask(&probe.question, caller)).await {
+        Ok(said) => said,
+        Err(_) => Err(format!("no answer from the application within {:?}", probe.timeout())),
+    }
+}
+
+#[cfg(test)]
+mod tests;
