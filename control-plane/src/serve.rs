@@ -41,6 +41,7 @@ use crate::{
     model::{InboundMode, MeshSettings, World},
     operator,
     sources::{self, Prompt, Source},
+    webhook::{self, serve::Webhooks},
 };
 
 /// Everything that has a bound here, by name.
@@ -123,6 +124,8 @@ pub struct Options {
     pub metrics: Option<SocketAddr>,
     /// Answers operators there, on a loopback; None: at a socket in the state folder.
     pub operator: Option<SocketAddr>,
+    /// Answers the API server's questions about Pods and objects.
+    pub webhooks: Option<webhook::serve::Options>,
 }
 
 /// A control plane that is bound and ready, and not yet serving.
@@ -141,6 +144,7 @@ pub struct ControlPlane {
     credentials: Arc<ServerCredentials>,
     tcp: TcpListener,
     operator: operator::Listener,
+    webhooks: Option<Webhooks>,
     health: Arc<Health>,
     /// Tells every part to end.
     stop: watch::Sender<bool>,
@@ -180,6 +184,10 @@ impl ControlPlane {
             }
         };
         let authority = Arc::new(authority);
+        let webhooks = match (options.webhooks, &cluster) {
+            (Some(options), Some(cluster)) => Some(Webhooks::bind(cluster.client(), options).await?),
+            _ => None,
+        };
         let mesh_settings = MeshSettings {
             trust_domain: authority.trust_domain().into(),
             mesh_networks: options.mesh_networks.clone(),
@@ -213,6 +221,7 @@ impl ControlPlane {
             credentials,
             tcp,
             operator,
+            webhooks,
             health,
             stop,
         })
@@ -286,6 +295,9 @@ impl ControlPlane {
             ),
             stopping.clone(),
         ));
+        if let Some(webhooks) = self.webhooks {
+            tasks.spawn(webhooks.serve(stopping.clone()));
+        }
         self.health.ready(metrics::View::new(
             Arc::clone(&self.metrics),
             Arc::clone(&self.tracker),

@@ -19,6 +19,7 @@ use crate::{
     authority, operator,
     serve::{self, ControlPlane},
     sources::Source,
+    webhook,
 };
 
 /// Run the control plane: read the configuration, issue certificates, serve policy to proxies
@@ -72,6 +73,15 @@ struct Settings {
     /// 127.0.0.1:4192]
     #[arg(long, value_name = "IP:PORT", env = "LENO_OPERATOR")]
     operator: Option<SocketAddr>,
+    /// Address to answer the API server's admission webhooks on, with --kubernetes [default: none]
+    #[arg(long, value_name = "IP:PORT", env = "LENO_WEBHOOKS")]
+    webhooks: Option<SocketAddr>,
+    /// Who makes the webhooks' certificate, in the Secret leno-webhook: leno or cert-manager [default: leno]
+    #[arg(long, value_name = "WHO", env = "LENO_WEBHOOK_CERTIFICATES")]
+    webhook_certificates: Option<CertificateMaker>,
+    /// YAML file that says how Pods are injected, as the chart makes it [default: as the chart's defaults are]
+    #[arg(long, value_name = "FILE", env = "LENO_INJECTION")]
+    injection: Option<PathBuf>,
     /// What to log: error, warn, info, debug, trace, or a filter per module [default: info]
     #[arg(long, value_name = "FILTER", env = "LENO_LOG")]
     log: Option<String>,
@@ -85,6 +95,13 @@ struct Settings {
 enum LogFormat {
     Text,
     Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum CertificateMaker {
+    Leno,
+    CertManager,
 }
 
 const DEFAULT_PORT: u16 = 4190;
@@ -148,6 +165,9 @@ impl Settings {
             mesh_networks: if self.mesh_networks.is_empty() { file.mesh_networks } else { self.mesh_networks },
             metrics: self.metrics.or(file.metrics),
             operator: self.operator.or(file.operator),
+            webhooks: self.webhooks.or(file.webhooks),
+            webhook_certificates: self.webhook_certificates.or(file.webhook_certificates),
+            injection: self.injection.or(file.injection),
             log: self.log.or(file.log),
             log_format: self.log_format.or(file.log_format),
         }
@@ -189,8 +209,27 @@ impl Settings {
             mesh_networks: self.mesh_networks,
             metrics: self.metrics.or_else(|| in_pod(everywhere, DEFAULT_METRICS_PORT)),
             operator,
+            webhooks: self
+                .webhooks
+                .map(|listen| webhooks(listen, self.injection, self.webhook_certificates))
+                .transpose()?,
         })
     }
+}
+
+fn webhooks(
+    listen: SocketAddr,
+    injection: Option<PathBuf>,
+    certificates: Option<CertificateMaker>,
+) -> anyhow::Result<webhook::serve::Options> {
+    let settings = match injection {
+        Some(file) => webhook::settings::Settings::read(&file).context("--injection")?,
+        None => webhook::settings::Settings::default(),
+    };
+    let namespace = settings.namespace.clone();
+    let managed = certificates != Some(CertificateMaker::CertManager);
+    let certificates = webhook::certificates::Options::new(namespace, managed);
+    Ok(webhook::serve::Options { listen, settings, certificates })
 }
 
 fn start_log(settings: &Settings) -> anyhow::Result<()> {

@@ -10,7 +10,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use super::{Document, DocumentError, Kind, Object, ObjectKey, hash::ContentHash};
-use crate::api;
+use crate::{api, webhook::inject};
 
 mod core;
 mod filter;
@@ -324,10 +324,12 @@ fn unknown_marks(kind: Kind, metadata: &Metadata) -> Vec<String> {
         Kind::Pod => &[core::INBOUND, core::INJECT, core::WEIGHT],
         _ => &[],
     };
+    let injection: &[&str] = if kind == Kind::Pod { &inject::ANNOTATIONS } else { &[] };
     let unknown = |map: &'static str, names: Vec<&String>| {
         names
             .into_iter()
-            .filter(|name| name.starts_with("leno.dev/") && !known.contains(&name.as_str()))
+            .filter(|name| name.starts_with("leno.dev/"))
+            .filter(|name| !known.contains(&name.as_str()) && !injection.contains(&name.as_str()))
             .map(move |name| format!("metadata.{map}[{name}]"))
             .collect::<Vec<_>>()
     };

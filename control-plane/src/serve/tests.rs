@@ -186,6 +186,7 @@ fn options(folder: &Path) -> Options {
         mesh_networks: vec!["10.0.0.0/8".parse().unwrap()],
         metrics: Some("127.0.0.1:0".parse().unwrap()),
         operator: None,
+        webhooks: None,
     }
 }
 

@@ -1,6 +1,6 @@
 //! HTTPS for the API server's questions. One connection carries many, one after another.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc};
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -8,7 +8,6 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Method, Request, Response, StatusCode, body::Incoming, header, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use kube::Client;
-use std::net::SocketAddr;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
@@ -22,6 +21,7 @@ use super::{
     limits,
     settings::Settings,
 };
+use crate::serve::listener;
 
 /// What the webhooks are started with.
 #[derive(Debug, Clone)]
@@ -45,7 +45,7 @@ impl Webhooks {
     /// # Errors
     /// If the port cannot be had. Without a certificate they start, too, and look again.
     pub async fn bind(client: Client, options: Options) -> anyhow::Result<Self> {
-        let tcp = TcpListener::bind(options.listen)
+        let tcp = listener::bind(options.listen)
             .await
             .with_context(|| format!("cannot listen on {} for webhooks", options.listen))?;
         let mut certificates = Certificates::new(client, options.certificates);

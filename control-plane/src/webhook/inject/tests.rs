@@ -316,8 +316,9 @@ proptest! {
         };
         let pointed = after.to_string().matches("\"port\":4195").count() - 1;
         prop_assert_eq!(pointed, asked.len());
-        prop_assert!(asked.iter().all(|probe| {
-            ["httpGet", "tcpSocket", "grpc"].iter().filter(|kind| probe.get(**kind).is_some()).count() == 1
-        }));
+        for probe in &asked {
+            let kinds = ["httpGet", "tcpSocket", "grpc"];
+            prop_assert_eq!(kinds.iter().filter(|kind| probe.get(**kind).is_some()).count(), 1);
+        }
     }
 }
