@@ -13,6 +13,7 @@ mod describe;
 mod duration;
 mod explain;
 mod get;
+mod inject;
 mod kinds;
 mod replicas;
 mod token;
@@ -56,6 +57,7 @@ enum Command {
     Check(check::Args),
     Token(token::Args),
     Crds(crds::Args),
+    Inject(inject::Args),
 }
 
 /// Runs the command that the process was started with.
@@ -70,6 +72,7 @@ pub fn main() -> ExitCode {
         Command::Explain(args) => explain::run(args),
         Command::Token(args) => token::run(args),
         Command::Crds(args) => crds::run(args),
+        Command::Inject(args) => inject::run(args),
     };
     match done {
         Ok(code) => ExitCode::from(code),
@@ -121,7 +124,8 @@ mod tests {
         assert_eq!(checked(&["--config", "a"]), (true, false));
         assert_eq!(checked(&["--state", "a", "--mesh-networks", "10.0.0.0/8"]), (false, true));
         assert_eq!(checked(&["--config", "a", "--state", "b"]), (true, true));
-        assert!(Cli::command().try_get_matches_from(["leno", "check", "--mesh-networks", "10.0.0.0/8"]).is_err());
+        assert_eq!(checked(&["--pre"]), (false, false));
+        assert_eq!(checked(&[]), (false, false));
     }
 
     #[test]

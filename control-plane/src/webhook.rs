@@ -35,8 +35,6 @@ pub mod limits {
     pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
     /// The same as long as there is no certificate.
     pub const CERTIFICATE_RETRY: Duration = Duration::from_secs(1);
-    /// A call to the API server.
-    pub const API_TIMEOUT: Duration = Duration::from_secs(10);
     /// Names of Pods' containers, ports and probes that are read of one Pod, in bytes of what the proxy is told of them.
     pub const PROBES_BYTES: usize = 64 * 1024;
 }

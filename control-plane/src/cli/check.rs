@@ -1,12 +1,14 @@
 //! `leno check`
 
+mod kubernetes;
+
 use std::{
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
 use anyhow::Context as _;
-use clap::{ArgGroup, ArgMatches, parser::ValueSource};
+use clap::{ArgMatches, parser::ValueSource};
 use ipnet::IpNet;
 use leno_proto::v1::ListObjectsRequest;
 
@@ -23,16 +25,16 @@ use crate::{
     sources::folder,
 };
 
-/// Find what is wrong, or will be: in a folder of documents, or in the running mesh
+/// Find what is wrong, or will be: in a cluster, in a folder of documents, or in the running mesh
 ///
-/// With --config it reads documents as the control plane would, needs none running, and changes nothing: for an editor,
-/// a commit hook or CI. With --state it asks the running control plane about certificates, proxies and documents.
+/// Without options it looks at the mesh in the cluster that KUBECONFIG names, and with --pre at the cluster before Leno is
+/// installed. With --config it reads documents as the control plane would, needs none running, and changes nothing: for an
+/// editor, a commit hook or CI. With --state it asks the running control plane about certificates, proxies and documents.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  leno check --config ./config\n  leno check --state /var/lib/leno\n\n✓ well  ‼ look at \
-                        it  × wrong\n\nExit codes: 0 nothing is wrong; 1 something is; 2 the command line is wrong."
+    after_help = "Examples:\n  leno check --pre\n  leno check\n  leno check --config ./config\n  leno check --state /var/lib/leno\n\n✓ well  ‼ look at \
+                        it  × wrong  · not known\n\nExit codes: 0 nothing is wrong; 1 something is; 2 the command line is wrong."
 )]
-#[command(group = ArgGroup::new("checked").args(["config", "state"]).required(true).multiple(true))]
 pub(super) struct Args {
     /// Folder of documents to check
     #[arg(long, value_name = "DIR", env = "LENO_CONFIG")]
@@ -40,6 +42,12 @@ pub(super) struct Args {
     /// State folder of the running control plane to check
     #[arg(long, value_name = "DIR", env = "LENO_STATE")]
     state: Option<PathBuf>,
+    /// Look at the cluster of KUBECONFIG, before Leno is installed there
+    #[arg(long, env = "LENO_PRE", conflicts_with = "installed")]
+    pre: bool,
+    /// Look at the mesh in the cluster of KUBECONFIG [default, unless something else is to be checked]
+    #[arg(long, env = "LENO_INSTALLED")]
+    installed: bool,
     /// As for the control plane, for --config
     #[arg(long, value_name = "CIDR,...", value_delimiter = ',', env = "LENO_MESH_NETWORKS")]
     mesh_networks: Vec<IpNet>,
@@ -50,9 +58,11 @@ impl Args {
     /// are live must not fail for the running mesh's sake.
     pub(super) fn settle(&mut self, matches: &ArgMatches) {
         let said = |option| matches.value_source(option) == Some(ValueSource::CommandLine);
+        let cluster = said("pre") || said("installed");
         match (said("config"), said("state")) {
             (true, false) => self.state = None,
             (false, true) => self.config = None,
+            (false, false) if cluster => (self.config, self.state) = (None, None),
             _ => {}
         }
     }
@@ -71,6 +81,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     }
     if let Some(state) = &args.state {
         running(state, &mut findings)?;
+    }
+    if args.pre || args.installed || (args.config.is_none() && args.state.is_none()) {
+        block_on(cluster(args.pre, &mut findings))?;
     }
     outln!();
     match (findings.wrong, findings.doubtful) {
@@ -97,6 +110,11 @@ impl Findings {
         outln!("  {} {}", self.style.green("✓"), clean(what));
     }
 
+    /// Neither good nor bad.
+    fn note(&self, what: &str) {
+        outln!("  · {}", clean(what));
+    }
+
     fn doubtful(&mut self, what: &str, next: &str) {
         self.doubtful += 1;
         outln!("  {} {}", self.style.yellow("‼"), clean(what));
@@ -114,6 +132,14 @@ impl Findings {
         if !step.is_empty() {
             outln!("    → {}", clean(step));
         }
+    }
+}
+
+async fn cluster(pre: bool, findings: &mut Findings) -> anyhow::Result<()> {
+    let client = crate::kubernetes::client().await?;
+    match pre {
+        true => kubernetes::before(&client, findings).await,
+        false => kubernetes::installed(&client, findings).await,
     }
 }
 

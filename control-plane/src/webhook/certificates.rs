@@ -9,7 +9,7 @@ mod pems;
 
 use std::{sync::Arc, time::SystemTime};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use arc_swap::ArcSwapOption;
 use k8s_openapi::{
     ByteString,
@@ -24,11 +24,14 @@ use kube::{
 };
 use rustls::ServerConfig;
 use serde_json::json;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use self::pems::Pems;
 use super::limits;
-use crate::authority::issue;
+use crate::{
+    authority::issue,
+    kubernetes::{call, find},
+};
 
 /// The field manager of what Leno changes.
 const MANAGER: &str = "leno";
@@ -130,14 +133,14 @@ impl Certificates {
     async fn current(&self, now: SystemTime) -> anyhow::Result<Pems> {
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.options.namespace);
         let name = &self.options.secret;
-        let found = call("reading", name, secrets.get_opt(name)).await?;
+        let found = find(&format!("read the Secret {name}"), secrets.get(name)).await?;
         let Some(secret) = found else {
             if !self.options.managed {
                 bail!("there is no Secret {name} yet: cert-manager is to make it (see its Certificate of that name)");
             }
             let made = Pems::make(&self.options.names(), None, now)?;
             let made = self.secret(&made, None);
-            let created = call("making", name, secrets.create(&PostParams::default(), &made)).await;
+            let created = call(&format!("make the Secret {name}"), secrets.create(&PostParams::default(), &made)).await;
             // Another replica may have been first; what is there counts.
             return created.and_then(|secret| Pems::of(&secret));
         };
@@ -154,7 +157,9 @@ impl Certificates {
                 let made = Pems::make(&self.options.names(), held.ok().as_ref(), now)?;
                 let version = secret.metadata.resource_version.clone();
                 let made = self.secret(&made, version);
-                let replaced = call("renewing", name, secrets.replace(name, &PostParams::default(), &made)).await?;
+                let options = PostParams::default();
+                let replaced =
+                    call(&format!("renew the Secret {name}"), secrets.replace(name, &options, &made)).await?;
                 Pems::of(&replaced)
             }
         }
@@ -183,18 +188,18 @@ impl Certificates {
         let ca = ByteString(ca.to_vec());
         let mutating: Api<MutatingWebhookConfiguration> = Api::all(self.client.clone());
         let mut changed = false;
-        if let Some(found) = call("reading", name, mutating.get_opt(name)).await? {
+        if let Some(found) = find("read the MutatingWebhookConfiguration", mutating.get(name)).await? {
             let held = found.webhooks.iter().flatten().map(|webhook| &webhook.client_config.ca_bundle);
             if let Some(patch) = trust(held, &ca) {
-                call("updating", name, mutating.patch(name, &changing(), &patch)).await?;
+                call("change the MutatingWebhookConfiguration", mutating.patch(name, &changing(), &patch)).await?;
                 changed = true;
             }
         }
         let validating: Api<ValidatingWebhookConfiguration> = Api::all(self.client.clone());
-        if let Some(found) = call("reading", name, validating.get_opt(name)).await? {
+        if let Some(found) = find("read the ValidatingWebhookConfiguration", validating.get(name)).await? {
             let held = found.webhooks.iter().flatten().map(|webhook| &webhook.client_config.ca_bundle);
             if let Some(patch) = trust(held, &ca) {
-                call("updating", name, validating.patch(name, &changing(), &patch)).await?;
+                call("change the ValidatingWebhookConfiguration", validating.patch(name, &changing(), &patch)).await?;
                 changed = true;
             }
         }
@@ -218,14 +223,6 @@ fn trust<'a>(held: impl Iterator<Item = &'a Option<ByteString>>, ca: &ByteString
     }
     // Operations of our own making are well formed.
     serde_json::from_value(operations.into()).ok().map(Patch::Json)
-}
-
-/// A call to the API server, which must not take for ever.
-async fn call<T>(doing: &str, name: &str, call: impl Future<Output = kube::Result<T>>) -> anyhow::Result<T> {
-    match timeout(limits::API_TIMEOUT, call).await {
-        Ok(done) => done.with_context(|| format!("{doing} {name}")),
-        Err(_) => bail!("{doing} {name}: no answer from the API server within {:?}", limits::API_TIMEOUT),
-    }
 }
 
 #[cfg(test)]
