@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context as _;
 use clap::{ArgMatches, parser::ValueSource};
 use ipnet::IpNet;
-use leno_proto::v1::ListObjectsRequest;
+use leno_proto::v1::{CheckAuthorityResponse, ListObjectsRequest, ListObjectsResponse, ListProxiesResponse};
 
 use super::{
     block_on, connect, get,
@@ -48,6 +48,8 @@ pub(super) struct Args {
     /// Look at the mesh in the cluster of KUBECONFIG [default, unless something else is to be checked]
     #[arg(long, env = "LENO_INSTALLED")]
     installed: bool,
+    #[command(flatten)]
+    cluster: connect::Cluster,
     /// As for the control plane, for --config
     #[arg(long, value_name = "CIDR,...", value_delimiter = ',', env = "LENO_MESH_NETWORKS")]
     mesh_networks: Vec<IpNet>,
@@ -83,7 +85,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         running(state, &mut findings)?;
     }
     if args.pre || args.installed || (args.config.is_none() && args.state.is_none()) {
-        block_on(cluster(args.pre, &mut findings))?;
+        block_on(cluster(&args.cluster, args.pre, &mut findings))?;
     }
     outln!();
     match (findings.wrong, findings.doubtful) {
@@ -135,12 +137,28 @@ impl Findings {
     }
 }
 
-async fn cluster(pre: bool, findings: &mut Findings) -> anyhow::Result<()> {
-    let client = crate::kubernetes::client().await?;
-    match pre {
-        true => kubernetes::before(&client, findings).await,
-        false => kubernetes::installed(&client, findings).await,
+async fn cluster(cluster: &connect::Cluster, pre: bool, findings: &mut Findings) -> anyhow::Result<()> {
+    let client = cluster.client().await?;
+    if pre {
+        return kubernetes::before(&client, findings).await;
     }
+    kubernetes::installed(&client, findings).await?;
+    findings.title("What the control plane says");
+    let asked = async { ask(&cluster.connect().await?).await };
+    match asked.await {
+        Ok(said) => report(&said, findings),
+        Err(error) => findings.unknown("what the control plane says", &error),
+    }
+    Ok(())
+}
+
+/// What a control plane says of itself and its mesh.
+type Said = (CheckAuthorityResponse, ListObjectsResponse, ListProxiesResponse);
+
+async fn ask(control_plane: &Replicas) -> anyhow::Result<Said> {
+    let authority = control_plane.check_authority().await?;
+    let objects = control_plane.list_objects(ListObjectsRequest::default()).await?;
+    Ok((authority, objects, control_plane.list_proxies().await?))
 }
 
 fn documents(folder: &Path, mesh_networks: Vec<IpNet>, findings: &mut Findings) -> anyhow::Result<()> {
@@ -168,20 +186,21 @@ fn running(state: &Path, findings: &mut Findings) -> anyhow::Result<()> {
     findings.title(&format!("Control plane of {}", state.display()));
     let asked = block_on(async {
         let Some(client) = connect::find(state).await? else { return Ok(None) };
-        let control_plane = Replicas::one(client);
-        let authority = control_plane.check_authority().await?;
-        let objects = control_plane.list_objects(ListObjectsRequest::default()).await?;
-        Ok(Some((authority, objects, control_plane.list_proxies().await?)))
+        Ok(Some(ask(&Replicas::one(client)).await?))
     })?;
-    let Some((authority, objects, proxies)) = asked else {
-        findings.wrong(
+    match asked {
+        Some(said) => report(&said, findings),
+        None => findings.wrong(
             &format!("no control plane answers at {}", operator::socket(state).display()),
             &format!("start it: leno control-plane --config DIR --state {}", state.display()),
-        );
-        return Ok(());
-    };
+        ),
+    }
+    Ok(())
+}
+
+fn report((authority, objects, proxies): &Said, findings: &mut Findings) {
     findings.well(&format!("it answers, at generation {}", objects.generation));
-    certificates(&authority, SystemTime::now(), findings);
+    certificates(authority, SystemTime::now(), findings);
 
     findings.title("Documents");
     let held_over = get::HeldOver::of(&objects.objects);
@@ -221,10 +240,9 @@ fn running(state: &Path, findings: &mut Findings) -> anyhow::Result<()> {
         }
     }
     proxies_of(&proxies.proxies, findings);
-    Ok(())
 }
 
-fn certificates(authority: &leno_proto::v1::CheckAuthorityResponse, now: SystemTime, findings: &mut Findings) {
+fn certificates(authority: &CheckAuthorityResponse, now: SystemTime, findings: &mut Findings) {
     findings.title("Certificates");
     let judge = |what: &str, not_after: i64, renewed: bool, next: &str, findings: &mut Findings| {
         let alarm = issue::alarm(get::time(not_after), now);

@@ -21,7 +21,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
 use super::replicas::Replicas;
-use crate::operator;
+use crate::{kubernetes, operator};
 
 pub(super) type Client = OperatorClient<Channel>;
 
@@ -88,11 +88,14 @@ impl Cluster {
         context.context.as_ref()?.namespace.clone()
     }
 
-    /// A client of the API server.
+    /// A client of the API server; in a Pod without a kubeconfig, of the cluster it runs in.
     ///
     /// # Errors
     /// If there is no kubeconfig, or it cannot be used.
     pub(super) async fn client(&self) -> anyhow::Result<kube::Client> {
+        if self.context.is_none() && self.kubeconfig.is_none() && Kubeconfig::read().is_err() && in_pod() {
+            return kubernetes::client().await;
+        }
         let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
         let config = kube::Config::from_custom_kubeconfig(self.read()?, &options).await;
         let mut config = config.context("the kubeconfig cannot be used")?;
@@ -103,7 +106,7 @@ impl Cluster {
     }
 
     /// To every replica that is ready: each knows the proxies that are connected to it.
-    async fn connect(&self) -> anyhow::Result<Replicas> {
+    pub(super) async fn connect(&self) -> anyhow::Result<Replicas> {
         let client = self.client().await?;
         let pods = ready_pods(&client).await?;
         if pods.is_empty() {
@@ -127,6 +130,11 @@ impl Cluster {
         }
         replicas.context("there is no control plane")
     }
+}
+
+/// Whether Kubernetes gave this process a service account.
+fn in_pod() -> bool {
+    std::env::var_os("KUBERNETES_SERVICE_HOST").is_some()
 }
 
 /// Names of the control plane's Pods that are ready, by its Service.

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use serde_json::Value;
 
-use super::block_on;
+use super::{block_on, connect::Cluster};
 use crate::{
     kubernetes,
     sources::yaml,
@@ -41,6 +41,8 @@ pub(super) struct Args {
     /// Inject as the mesh does that is installed in the cluster of KUBECONFIG
     #[arg(long, env = "LENO_INSTALLED")]
     installed: bool,
+    #[command(flatten)]
+    cluster: Cluster,
     /// Namespace of what names none
     #[arg(long, short, value_name = "NAME", env = "LENO_NAMESPACE", default_value = "default")]
     namespace: String,
@@ -49,7 +51,7 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     let settings = match &args.injection {
         Some(file) => Settings::read(file)?,
-        None if args.installed => block_on(installed())?,
+        None if args.installed => block_on(installed(&args.cluster))?,
         None => Settings::default(),
     };
     let (name, text) = if args.filename.as_os_str() == "-" {
@@ -72,8 +74,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
 }
 
 /// The settings of the mesh that is installed.
-async fn installed() -> anyhow::Result<Settings> {
-    let maps: Api<ConfigMap> = Api::namespaced(kubernetes::client().await?, leno_proto::CONTROL_PLANE_NAMESPACE);
+async fn installed(cluster: &Cluster) -> anyhow::Result<Settings> {
+    let maps: Api<ConfigMap> = Api::namespaced(cluster.client().await?, leno_proto::CONTROL_PLANE_NAMESPACE);
     let map =
         kubernetes::call("read the ConfigMap leno-injection, which the chart makes", maps.get(CONFIG_MAP)).await?;
     let text = map.data.and_then(|mut data| data.remove(KEY)).context("the ConfigMap leno-injection is empty")?;

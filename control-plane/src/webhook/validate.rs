@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::model::{
     Document,
-    parse::{self, Item},
+    parse::{self, Item, Keep},
 };
 
 /// What is to be said of an object.
@@ -27,7 +27,7 @@ pub(super) fn validate(object: &Value, old: &Value) -> Found {
     }
     let document = Document { file: "".into(), index: 0, content: Arc::new(object.clone()) };
     let mut found = Found::default();
-    for item in parse::parse(&document) {
+    for item in parse::parse(&document, Keep::Nothing) {
         match item {
             Item::Object(parsed) => {
                 found.warnings.extend(parsed.unknown.iter().map(|field| format!("{field} has no effect")));

@@ -69,7 +69,8 @@ async fn run(what: What) -> Result<()> {
             Ok(())
         }
         What::Load { authority, connections, rate, seconds, path } => {
-            let mut found = tokio::net::lookup_host(&authority).await.with_context(|| format!("look up {authority}"))?;
+            let mut found =
+                tokio::net::lookup_host(&authority).await.with_context(|| format!("look up {authority}"))?;
             let address = found.next().with_context(|| format!("{authority} has no address"))?;
             let load = Load::new(address, &authority).connections(connections).rate(rate).path(&path);
             let report = load.run(Duration::from_secs_f64(seconds)).await?;

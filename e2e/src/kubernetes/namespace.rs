@@ -152,7 +152,8 @@ impl Namespace {
             let mut printed = String::new();
             let output = attached.stdout().context("no output of the command")?;
             output.take(OUTPUT).read_to_string(&mut printed).await?;
-            let status = status.await.ok_or_else(|| anyhow!("the command's end was not heard of; it said {printed}"))?;
+            let status =
+                status.await.ok_or_else(|| anyhow!("the command's end was not heard of; it said {printed}"))?;
             ensure!(status.status.as_deref() == Some("Success"), "{:?}; it said:\n{printed}", status.message);
             Ok(printed)
         })
@@ -183,7 +184,9 @@ impl Namespace {
             let waiting = status.init_container_statuses.into_iter().chain(status.container_statuses).flatten();
             let waiting: Vec<_> = waiting
                 .filter_map(|one| Some((one.name, one.state?.waiting?)))
-                .map(|(name, why)| format!("{name}: {} {}", why.reason.unwrap_or_default(), why.message.unwrap_or_default()))
+                .map(|(name, why)| {
+                    format!("{name}: {} {}", why.reason.unwrap_or_default(), why.message.unwrap_or_default())
+                })
                 .collect();
             format!("{} {} {waiting:?}", pod.metadata.name.unwrap_or_default(), status.phase.unwrap_or_default())
         });

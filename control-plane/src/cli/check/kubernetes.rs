@@ -416,7 +416,7 @@ fn should_be_meshed(pod: &Pod) -> bool {
 
 impl Findings {
     /// What cannot be told, for want of permission or because it failed.
-    fn unknown(&mut self, what: &str, error: &anyhow::Error) {
+    pub(super) fn unknown(&mut self, what: &str, error: &anyhow::Error) {
         let forbidden = error.chain().filter_map(|cause| cause.downcast_ref()).any(|error| code(error) == Some(403));
         match forbidden {
             true => self.note(&format!("you may not see {what}")),
