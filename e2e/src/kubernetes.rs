@@ -1,7 +1,8 @@
 //! A real Kubernetes cluster with Leno in it: what tests do there, by its API alone.
 //!
-//! Told two things by the environment: `KUBECONFIG`, and `LENO_E2E_HELM` (the helm to use, default `helm`). Images are
-//! there already: `e2e/cluster/test` or `e2e/kind/test` loaded them.
+//! Told by the environment: `KUBECONFIG`; `LENO_E2E_HELM`, the helm to use (default `helm`); `LENO_E2E_RESTART`, a command
+//! that takes the name of a component and restarts it. Images are there already: `e2e/cluster/test` or `e2e/kind/test`
+//! loaded them.
 
 pub mod namespace;
 pub mod summary;
@@ -65,6 +66,12 @@ impl Cluster {
     pub async fn helm(&self, arguments: &[&str]) -> Result<String> {
         let helm = std::env::var_os("LENO_E2E_HELM").unwrap_or_else(|| "helm".into());
         command(Command::new(helm).args(arguments), LIMIT * 2).await
+    }
+
+    /// Kills the API server, which is then started again.
+    pub async fn restart_api_server(&self) -> Result<()> {
+        let restart = std::env::var_os("LENO_E2E_RESTART").context("LENO_E2E_RESTART: a command that restarts a component")?;
+        command(Command::new(restart).arg("kube-apiserver"), LIMIT).await.map(drop)
     }
 
     /// Runs `leno` as an operator does, from outside the cluster; its output.

@@ -5,27 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use leno_e2e::{
     kubernetes::{APPLICATIONS, Cluster, Injection, LIMIT, Namespace},
-    server::Seen,
     wait::eventually,
 };
 use serde_json::{Value, json};
-
-/// A Service `echo` of two servers, and a client, all with sidecars.
-async fn echo(cluster: &Cluster, prefix: &str) -> Result<Namespace> {
-    let namespace = Namespace::create(cluster, prefix, Injection::Enabled).await?;
-    namespace.service("echo", json!({ "app": "echo" })).await?;
-    namespace.serve("echo", "echo", 2).await?;
-    namespace.client("client").await?;
-    namespace.rolled_out("echo").await?;
-    namespace.rolled_out("client").await?;
-    Ok(namespace)
-}
-
-/// One request from a client's Pod: what the server saw.
-async fn ask(namespace: &Namespace, url: &str) -> Result<Seen> {
-    let printed = namespace.run("client", &format!("curl -sS --fail-with-body -m 10 {url}")).await?;
-    serde_json::from_str(&printed).with_context(|| format!("the server's answer: {printed}"))
-}
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs a cluster: e2e/cluster/test"]
@@ -33,8 +15,8 @@ async fn from_helm_install_to_the_first_meshed_request() -> Result<()> {
     let cluster = Cluster::connect().await?;
     let started = Instant::now();
     cluster.install(&[]).await?;
-    let namespace = echo(&cluster, "first").await?;
-    let seen = ask(&namespace, "http://echo/hello").await?;
+    let namespace = Namespace::echo(&cluster, "first").await?;
+    let seen = namespace.ask("http://echo/hello").await?;
     let took = started.elapsed();
     println!("helm install to first meshed request: {took:.1?}");
     ensure!(took < LIMIT, "from installation to the first request: {took:?}");
@@ -81,7 +63,7 @@ async fn nothing_between_pods_can_be_read_on_the_wire() -> Result<()> {
     let asking = async {
         // For as long as the watcher may be watching.
         for _ in 0..30 {
-            ask(&namespace, &format!("http://echo/{MARKER}")).await?;
+            namespace.ask(&format!("http://echo/{MARKER}")).await?;
         }
         Ok(())
     };
@@ -124,7 +106,7 @@ async fn a_canary_gets_its_share_once_the_route_is_said_to_be_in_force() -> Resu
     for name in ["one", "two", "client"] {
         namespace.rolled_out(name).await?;
     }
-    ask(&namespace, "http://echo/").await?;
+    namespace.ask("http://echo/").await?;
     for (weights, wanted) in [([90, 10], 0.1), ([50, 50], 0.5)] {
         namespace.apply(split(weights)).await?;
         cluster.leno(&["wait", "httproute/canary", "-n", namespace.name(), "--timeout", "30s"]).await?;
@@ -143,12 +125,12 @@ async fn a_canary_gets_its_share_once_the_route_is_said_to_be_in_force() -> Resu
 async fn strangers_are_served_as_the_mode_says() -> Result<()> {
     let cluster = Cluster::connect().await?;
     cluster.install(&[]).await?;
-    let namespace = echo(&cluster, "modes").await?;
+    let namespace = Namespace::echo(&cluster, "modes").await?;
     let outside = Namespace::create(&cluster, "outside", Injection::Disabled).await?;
     outside.client("client").await?;
     outside.rolled_out("client").await?;
     let url = format!("http://echo.{}/", namespace.name());
-    ask(&outside, &url).await.context("permissive, the default")?;
+    outside.ask(&url).await.context("permissive, the default")?;
     let strict = json!({
         "apiVersion": "v1",
         "kind": "Namespace",
@@ -156,11 +138,11 @@ async fn strangers_are_served_as_the_mode_says() -> Result<()> {
     });
     cluster.apply(None, strict).await?;
     eventually("plaintext is refused", LIMIT, async || {
-        ensure!(ask(&outside, &url).await.is_err(), "it was answered");
+        ensure!(outside.ask(&url).await.is_err(), "it was answered");
         Ok(())
     })
     .await?;
-    ask(&namespace, "http://echo/").await.context("meshed clients under strict")?;
+    namespace.ask("http://echo/").await.context("meshed clients under strict")?;
     // Probes go on working: nothing is restarted, and new Pods become ready.
     namespace.serve("echo", "echo", 3).await?;
     namespace.rolled_out("echo").await
@@ -171,7 +153,7 @@ async fn strangers_are_served_as_the_mode_says() -> Result<()> {
 async fn no_request_fails_while_servers_come_and_go() -> Result<()> {
     let cluster = Cluster::connect().await?;
     cluster.install(&[]).await?;
-    let namespace = echo(&cluster, "rolling").await?;
+    let namespace = Namespace::echo(&cluster, "rolling").await?;
     let load = namespace.load("client", "echo:80", "--seconds 60");
     let changes = async {
         for replicas in [6, 2] {
@@ -194,7 +176,7 @@ async fn no_request_fails_while_servers_come_and_go() -> Result<()> {
 async fn a_job_completes_and_its_init_container_reaches_the_network() -> Result<()> {
     let cluster = Cluster::connect().await?;
     cluster.install(&[]).await?;
-    let namespace = echo(&cluster, "jobs").await?;
+    let namespace = Namespace::echo(&cluster, "jobs").await?;
     let ask = json!({ "image": APPLICATIONS, "command": ["curl", "-sS", "--fail", "-m", "10", "http://echo/"] });
     let container = |name: &str| {
         let mut container = ask.clone();

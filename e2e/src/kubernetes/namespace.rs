@@ -18,7 +18,10 @@ use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
 
 use super::{APPLICATIONS, CALL, Cluster, LIMIT, summary::Summary};
-use crate::wait::{eventually, within};
+use crate::{
+    server::Seen,
+    wait::{eventually, within},
+};
 
 /// Largest output of a command in a Pod that is kept.
 const OUTPUT: u64 = 4 << 20;
@@ -51,6 +54,23 @@ impl Namespace {
         });
         cluster.apply(None, document).await?;
         Ok(Self { cluster: cluster.clone(), name })
+    }
+
+    /// One with sidecars: a Service `echo` of two servers, and a client.
+    pub async fn echo(cluster: &Cluster, prefix: &str) -> Result<Self> {
+        let namespace = Self::create(cluster, prefix, Injection::Enabled).await?;
+        namespace.service("echo", json!({ "app": "echo" })).await?;
+        namespace.serve("echo", "echo", 2).await?;
+        namespace.client("client").await?;
+        namespace.rolled_out("echo").await?;
+        namespace.rolled_out("client").await?;
+        Ok(namespace)
+    }
+
+    /// One request from the client's Pod: what the server saw.
+    pub async fn ask(&self, url: &str) -> Result<Seen> {
+        let printed = self.run("client", &format!("curl -sS --fail-with-body -m 10 {url}")).await?;
+        serde_json::from_str(&printed).with_context(|| format!("the server's answer: {printed}"))
     }
 
     pub fn name(&self) -> &str {

@@ -1,0 +1,106 @@
+//! What fails and is replaced in a cluster under constant load of requests that are safe to retry: nobody notices.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api,
+    api::{DeleteParams, ListParams},
+};
+use leno_e2e::{
+    kubernetes::{APPLICATIONS, Cluster, LIMIT, Namespace, SYSTEM},
+    wait::eventually,
+};
+use serde_json::json;
+
+/// Runs `change` while a client makes 500 requests per second, for 30 s: all must be answered.
+async fn unharmed(namespace: &Namespace, change: impl Future<Output = Result<()>>) -> Result<()> {
+    // The first request finds the way; the load begins when the mesh is at rest.
+    namespace.ask("http://echo/").await?;
+    let load = namespace.load("client", "echo:80", "--seconds 30");
+    let later = async {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        change.await
+    };
+    let (summary, ()) = tokio::try_join!(load, later)?;
+    println!("{summary:?}");
+    summary.unharmed(5000)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a cluster: e2e/cluster/test"]
+async fn the_control_plane_is_replaced() -> Result<()> {
+    let cluster = Cluster::connect().await?;
+    cluster.install(&[]).await?;
+    let namespace = Namespace::echo(&cluster, "control").await?;
+    let pods: Api<Pod> = Api::namespaced(cluster.client().clone(), SYSTEM);
+    let all_deleted = async {
+        let chosen = ListParams::default().labels("app.kubernetes.io/name=leno");
+        for pod in pods.list(&chosen).await? {
+            let name = pod.metadata.name.context("a Pod without name")?;
+            pods.delete(&name, &DeleteParams::default().grace_period(0)).await?;
+        }
+        cluster.install(&[]).await
+    };
+    unharmed(&namespace, all_deleted).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a cluster: e2e/cluster/test"]
+async fn the_api_server_is_restarted() -> Result<()> {
+    let cluster = Cluster::connect().await?;
+    cluster.install(&[]).await?;
+    let namespace = Namespace::echo(&cluster, "apiserver").await?;
+    // Commands in Pods run through the API server: this one outlives it.
+    let start = "(/usr/local/bin/leno-e2e-pod load echo:80 --seconds 20 >/tmp/load 2>&1; echo >>/tmp/load) &";
+    namespace.ask("http://echo/").await?;
+    namespace.run("client", start).await?;
+    cluster.restart_api_server().await?;
+    eventually("the API server is back", LIMIT, async || Ok(cluster.client().apiserver_version().await?)).await?;
+    let printed = eventually("the load's end", LIMIT, async || {
+        let printed = namespace.run("client", "cat /tmp/load").await?;
+        ensure!(printed.contains('}'), "no end yet: {printed}");
+        Ok(printed)
+    })
+    .await?;
+    let summary: leno_e2e::kubernetes::summary::Summary =
+        serde_json::from_str(printed.trim()).with_context(|| printed.clone())?;
+    println!("{summary:?}");
+    summary.unharmed(5000)?;
+    // What changes afterwards is heard of.
+    namespace.serve("echo", "echo", 3).await?;
+    namespace.rolled_out("echo").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a cluster: e2e/cluster/test"]
+async fn pods_are_deleted_and_proxies_killed() -> Result<()> {
+    let cluster = Cluster::connect().await?;
+    cluster.install(&[]).await?;
+    let namespace = Namespace::echo(&cluster, "killed").await?;
+    // A container that sees the Pod's processes, to kill the proxy as the kernel would.
+    let mut server = namespace.server("echo", "echo", 3);
+    let pod = &mut server["spec"]["template"]["spec"];
+    pod["shareProcessNamespace"] = true.into();
+    if let Some(containers) = pod["containers"].as_array_mut() {
+        containers.push(json!({
+            "name": "killer",
+            "image": APPLICATIONS,
+            "command": ["sleep", "infinity"],
+            "securityContext": { "runAsUser": 0 },
+        }));
+    }
+    namespace.apply(server).await?;
+    namespace.rolled_out("echo").await?;
+    let kill = "for p in /proc/[0-9]*; do [[ $(cat $p/comm) != leno-proxy ]] || kill -KILL ${p#/proc/}; done";
+    let change = async {
+        let pod = namespace.pod("echo").await?;
+        namespace.exec(&pod, "killer", &["bash", "-c", kill], LIMIT).await?;
+        let pods: Api<Pod> = namespace.api();
+        let victim = namespace.pods("echo").await?.into_iter().find_map(|p| p.metadata.name.filter(|n| *n != pod));
+        pods.delete(&victim.context("a second Pod")?, &DeleteParams::default()).await?;
+        namespace.rolled_out("echo").await
+    };
+    unharmed(&namespace, change).await
+}
