@@ -33,13 +33,12 @@ const POLL: Duration = Duration::from_millis(10);
 /// Those of the kernel, with the address.
 pub(crate) fn bind(config: &Config) -> anyhow::Result<Vec<TcpListener>> {
     let Some(port) = config.probe_port else { return Ok(Vec::new()) };
-    net::any_address(port)
-        .map(|any| {
-            // SO_REUSEPORT would share the port with another proxy without a word; see `app::workers`.
-            std::net::TcpListener::bind(any).map_err(|error| anyhow::anyhow!("--probe-port: {any}: {error}"))?;
-            Ok(listener::bind(any)?)
-        })
-        .collect()
+    // SO_REUSEPORT would share the port with another proxy without a word; see `app::workers`. All are asked for before
+    // any is ours: without IPV6_V6ONLY, which std leaves unset, [::] takes in 0.0.0.0.
+    for any in net::any_address(port) {
+        std::net::TcpListener::bind(any).map_err(|error| anyhow::anyhow!("--probe-port: {any}: {error}"))?;
+    }
+    net::any_address(port).map(|any| Ok(listener::bind(any)?)).collect()
 }
 
 /// Serves until the process ends.
