@@ -108,6 +108,11 @@ fn bind(state: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Removes the socket of a control plane that ended, whoever still holds a stream of it.
+pub fn unbind(state: &Path) {
+    let _ = fs::remove_file(socket(state));
+}
+
 /// Serves until `stopping`.
 ///
 /// # Errors
@@ -119,10 +124,8 @@ pub async fn serve(listener: Listener, answers: Answers, mut stopping: watch::Re
         let _ = stopping.wait_for(|s| *s).await;
     };
     let served = match listener {
-        Listener::Unix(unix, state) => {
-            let served = server.serve_with_incoming_shutdown(service, UnixListenerStream::new(unix), stop).await;
-            let _ = fs::remove_file(socket(&state));
-            served
+        Listener::Unix(unix, _) => {
+            server.serve_with_incoming_shutdown(service, UnixListenerStream::new(unix), stop).await
         }
         Listener::Tcp(tcp) => server.serve_with_incoming_shutdown(service, TcpListenerStream::new(tcp), stop).await,
     };

@@ -305,7 +305,7 @@ impl ControlPlane {
             self.world.clone(),
         ));
         tasks.spawn(follow(self.world.clone(), Arc::clone(&self.tracker), stopping.clone()));
-        if let Some(state) = self.state {
+        if let Some(state) = self.state.clone() {
             tasks.spawn(roster::keep(state, Arc::clone(&self.tracker), stopping.clone()));
         }
         if let Some(cluster) = self.cluster {
@@ -331,6 +331,9 @@ impl ControlPlane {
         }
         if tokio::time::timeout(limits::SAVE_TIMEOUT, prompt.saved()).await.is_err() {
             tracing::warn!("ended before the last good versions of objects were written");
+        }
+        if let Some(state) = &self.state {
+            operator::unbind(state);
         }
         ended
     }

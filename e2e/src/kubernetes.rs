@@ -70,7 +70,8 @@ impl Cluster {
 
     /// Kills the API server, which is then started again.
     pub async fn restart_api_server(&self) -> Result<()> {
-        let restart = std::env::var_os("LENO_E2E_RESTART").context("LENO_E2E_RESTART: a command that restarts a component")?;
+        let restart =
+            std::env::var_os("LENO_E2E_RESTART").context("LENO_E2E_RESTART: a command that restarts a component")?;
         command(Command::new(restart).arg("kube-apiserver"), LIMIT).await.map(drop)
     }
 
