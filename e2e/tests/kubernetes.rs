@@ -107,15 +107,16 @@ async fn a_canary_gets_its_share_once_the_route_is_said_to_be_in_force() -> Resu
         namespace.rolled_out(name).await?;
     }
     namespace.ask("http://echo/").await?;
-    for (weights, wanted) in [([90, 10], 0.1), ([50, 50], 0.5)] {
+    for (weights, wanted) in [([90, 10], 0.1_f64), ([50, 50], 0.5)] {
         namespace.apply(split(weights)).await?;
         cluster.leno(&["wait", "httproute/canary", "-n", namespace.name(), "--timeout", "30s"]).await?;
-        let summary = namespace.load("client", "echo:80", "--seconds 10 --rate 500").await?;
-        summary.unharmed(3000)?;
+        let summary = namespace.load("client", "echo:80", "--seconds 20").await?;
+        // As many as a busy machine manages.
+        summary.unharmed(2000)?;
         let share = summary.share("two-");
         println!("weights {weights:?}: {share:.3} of {} requests to the canary", summary.ok);
-        // Five standard deviations of 3,000 draws.
-        ensure!((share - wanted).abs() < 0.05, "{share} of requests went to the canary, {wanted} was wanted");
+        let deviation = (wanted * (1.0 - wanted) / summary.ok as f64).sqrt();
+        ensure!((share - wanted).abs() < 5.0 * deviation, "{share} of requests went to the canary, {wanted} was wanted");
     }
     Ok(())
 }

@@ -91,7 +91,7 @@ impl Namespace {
         let mut container = json!({
             "name": APPLICATION,
             "image": APPLICATIONS,
-            "command": ["sh", "-c", "exec /usr/local/bin/leno-e2e-pod serve \"$POD\""],
+            "command": ["bash", "-c", "exec /usr/local/bin/leno-e2e-pod serve \"$POD\""],
             "env": [{ "name": "POD", "valueFrom": { "fieldRef": { "fieldPath": "metadata.name" } } }],
             "ports": [{ "name": "http", "containerPort": 8080 }],
         });
