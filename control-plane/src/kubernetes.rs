@@ -1,25 +1,31 @@
 //! What a cluster adds to the control plane: who a workload is ([`token_review`]), where root and issuer are kept ([`root`]), the
-//! trust bundle in every namespace of the mesh ([`bundle`]), which replica leads ([`lease`]), and status ([`status`]).
+//! trust bundle in every namespace of the mesh ([`bundle`]), which replica leads ([`lease`]), what the others' proxies run
+//! ([`peers`]), and what objects are told of it ([`status`], [`mesh`]).
 //!
 //! Every call to the API server has a time limit, and while it is away everything held stays in force.
 
 pub mod bundle;
 pub mod lease;
+pub mod mesh;
+pub mod peers;
 pub mod root;
 pub mod status;
 pub mod token_review;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use kube::{Client, Config};
 use tokio::{sync::watch, task::JoinSet, time::sleep};
 
-use self::token_review::TokenReviewer;
+use self::{peers::Peers, token_review::TokenReviewer};
 use crate::{
     authority::{self, Authority},
-    model::World,
-    serve::tracker::Tracker,
+    model::{Object, ObjectKey, World},
+    serve::tracker::{Name, Tracker},
 };
 
 /// The control plane's namespace.
@@ -60,6 +66,18 @@ pub mod limits {
     pub const ROOTS: usize = 8;
     /// Between comparisons of all trust bundles with what they should be.
     pub const BUNDLE_RESYNC: Duration = Duration::from_secs(60);
+    /// Between questions to the other replicas.
+    pub const PEER_PACE: Duration = Duration::from_secs(1);
+    /// For a replica's answer.
+    pub const PEER_ANSWER: Duration = Duration::from_secs(2);
+    /// How long a replica that is asked waits until all its proxies have been compared with its newest generation.
+    pub const PEER_SETTLE: Duration = Duration::from_secs(1);
+    /// A replica that has not answered for so long is silent.
+    pub const PEER_SILENT: Duration = Duration::from_secs(5);
+    /// A replica's answer, in bytes.
+    pub const PEER_REPORT_BYTES: usize = 64 << 20;
+    /// Lost proxies that another replica is asked about at once.
+    pub const PEER_LOST: usize = 10_000;
     /// Between looks at what objects should be told.
     pub const STATUS_PACE: Duration = Duration::from_millis(250);
     /// How often an object is told how far it has come, at most.
@@ -127,31 +145,67 @@ impl Cluster {
         TokenReviewer::new(self.client(), trust_domain)
     }
 
+    /// The other replicas, which listen on the same `port`.
+    pub fn peers(
+        &self,
+        authority: &Arc<Authority>,
+        world: &watch::Receiver<Arc<World>>,
+        tracker: &Arc<Tracker>,
+        port: u16,
+    ) -> Arc<Peers> {
+        Arc::new(Peers::new(Arc::clone(authority), world.clone(), Arc::clone(tracker), &self.me, port))
+    }
+
     /// Starts what goes on for as long as the control plane runs.
     pub fn start(
         self,
         tasks: &mut JoinSet<anyhow::Result<()>>,
-        authority: Arc<Authority>,
+        parts: Parts,
         world: &watch::Receiver<Arc<World>>,
-        tracker: Arc<Tracker>,
         stopping: &watch::Receiver<bool>,
     ) {
+        let Parts { authority, tracker, peers } = parts;
+        // Until they are here, or another replica says that they are there, what they run is not known.
+        tracker.expect(meshed_pods(&world.borrow()), Instant::now());
         let candidate = lease::Candidate::new(self.client(), &self.me);
         let leader = candidate.leader();
         tasks.spawn(candidate.run(stopping.clone()));
         let publisher = bundle::Publisher::new(self.client(), Arc::clone(&authority));
         tasks.spawn(publisher.run(world.clone(), leader.clone(), stopping.clone()));
-        let writer = status::writer::Writer::new(self.client(), tracker);
-        tasks.spawn(writer.run(world.clone(), leader, stopping.clone()));
+        let writer = status::writer::Writer::new(self.client(), tracker, Arc::clone(&peers));
+        tasks.spawn(writer.run(world.clone(), leader.clone(), stopping.clone()));
+        tasks.spawn(mesh::keep(self.client(), leader.clone(), stopping.clone()));
+        tasks.spawn(peers.run(leader, stopping.clone()));
         tasks.spawn(self.keeper.keep(authority, stopping.clone()));
     }
+}
+
+/// What the rest of the control plane lends to [`Cluster::start`].
+pub struct Parts {
+    pub authority: Arc<Authority>,
+    pub tracker: Arc<Tracker>,
+    pub peers: Arc<Peers>,
+}
+
+/// Pods that have a proxy, and are up.
+fn meshed_pods(world: &World) -> Vec<Name> {
+    let pods = world.objects.iter().filter(|(_, stored)| match stored.object.as_ref() {
+        Object::Pod(pod) => pod.meshed && !pod.ips.is_empty(),
+        _ => false,
+    });
+    let name = |key: &ObjectKey| Name {
+        namespace: key.namespace.to_string(),
+        workload: key.name.to_string(),
+        has_pod: true,
+    };
+    pods.map(|(key, _)| name(key)).collect()
 }
 
 /// By the downward API; else a Pod's host name is its name.
 fn name_of_pod() -> String {
     let said = ["POD_NAME", "HOSTNAME"].into_iter().filter_map(|name| std::env::var(name).ok());
-    let said = said.chain([rustix::system::uname().nodename().to_string_lossy().into_owned()]);
-    said.into_iter().find(|name| !name.is_empty()).unwrap_or_else(|| NAME.to_owned())
+    let mut said = said.chain(std::fs::read_to_string("/etc/hostname").map(|name| name.trim().to_owned()));
+    said.find(|name| !name.is_empty()).unwrap_or_else(|| NAME.to_owned())
 }
 
 /// A call to the API server, within [`limits::CALL`].

@@ -160,16 +160,7 @@ impl Answers {
     /// The newest world, once every connected proxy has been compared with it, and whether that is so.
     async fn settled(&self) -> (Arc<World>, bool) {
         let world = Arc::clone(&self.world.borrow());
-        let mut revision = self.tracker.revision();
-        let settled = async {
-            loop {
-                revision.mark_unchanged();
-                if self.tracker.settled(world.generation()) || revision.changed().await.is_err() {
-                    return;
-                }
-            }
-        };
-        let settled = timeout(SETTLE_TIMEOUT, settled).await.is_ok();
+        let settled = self.tracker.settles(world.generation(), SETTLE_TIMEOUT).await;
         (world, settled)
     }
 

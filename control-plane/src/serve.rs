@@ -27,7 +27,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
-use leno_proto::v1::identity_server::IdentityServer;
+use leno_proto::v1::{identity_server::IdentityServer, replicas_server::ReplicasServer};
 use tokio::{net::TcpListener, sync::watch, task::JoinSet, time::sleep};
 
 use self::{discovery::Distributor, health::Health, listener::ServerCredentials, metrics::Metrics, tracker::Tracker};
@@ -37,7 +37,7 @@ use crate::{
         certify::{Certifier, Proof},
         issue,
     },
-    kubernetes::{self, Cluster},
+    kubernetes::{self, Cluster, peers::Answers},
     model::{InboundMode, MeshSettings, World},
     operator,
     sources::{self, Prompt, Source},
@@ -265,6 +265,8 @@ impl ControlPlane {
             Some(cluster) => Proof::TokenReview(cluster.token_reviewer(self.authority.trust_domain())),
             None => Proof::JoinToken,
         };
+        let port = self.tcp.local_addr()?.port();
+        let peers = self.cluster.as_ref().map(|c| c.peers(&self.authority, &self.world, &self.tracker, port));
         let distributor = Distributor::new(
             self.authority.bundle(),
             self.world.clone(),
@@ -277,6 +279,7 @@ impl ControlPlane {
             identity: IdentityServer::new(Certifier::new(Arc::clone(&self.authority), proof, on_issued))
                 .max_decoding_message_size(64 * 1024),
             discovery: distributor,
+            replicas: peers.as_ref().map(|peers| ReplicasServer::new(Answers(Arc::clone(peers)))),
         };
         tasks.spawn(listener::serve(
             self.tcp,
@@ -308,9 +311,9 @@ impl ControlPlane {
         if let Some(state) = self.state.clone() {
             tasks.spawn(roster::keep(state, Arc::clone(&self.tracker), stopping.clone()));
         }
-        if let Some(cluster) = self.cluster {
+        if let (Some(cluster), Some(peers)) = (self.cluster, peers) {
             let (authority, tracker) = (Arc::clone(&self.authority), Arc::clone(&self.tracker));
-            cluster.start(&mut tasks, authority, &self.world, tracker, &stopping);
+            cluster.start(&mut tasks, kubernetes::Parts { authority, tracker, peers }, &self.world, &stopping);
         }
         tasks.spawn(upkeep(Arc::clone(&self.authority), self.credentials, stopping));
 

@@ -17,7 +17,7 @@ use crate::model::{Condition, DocumentError, Kind};
 pub mod writer;
 
 /// Laggards that are named.
-const NAMED: usize = 10;
+pub(super) const NAMED: usize = 10;
 /// Parents that Gateway API lets a route have, and ancestors that it lets a policy have.
 const PARENTS: usize = 32;
 const ANCESTORS: usize = 16;
@@ -106,8 +106,10 @@ fn programmed(generation: u64, standing: &Standing) -> Programmed {
             why => write!(message, "{separator}{proxy} ({reason}: {why})"),
         };
     }
-    if laggards.len() > NAMED {
-        let _ = write!(message, ", and {} more", laggards.len() - NAMED);
+    let lagging = usize::try_from(subscribed.saturating_sub(*programmed)).unwrap_or(usize::MAX);
+    let unnamed = lagging.saturating_sub(laggards.len().min(NAMED));
+    if unnamed > 0 {
+        let _ = write!(message, ", and {unnamed} more");
     }
     let reason = if *programmed == 0 { "Pending" } else { "PartiallyProgrammed" };
     Programmed { status: "False", reason, message }

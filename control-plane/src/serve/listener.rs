@@ -14,7 +14,10 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
-use leno_proto::{spiffe::SpiffeId, v1::identity_server::IdentityServer};
+use leno_proto::{
+    spiffe::SpiffeId,
+    v1::{identity_server::IdentityServer, replicas_server::ReplicasServer},
+};
 use parking_lot::Mutex;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::{
@@ -39,7 +42,10 @@ use super::{
     metrics::Metrics,
     strangers::{Place, Strangers},
 };
-use crate::authority::{Authority, certify::Certifier, issue};
+use crate::{
+    authority::{Authority, certify::Certifier, issue},
+    kubernetes::peers::Answers,
+};
 
 /// The other end of a connection; an extension of every request on it.
 #[derive(Debug, Clone)]
@@ -144,7 +150,11 @@ fn provider() -> CryptoProvider {
 pub struct Services {
     pub identity: IdentityServer<Certifier>,
     pub discovery: Distributor,
+    /// For other replicas, in Kubernetes.
+    pub replicas: Option<ReplicasServer<Answers>>,
 }
+
+const REPLICAS: &str = <ReplicasServer<Answers> as NamedService>::NAME;
 
 type Answer = Pin<Box<dyn Future<Output = Result<http::Response<Body>, std::convert::Infallible>> + Send>>;
 
@@ -165,6 +175,8 @@ impl Service<http::Request<Body>> for Services {
             Box::pin(async move { Ok(distributor.answer(request).await) })
         } else if service == <IdentityServer<Certifier> as NamedService>::NAME {
             self.identity.call(request)
+        } else if let Some(replicas) = self.replicas.as_mut().filter(|_| service == REPLICAS) {
+            replicas.call(request)
         } else {
             Box::pin(async { Ok(tonic::Status::unimplemented("no such service").into_http()) })
         }

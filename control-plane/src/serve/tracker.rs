@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::SocketAddr,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use leno_proto::{
@@ -318,6 +318,20 @@ impl Tracker {
     pub fn settled(&self, generation: u64) -> bool {
         let state = self.state.lock();
         state.told >= generation && state.streams.values().all(|record| record.seen >= record.ordered().min(generation))
+    }
+
+    /// Waits for that, no longer than `most`. Returns whether it is so.
+    pub async fn settles(&self, generation: u64, most: Duration) -> bool {
+        let mut revision = self.revision();
+        let settled = async {
+            loop {
+                revision.mark_unchanged();
+                if self.settled(generation) || revision.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(most, settled).await.is_ok()
     }
 
     /// Changes whenever [`Self::progress`] or [`Self::proxies`] may.

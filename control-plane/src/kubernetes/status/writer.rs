@@ -13,16 +13,20 @@ use kube::{
     api::{ApiResource, DynamicObject, Patch, PatchParams},
     discovery,
 };
-use leno_proto::v1::ObjectRef;
 use serde_json::Value;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until},
 };
 
 use super::{Standing, Verdict, patch};
 use crate::{
-    kubernetes::{FIELD_MANAGER, call, find, is_conflict, lease::Leader, limits},
+    kubernetes::{
+        FIELD_MANAGER, call, find, is_conflict,
+        lease::Leader,
+        limits,
+        peers::{Peers, object_ref},
+    },
     model::{DocumentError, Kind, ObjectKey, World},
     serve::tracker::Tracker,
 };
@@ -47,6 +51,7 @@ enum Outcome {
 pub struct Writer {
     client: Client,
     tracker: Arc<Tracker>,
+    peers: Arc<Peers>,
     told: HashMap<ObjectKey, Told>,
     resources: HashMap<Kind, ApiResource>,
     /// When resources that are not served were last looked for.
@@ -54,8 +59,9 @@ pub struct Writer {
 }
 
 impl Writer {
-    pub fn new(client: Client, tracker: Arc<Tracker>) -> Self {
-        Self { client, tracker, told: HashMap::new(), resources: HashMap::new(), looked_for: HashMap::new() }
+    pub fn new(client: Client, tracker: Arc<Tracker>, peers: Arc<Peers>) -> Self {
+        let (told, resources, looked_for) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Self { client, tracker, peers, told, resources, looked_for }
     }
 
     /// Until `stopping`.
@@ -68,7 +74,7 @@ impl Writer {
         mut leader: watch::Receiver<Leader>,
         mut stopping: watch::Receiver<bool>,
     ) -> anyhow::Result<()> {
-        let mut revision = self.tracker.revision();
+        let (mut revision, mut news) = (self.tracker.revision(), self.peers.news());
         let mut resync = Instant::now() + limits::STATUS_RESYNC;
         loop {
             let is_me = leader.borrow_and_update().is_me;
@@ -80,6 +86,7 @@ impl Writer {
                 }
                 world.mark_unchanged();
                 revision.mark_unchanged();
+                news.mark_unchanged();
                 again = tokio::select! {
                     again = self.round(&world) => again,
                     _ = stopping.wait_for(|stop| *stop) => return Ok(()),
@@ -94,6 +101,9 @@ impl Writer {
                 Ok(()) = leader.changed() => {}
                 Ok(()) = world.changed(), if is_me => {}
                 Ok(()) = revision.changed(), if is_me => {}
+                Ok(()) = news.changed(), if is_me => {}
+                // That a replica is silent is no event.
+                () = sleep(limits::PEER_SILENT), if is_me => {}
                 () = sleep_until(next), if is_me => {}
             }
             tokio::select! {
@@ -106,7 +116,7 @@ impl Writer {
     /// Tells every object what it has not been told. Returns when to look again, if there is something left to tell.
     async fn round(&mut self, world: &watch::Receiver<Arc<World>>) -> Option<Instant> {
         let now = Arc::clone(&world.borrow());
-        let settled = self.settled(now.generation()).await;
+        let settled = self.tracker.settles(now.generation(), limits::STATUS_SETTLE).await;
         let verdicts = verdicts(&now, |object, generation| self.standing(object, generation, settled));
         self.told.retain(|key, _| verdicts.contains_key(key));
         let mut again: Option<Instant> = None;
@@ -118,7 +128,8 @@ impl Writer {
                 }
                 // How far it has come changes with every proxy.
                 let due = told.at + limits::STATUS_COALESCE;
-                if told.verdict.conditions == verdict.conditions && Instant::now() < due {
+                let only_progress = told.verdict.generation == verdict.generation && told.verdict.conditions == verdict.conditions;
+                if only_progress && Instant::now() < due {
                     later(due);
                     continue;
                 }
@@ -136,34 +147,18 @@ impl Writer {
         again
     }
 
-    /// Waits, not for long, until it is known which proxies are concerned.
-    async fn settled(&self, generation: u64) -> bool {
-        let mut revision = self.tracker.revision();
-        let settled = async {
-            loop {
-                revision.mark_unchanged();
-                if self.tracker.settled(generation) || revision.changed().await.is_err() {
-                    return;
-                }
-            }
-        };
-        timeout(limits::STATUS_SETTLE, settled).await.is_ok()
-    }
-
     fn standing(&self, key: &ObjectKey, generation: u64, settled: bool) -> Standing {
-        let object = ObjectRef {
-            kind: key.kind.as_str().to_owned(),
-            namespace: key.namespace.to_string(),
-            name: key.name.to_string(),
-        };
+        let object = object_ref(key);
         let progress = self.tracker.progress(&object, Some(generation));
-        Standing {
+        let mut standing = Standing {
             subscribed: progress.subscribed,
             programmed: progress.programmed,
             laggards: progress.laggards,
             silent: Vec::new(),
             settled,
-        }
+        };
+        self.peers.add(&mut standing, &object, generation, Instant::now());
+        standing
     }
 
     async fn tell(&mut self, key: &ObjectKey, verdict: &Verdict) -> anyhow::Result<Outcome> {

@@ -69,6 +69,44 @@ impl Tracker {
         self.bump();
     }
 
+    /// Proxies ("namespace/workload") that vanished, or have not come yet, so many at most: they may be connected to another
+    /// replica.
+    pub fn lost(&self, most: usize) -> Vec<String> {
+        let state = self.state.lock();
+        let vanished = state.streams.values().filter(|record| record.vanished.is_some() && !record.duplicate);
+        let vanished = vanished.map(|record| &record.name);
+        vanished.chain(state.missing.keys()).take(most).cloned().collect()
+    }
+
+    /// Those of `names` that are connected here.
+    pub fn connected_of(&self, names: &[String]) -> Vec<String> {
+        let state = self.state.lock();
+        let is_connected = |name: &&String| {
+            let record = state.by_name.get(*name).and_then(|id| state.streams.get(id));
+            record.is_some_and(|record| record.vanished.is_none())
+        };
+        names.iter().filter(is_connected).cloned().collect()
+    }
+
+    /// They are connected to another replica, which answers for them.
+    pub fn found_elsewhere(&self, names: &[String]) {
+        if names.is_empty() {
+            return;
+        }
+        let mut state = self.state.lock();
+        for name in names {
+            let vanished = state.by_name.get(name).copied();
+            let is_lost = |id: &StreamId| state.streams.get(id).is_some_and(|record| record.vanished.is_some());
+            if let Some(id) = vanished.filter(is_lost) {
+                state.forget(id);
+            }
+            state.missing.remove(name);
+        }
+        drop(state);
+        self.roster.send_modify(|n| *n += 1);
+        self.bump();
+    }
+
     /// Changes whenever [`Self::names`] may.
     pub fn roster(&self) -> watch::Receiver<u64> {
         self.roster.subscribe()

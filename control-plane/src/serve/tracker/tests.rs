@@ -1,4 +1,4 @@
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use leno_proto::v1::{ObjectGeneration, Resource, ResourceKind};
 
@@ -256,4 +256,21 @@ fn what_is_held_in_an_unknown_version_may_be_made_from_what_is_gone() {
     assert_eq!(laggards(&tracker, None), [("shop/a".into(), "pending".into())]);
     tracker.report(a, report(1, Some(standing(None, None, None))));
     assert_eq!(tracker.progress(&route(), None), Progress::default());
+}
+
+#[test]
+fn a_proxy_that_went_to_another_replica_is_that_replicas_to_answer_for() {
+    let tracker = Tracker::default();
+    let (a, _keep_a) = open(&tracker, opened("a"));
+    let (_, _keep_b) = open(&tracker, opened("b"));
+    tracker.report(a, report(1, Some(standing(Some(1), Some(1), None))));
+    tracker.closed(a, false, Instant::now());
+    assert_eq!(laggards(&tracker, Some(2)), [("shop/a".to_owned(), "disconnected".to_owned())]);
+    assert_eq!(tracker.lost(10), ["shop/a"]);
+    let asked = ["shop/a", "shop/b", "shop/c"].map(str::to_owned);
+    assert_eq!(tracker.connected_of(&asked), ["shop/b"]);
+    // One that is connected here is not given up for what another says of it.
+    tracker.found_elsewhere(&asked);
+    assert_eq!(laggards(&tracker, Some(2)), []);
+    assert_eq!((tracker.connected(), tracker.lost(10)), (1, Vec::new()));
 }
