@@ -193,11 +193,8 @@ fn meshed_pods(world: &World) -> Vec<Name> {
         Object::Pod(pod) => pod.meshed && !pod.ips.is_empty(),
         _ => false,
     });
-    let name = |key: &ObjectKey| Name {
-        namespace: key.namespace.to_string(),
-        workload: key.name.to_string(),
-        has_pod: true,
-    };
+    let name =
+        |key: &ObjectKey| Name { namespace: key.namespace.to_string(), workload: key.name.to_string(), has_pod: true };
     pods.map(|(key, _)| name(key)).collect()
 }
 

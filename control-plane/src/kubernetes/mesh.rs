@@ -117,7 +117,8 @@ fn status(mesh: &Value, now: &str) -> Option<Value> {
     let others = listed.filter(|condition| condition["type"] != "Accepted").cloned();
     let conditions: Vec<Value> = [accepted].into_iter().chain(others).collect();
     let after = json!({ "conditions": conditions, "supportedFeatures": features });
-    let is_said = before["conditions"] == after["conditions"] && before["supportedFeatures"] == after["supportedFeatures"];
+    let is_said =
+        before["conditions"] == after["conditions"] && before["supportedFeatures"] == after["supportedFeatures"];
     (!is_said)
         .then(|| json!({ "metadata": { "resourceVersion": mesh["metadata"]["resourceVersion"] }, "status": after }))
 }

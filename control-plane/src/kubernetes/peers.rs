@@ -157,8 +157,7 @@ impl Peers {
                 Some(channel) => channel,
                 None => tls::connect(&self.authority, SocketAddr::new(address, self.port)).await?,
             };
-            let mut client =
-                ReplicasClient::new(channel.clone()).max_decoding_message_size(limits::PEER_REPORT_BYTES);
+            let mut client = ReplicasClient::new(channel.clone()).max_decoding_message_size(limits::PEER_REPORT_BYTES);
             let report = client.report(request).await.context("it refused")?.into_inner();
             anyhow::Ok((channel, report))
         };
@@ -175,9 +174,8 @@ impl Peers {
         let next = Reported { settled: report.settled, objects };
         let next = Latest { report: (!is_me).then_some(next), at: Instant::now() };
         let before = self.latest.lock().insert(address, next);
-        let same = before.is_some_and(|before| {
-            self.latest.lock().get(&address).is_some_and(|after| after.report == before.report)
-        });
+        let same = before
+            .is_some_and(|before| self.latest.lock().get(&address).is_some_and(|after| after.report == before.report));
         if !same {
             self.news.send_modify(|count| *count += 1);
         }
@@ -280,15 +278,13 @@ mod tests {
     }
 
     fn reported(generation: u64, subscribed: u32, programmed: u32) -> Reported {
-        let laggards = (programmed..subscribed)
-            .map(|n| Laggard { proxy: format!("shop/web-{n}"), reason: "pending".to_owned(), ..Laggard::default() });
-        let progress = ObjectProgress {
-            object: Some(object()),
-            generation,
-            subscribed,
-            programmed,
-            laggards: laggards.collect(),
-        };
+        let laggards = (programmed..subscribed).map(|n| Laggard {
+            proxy: format!("shop/web-{n}"),
+            reason: "pending".to_owned(),
+            ..Laggard::default()
+        });
+        let progress =
+            ObjectProgress { object: Some(object()), generation, subscribed, programmed, laggards: laggards.collect() };
         Reported { settled: true, objects: HashMap::from([(object(), progress)]) }
     }
 
@@ -305,9 +301,7 @@ mod tests {
 
     #[test]
     fn replicas_are_the_endpoints_of_the_service_that_serve() {
-        let endpoint = |ip: &str, ready: bool, serving: bool, terminating: bool| {
-            json!({ "addresses": [ip], "conditions": { "ready": ready, "serving": serving, "terminating": terminating } })
-        };
+        let endpoint = |ip: &str, ready: bool, serving: bool, terminating: bool| json!({ "addresses": [ip], "conditions": { "ready": ready, "serving": serving, "terminating": terminating } });
         let slice = json!({
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
             "metadata": { "name": "leno-x", "namespace": NAMESPACE, "labels": { "kubernetes.io/service-name": NAME } },

@@ -42,7 +42,8 @@ pub struct Verdict {
     /// The generation that it is about; None: of the document that was refused, whichever that is.
     pub generation: Option<u64>,
     pub conditions: Vec<Condition>,
-    programmed: Programmed,
+    /// None: the object is ours no more, and what it was told is taken back.
+    programmed: Option<Programmed>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -55,7 +56,12 @@ struct Programmed {
 impl Verdict {
     /// Of an object that is in force.
     pub fn in_force(generation: u64, conditions: Vec<Condition>, standing: &Standing) -> Self {
-        Self { generation: Some(generation), conditions, programmed: programmed(generation, standing) }
+        Self { generation: Some(generation), conditions, programmed: Some(programmed(generation, standing)) }
+    }
+
+    /// Of an object that is no longer for us to serve.
+    pub fn withdrawn() -> Self {
+        Self { generation: None, conditions: Vec::new(), programmed: None }
     }
 
     /// Of an object whose document is bad; `held_over`: the generation that stays in force.
@@ -73,7 +79,7 @@ impl Verdict {
         let accepted =
             Condition { kind: "Accepted", status: false, reason: "UnsupportedValue".to_owned(), message, parent: None };
         let programmed = Programmed { status: "False", reason: "NotAccepted", message: stays };
-        Self { generation: None, conditions: vec![accepted], programmed }
+        Self { generation: None, conditions: vec![accepted], programmed: Some(programmed) }
     }
 }
 
@@ -124,7 +130,7 @@ pub fn patch(kind: Kind, object: &Value, verdict: &Verdict, now: &str) -> Option
     let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default();
     let mut ours: Vec<(Value, String)> = Vec::new();
     let stated = if of_routes { &object["spec"]["parentRefs"] } else { &object["spec"]["targetRefs"] };
-    for stated in stated.as_array().into_iter().flatten() {
+    for stated in stated.as_array().into_iter().flatten().filter(|_| verdict.programmed.is_some()) {
         let (refer, text) = if of_routes { parent(stated, namespace) } else { ancestor(stated, namespace) };
         if text.starts_with("Service ") || !of_routes || verdict.concerns(&text) {
             ours.push((refer, text));
@@ -186,10 +192,11 @@ fn conditions(verdict: &Verdict, parent: &str, generation: u64, before: &Value, 
         let status = if condition.status { "True" } else { "False" };
         all.push((condition.kind, status, condition.reason.as_str(), condition.message.clone()));
     }
-    let Programmed { status, reason, message } = &verdict.programmed;
-    match accepted {
-        true => all.push((PROGRAMMED, status, reason, message.clone())),
-        false => all.push((PROGRAMMED, "False", "NotAccepted", "see Accepted".to_owned())),
+    match &verdict.programmed {
+        Some(Programmed { status, reason, message }) if accepted => {
+            all.push((PROGRAMMED, status, reason, message.clone()));
+        }
+        _ => all.push((PROGRAMMED, "False", "NotAccepted", "see Accepted".to_owned())),
     }
     let told = all.into_iter().map(|(kind, status, reason, message)| {
         let old = before.as_array().into_iter().flatten().find(|old| old["type"] == kind && old["status"] == status);

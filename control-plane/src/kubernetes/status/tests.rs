@@ -190,3 +190,13 @@ fn a_full_list_is_not_made_longer() {
     let verdict = Verdict::in_force(1, accepted("Service shop/cart"), &all_run_it());
     assert_eq!(patch(Kind::BackendPolicy, &object, &verdict, NOW), None);
 }
+
+#[test]
+fn what_was_told_is_taken_back_from_what_is_no_longer_ours() {
+    let first = patch(Kind::HttpRoute, &route(json!([service("cart")]), json!(null)), &cart(), NOW).unwrap();
+    let other = json!({ "parentRef": {"name": "edge"}, "controllerName": "example.org/gateway", "conditions": [] });
+    let status = json!([first["status"]["parents"][0], other]);
+    let moved = route(json!([{"name": "edge"}]), status);
+    let taken_back = patch(Kind::HttpRoute, &moved, &Verdict::withdrawn(), NOW).unwrap();
+    assert_eq!(taken_back["status"]["parents"], json!([other]));
+}

@@ -118,9 +118,19 @@ impl Writer {
         let now = Arc::clone(&world.borrow());
         let settled = self.tracker.settles(now.generation(), limits::STATUS_SETTLE).await;
         let verdicts = verdicts(&now, |object, generation| self.standing(object, generation, settled));
-        self.told.retain(|key, _| verdicts.contains_key(key));
         let mut again: Option<Instant> = None;
         let mut later = |at: Instant| again = Some(again.map_or(at, |before| before.min(at)));
+        let left: Vec<ObjectKey> = self.told.keys().filter(|key| !verdicts.contains_key(*key)).cloned().collect();
+        for key in left {
+            match self.tell(&key, &Verdict::withdrawn()).await {
+                Ok(Outcome::Later) => later(Instant::now() + limits::STATUS_COALESCE),
+                Ok(Outcome::Told | Outcome::Gone) => drop(self.told.remove(&key)),
+                Err(error) => {
+                    tracing::warn!(object = %key, error = format!("{error:#}"), "cannot take back its status");
+                    self.told.remove(&key);
+                }
+            }
+        }
         for (key, verdict) in verdicts {
             if let Some(told) = self.told.get(&key) {
                 if told.verdict == verdict {
@@ -128,7 +138,8 @@ impl Writer {
                 }
                 // How far it has come changes with every proxy.
                 let due = told.at + limits::STATUS_COALESCE;
-                let only_progress = told.verdict.generation == verdict.generation && told.verdict.conditions == verdict.conditions;
+                let only_progress =
+                    told.verdict.generation == verdict.generation && told.verdict.conditions == verdict.conditions;
                 if only_progress && Instant::now() < due {
                     later(due);
                     continue;

@@ -1,0 +1,202 @@
+//! Certificates, roots, replicas and status of Leno in a real cluster. `e2e/cluster/test` runs these; see e2e/README.md.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::{
+    coordination::v1::Lease,
+    core::v1::{ConfigMap, Pod, Secret},
+};
+use kube::{
+    Api,
+    api::{DeleteParams, DynamicObject, Patch, PatchParams},
+    core::{ApiResource, GroupVersionKind},
+};
+use leno_e2e::{
+    kubernetes::{Cluster, Injection, LIMIT, Namespace, SYSTEM},
+    wait::eventually,
+};
+use serde_json::{Value, json};
+
+/// A Service `echo` of two servers, and a client, all with sidecars.
+async fn echo(cluster: &Cluster, prefix: &str) -> Result<Namespace> {
+    let namespace = Namespace::create(cluster, prefix, Injection::Enabled).await?;
+    namespace.service("echo", json!({ "app": "echo" })).await?;
+    namespace.serve("echo", "echo", 2).await?;
+    namespace.client("client").await?;
+    namespace.rolled_out("echo").await?;
+    namespace.rolled_out("client").await?;
+    Ok(namespace)
+}
+
+fn in_system<K>(cluster: &Cluster) -> Api<K>
+where
+    K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
+{
+    Api::namespaced(cluster.client().clone(), SYSTEM)
+}
+
+fn routes(namespace: &Namespace, cluster: &Cluster) -> Api<DynamicObject> {
+    let kind = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "HTTPRoute");
+    let resource = ApiResource::from_gvk_with_plural(&kind, "httproutes");
+    Api::namespaced_with(cluster.client().clone(), namespace.name(), &resource)
+}
+
+fn route(header: &str) -> Value {
+    json!({
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": { "name": "echo" },
+        "spec": {
+            "parentRefs": [{ "group": "", "kind": "Service", "name": "echo", "port": 80 }],
+            "rules": [{
+                "filters": [{
+                    "type": "ResponseHeaderModifier",
+                    "responseHeaderModifier": { "set": [{ "name": "x-generation", "value": header }] },
+                }],
+                "backendRefs": [{ "name": "echo", "port": 80 }],
+            }],
+        },
+    })
+}
+
+/// One condition of ours in a route's status.
+async fn condition(routes: &Api<DynamicObject>, kind: &str) -> Result<Value> {
+    let route = routes.get("echo").await?;
+    let parents = route.data["status"]["parents"].as_array().cloned().unwrap_or_default();
+    let ours = parents.iter().find(|parent| parent["controllerName"] == "leno.dev/control-plane");
+    let ours = ours.with_context(|| format!("no status of ours: {parents:?}"))?;
+    let conditions = ours["conditions"].as_array().cloned().unwrap_or_default();
+    let found = conditions.into_iter().find(|condition| condition["type"] == kind);
+    let mut found = found.with_context(|| format!("no {kind}: {ours}"))?;
+    found["isCurrent"] = json!(found["observedGeneration"].as_i64() == route.metadata.generation);
+    Ok(found)
+}
+
+/// Waits until the route says that every subscribed proxy runs its newest generation.
+async fn programmed(routes: &Api<DynamicObject>) -> Result<Value> {
+    let mut last = Value::Null;
+    eventually("the route is programmed", LIMIT, async || {
+        let found = condition(routes, "leno.dev/Programmed").await?;
+        ensure!(found["status"] == "True" && found["isCurrent"] == true, "{found}");
+        Ok(())
+    })
+    .await?;
+    if let Ok(found) = condition(routes, "leno.dev/Programmed").await {
+        last = found;
+    }
+    Ok(last)
+}
+
+async fn leader(cluster: &Cluster) -> Result<String> {
+    let lease = in_system::<Lease>(cluster).get("leno").await?;
+    lease.spec.and_then(|spec| spec.holder_identity).filter(|name| !name.is_empty()).context("nobody leads")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a cluster: e2e/cluster/test"]
+async fn status_counts_the_proxies_of_all_replicas_and_outlives_the_leader() -> Result<()> {
+    let cluster = Cluster::connect().await?;
+    cluster.install(&["--set", "replicas=2"]).await?;
+    let namespace = echo(&cluster, "status").await?;
+    let routes = routes(&namespace, &cluster);
+    namespace.apply(route("first")).await?;
+    namespace.run("client", "curl -sS --fail -m 10 http://echo/").await?;
+    let first = programmed(&routes).await?;
+    ensure!(condition(&routes, "Accepted").await?["status"] == "True", "not accepted");
+    println!("{}", first["message"]);
+
+    // Another controller's entry is nobody else's.
+    let foreign = json!({
+        "parentRef": { "name": "edge" },
+        "controllerName": "example.org/gateway",
+        "conditions": [],
+    });
+    let now = routes.get("echo").await?;
+    let mut parents = now.data["status"]["parents"].as_array().cloned().unwrap_or_default();
+    parents.insert(0, foreign.clone());
+    let patch = json!({ "status": { "parents": parents } });
+    routes.patch_status("echo", &PatchParams::default(), &Patch::Merge(&patch)).await?;
+
+    let before = leader(&cluster).await?;
+    in_system::<Pod>(&cluster).delete(&before, &DeleteParams::default()).await?;
+    namespace.apply(route("second")).await?;
+    eventually("another leads", LIMIT, async || {
+        let now = leader(&cluster).await?;
+        ensure!(now != before, "{now} still does");
+        Ok(())
+    })
+    .await?;
+    programmed(&routes).await?;
+    let parents = routes.get("echo").await?.data["status"]["parents"].clone();
+    ensure!(parents[0] == foreign && parents.as_array().map(Vec::len) == Some(2), "{parents}");
+    let answered = namespace.run("client", "curl -sS -D - -o /dev/null -m 10 http://echo/").await?;
+    ensure!(answered.contains("x-generation: second"), "{answered}");
+
+    // A route for a Service that is not there says so.
+    let mut lost = route("third");
+    lost["spec"]["parentRefs"][0]["name"] = json!("nowhere");
+    namespace.apply(lost).await?;
+    eventually("the route is told that its parent does not exist", LIMIT, async || {
+        let accepted = condition(&routes, "Accepted").await?;
+        ensure!(accepted["status"] == "False" && accepted["reason"] == "NoMatchingParent", "{accepted}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a cluster: e2e/cluster/test"]
+async fn short_certificates_and_a_changed_root_roll_under_load_without_a_failed_request() -> Result<()> {
+    const LIFETIME: Duration = Duration::from_secs(30);
+    let cluster = Cluster::connect().await?;
+    let lifetime = format!("certificateLifetime={}s", LIFETIME.as_secs());
+    cluster.install(&["--set", &lifetime]).await?;
+    let namespace = echo(&cluster, "rotation").await?;
+    let (secrets, maps) = (in_system::<Secret>(&cluster), in_system::<ConfigMap>(&cluster));
+    let bundle = Api::<ConfigMap>::namespaced(cluster.client().clone(), namespace.name());
+    let certificates = async || -> Result<usize> {
+        let map = bundle.get("leno-trust-bundle").await?;
+        let pem = map.data.and_then(|mut data| data.remove("trust-bundle.pem")).unwrap_or_default();
+        Ok(pem.matches("BEGIN CERTIFICATE").count())
+    };
+    let changes = async {
+        let before = secrets.get("leno-root").await?;
+        let (certificate, key) = root()?;
+        let data = json!({ "data": null, "stringData": { "tls.crt": certificate, "tls.key": key } });
+        secrets.patch("leno-root", &PatchParams::default(), &Patch::Merge(&data)).await?;
+        eventually("both roots are trusted", LIMIT, async || {
+            let count = certificates().await?;
+            ensure!(count == 2, "{count} are");
+            Ok(())
+        })
+        .await?;
+        let record = maps.get("leno-roots").await?.data.unwrap_or_default();
+        ensure!(record.contains_key("roots.json"), "{record:?}");
+        drop(before);
+        // One lifetime until it is issued under, one until the last of the old ones has ended, and a minute for clocks.
+        eventually("only the new root is trusted", LIFETIME * 2 + LIMIT, async || {
+            let count = certificates().await?;
+            ensure!(count == 1, "{count} are");
+            Ok(())
+        })
+        .await
+    };
+    let load = namespace.load("client", "echo:80", "--seconds 240");
+    let (summary, ()) = tokio::try_join!(load, changes)?;
+    println!("{summary:?}");
+    summary.unharmed(50_000)?;
+    let seen = namespace.run("client", "curl -sS --fail -m 10 http://echo/").await?;
+    ensure!(seen.contains("spiffe://"), "{seen}");
+    cluster.install(&[]).await
+}
+
+/// A self-signed authority as anybody would make one: certificate and key.
+fn root() -> Result<(String, String)> {
+    let key = rcgen::KeyPair::generate()?;
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name.push(rcgen::DnType::CommonName, "another root");
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::CrlSign];
+    Ok((params.self_signed(&key)?.pem(), key.serialize_pem()))
+}
