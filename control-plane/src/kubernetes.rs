@@ -38,6 +38,8 @@ pub const FIELD_MANAGER: &str = "leno";
 pub const CONTROLLER_NAME: &str = "leno.dev/control-plane";
 /// The Secret of root and issuer, in cert-manager's form.
 pub const ROOT_SECRET: &str = "leno-root";
+/// The Secret of what issues now, in the same form: that of [`ROOT_SECRET`], but for a while after that has changed.
+pub const ISSUER_SECRET: &str = "leno-issuer";
 /// The Secret of what proxies seal session tokens with.
 pub const SESSION_SECRET: &str = "leno-session";
 /// Which roots are trusted, and until when.

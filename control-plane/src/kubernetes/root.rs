@@ -3,8 +3,9 @@
 //!
 //! Whoever wants another root or issuer replaces what is in the Secret, by hand or by cert-manager; all replicas notice. A root
 //! that is new is trusted for a while before anything is issued under it, and one that went stays trusted until the last
-//! certificate under it has expired. What is trusted, and until when, is on record in the ConfigMap `leno-roots`, so that
-//! replicas agree on it and a restart forgets nothing. Keys are in the Secret and in memory, nowhere else.
+//! certificate under it has expired. What is trusted, and until when, is on record in the ConfigMap `leno-roots`; what issues
+//! now is in the Secret `leno-issuer`. So replicas agree, and a restart changes nothing. Keys are in these Secrets and in
+//! memory, nowhere else.
 
 use std::{
     collections::BTreeMap,
@@ -26,7 +27,7 @@ use rcgen::KeyPair;
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use tokio::{sync::watch, time::sleep};
 
-use super::{NAMESPACE, ROOT_SECRET, ROOTS_CONFIG_MAP, SESSION_SECRET, call, find, is_conflict, limits};
+use super::{ISSUER_SECRET, NAMESPACE, ROOT_SECRET, ROOTS_CONFIG_MAP, SESSION_SECRET, call, find, is_conflict, limits};
 use crate::authority::{
     Authority, files,
     issue::{self, Material},
@@ -62,6 +63,8 @@ pub struct Keeper {
     lifetime: Duration,
     /// Certificates are issued by it now.
     signer: Option<Signer>,
+    /// The Secret `leno-issuer` says so.
+    is_written: bool,
 }
 
 /// Opens the authority of the Secrets `leno-root` and `leno-session`, which are made if absent.
@@ -78,7 +81,7 @@ pub async fn open(
     let now = SystemTime::now();
     make_if_absent(&secrets, ROOT_SECRET, "kubernetes.io/tls", || new_root(trust_domain, now)).await?;
     let session = make_if_absent(&secrets, SESSION_SECRET, "Opaque", new_session_key).await?;
-    let mut keeper = Keeper { secrets, config_maps, lifetime: certificate_lifetime, signer: None };
+    let mut keeper = Keeper { secrets, config_maps, lifetime: certificate_lifetime, signer: None, is_written: false };
     let material = keeper.look(now).await?;
     let authority = Authority::given(trust_domain, certificate_lifetime, material, session_key(&session)?, now)?;
     Ok((authority, keeper))
@@ -136,18 +139,65 @@ impl Keeper {
         })?;
         let wanted = parse(&secret.data.unwrap_or_default())
             .with_context(|| format!("the Secret {NAMESPACE}/{ROOT_SECRET} cannot be used"))?;
+        // Before it is trusted anywhere.
+        issue::check(&material(&wanted, &wanted.anchors)?, now)
+            .with_context(|| format!("what is in the Secret {NAMESPACE}/{ROOT_SECRET} does not fit together"))?;
         let record = self.record(&wanted.anchors, now).await?;
-        // Its issuer goes on until everybody trusts the new root, unless it is gone from this process or expired.
-        let signer = match self.signer.take() {
-            Some(held) if !record.is_known_everywhere(&wanted.anchors, now) && held.is_usable(now) => held,
-            _ => wanted.clone(),
+        let signer = if record.is_known_everywhere(&wanted.anchors, now) {
+            wanted
+        } else {
+            // What issued so far goes on until everybody trusts the new root.
+            let held = match &self.signer {
+                Some(held) => Some(held.clone()),
+                None => self.written().await?,
+            };
+            held.filter(|held| held.is_usable(now)).unwrap_or(wanted)
         };
         let material = material(&signer, &record.trusted(&signer.anchors)?)?;
-        // Only what holds together is gone on with.
-        issue::check(&material, now)
-            .with_context(|| format!("what is in the Secret {NAMESPACE}/{ROOT_SECRET} does not fit together"))?;
+        if self.signer.as_ref() != Some(&signer) || !self.is_written {
+            let written = self.write(&signer).await;
+            self.is_written = written.is_ok();
+            if let Err(error) = written {
+                let error = format!("{error:#}");
+                tracing::warn!(
+                    error,
+                    "if the root changes and a replica restarts soon after, it issues under the new one at once"
+                );
+            }
+        }
         self.signer = Some(signer);
         Ok(material)
+    }
+
+    /// What issued when a replica last said so; None: nothing that can be used.
+    async fn written(&self) -> anyhow::Result<Option<Signer>> {
+        let found = find("read the Secret leno-issuer", self.secrets.get(ISSUER_SECRET)).await?;
+        Ok(found.and_then(|secret| parse(&secret.data.unwrap_or_default()).ok()))
+    }
+
+    /// Says what issues now.
+    async fn write(&self, signer: &Signer) -> anyhow::Result<()> {
+        let data = Some(signer.to_data());
+        let found = find("read the Secret leno-issuer", self.secrets.get(ISSUER_SECRET)).await?;
+        let options = PostParams::default();
+        let what = "write the Secret leno-issuer";
+        let written = match found {
+            Some(secret) if secret.data == data => return Ok(()),
+            Some(secret) => {
+                let secret = Secret { data, ..secret };
+                call(what, self.secrets.replace(ISSUER_SECRET, &options, &secret)).await
+            }
+            None => {
+                let kind = Some("kubernetes.io/tls".to_owned());
+                let secret = Secret { metadata: meta(ISSUER_SECRET), type_: kind, data, ..Secret::default() };
+                call(what, self.secrets.create(&options, &secret)).await
+            }
+        };
+        match written {
+            // Another replica says the same.
+            Err(error) if !is_conflict(&error) => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Which roots are trusted, with `present` among them; written down if that is news.
@@ -188,6 +238,16 @@ impl Keeper {
 }
 
 impl Signer {
+    /// As a Secret has it.
+    fn to_data(&self) -> BTreeMap<String, ByteString> {
+        let entry = |name: &str, text: String| (name.to_owned(), ByteString(text.into_bytes()));
+        BTreeMap::from([
+            entry(CERTIFICATES, files::to_pem(&self.chain)),
+            entry(KEY, self.key.clone()),
+            entry(CA, files::to_pem(&self.anchors)),
+        ])
+    }
+
     fn is_usable(&self, now: SystemTime) -> bool {
         let ends = self.chain.iter().chain(self.anchors.first()).map(issue::validity);
         ends.flatten().all(|(_, not_after)| now + limits::ROOT_GRACE < not_after)

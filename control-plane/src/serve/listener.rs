@@ -226,6 +226,8 @@ pub async fn serve(
         loop {
             match tcp.accept().await {
                 Ok((stream, address)) => {
+                    // One socket is for both families.
+                    let address = SocketAddr::new(address.ip().to_canonical(), address.port());
                     let admission = Admission {
                         tls: credentials.current.load_full(),
                         stranger: strangers.admit(address.ip()).await,

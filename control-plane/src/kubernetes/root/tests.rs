@@ -40,6 +40,7 @@ fn a_root_that_is_made_here_signs_certificates_that_verify() {
     let data = new_root("cluster.local", now()).unwrap();
     let signer = parse(&data).unwrap();
     assert_eq!((signer.chain.len(), &signer.anchors), (1, &signer.chain));
+    assert_eq!(signer.to_data(), data);
     let material = material(&signer, &signer.anchors).unwrap();
     assert!(material.chain.is_empty(), "the root itself is not sent");
     issue::check(&material, now()).unwrap();
