@@ -116,7 +116,10 @@ async fn a_canary_gets_its_share_once_the_route_is_said_to_be_in_force() -> Resu
         let share = summary.share("two-");
         println!("weights {weights:?}: {share:.3} of {} requests to the canary", summary.ok);
         let deviation = (wanted * (1.0 - wanted) / summary.ok as f64).sqrt();
-        ensure!((share - wanted).abs() < 5.0 * deviation, "{share} of requests went to the canary, {wanted} was wanted");
+        ensure!(
+            (share - wanted).abs() < 5.0 * deviation,
+            "{share} of requests went to the canary, {wanted} was wanted"
+        );
     }
     Ok(())
 }

@@ -158,7 +158,7 @@ impl Namespace {
     /// Runs a shell command in the one Pod of an application; its output, also of errors. Fails if it fails.
     pub async fn run(&self, app: &str, shell: &str) -> Result<String> {
         let pod = self.pod(app).await?;
-        self.exec(&pod, APPLICATION, &["bash", "-c", &format!("{{ {shell}; }} 2>&1")], LIMIT).await
+        self.exec(&pod, APPLICATION, &["bash", "-c", &format!("{{ {shell}\n}} 2>&1")], LIMIT).await
     }
 
     /// Runs a command in a container; what it printed. Fails if it fails.
