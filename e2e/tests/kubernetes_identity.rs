@@ -13,21 +13,10 @@ use kube::{
     core::{ApiResource, GroupVersionKind},
 };
 use leno_e2e::{
-    kubernetes::{Cluster, Injection, LIMIT, Namespace, SYSTEM},
+    kubernetes::{Cluster, LIMIT, Namespace, SYSTEM},
     wait::eventually,
 };
 use serde_json::{Value, json};
-
-/// A Service `echo` of two servers, and a client, all with sidecars.
-async fn echo(cluster: &Cluster, prefix: &str) -> Result<Namespace> {
-    let namespace = Namespace::create(cluster, prefix, Injection::Enabled).await?;
-    namespace.service("echo", json!({ "app": "echo" })).await?;
-    namespace.serve("echo", "echo", 2).await?;
-    namespace.client("client").await?;
-    namespace.rolled_out("echo").await?;
-    namespace.rolled_out("client").await?;
-    Ok(namespace)
-}
 
 fn in_system<K>(cluster: &Cluster) -> Api<K>
 where
@@ -98,7 +87,7 @@ async fn leader(cluster: &Cluster) -> Result<String> {
 async fn status_counts_the_proxies_of_all_replicas_and_outlives_the_leader() -> Result<()> {
     let cluster = Cluster::connect().await?;
     cluster.install(&["--set", "replicas=2"]).await?;
-    let namespace = echo(&cluster, "status").await?;
+    let namespace = Namespace::echo(&cluster, "status").await?;
     let routes = routes(&namespace, &cluster);
     namespace.apply(route("first")).await?;
     namespace.run("client", "curl -sS --fail -m 10 http://echo/").await?;
@@ -152,7 +141,7 @@ async fn short_certificates_and_a_changed_root_roll_under_load_without_a_failed_
     let cluster = Cluster::connect().await?;
     let lifetime = format!("certificateLifetime={}s", LIFETIME.as_secs());
     cluster.install(&["--set", &lifetime]).await?;
-    let namespace = echo(&cluster, "rotation").await?;
+    let namespace = Namespace::echo(&cluster, "rotation").await?;
     let (secrets, maps) = (in_system::<Secret>(&cluster), in_system::<ConfigMap>(&cluster));
     let bundle = Api::<ConfigMap>::namespaced(cluster.client().clone(), namespace.name());
     let certificates = async || -> Result<usize> {
