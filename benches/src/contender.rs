@@ -141,12 +141,7 @@ impl Contender {
             How::Leno { .. } => vec![leno_e2e::binaries::leno_proxy()?.display().to_string(), "version".to_owned()],
             How::Programs(definition) => definition.version.clone(),
         };
-        let (program, arguments) = command.split_first().context("version: no command")?;
-        let output = Command::new(program).args(arguments).output().with_context(|| format!("run {program}"))?;
-        // nginx prints it on standard error.
-        let printed = [output.stdout, output.stderr].concat();
-        let printed = String::from_utf8_lossy(&printed);
-        Ok(printed.lines().find(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned())
+        printed_version(&command)
     }
 
     /// A line for the report.
@@ -161,6 +156,16 @@ impl Contender {
             (How::Programs(definition), _) => &definition.about,
         }
     }
+}
+
+/// The first line that a command prints.
+pub(crate) fn printed_version(command: &[String]) -> Result<String> {
+    let (program, arguments) = command.split_first().context("version: no command")?;
+    let output = Command::new(program).args(arguments).output().with_context(|| format!("run {program}"))?;
+    // nginx prints it on standard error.
+    let printed = [output.stdout, output.stderr].concat();
+    let printed = String::from_utf8_lossy(&printed);
+    Ok(printed.lines().find(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned())
 }
 
 /// Replaces each `@name@` by its value; a name without a value is an error.

@@ -108,7 +108,7 @@ pub(crate) async fn run(args: &Args) -> Result<()> {
         }
         eprintln!("== {}: {}", work.name, work.about);
         let entries = bench.measure_all(&work, &taking_part).await;
-        results::save(results::rows(&work, &finished(entries), &versions))?;
+        results::save(results::rows(work.name, &finished(entries), &versions))?;
     }
     report::write()?;
     bench.servers.stop()?;

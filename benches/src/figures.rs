@@ -28,6 +28,10 @@ pub(crate) mod name {
     pub(crate) const RSS_10000: &str = "rss_mib_at_10000";
     pub(crate) const KIB_EACH: &str = "kib_per_connection";
     pub(crate) const READY: &str = "ready_ms";
+    /// Requests that were not answered well.
+    pub(crate) const FAILED: &str = "failed_percent";
+    /// Of the whole machine.
+    pub(crate) const BUSY: &str = "busy_percent";
 }
 
 /// What one measurement found.

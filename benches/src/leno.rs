@@ -123,7 +123,7 @@ async fn ready(workload: &Workload) -> Result<Duration> {
 }
 
 /// All threads of a process, and those it will start.
-async fn pin(cpu: &str, pid: u32) -> Result<()> {
+pub(crate) async fn pin(cpu: &str, pid: u32) -> Result<()> {
     let mut command = Command::new("taskset");
     command.args(["-a", "-c", "-p", cpu, &pid.to_string()]);
     run_to_end(command, LIMIT).await.context("pin a process")?;

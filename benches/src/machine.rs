@@ -30,7 +30,9 @@ pub(crate) struct Spent {
 /// What happened between two snapshots.
 pub(crate) struct Between {
     pub processes: Vec<Spent>,
-    /// Share of the machine's CPU time that went to processes that are not ours.
+    /// Share of the machine's CPU time that was used at all.
+    pub busy: f64,
+    /// Share of it that went to processes that are not ours.
     pub foreign: f64,
     /// Share of it that the hypervisor gave to others.
     pub steal: f64,
@@ -59,6 +61,7 @@ impl Snapshot {
                     switches: after.switches - before.switches,
                 })
                 .collect(),
+            busy: busy / total,
             foreign: ((busy - ours) / total).max(0.0),
             steal: steal / total,
         }

@@ -1,6 +1,7 @@
 //! `benches/run`: what the release binaries cost on this machine, side by side with other proxies. Figures are medians
 //! over interleaved rounds; compare only what was measured in one run.
 
+mod balance;
 mod certificates;
 mod contender;
 mod control_plane;
@@ -28,6 +29,8 @@ use clap::Parser;
 enum Args {
     /// Every contender on the same work: requests/s, latency, CPU per request, memory.
     DataPlane(data_plane::Args),
+    /// Algorithms of balancing on servers that differ, are antagonised, or fail fast.
+    Balance(balance::Args),
     /// From the write of a route's file to its being in force at every subscribed proxy.
     Policy(policy::Args),
     /// Thousands of simulated proxies: change to last answer, CPU and memory of the control plane.
@@ -54,6 +57,7 @@ enum Args {
 async fn main() -> anyhow::Result<()> {
     match Args::parse() {
         Args::DataPlane(args) => interruptible(data_plane::run(&args)).await,
+        Args::Balance(args) => interruptible(balance::run(&args)).await,
         Args::Policy(args) => interruptible(policy::run(&args)).await,
         Args::ControlPlane(args) => interruptible(control_plane::run(&args)).await,
         Args::Kubernetes(args) => interruptible(kubernetes::run(&args)).await,

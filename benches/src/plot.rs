@@ -1,4 +1,6 @@
-//! Bar charts as SVG: one panel per work, one bar per contender.
+//! Charts as SVG: one panel per work, one bar (or one line of [`quantiles`]) per contender.
+
+pub(crate) mod quantiles;
 
 use std::fmt::Write as _;
 

@@ -1,6 +1,7 @@
 //! `benches/report/report.md` and its plots, from results.json alone: rows measured at different times stand together
 //! there, but every ratio is of one run.
 
+mod balance;
 mod table;
 
 use std::{collections::BTreeSet, fmt::Write as _, fs, path::Path};
@@ -41,8 +42,11 @@ pub(crate) fn write() -> Result<()> {
             fs::remove_file(entry.path())?;
         }
     }
-    for (file, svg) in plots(&rows) {
+    for (file, svg) in plots(&rows).into_iter().chain(balance::plot(&rows)) {
         fs::write(folder.join(&file), svg).with_context(|| format!("write {file}"))?;
+    }
+    if let Some(page) = balance::markdown(&rows) {
+        fs::write(balance::FILE, page).with_context(|| format!("write {}", balance::FILE))?;
     }
     fs::write(FILE, markdown(&rows)).with_context(|| format!("write {FILE}"))
 }
@@ -50,7 +54,8 @@ pub(crate) fn write() -> Result<()> {
 fn markdown(rows: &[Row]) -> String {
     let mut page = String::from(
         "# What Leno costs, beside others\n\n\
-         Written by `benches/run`; `benches/README.md` says how it measures, `results.json` holds all figures.\n\n",
+         Written by `benches/run`; `benches/README.md` says how it measures, `results.json` holds all figures. \
+         [Algorithms of balancing](balance.md) have a page of their own.\n\n",
     );
     let machines: BTreeSet<_> = rows.iter().map(|row| text(row, "machine")).filter(|text| !text.is_empty()).collect();
     // Writing to a String cannot fail, here and below.

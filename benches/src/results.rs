@@ -13,8 +13,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     contender::{DIRECT, Kind, LENO},
     figures::{Series, median},
-    machine,
-    work::{self, Work},
+    machine, work,
 };
 
 pub(crate) const FILE: &str = "benches/report/results.json";
@@ -31,7 +30,7 @@ pub(crate) struct Finished {
 }
 
 /// One row for each contender of a work.
-pub(crate) fn rows(work: &Work, all: &[Finished], versions: &BTreeMap<String, String>) -> Vec<Row> {
+pub(crate) fn rows(work: &str, all: &[Finished], versions: &BTreeMap<String, String>) -> Vec<Row> {
     all.iter()
         .map(|one| {
             let mut row = row(work, one, all);
@@ -41,10 +40,10 @@ pub(crate) fn rows(work: &Work, all: &[Finished], versions: &BTreeMap<String, St
         .collect()
 }
 
-fn row(work: &Work, one: &Finished, all: &[Finished]) -> Row {
+fn row(work: &str, one: &Finished, all: &[Finished]) -> Row {
     let (series, mut row) = (&one.series, Row::new());
     let mut put = |name: &str, value: Value| row.insert(name.to_owned(), value);
-    put("work", json!(work.name));
+    put("work", json!(work));
     put("contender", json!(series.contender));
     put(
         "kind",
@@ -169,7 +168,7 @@ mod tests {
     fn a_row_holds_medians_spread_and_ratios() {
         let all =
             [finished("leno", Kind::Pair, &[10.0, 20.0, 12.0]), finished("other", Kind::Pair, &[20.0, 40.0, 24.0])];
-        let rows = rows(&work::ALL[0], &all, &[("leno".to_owned(), "1.0".to_owned())].into());
+        let rows = rows(work::ALL[0].name, &all, &[("leno".to_owned(), "1.0".to_owned())].into());
         let row = &rows[0];
         assert_eq!((text(row, "work"), text(row, "contender"), text(row, "version")), ("h1-c1", "leno", "1.0"));
         assert_eq!(figure(row, name::CPU), Some(12.0));
@@ -183,7 +182,7 @@ mod tests {
     #[test]
     fn who_failed_has_no_figures() {
         let failed = Finished { failed: Some("no".to_owned()), ..finished("leno", Kind::Pair, &[1.0]) };
-        let rows = rows(&work::ALL[0], &[failed], &BTreeMap::new());
+        let rows = rows(work::ALL[0].name, &[failed], &BTreeMap::new());
         assert_eq!((text(&rows[0], "failed"), figure(&rows[0], name::CPU)), ("no", None));
     }
 

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::{
+    balance::WORKS,
     contender::{DIRECT, LENO},
     figures::name,
     plot::shown,
@@ -48,10 +49,8 @@ fn columns<'t>(work: &Work, rows: &'t [Row]) -> Vec<Column<'t>> {
         title: title.to_owned(),
         cell: Box::new(move |row| figure(row, name).map(shown)),
     };
-    let spread = |title: String, name: &'static str| Column {
-        title,
-        cell: Box::new(move |row| Some(with_spread(row, name, figure(row, name)?))),
-    };
+    let spread =
+        |title: String, name: &'static str| Column { title, cell: Box::new(move |row| with_spread(row, name, 1.0)) };
     let to_direct = |name: &'static str| Column {
         title: "× direct".to_owned(),
         cell: Box::new(move |row| ratio(row, DIRECT, name).map(|ratio| format!("{ratio:.2}"))),
@@ -98,12 +97,14 @@ fn counterpart(row: &Row) -> &'static str {
     if text(row, "kind") == "hop" { "leno-hop" } else { LENO }
 }
 
-fn with_spread(row: &Row, name: &str, value: f64) -> String {
-    let bound = |which: &str| row.get(which)?.get(name)?.as_f64();
-    match (bound("min"), bound("max")) {
-        (Some(min), Some(max)) if min < max => format!("{} [{}–{}]", shown(value), shown(min), shown(max)),
-        _ => shown(value),
-    }
+/// A figure times `factor`, and in brackets the least and the most that it was.
+pub(super) fn with_spread(row: &Row, name: &str, factor: f64) -> Option<String> {
+    let value = shown(figure(row, name)? * factor);
+    let bound = |which: &str| Some(row.get(which)?.get(name)?.as_f64()? * factor);
+    Some(match (bound("min"), bound("max")) {
+        (Some(min), Some(max)) if min < max => format!("{value} [{}–{}]", shown(min), shown(max)),
+        _ => value,
+    })
 }
 
 fn resident(row: &Row) -> Option<String> {
@@ -128,7 +129,11 @@ fn notes(page: &mut String, rows: &[&Row]) {
 
 /// Rows of other benches.
 pub(super) fn others(page: &mut String, rows: &[Row]) {
-    let rest: Vec<_> = rows.iter().filter(|row| !work::ALL.iter().any(|work| work.name == text(row, "work"))).collect();
+    let is_other = |row: &&Row| {
+        let name = text(row, "work");
+        !work::ALL.iter().any(|work| work.name == name) && !WORKS.iter().any(|work| work.name == name)
+    };
+    let rest: Vec<_> = rows.iter().filter(is_other).collect();
     if rest.is_empty() {
         return;
     }

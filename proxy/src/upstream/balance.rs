@@ -1,7 +1,7 @@
 //! The choice of an endpoint. Pure: takes `now`, random numbers and a view of the endpoints ([`Candidates`]).
 //!
-//! Peak-EWMA and least request take the cheaper of two that are drawn at random (Mitzenmacher 2001): [`two_choices`]. Both
-//! prefer the proxy's own zone ([`zone`]). [`random`] and [`RoundRobin`] share by weight alone; [`maglev`] sends what has
+//! Peak-EWMA and least request take the cheapest of a few that are drawn at random: [`cheapest_drawn`]. Both prefer the
+//! proxy's own zone ([`zone`]). [`random`] and [`RoundRobin`] share by weight alone; [`maglev`] sends what has
 //! the same key to the same endpoint; [`prequal`] goes by what endpoints say of themselves.
 
 mod estimate;
@@ -24,6 +24,9 @@ pub use self::{
 
 /// One in so many choices ignores cost, so that a bad estimate is found out.
 const EXPLORE_ONE_IN: u64 = 100;
+/// Endpoints that are compared for a request, at most. Two halve the queues that chance makes (Mitzenmacher 2001), but a balancer that sees
+/// only its own few requests, to servers that are not alike, meets two slow ones too often: docs/balancing.md has figures.
+const MOST_COMPARED: usize = 5;
 /// Pairs drawn before all endpoints are looked at.
 const DRAWS: usize = 4;
 /// Single draws before all endpoints are looked at.
@@ -111,18 +114,15 @@ pub fn warmth(ready_for: Duration, window: Duration) -> f64 {
     (ready_for.as_secs_f64() / window.as_secs_f64()).max(SLOW_START_FLOOR)
 }
 
-/// Two distinct ready endpoints are drawn by weight, and the cheaper is taken. An endpoint that is due for a probe is taken
-/// if it is drawn and admitted. If none is ready, any of the best standing that exists.
-pub fn two_choices(
+/// A few ready endpoints are drawn by weight, the first two of them distinct, and the cheapest is taken. An endpoint that is
+/// due for a probe is taken if it is drawn and admitted. If none is ready, any of the best standing that exists.
+pub fn cheapest_drawn(
     view: &impl Candidates,
     sampler: &Sampler,
     cost: Cost,
     now: Instant,
     random: &impl Fn() -> u64,
 ) -> Option<Choice> {
-    let cheaper = |a: usize, b: usize| {
-        if random().is_multiple_of(EXPLORE_ONE_IN) || cost.of(view, a, now) <= cost.of(view, b, now) { a } else { b }
-    };
     if view.count() >= 2 {
         for _ in 0..DRAWS {
             let (a, b) = sampler.pair(random);
@@ -134,7 +134,13 @@ pub fn two_choices(
             }
             if standings == (Standing::Ready, Standing::Ready) {
                 let a = if is_warm(view, a, random) { a } else { b };
-                return Some(Choice::of(cheaper(a, b)));
+                if random().is_multiple_of(EXPLORE_ONE_IN) {
+                    return Some(Choice::of(a));
+                }
+                let more = (2..compared(view.count())).map(|_| sampler.draw(random()));
+                let more =
+                    more.filter(|index| view.standing(*index) == Standing::Ready && is_warm(view, *index, random));
+                return Some(Choice::of(cheapest(view, cost, now, a, std::iter::once(b).chain(more))));
             }
         }
     }
@@ -145,13 +151,39 @@ pub fn two_choices(
         0 | 1 => alike().next(),
         many => {
             let (a, b) = sampler::two_of(many, random());
-            Some(cheaper(alike().nth(a)?, alike().nth(b)?))
+            let (a, b) = (alike().nth(a)?, alike().nth(b)?);
+            let explores = random().is_multiple_of(EXPLORE_ONE_IN);
+            Some(if explores { a } else { cheapest(view, cost, now, a, std::iter::once(b)) })
         }
     }
     .map(Choice::of)
 }
 
-/// One that is ready, drawn by weight; see [`two_choices`] for the rest.
+/// How many of so many endpoints are compared. Fewer of few: weights, which drawing goes by, are to count also while there is
+/// nothing in flight.
+fn compared(count: usize) -> usize {
+    (count / 2 + 1).clamp(2, MOST_COMPARED)
+}
+
+/// The first of those that cost the least.
+fn cheapest(
+    view: &impl Candidates,
+    cost: Cost,
+    now: Instant,
+    first: usize,
+    others: impl Iterator<Item = usize>,
+) -> usize {
+    let (mut best, mut least) = (first, cost.of(view, first, now));
+    for index in others {
+        let cost = cost.of(view, index, now);
+        if cost < least {
+            (best, least) = (index, cost);
+        }
+    }
+    best
+}
+
+/// One that is ready, drawn by weight; see [`cheapest_drawn`] for the rest.
 pub fn random(view: &impl Candidates, sampler: &Sampler, random: &impl Fn() -> u64) -> Option<Choice> {
     if view.count() >= 2 {
         for _ in 0..SINGLE_DRAWS {

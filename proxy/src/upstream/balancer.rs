@@ -242,7 +242,7 @@ impl Roster {
 
     fn cheapest(&self, view: &View<'_>, cost: Cost, random: &impl Fn() -> u64) -> Option<Choice> {
         let near = self.zones.as_ref().and_then(|zones| zones.choose(view, cost, view.now, random));
-        near.or_else(|| balance::two_choices(view, &self.sampler, cost, view.now, random))
+        near.or_else(|| balance::cheapest_drawn(view, &self.sampler, cost, view.now, random))
     }
 
     /// The endpoint that is best by what endpoints say of themselves. None: too little is known, or this request goes to one

@@ -210,14 +210,14 @@ impl<'a> Simulation<'a> {
         let choice = match self.by {
             By::Turns => turns.choose(endpoints, true),
             By::Random => random(endpoints, &sampler, draw),
-            By::LeastRequest => two_choices(endpoints, &sampler, Cost::InFlight, now, draw),
-            By::PeakEwma => two_choices(endpoints, &sampler, Cost::PeakEwma, now, draw),
+            By::LeastRequest => cheapest_drawn(endpoints, &sampler, Cost::InFlight, now, draw),
+            By::PeakEwma => cheapest_drawn(endpoints, &sampler, Cost::PeakEwma, now, draw),
             By::Prequal => {
                 let settings = prequal::Settings::default();
                 let penalty = |index: usize| endpoints.estimates[index].penalty(now);
                 let chosen = pool.choose(&settings, count, now, |_| true, penalty).map(Choice::of);
                 let asked: Vec<usize> = (0..pool.probes_due(&settings)).map(|_| sampler.draw(draw())).collect();
-                let chosen = chosen.or_else(|| two_choices(endpoints, &sampler, Cost::PeakEwma, now, draw));
+                let chosen = chosen.or_else(|| cheapest_drawn(endpoints, &sampler, Cost::PeakEwma, now, draw));
                 for server in asked {
                     self.at(now + ROUND_TRIP, Event::Report { client, server });
                 }

@@ -19,7 +19,7 @@ fn simulate(cost: Cost, latencies: &[Duration], weights: &[u32], requests: usize
             }
             endpoints.in_flight[index] = ends[index].len() as u32;
         }
-        let chosen = two_choices(&endpoints, &sampler, cost, now, &random).unwrap().index;
+        let chosen = cheapest_drawn(&endpoints, &sampler, cost, now, &random).unwrap().index;
         counts[chosen] += 1;
         ends[chosen].push(now + latencies[chosen]);
     }
@@ -74,7 +74,7 @@ fn an_endpoint_in_slow_start_gets_a_part_of_its_share() {
     for _ in 0..10_000 {
         let choices = [
             random(&endpoints, &sampler, &draw),
-            two_choices(&endpoints, &sampler, Cost::InFlight, now, &draw),
+            cheapest_drawn(&endpoints, &sampler, Cost::InFlight, now, &draw),
             turns.choose(&endpoints, false),
         ];
         for (count, choice) in counts.iter_mut().zip(choices) {
@@ -97,7 +97,7 @@ fn a_probe_is_admitted_once_and_then_its_endpoint_is_left_alone() {
         endpoints.probes.set(1);
         let sampler = endpoints.sampler();
         let chosen = (0..200).filter_map(|_| match algorithm {
-            0 => two_choices(&endpoints, &sampler, Cost::PeakEwma, now, &draw),
+            0 => cheapest_drawn(&endpoints, &sampler, Cost::PeakEwma, now, &draw),
             1 => random(&endpoints, &sampler, &draw),
             2 => turns.choose(&endpoints, true),
             _ => turns.choose(&endpoints, false),
@@ -114,7 +114,7 @@ fn the_best_of_what_is_left_is_taken() {
     let (now, draw) = (Instant::now(), generator(9));
     let choice = |standings: &[Standing]| {
         let endpoints = Endpoints::of(standings, now);
-        let choice = two_choices(&endpoints, &endpoints.sampler(), Cost::PeakEwma, now, &draw);
+        let choice = cheapest_drawn(&endpoints, &endpoints.sampler(), Cost::PeakEwma, now, &draw);
         choice.map(|choice| standings[choice.index])
     };
     use Standing::*;
@@ -152,13 +152,13 @@ fn choices(endpoints: &Endpoints, now: Instant, seed: u64) -> Vec<(&'static str,
     let in_zone = zones.and_then(|zones| zones.choose(endpoints, Cost::PeakEwma, now, &draw));
     let by_key = table.and_then(|table| maglev::choose(endpoints, &table, 125, seed));
     vec![
-        ("peak-EWMA", two_choices(endpoints, &sampler, Cost::PeakEwma, now, &draw)),
-        ("least request", two_choices(endpoints, &sampler, Cost::InFlight, now, &draw)),
+        ("peak-EWMA", cheapest_drawn(endpoints, &sampler, Cost::PeakEwma, now, &draw)),
+        ("least request", cheapest_drawn(endpoints, &sampler, Cost::InFlight, now, &draw)),
         ("random", random(endpoints, &sampler, &draw)),
         ("turns", RoundRobin::new(count, seed).choose(endpoints, true)),
         ("turns by weight", RoundRobin::new(count, seed).choose(endpoints, false)),
         ("key", by_key),
-        ("zone", in_zone.or_else(|| two_choices(endpoints, &sampler, Cost::PeakEwma, now, &draw))),
+        ("zone", in_zone.or_else(|| cheapest_drawn(endpoints, &sampler, Cost::PeakEwma, now, &draw))),
     ]
 }
 
@@ -204,7 +204,7 @@ proptest! {
         let sampler = endpoints.sampler();
         let mut seen = vec![false; count];
         for _ in 0..count * 200 {
-            seen[two_choices(&endpoints, &sampler, Cost::PeakEwma, now, &draw).unwrap().index] = true;
+            seen[cheapest_drawn(&endpoints, &sampler, Cost::PeakEwma, now, &draw).unwrap().index] = true;
         }
         prop_assert!(seen.iter().all(|seen| *seen));
     }

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Candidates, Choice, Cost, EXPLORE_ONE_IN, Estimate, Sampler, Standing, estimate::decay, two_choices};
+use super::{Candidates, Choice, Cost, EXPLORE_ONE_IN, Estimate, Sampler, Standing, cheapest_drawn, estimate::decay};
 
 /// How much more a request may cost in the own zone.
 pub const PREFERENCE: f64 = 2.0;
@@ -94,7 +94,7 @@ fn load(view: &impl Candidates, index: usize) -> f64 {
 
 impl Part {
     fn choose(&self, view: &impl Candidates, cost: Cost, now: Instant, random: &impl Fn() -> u64) -> Option<Choice> {
-        let choice = two_choices(&Of { view, members: &self.members }, &self.sampler, cost, now, random)?;
+        let choice = cheapest_drawn(&Of { view, members: &self.members }, &self.sampler, cost, now, random)?;
         Some(Choice { index: *self.members.get(choice.index)?, ..choice })
     }
 }
