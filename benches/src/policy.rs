@@ -44,7 +44,7 @@ pub(crate) async fn run(args: &Args) -> Result<()> {
         // The first call makes the proxy subscribe.
         leno_e2e::client::get(client.calls("shop.default:80")?, "shop", "/").await?;
     }
-    let mut updates = operator::watch_route(&mesh.state(), documents::NAMESPACE, "shop").await?;
+    let mut updates = operator::watch(&mesh.state(), "HTTPRoute", documents::NAMESPACE, "shop").await?;
     let mut generation = 0;
     let mut latencies = Vec::new();
     for change in 1..=args.changes {

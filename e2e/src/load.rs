@@ -1,9 +1,11 @@
-//! A load generator: keep-alive HTTP/1.1 connections and gRPC streams side by side, paced, every answer checked.
+//! A load generator: keep-alive HTTP/1.1 and HTTP/2 connections and gRPC streams side by side, paced, every answer checked.
 //!
 //! Closed-loop and bounded: a connection has one request in flight; one that is late sends later, not more.
 
+mod failure;
 mod grpc;
 mod http1;
+mod http2;
 
 use std::{
     collections::BTreeMap,
@@ -16,6 +18,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
+pub use failure::Failure;
 use tokio::{
     sync::watch,
     task::JoinSet,
@@ -24,8 +27,10 @@ use tokio::{
 
 use crate::client::LIMIT;
 
-/// Failures whose reasons are kept.
+/// Failures that are told of in a message.
 const REASONS: usize = 10;
+/// Failures that are kept, each some hundred bytes.
+const FAILURES: usize = 100_000;
 
 /// What load to make; see [`Load::start`].
 #[derive(Debug, Clone)]
@@ -35,6 +40,7 @@ pub struct Load {
     path: String,
     post: bool,
     connections: usize,
+    multiplexed: usize,
     streams: usize,
     calls: usize,
     rate: f64,
@@ -50,6 +56,7 @@ impl Load {
             path: "/load".to_owned(),
             post: false,
             connections: 50,
+            multiplexed: 0,
             streams: 0,
             calls: 0,
             rate: 500.0,
@@ -61,6 +68,12 @@ impl Load {
     #[must_use]
     pub fn connections(self, connections: usize) -> Self {
         Self { connections, ..self }
+    }
+
+    /// HTTP/2 connections, each with one request at a time.
+    #[must_use]
+    pub fn multiplexed(self, multiplexed: usize) -> Self {
+        Self { multiplexed, ..self }
     }
 
     /// gRPC bidirectional streams, each over a connection of its own: a message and its answer count as a request.
@@ -102,7 +115,8 @@ impl Load {
     pub fn start(self) -> Running {
         let (stop, stopped) = watch::channel(false);
         let tally = Arc::new(Tally::default());
-        let clients = self.connections + self.streams + self.calls;
+        let (http1, http2) = (self.connections, self.connections + self.multiplexed);
+        let clients = http2 + self.streams + self.calls;
         let every = Duration::from_secs_f64(clients as f64 / self.rate);
         let load = Arc::new(self);
         let mut tasks = JoinSet::new();
@@ -110,9 +124,11 @@ impl Load {
             // Spread over the period, so that the load is even.
             let pace = Pace::new(every, every.mul_f64(n as f64 / clients as f64), stopped.clone());
             let (load, tally) = (load.clone(), tally.clone());
-            if n < load.connections {
+            if n < http1 {
                 tasks.spawn(http1::run(load, pace, tally));
-            } else if n < load.connections + load.streams {
+            } else if n < http2 {
+                tasks.spawn(http2::run(load, pace, tally));
+            } else if n < http2 + load.streams {
                 tasks.spawn(grpc::stream(load, pace, tally));
             } else {
                 tasks.spawn(grpc::calls(load, pace, tally));
@@ -160,7 +176,7 @@ impl Running {
     }
 
     fn reasons(&self) -> Vec<String> {
-        lock(&self.tally.reasons).clone()
+        lock(&self.tally.failures).iter().take(REASONS).map(ToString::to_string).collect()
     }
 
     /// Lets requests in flight end, and says how it went.
@@ -175,7 +191,6 @@ impl Running {
         Ok(Report {
             ok: self.ok(),
             failed: self.failed(),
-            reasons: self.reasons(),
             failures: lock(&self.tally.failures).clone(),
             instances: lock(&self.tally.instances).clone(),
             elapsed,
@@ -189,10 +204,8 @@ impl Running {
 pub struct Report {
     pub ok: u64,
     pub failed: u64,
-    /// Of the first failures.
-    pub reasons: Vec<String>,
-    /// When the failed requests began and ended.
-    pub failures: Vec<(Instant, Instant)>,
+    /// The first of the requests that failed.
+    pub failures: Vec<Failure>,
     /// Answers by server.
     pub instances: BTreeMap<String, u64>,
     pub elapsed: Duration,
@@ -209,7 +222,8 @@ impl Report {
 
     /// Fails if a request failed, or if there were fewer answers than `at_least`.
     pub fn unharmed(&self, at_least: u64) -> Result<()> {
-        ensure!(self.failed == 0, "{} of {} requests failed: {:#?}", self.failed, self.ok + self.failed, self.reasons);
+        let told: Vec<String> = self.failures.iter().take(REASONS).map(ToString::to_string).collect();
+        ensure!(self.failed == 0, "{} of {} requests failed: {told:#?}", self.failed, self.ok + self.failed);
         ensure!(self.ok >= at_least, "only {} requests were made, {at_least} were wanted", self.ok);
         Ok(())
     }
@@ -224,8 +238,7 @@ impl Report {
 struct Tally {
     ok: AtomicU64,
     failed: AtomicU64,
-    reasons: Mutex<Vec<String>>,
-    failures: Mutex<Vec<(Instant, Instant)>>,
+    failures: Mutex<Vec<Failure>>,
     instances: Mutex<BTreeMap<String, u64>>,
     latencies_us: Mutex<Vec<u32>>,
 }
@@ -242,10 +255,9 @@ impl Tally {
             }
             Err(error) => {
                 self.failed.fetch_add(1, Relaxed);
-                lock(&self.failures).push((since, Instant::now()));
-                let mut reasons = lock(&self.reasons);
-                if reasons.len() < REASONS {
-                    reasons.push(format!("after {latency:?}: {error:#}"));
+                let mut failures = lock(&self.failures);
+                if failures.len() < FAILURES {
+                    failures.push(Failure::new(since, &error));
                 }
             }
         }

@@ -22,9 +22,9 @@ pub fn client(state: &Path) -> OperatorClient<Channel> {
     OperatorClient::new(Endpoint::from_static("http://leno").connect_with_connector_lazy(connector))
 }
 
-/// Follows an HTTPRoute's status: an item now and at each change.
-pub async fn watch_route(state: &Path, namespace: &str, name: &str) -> Result<Streaming<ObjectStatus>> {
-    let object = ObjectRef { kind: "HTTPRoute".into(), namespace: namespace.into(), name: name.into() };
+/// Follows an object's status, absent ones' too: an item now and at each change. `kind`: as in the document.
+pub async fn watch(state: &Path, kind: &str, namespace: &str, name: &str) -> Result<Streaming<ObjectStatus>> {
+    let object = ObjectRef { kind: kind.into(), namespace: namespace.into(), name: name.into() };
     let request = WatchObjectRequest { object: Some(object) };
-    Ok(client(state).watch_object(request).await.context("watch a route")?.into_inner())
+    Ok(client(state).watch_object(request).await.with_context(|| format!("watch {kind} {name}"))?.into_inner())
 }

@@ -202,9 +202,9 @@ async fn drain(scenario: &Scenario, instance: &mut Instance) -> Result<()> {
 fn only_in_flight(report: &Report, changes: &Changes) -> Result<()> {
     // A client may write into a connection before it learns that the other end has gone.
     const NOTICE: Duration = Duration::from_millis(100);
-    for ((began, ended), reason) in report.failures.iter().zip(&report.reasons) {
-        let under_way = |(from, to): &(Instant, Instant)| *began <= *to + NOTICE && ended >= from;
-        ensure!(changes.killed.iter().any(under_way), "a request failed with no instance killed under it: {reason}");
+    for failure in &report.failures {
+        let under_way = |(from, to): &(Instant, Instant)| failure.began <= *to + NOTICE && failure.ended >= *from;
+        ensure!(changes.killed.iter().any(under_way), "a request failed with no instance killed under it: {failure}");
     }
     // Twenty connections over at least three instances: seldom more than seven on the one that dies.
     let bound = changes.killed.len() as u64 * 20;

@@ -132,7 +132,7 @@ fn follow(state: PathBuf) -> watch::Receiver<ObjectStatus> {
     let (sender, receiver) = watch::channel(ObjectStatus::default());
     tokio::spawn(async move {
         while !sender.is_closed() {
-            if let Ok(mut updates) = operator::watch_route(&state, documents::NAMESPACE, "shop").await {
+            if let Ok(mut updates) = operator::watch(&state, "HTTPRoute", documents::NAMESPACE, "shop").await {
                 while let Ok(Some(status)) = updates.message().await {
                     sender.send_replace(status);
                 }

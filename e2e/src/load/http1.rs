@@ -3,15 +3,18 @@
 
 use std::{sync::Arc, time::Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result};
 use bytes::Bytes;
-use http::{Method, Request, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
-use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::{
+    body::Incoming,
+    client::conn::http1::{SendRequest, handshake},
+};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use super::{LIMIT, Load, Pace, Tally};
+use super::{LIMIT, Load, Pace, Tally, failure::Refused};
 use crate::server::INSTANCE;
 
 type Sender = SendRequest<Full<Bytes>>;
@@ -49,19 +52,20 @@ async fn request(load: &Load, connection: &mut Option<(Sender, u64)>) -> Result<
         response = sender.try_send_request(unsent).await;
     }
     let response = response.map_err(|error| error.into_error()).context("no response")?;
+    let instance = answered(response).await?;
+    *connection = Some((sender, used + 1));
+    Ok(instance)
+}
+
+/// Who gave the answer, if it is a server's.
+pub(super) async fn answered(response: Response<Incoming>) -> Result<String> {
     let (head, body) = response.into_parts();
     let body = body.collect().await.context("the response's body")?.to_bytes();
     let header = |name: &str| head.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
-    if head.status != StatusCode::OK {
-        bail!("{} leno-reason={:?} {:?}", head.status, header("leno-reason"), body);
-    }
     let instance = header(INSTANCE);
-    ensure!(
-        !instance.is_empty() && !body.is_empty(),
-        "an answer that is not the server's: {:?} {body:?}",
-        head.headers
-    );
-    *connection = Some((sender, used + 1));
+    if head.status != StatusCode::OK || instance.is_empty() || body.is_empty() {
+        return Err(Refused { status: head.status, reason: header("leno-reason"), body }.into());
+    }
     Ok(instance)
 }
 
@@ -75,7 +79,7 @@ async fn connect(load: &Load) -> Result<Sender> {
 }
 
 impl Load {
-    fn request(&self) -> Result<Request<Full<Bytes>>> {
+    pub(super) fn request(&self) -> Result<Request<Full<Bytes>>> {
         let (method, body) =
             if self.post { (Method::POST, Bytes::from_static(b"{\"load\":1}")) } else { (Method::GET, Bytes::new()) };
         let request = Request::builder().method(method).uri(&self.path).header("host", &self.authority);

@@ -1,0 +1,299 @@
+//! What is written while requests go on: for each object what it may say, what failures that explains, and what it may say
+//! that nobody can keep.
+
+use leno_e2e::mesh::documents::{NAMESPACE, route_head};
+
+/// An object with a file of its own.
+#[derive(Debug, Clone)]
+pub(crate) struct Slot {
+    pub(crate) kind: &'static str,
+    pub(crate) name: &'static str,
+    /// Whose callers it touches.
+    pub(crate) service: &'static str,
+    /// Everything up to what changes.
+    head: String,
+    pub(crate) good: &'static [Good],
+    pub(crate) bad: &'static [Bad],
+}
+
+/// What it may say, and the reasons of failures that this explains.
+pub(crate) type Good = (&'static str, &'static [&'static str]);
+/// What it may say, and the field that is wrong then.
+pub(crate) type Bad = (&'static str, &'static str);
+
+impl Slot {
+    pub(crate) fn file(&self) -> String {
+        format!("churn-{}-{}.yaml", self.kind.to_ascii_lowercase(), self.name)
+    }
+
+    pub(crate) fn document(&self, says: &str) -> String {
+        format!("{}{says}\n", self.head)
+    }
+
+    fn route(kind: &'static str, service: &'static str, good: &'static [Good], bad: &'static [Bad]) -> Self {
+        Self { kind, name: service, service, head: route_head(kind, service, service), good, bad }
+    }
+
+    fn policy(
+        (kind, name): (&'static str, &'static str),
+        service: &'static str,
+        (target, section): (&'static str, Option<&'static str>),
+        good: &'static [Good],
+        bad: &'static [Bad],
+    ) -> Self {
+        let (group, version) = match kind {
+            "XBackendTrafficPolicy" => ("gateway.networking.x-k8s.io", "v1alpha1"),
+            _ => ("leno.dev", "v1alpha1"),
+        };
+        let of = if target == "Service" { "" } else { "gateway.networking.k8s.io" };
+        let section = section.map_or_else(String::new, |section| format!(", sectionName: {section}"));
+        let head = format!(
+            "apiVersion: {group}/{version}\nkind: {kind}\nmetadata: {{name: {name}, namespace: {NAMESPACE}}}\nspec:\n  \
+             targetRefs: [{{group: \"{of}\", kind: {target}, name: {service}{section}}}]\n"
+        );
+        Self { kind, name, service, head, good, bad }
+    }
+}
+
+/// Everything that changes. `harmless`: only what explains no failure at all.
+pub(crate) fn slots(harmless: bool) -> Vec<Slot> {
+    let (http, grpc, backend, inbound) = if harmless {
+        (HTTP_HARMLESS, GRPC_HARMLESS, BACKEND_HARMLESS, INBOUND_HARMLESS)
+    } else {
+        (HTTP, GRPC, BACKEND, INBOUND)
+    };
+    let (route, fault) = if harmless { (ROUTE_HARMLESS, FAULT_HARMLESS) } else { (ROUTE, FAULT) };
+    vec![
+        Slot::route("HTTPRoute", "web", http, HTTP_BAD),
+        Slot::route("GRPCRoute", "rpc", grpc, GRPC_BAD),
+        Slot::policy(("BackendPolicy", "web"), "web", ("Service", None), backend, BACKEND_BAD),
+        Slot::policy(("BackendPolicy", "web-main"), "web", ("Service", Some("main")), backend, BACKEND_BAD),
+        Slot::policy(("BackendPolicy", "rpc"), "rpc", ("Service", None), backend, BACKEND_BAD),
+        Slot::policy(("RoutePolicy", "web"), "web", ("HTTPRoute", None), route, ROUTE_BAD),
+        Slot::policy(("RoutePolicy", "web-too"), "web", ("HTTPRoute", None), route, ROUTE_BAD),
+        Slot::policy(("RoutePolicy", "web-delay"), "web", ("HTTPRoute", Some("delay")), route, ROUTE_BAD),
+        Slot::policy(("RoutePolicy", "rpc"), "rpc", ("GRPCRoute", None), route, ROUTE_BAD),
+        Slot::policy(("FaultPolicy", "web"), "web", ("HTTPRoute", None), fault, FAULT_BAD),
+        Slot::policy(("FaultPolicy", "rpc"), "rpc", ("GRPCRoute", None), fault, FAULT_BAD),
+        Slot::policy(("InboundPolicy", "web"), "web", ("Service", None), inbound, INBOUND_BAD),
+        Slot::policy(("InboundPolicy", "rpc"), "rpc", ("Service", Some("main")), inbound, INBOUND_BAD),
+        Slot::policy(("XBackendTrafficPolicy", "web"), "web", ("Service", None), TRAFFIC, TRAFFIC_BAD),
+        Slot::policy(("XBackendTrafficPolicy", "rpc"), "rpc", ("Service", None), TRAFFIC, TRAFFIC_BAD),
+    ]
+}
+
+/// Reasons of a request's time that runs out: each proxy on its way knows it, and a stream may have begun its answer.
+const TIME: &[&str] = &["request-timeout", "deadline", "broken", "grpc Cancelled", "grpc Unknown", "grpc Internal"];
+const TRY: &[&str] = &["try-timeout"];
+const IDLE: &[&str] = &["idle", "broken", "grpc Cancelled", "grpc Unknown", "grpc Internal"];
+const LIMITED: &[&str] = &["overload"];
+
+const HTTP_HARMLESS: &[Good] = &[
+    (
+        "  rules:
+    - {name: delay, matches: [{path: {value: /delay}}], backendRefs: [{name: web, port: 80}]}
+    - {name: rest, backendRefs: [{name: web, port: 80, weight: 1}, {name: next, port: 80, weight: 1}]}",
+        &[],
+    ),
+    (
+        "  rules:
+    - name: delay
+      matches: [{path: {type: RegularExpression, value: \"/de(l|x)ay/[0-9]+\"}, method: GET}, {headers: [{name: x, value: y}]}]
+      filters:
+        - {type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: x-set, value: a}], remove: [x-gone]}}
+        - {type: RequestMirror, requestMirror: {backendRef: {name: next, port: 80}, percent: 50}}
+      timeouts: {request: 0s}
+      backendRefs: [{name: web, port: 80}]
+    - name: rest
+      filters: [{type: URLRewrite, urlRewrite: {hostname: other.example, path: {type: ReplacePrefixMatch, replacePrefixMatch: /new}}}]
+      backendRefs: [{name: next, port: 80}]",
+        &[],
+    ),
+    (
+        "  rules:
+    - name: rest
+      filters: [{type: CORS, cors: {allowOrigins: [\"*\"]}}]
+      retry: {codes: [503], attempts: 2, backoff: 5ms}
+      sessionPersistence: {type: Header, sessionName: x-session}
+      backendRefs: [{name: web, port: 80}]",
+        &[],
+    ),
+];
+const HTTP: &[Good] = &[
+    HTTP_HARMLESS[0],
+    HTTP_HARMLESS[1],
+    HTTP_HARMLESS[2],
+    (
+        "  rules:
+    - {name: delay, matches: [{path: {value: /delay}}], timeouts: {request: 20ms}, backendRefs: [{name: web, port: 80}]}
+    - {name: rest, timeouts: {backendRequest: 5s}, backendRefs: [{name: web, port: 80}]}",
+        TIME,
+    ),
+    (
+        "  rules: [{name: delay, matches: [{path: {value: /delay}}], backendRefs: [{name: web, port: 80}]}]",
+        &["no-rule"],
+    ),
+    ("  rules: [{name: rest, backendRefs: [{name: web, port: 80}, {name: nowhere, port: 80}]}]", &["invalid-backend"]),
+    (
+        "  rules: [{name: rest, filters: [{type: RequestRedirect, requestRedirect: {hostname: other.example}}]}]",
+        &["status 302"],
+    ),
+];
+const HTTP_BAD: &[Bad] = &[
+    (
+        "  rules: [{matches: [{path: {type: RegularExpression, value: \"(a{1000}){1000}\"}}]}]",
+        "spec.rules[0].matches[0].path.value",
+    ),
+    ("  rules: [{matches: [{path: {type: RegularExpression, value: \"a(\"}}]}]", "spec.rules[0].matches[0].path.value"),
+    ("  rules: [{backendRefs: [{name: web, port: 80, weight: -1}]}]", "spec.rules[0].backendRefs[0].weight"),
+    ("  rules: [{timeouts: {request: soon}}]", "spec.rules[0].timeouts.request"),
+    ("  rules: [{backendRefs: [{name: web, port: 99999}]}]", "spec.rules[0].backendRefs[0].port"),
+    ("  rules: [{matches: [{path: {type: Sometimes, value: /}}]}]", "spec.rules[0].matches[0].path.type"),
+    ("  rules: [", ""),
+];
+
+const GRPC_HARMLESS: &[Good] = &[
+    ("  rules: [{backendRefs: [{name: rpc, port: 80, weight: 3}, {name: next, port: 80, weight: 1}]}]", &[]),
+    (
+        "  rules:
+    - name: unary
+      matches: [{method: {service: leno.e2e.Echo, method: Unary}}]
+      filters: [{type: RequestHeaderModifier, requestHeaderModifier: {add: [{name: x-add, value: a}]}}]
+      backendRefs: [{name: next, port: 80}]
+    - backendRefs: [{name: rpc, port: 80}]",
+        &[],
+    ),
+];
+const GRPC: &[Good] = &[
+    GRPC_HARMLESS[0],
+    GRPC_HARMLESS[1],
+    (
+        "  rules: [{matches: [{method: {service: leno.e2e.Echo, method: Unary}}], backendRefs: [{name: rpc, port: 80}]}]",
+        &["no-rule"],
+    ),
+    ("  rules: [{backendRefs: [{name: rpc, port: 81}]}]", &["invalid-backend"]),
+];
+const GRPC_BAD: &[Bad] = &[
+    ("  rules: [{backendRefs: [{name: rpc, port: 0}]}]", "spec.rules[0].backendRefs[0].port"),
+    (
+        "  rules: [{matches: [{method: {type: RegularExpression, service: \"[\"}}]}]",
+        "spec.rules[0].matches[0].method.service",
+    ),
+];
+
+const BACKEND_HARMLESS: &[Good] = &[
+    ("  loadBalancing: {algorithm: RoundRobin, zonePreference: None}", &[]),
+    ("  loadBalancing: {algorithm: ConsistentHash, consistentHash: {key: {header: x-user}}}", &[]),
+    ("  loadBalancing: {algorithm: ConsistentHash, consistentHash: {key: {cookie: {name: home}}}}", &[]),
+    ("  loadBalancing: {algorithm: Prequal, prequal: {probesPercent: 100}}", &[]),
+    ("  loadBalancing: {algorithm: LeastRequest, slowStart: 5s}", &[]),
+    ("  timeouts: {connect: 10s, request: 1m, connectionIdle: 100ms}", &[]),
+    ("  circuitBreaker: {failurePercent: 50, openTime: 10ms}\n  limits: {requests: 10000, retries: 0}", &[]),
+    ("  retryBudget: {percent: 0, minPerSecond: 100, burst: 1000}", &[]),
+    ("  outlierDetection: {consecutiveFailures: 1, baseEjection: 100ms, maximumEjectedPercent: 100}", &[]),
+];
+const BACKEND: &[Good] = &[
+    BACKEND_HARMLESS[0],
+    BACKEND_HARMLESS[1],
+    BACKEND_HARMLESS[3],
+    BACKEND_HARMLESS[4],
+    BACKEND_HARMLESS[8],
+    ("  timeouts: {request: 20ms}", TIME),
+    ("  timeouts: {backendRequest: 20ms}", TRY),
+    ("  timeouts: {streamIdle: 100ms, connectionIdle: 100ms}", IDLE),
+    ("  circuitBreaker: {consecutiveFailures: 1, openTime: 200ms}", &["circuit-open"]),
+    ("  limits: {requests: 1}", LIMITED),
+    ("  limits: {connections: 1, pendingRequests: 1}", LIMITED),
+    ("  retryBudget: {percent: 0, minPerSecond: 0, burst: 1}", &[]),
+];
+const BACKEND_BAD: &[Bad] = &[
+    ("  limits: {requests: 0}", "spec.limits.requests"),
+    ("  circuitBreaker: {failurePercent: 101}", "spec.circuitBreaker.failurePercent"),
+    ("  retryBudget: {percent: 99999999999}", "spec.retryBudget.percent"),
+    ("  timeouts: {connect: -1s}", "spec.timeouts.connect"),
+    ("  loadBalancing: {algorithm: Fastest}", "spec.loadBalancing.algorithm"),
+    ("  outlierDetection: {baseEjection: 10s, maximumEjection: 5s}", "spec.outlierDetection.baseEjection"),
+];
+
+const ROUTE_HARMLESS: &[Good] = &[
+    (
+        "  retry: {attempts: 3, statuses: [5xx], grpcCodes: [ABORTED], methods: Any, backoff: {base: 1ms, max: 5ms}}",
+        &[],
+    ),
+    ("  hedging: {delay: 1ms, methods: Any}", &[]),
+    ("  hedging: {percentile: 50}", &[]),
+    ("  timeouts: {request: 1m, backendRequest: 30s, streamIdle: 1m}", &[]),
+    ("  fallback: {backendRef: {name: next, port: 80}}", &[]),
+];
+const ROUTE: &[Good] = &[
+    ROUTE_HARMLESS[0],
+    ROUTE_HARMLESS[1],
+    ROUTE_HARMLESS[2],
+    ROUTE_HARMLESS[4],
+    ("  timeouts: {request: 20ms}", TIME),
+    ("  timeouts: {backendRequest: 20ms}\n  retry: {attempts: 1, on: [TryTimeout]}", TRY),
+    ("  timeouts: {streamIdle: 100ms}", IDLE),
+    ("  directResponse: {status: 418, body: short and stout}", &["direct-response"]),
+    ("  directResponse: {status: 503, grpcStatus: ABORTED}", &["direct-response"]),
+    // What it stands in for is said by the answer.
+    ("  fallback: {answer: {status: 200, grpcStatus: OUT_OF_RANGE, body: stale}}", &["connect", "no-endpoint"]),
+];
+const ROUTE_BAD: &[Bad] = &[
+    ("  retry: {attempts: 0}", "spec.retry.attempts"),
+    ("  retry: {statuses: [\"404\"]}", "spec.retry.statuses[0]"),
+    ("  hedging: {percentile: 100}", "spec.hedging.percentile"),
+    ("  directResponse: {status: 99}", "spec.directResponse.status"),
+    ("  fallback: {}", "spec.fallback"),
+    ("  timeouts: {request: 1s, backendRequest: 2s}", "spec.timeouts.backendRequest"),
+];
+
+const FAULT_HARMLESS: &[Good] = &[
+    ("  delay: {duration: 5ms, percentage: 20}", &[]),
+    ("  abort: {httpStatus: 500, matches: [{headers: [{name: x-chaos, value: \"1\"}]}]}", &[]),
+    ("  abort: {httpStatus: 500, percentage: 0}", &[]),
+];
+const FAULT: &[Good] = &[
+    FAULT_HARMLESS[0],
+    FAULT_HARMLESS[1],
+    ("  abort: {httpStatus: 418, percentage: 20}", &["fault"]),
+    ("  delay: {duration: 30ms, percentage: 20}\n  abort: {grpcStatus: ABORTED, percentage: 20}", &["fault"]),
+];
+const FAULT_BAD: &[Bad] = &[
+    ("  abort: {httpStatus: 500, percentage: 101}", "spec.abort.percentage"),
+    ("  delay: {duration: 3m}", "spec.delay.duration"),
+    ("  abort: {percentage: 1}", "spec.abort"),
+];
+
+const INBOUND_HARMLESS: &[Good] = &[
+    ("  rateLimits: [{name: all, requests: 1000000}]", &[]),
+    ("  rateLimits: [{name: some, requests: 1, per: 1h, matches: [{headers: [{name: x-chaos, value: \"1\"}]}]}]", &[]),
+    ("  rateLimits: [{name: client, requests: 900000, key: {type: ClientIdentity}}]\n  rateLimitHeaders: false", &[]),
+    ("  concurrency: {mode: Off}", &[]),
+    ("  concurrency: {mode: Fixed, limit: 1000}\n  maxConnections: 1000", &[]),
+];
+const INBOUND: &[Good] = &[
+    INBOUND_HARMLESS[0],
+    INBOUND_HARMLESS[2],
+    INBOUND_HARMLESS[3],
+    ("  rateLimits: [{name: all, requests: 5}]", &["rate-limit"]),
+    ("  rateLimits: [{name: ip, requests: 1, per: 1m, burst: 20, key: {type: SourceAddress}}]", &["rate-limit"]),
+    ("  concurrency: {mode: Fixed, limit: 1}", LIMITED),
+    ("  concurrency: {mode: Adaptive, min: 1, max: 2}", LIMITED),
+    // Who is not let in may be told so in the middle of a handshake.
+    ("  maxConnections: 1", &["connect", "tls", "reset"]),
+];
+const INBOUND_BAD: &[Bad] = &[
+    ("  rateLimits: [{name: all, requests: 0}]", "spec.rateLimits[0].requests"),
+    ("  rateLimits: [{name: all, requests: 1, per: 1500ms}]", "spec.rateLimits[0].per"),
+    ("  concurrency: {mode: Fixed}", "spec.concurrency.limit"),
+    ("  maxConnections: -1", "spec.maxConnections"),
+];
+
+const TRAFFIC: &[Good] = &[
+    ("  retryConstraint: {budget: {percent: 50, interval: 10s}, minRetryRate: {count: 100, interval: 1s}}", &[]),
+    ("  retryConstraint: {minRetryRate: {count: 1000, interval: 10s}}", &[]),
+];
+const TRAFFIC_BAD: &[Bad] = &[
+    ("  retryConstraint: {budget: {percent: 101}}", "spec.retryConstraint.budget.percent"),
+    ("  retryConstraint: {minRetryRate: {count: 0}}", "spec.retryConstraint.minRetryRate.count"),
+];
