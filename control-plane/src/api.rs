@@ -15,8 +15,10 @@ pub mod crd;
 mod fault_policy;
 mod http_match;
 mod inbound_policy;
+pub mod reference;
 mod resilience;
 mod route_policy;
+mod session_persistence;
 mod static_answer;
 
 pub(crate) use backend_policy::*;
@@ -26,6 +28,7 @@ pub(crate) use http_match::*;
 pub(crate) use inbound_policy::*;
 pub(crate) use resilience::*;
 pub(crate) use route_policy::*;
+pub(crate) use session_persistence::*;
 pub(crate) use static_answer::*;
 
 /// API group of our kinds.

@@ -133,6 +133,8 @@ fn service_key(namespace: &str, name: &str) -> ObjectKey {
 }
 
 #[cfg(test)]
+mod attachment;
+#[cfg(test)]
 mod precedence;
 #[cfg(test)]
 mod properties;

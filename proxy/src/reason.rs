@@ -117,7 +117,7 @@ reasons! {
         "The endpoint did not prove the identity that it must have, or the handshake failed.";
     Reset "reset" BAD_GATEWAY, Some(GrpcCode::Unavailable),
         "The endpoint broke off, before its answer (then this is the answer) or in the middle of it.";
-    Cors "cors" FORBIDDEN, Some(GrpcCode::PermissionDenied),
+    Cors "cors" FORBIDDEN, None,
         "A preflight came from an origin that the route does not allow.";
     Fault "fault" None, None,
         "A fault made on purpose; the FaultPolicy says which status it has.";

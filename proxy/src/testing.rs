@@ -265,6 +265,7 @@ impl Sidecar {
             weight: 1,
             kind: Some(v1::weighted_backend::Kind::Backend(v1::BackendRef { key: "shop/shop:80".into() })),
             filters: Vec::new(),
+            session_persistence: None,
         };
         let tcp = v1::TcpRoute { origin: None, backends: vec![backend.clone()] };
         let action = v1::HttpAction { backends: vec![backend], ..action };

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de};
 
-use super::{DurationText, TargetRef};
+use super::{DurationText, SessionPersistenceSpec, TargetRef};
 
 /// What of a route is tried again, beside what was provably not processed (which always is, within the budget).
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
@@ -149,6 +149,7 @@ pub(crate) struct RetryBudget {
 pub(crate) struct BackendTrafficPolicySpec {
     pub(crate) target_refs: Vec<TargetRef>,
     pub(crate) retry_constraint: Option<RetryConstraint>,
+    pub(crate) session_persistence: Option<SessionPersistenceSpec>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

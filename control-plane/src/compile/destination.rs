@@ -10,7 +10,7 @@ use leno_proto::v1::{
 use super::{
     Sources,
     address::{self, Addressed},
-    http, object_ref,
+    http, object_ref, policy,
 };
 use crate::model::{self, Backend, BackendTarget, Kind, ObjectKey, Rules};
 
@@ -57,7 +57,7 @@ fn service_target(sources: &mut Sources<'_>, namespace: &str, service: &ObjectKe
         tcp: None,
     };
     let Some(attached) = world.routes.at(service, port, namespace) else {
-        default_routes(&mut target, service, port, declared);
+        default_routes(sources, &mut target, service, port);
         return target;
     };
     for route in &attached.routes {
@@ -88,15 +88,18 @@ fn service_target(sources: &mut Sources<'_>, namespace: &str, service: &ObjectKe
 }
 
 /// Without routes: everything goes to the Service's own endpoints.
-fn default_routes(target: &mut ServiceTarget, service: &ObjectKey, port: u16, declared: Protocol) {
-    let backends = vec![WeightedBackend {
+fn default_routes(sources: &mut Sources<'_>, target: &mut ServiceTarget, service: &ObjectKey, port: u16) {
+    let declared = target.protocol();
+    let own = WeightedBackend {
         weight: 1,
         kind: Some(weighted_backend::Kind::Backend(service_backend(service, port))),
         filters: Vec::new(),
-    }];
-    let tcp = TcpRoute { origin: Some(RuleOrigin::default()), backends: backends.clone() };
+        session_persistence: None,
+    };
+    let tcp = TcpRoute { origin: Some(RuleOrigin::default()), backends: vec![own.clone()] };
     if !matches!(declared, Protocol::Tls | Protocol::Tcp) {
-        target.http = Some(http::default_routes(backends));
+        let session_persistence = policy::session_of_backend(sources, service, port);
+        target.http = Some(http::default_routes(vec![WeightedBackend { session_persistence, ..own }]));
     }
     match declared {
         Protocol::Tls => {
@@ -159,7 +162,7 @@ pub(super) fn weighted(sources: &mut Sources<'_>, backend: &Backend) -> Weighted
         Err(reason) => weighted_backend::Kind::Invalid(reason),
     };
     let filters = backend.filters.iter().map(|filter| http::filter(sources, filter)).collect();
-    WeightedBackend { weight: backend.weight, kind: Some(kind), filters }
+    WeightedBackend { weight: backend.weight, kind: Some(kind), filters, session_persistence: None }
 }
 
 /// The key of what is named, or why it cannot be a backend.

@@ -46,7 +46,7 @@ fn action_of(sources: &mut Sources<'_>, key: &ObjectKey, rule: &model::HttpRule)
     let mut action = HttpAction {
         origin: Some(destination::origin(key, &rule.name)),
         filters: rule.filters.iter().map(|one| filter(sources, one)).collect(),
-        backends: rule.backends.iter().map(|backend| destination::weighted(sources, backend)).collect(),
+        backends: rule.backends.iter().map(|backend| weighted(sources, backend)).collect(),
         request_timeout: rule.request_timeout.map(duration),
         backend_request_timeout: rule.backend_request_timeout.map(duration),
         retry: rule.retry.as_ref().map(|retry| v1::Retry {
@@ -56,16 +56,27 @@ fn action_of(sources: &mut Sources<'_>, key: &ObjectKey, rule: &model::HttpRule)
         }),
         ..HttpAction::default()
     };
-    action.session_persistence = rule.session_persistence.as_ref().map(|session| session_of(key, &rule.name, session));
+    let session = rule.session_persistence.as_ref();
+    action.session_persistence = session.map(|session| session_of(&format!("{key} {}", rule.name), session));
     policy::of_rule(sources, key, &rule.name, &mut action);
     action
 }
 
-fn session_of(key: &ObjectKey, rule: &str, session: &model::SessionPersistence) -> v1::SessionPersistence {
+/// A backend with how it keeps sessions itself.
+fn weighted(sources: &mut Sources<'_>, backend: &model::Backend) -> WeightedBackend {
+    let mut sent = destination::weighted(sources, backend);
+    if let Ok((service, port)) = model::resolve(&sources.world.objects, &backend.target) {
+        sent.session_persistence = policy::session_of_backend(sources, &service, port);
+    }
+    sent
+}
+
+/// `of`: whose sessions they are, which a cookie or header without a name is named for.
+pub(super) fn session_of(of: &str, session: &model::SessionPersistence) -> v1::SessionPersistence {
     let name = session.name.as_deref().map_or_else(
         || {
-            let rule = model::content_hash(format!("{key} {rule}").as_bytes());
-            format!("session-{}", rule.get(..8).unwrap_or(&rule))
+            let of = model::content_hash(of.as_bytes());
+            format!("session-{}", of.get(..8).unwrap_or(&of))
         },
         str::to_owned,
     );

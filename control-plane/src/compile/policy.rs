@@ -6,7 +6,7 @@ use leno_proto::v1::{self, HttpAction, concurrency::Mode, rate_limit};
 
 use super::{
     Sources, balancing, destination,
-    http::{duration, match_of},
+    http::{duration, match_of, session_of},
     object_ref, resilience,
 };
 use crate::model::{
@@ -21,11 +21,28 @@ use crate::model::{
 pub(super) fn of_backend(sources: &mut Sources<'_>, service: &ObjectKey, port: &str) -> Option<v1::BackendPolicy> {
     let own = of_backend_policy(sources, service, port);
     let traffic = sources.policy(Kind::BackendTrafficPolicy, service, port);
-    let Some((key, PolicySpec::Traffic(TrafficPolicy { retry_budget: Some(budget) }))) = traffic else { return own };
+    let Some((key, PolicySpec::Traffic(TrafficPolicy { retry_budget: Some(budget), .. }))) = traffic else {
+        return own;
+    };
     // What our own policy says of the budget comes first.
     let mut sent = own.unwrap_or_else(|| v1::BackendPolicy { origin: Some(object_ref(key)), ..Default::default() });
     sent.retry_budget.get_or_insert_with(|| resilience::retry_budget(budget));
     Some(sent)
+}
+
+/// How a Service's port keeps sessions, if a policy says.
+pub(super) fn session_of_backend(
+    sources: &mut Sources<'_>,
+    service: &ObjectKey,
+    port: u16,
+) -> Option<v1::SessionPersistence> {
+    let known = model::service(&sources.world.objects, service)?.port(port);
+    let port_name = known.map_or("", |port| &port.name);
+    let traffic = sources.policy(Kind::BackendTrafficPolicy, service, port_name);
+    let Some((_, PolicySpec::Traffic(TrafficPolicy { session_persistence: Some(session), .. }))) = traffic else {
+        return None;
+    };
+    Some(session_of(&format!("{service}:{port}"), session))
 }
 
 fn of_backend_policy(sources: &mut Sources<'_>, service: &ObjectKey, port: &str) -> Option<v1::BackendPolicy> {

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     Kind, ObjectKey,
-    object::{BackendTarget, Header, HttpMatch},
+    object::{BackendTarget, Header, HttpMatch, SessionPersistence},
     resilience::{BackendLimits, CircuitBreaker, Hedging, RetryBudget, RetryPolicy},
 };
 
@@ -128,6 +128,8 @@ pub enum Concurrency {
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct TrafficPolicy {
     pub retry_budget: Option<RetryBudget>,
+    /// Of rules that say nothing of sessions themselves.
+    pub session_persistence: Option<SessionPersistence>,
 }
 
 /// Faults made on purpose.

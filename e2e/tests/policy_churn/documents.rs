@@ -292,8 +292,11 @@ const INBOUND_BAD: &[Bad] = &[
 const TRAFFIC: &[Good] = &[
     ("  retryConstraint: {budget: {percent: 50, interval: 10s}, minRetryRate: {count: 100, interval: 1s}}", &[]),
     ("  retryConstraint: {minRetryRate: {count: 1000, interval: 10s}}", &[]),
+    ("  sessionPersistence: {type: Header, sessionName: x-home}", &[]),
+    ("  sessionPersistence: {type: Cookie, absoluteTimeout: 1h, cookie: {lifetimeType: Permanent}}", &[]),
 ];
 const TRAFFIC_BAD: &[Bad] = &[
     ("  retryConstraint: {budget: {percent: 101}}", "spec.retryConstraint.budget.percent"),
     ("  retryConstraint: {minRetryRate: {count: 0}}", "spec.retryConstraint.minRetryRate.count"),
+    ("  sessionPersistence: {type: Sometimes}", "spec.sessionPersistence.type"),
 ];

@@ -118,14 +118,7 @@ impl Request<'_> {
         let prefix_len = matched.prefix_len;
         exchange.record.route = Some(action.origin.clone());
         exchange.limit_by_route(action.request_timeout);
-        let kept = action.persistence.as_ref().and_then(|persistence| Kept::read(self.ctx, persistence, &head.fields));
-        let chosen = match (&action.filters.redirect, &action.direct_response) {
-            (None, None) => {
-                let of_session = kept.as_ref().and_then(|kept| kept.backend(&action.backends));
-                of_session.or_else(|| action.backends.pick(self.ctx.random.next()))
-            }
-            _ => None,
-        };
+        let (chosen, kept) = self.choose(action, &head.fields);
         exchange.metrics = chosen.map_or(&action.metrics, |chosen| &chosen.metrics).clone();
         supported(&action.filters)?;
         if let Some(cors) = &action.filters.cors {
@@ -165,6 +158,29 @@ impl Request<'_> {
             kept.write(exchange, &mut answer.response.head.fields);
         }
         Ok(answer)
+    }
+
+    /// The backend that the request is for, and what is known of its session. What the rule says of sessions goes before what
+    /// its backends say; a session goes before weights, also those of 0 (GEP-1619).
+    fn choose<'r>(&self, action: &'r HttpAction, request: &Fields) -> (Option<&'r HttpBackend>, Option<Kept<'r>>) {
+        if action.filters.redirect.is_some() || action.direct_response.is_some() {
+            return (None, None);
+        }
+        let read = |persistence: &'r Persistence| Kept::read(self.ctx, persistence, request);
+        let draw = || action.backends.pick(self.ctx.random.next());
+        if let Some(persistence) = &action.persistence {
+            let kept = read(persistence);
+            let of_session = kept.as_ref().and_then(|kept| kept.backend(&action.backends));
+            return (of_session.or_else(draw), kept);
+        }
+        for (_, backend) in action.backends.iter() {
+            let kept = backend.persistence.as_deref().and_then(read).filter(|kept| kept.is_with(backend));
+            if kept.is_some() {
+                return (Some(backend), kept);
+            }
+        }
+        let drawn = draw();
+        (drawn, drawn.and_then(|backend| backend.persistence.as_deref()).and_then(read))
     }
 
     /// The answer, if the request is to be aborted.
@@ -260,7 +276,7 @@ impl Request<'_> {
     }
 }
 
-/// How the rule keeps sessions, and the one that the request belongs to.
+/// How the rule or its backend keeps sessions, and the one that the request belongs to.
 struct Kept<'a> {
     persistence: &'a Persistence,
     key: Arc<SessionKey>,
@@ -278,11 +294,14 @@ impl<'a> Kept<'a> {
         Some(Self { persistence, key, session, now })
     }
 
-    /// A session goes before weights, also those of 0 (GEP-1619).
+    /// The one that the session is with.
     fn backend<'b>(&self, backends: &'b WeightedBackends<HttpBackend>) -> Option<&'b HttpBackend> {
-        let session = self.session?;
-        let mut entries = backends.iter().map(|(_, entry)| entry);
-        entries.find(|entry| entry.backend.as_ref().is_ok_and(|backend| session.is_with_backend(&backend.key)))
+        backends.iter().map(|(_, entry)| entry).find(|entry| self.is_with(entry))
+    }
+
+    fn is_with(&self, entry: &HttpBackend) -> bool {
+        let with = |session: Session| entry.backend.as_ref().is_ok_and(|to| session.is_with_backend(&to.key));
+        self.session.is_some_and(with)
     }
 
     /// Tells the client whom its session is with, if that is news to it.

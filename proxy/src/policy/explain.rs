@@ -200,10 +200,7 @@ impl Explainer<'_> {
         if total == 0 {
             return self.by("answer", true, "500: the rule has no backend".to_owned(), origin);
         }
-        if let Some(persistence) = &action.persistence {
-            let text = format!("one that is told of by the {} goes to the endpoint it names", persistence.carrier);
-            self.by("session", true, text, origin);
-        }
+        self.sessions(action, origin);
         for (weight, backend) in action.backends.iter() {
             self.weighted(*weight, total, backend, origin);
         }
@@ -237,6 +234,20 @@ impl Explainer<'_> {
                 false => format!("{what}: only what its matches hold for"),
             };
             self.add_by("fault", matches, text, faults.origin.to_string(), generation);
+        }
+    }
+
+    /// The rule's, or else its backends' own.
+    fn sessions(&mut self, action: &HttpAction, origin: &RuleOrigin) {
+        if let Some(persistence) = &action.persistence {
+            let text = format!("one that is told of by the {} goes to the endpoint it names", persistence.carrier);
+            return self.by("session", true, text, origin);
+        }
+        for (_, entry) in action.backends.iter() {
+            if let (Some(persistence), Ok(backend)) = (&entry.persistence, &entry.backend) {
+                let text = format!("one with {}, told of by the {}, goes back there", backend.key, persistence.carrier);
+                self.by("session", true, text, origin);
+            }
         }
     }
 

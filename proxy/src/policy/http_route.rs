@@ -68,6 +68,8 @@ pub struct HttpBackend {
     /// Err: the reference cannot be resolved, its share is answered with 500; says why.
     pub backend: Result<Arc<Backend>, String>,
     pub filters: Filters,
+    /// Its own, for rules that say nothing of sessions.
+    pub persistence: Option<Box<Persistence>>,
     /// Handles for (service, route, rule, backend), made here so that no request looks them up.
     pub metrics: RouteMetrics,
 }

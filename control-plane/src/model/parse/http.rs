@@ -7,13 +7,13 @@ use serde::Deserialize;
 use super::{
     FieldError, Wrong,
     filter::{self, Place, RawFilter},
-    persistence::{RawPersistence, persistence},
+    persistence::persistence,
     refuse,
     route::{self, Context, RawBackendRef, RawParentRef},
     value,
 };
 use crate::{
-    api::{NamedValue, PathValue, RequestMatch},
+    api::{NamedValue, PathValue, RequestMatch, SessionPersistenceSpec},
     model::object::{HttpFilter, HttpMatch, HttpRule, PathMatch, PathRank, Precedence, Retry, ValueMatch},
 };
 
@@ -52,7 +52,7 @@ pub(super) struct RawHttpRule {
     backend_refs: Vec<RawBackendRef>,
     timeouts: Option<RawTimeouts>,
     retry: Option<RawRetry>,
-    session_persistence: Option<RawPersistence>,
+    session_persistence: Option<SessionPersistenceSpec>,
 }
 
 #[derive(Deserialize)]
@@ -309,7 +309,7 @@ pub(super) struct RawGrpcRule {
     filters: Vec<RawFilter>,
     #[serde(default)]
     backend_refs: Vec<RawBackendRef>,
-    session_persistence: Option<RawPersistence>,
+    session_persistence: Option<SessionPersistenceSpec>,
 }
 
 #[derive(Deserialize, Default)]

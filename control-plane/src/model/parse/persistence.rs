@@ -1,42 +1,14 @@
-//! `sessionPersistence` of a route's rule (GEP-1619), as Gateway API 1.6 writes it (`sessionName`, `cookieConfig`, and before
+//! `sessionPersistence` of a route's rule or of an XBackendTrafficPolicy (GEP-1619), as Gateway API 1.6 writes it (`sessionName`, `cookieConfig`, and before
 //! it `idleTimeout`), and as it will after it (`cookie`, `header`).
 
 use std::time::Duration;
 
-use serde::Deserialize;
-
 use super::{Wrong, refuse, value};
-use crate::model::object::SessionPersistence;
+use crate::{api::SessionPersistenceSpec, model::object::SessionPersistence};
 
 const MAX_NAME: usize = 128;
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct RawPersistence {
-    session_name: Option<String>,
-    absolute_timeout: Option<String>,
-    idle_timeout: Option<String>,
-    #[serde(rename = "type")]
-    kind: Option<String>,
-    cookie_config: Option<RawCookie>,
-    cookie: Option<RawCookie>,
-    header: Option<RawHeader>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct RawCookie {
-    name: Option<String>,
-    path: Option<String>,
-    lifetime_type: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct RawHeader {
-    name: String,
-}
-
-pub(super) fn persistence(at: &str, raw: &RawPersistence) -> Result<SessionPersistence, Wrong> {
+pub(super) fn persistence(at: &str, raw: &SessionPersistenceSpec) -> Result<SessionPersistence, Wrong> {
     let mut wrong = Wrong::default();
     let header = match raw.kind.as_deref().unwrap_or("Cookie") {
         "Cookie" => false,

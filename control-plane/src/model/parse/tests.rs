@@ -2,6 +2,7 @@ use serde_json::json;
 
 use super::*;
 
+mod bounds;
 mod inbound_policy;
 
 fn items(content: Value) -> Vec<Item> {

@@ -123,7 +123,10 @@ fn parse_action(service: &str, action: v1::HttpAction, backends: &mut Backends<'
         let label = backend.as_ref().map_or("invalid", |backend| &*backend.key);
         let metrics = RouteMetrics::outbound(service, &origin.route, &origin.rule, label);
         let filters = filters::parse(service, &origin, weighted.filters, backends).map_err(at)?;
-        entries.push((weighted.weight, HttpBackend { backend, filters, metrics }));
+        let session = weighted.session_persistence.map(|session| rule_policy::persistence(label, session));
+        let persistence = session.transpose().map_err(|invalid| at(invalid.within("session_persistence")))?;
+        let persistence = persistence.map(Box::new);
+        entries.push((weighted.weight, HttpBackend { backend, filters, persistence, metrics }));
     }
     let faults = action.faults.map(rule_policy::faults);
     let direct_response = action.direct_response.map(rule_policy::static_answer);
@@ -134,7 +137,8 @@ fn parse_action(service: &str, action: v1::HttpAction, backends: &mut Backends<'
         try_timeout: action.backend_request_timeout_by_policy,
         retry: action.retry.is_none(),
     });
-    let persistence = action.session_persistence.map(|session| rule_policy::persistence(&origin, session));
+    let scope = format!("{} {}", origin.route, origin.rule);
+    let persistence = action.session_persistence.map(|session| rule_policy::persistence(&scope, session));
     Ok(HttpAction {
         filters,
         backends: WeightedBackends::new(entries),

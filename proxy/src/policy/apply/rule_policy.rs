@@ -98,7 +98,8 @@ pub(super) fn fallback(
     }
 }
 
-pub(super) fn persistence(origin: &RuleOrigin, session: v1::SessionPersistence) -> Result<Persistence, Invalid> {
+/// `scope`: the rule, or the backend, whose sessions they are.
+pub(super) fn persistence(scope: &str, session: v1::SessionPersistence) -> Result<Persistence, Invalid> {
     let invalid = |field: &str, reason: String| Invalid::new(field, reason);
     let name = HeaderName::from_bytes(session.name.as_bytes())
         .map_err(|_| invalid("name", format!("{:?} is no name of a cookie or header", session.name)))?;
@@ -120,6 +121,6 @@ pub(super) fn persistence(origin: &RuleOrigin, session: v1::SessionPersistence) 
         carrier,
         absolute: lasting(parse_duration("absolute_timeout", session.absolute_timeout)?),
         idle: lasting(parse_duration("idle_timeout", session.idle_timeout)?),
-        scope: format!("{} {}", origin.route, origin.rule).into_bytes().into(),
+        scope: scope.as_bytes().into(),
     })
 }

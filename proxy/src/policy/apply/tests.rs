@@ -31,6 +31,7 @@ pub(in crate::policy) fn to_backends(weights: &[(u32, &str)]) -> Vec<WeightedBac
         weight: *weight,
         kind: Some(weighted_backend::Kind::Backend(BackendRef { key: (*key).to_owned() })),
         filters: Vec::new(),
+        session_persistence: None,
     };
     weights.iter().map(backend).collect()
 }
@@ -423,6 +424,7 @@ fn everything() -> Delta {
         weight: 5,
         kind: Some(weighted_backend::Kind::Invalid("no such Service".into())),
         filters: filters.clone(),
+        session_persistence: None,
     });
     let named = |kind| v1::NamedMatch { name: "x-a".into(), kind: Some(kind) };
     let rule = |path| HttpRule {

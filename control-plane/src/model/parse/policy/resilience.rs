@@ -5,7 +5,7 @@ use std::time::Duration;
 use leno_proto::grpc;
 
 use super::{
-    super::{FieldError, Wrong, refuse, value},
+    super::{FieldError, Wrong, persistence::persistence, refuse, value},
     duration_within,
 };
 use crate::{
@@ -163,22 +163,28 @@ pub(super) fn retry_budget(raw: &api::RetryBudget) -> Result<RetryBudget, Wrong>
     section.wrong.or(RetryBudget { percent, per_second, burst })
 }
 
-/// Gateway API's XBackendTrafficPolicy. Its budget becomes a share and a trickle; what may be saved up is what its interval
-/// is good for.
+/// Gateway API's XBackendTrafficPolicy.
 pub(super) fn traffic_policy(raw: &api::BackendTrafficPolicySpec) -> Result<TrafficPolicy, Wrong> {
-    let Some(constraint) = &raw.retry_constraint else { return Ok(TrafficPolicy::default()) };
+    let mut wrong = Wrong::default();
+    let retry_budget = wrong.note(raw.retry_constraint.as_ref().map(retry_constraint).transpose());
+    let session = raw.session_persistence.as_ref().map(|raw| persistence("spec.sessionPersistence", raw));
+    let session_persistence = wrong.note(session.transpose());
+    wrong.or(TrafficPolicy { retry_budget, session_persistence })
+}
+
+/// Its budget becomes a share and a trickle; what may be saved up is what its interval is good for.
+fn retry_constraint(raw: &api::RetryConstraint) -> Result<RetryBudget, Wrong> {
     let mut section = Section { at: "spec.retryConstraint", wrong: Wrong::default() };
     let intervals = (SECOND, 60 * MINUTE);
-    let budget = constraint.budget.clone().unwrap_or_default();
+    let budget = raw.budget.clone().unwrap_or_default();
     let percent = section.number("budget.percent", budget.percent, (0, 100)).unwrap_or(20);
     section.duration("budget.interval", budget.interval.as_ref(), intervals);
-    let rate = constraint.min_retry_rate.clone().unwrap_or_default();
+    let rate = raw.min_retry_rate.clone().unwrap_or_default();
     let count = section.number("minRetryRate.count", rate.count, (1, 1_000_000)).unwrap_or(10);
     let interval = section.duration("minRetryRate.interval", rate.interval.as_ref(), intervals).unwrap_or(SECOND);
     let per_second = u64::from(count).div_ceil(interval.as_secs().max(1));
     let per_second = u32::try_from(per_second).unwrap_or(u32::MAX);
-    let retry_budget = Some(RetryBudget { percent, per_second, burst: per_second.max(100) });
-    section.wrong.or(TrafficPolicy { retry_budget })
+    section.wrong.or(RetryBudget { percent, per_second, burst: per_second.max(100) })
 }
 
 #[cfg(test)]

@@ -1,0 +1,209 @@
+//! The examples of docs/ and README.md are what a mesh takes: each is put in force, with the Services and routes that it speaks of.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use leno_e2e::mesh::Mesh;
+use serde_json::{Value, json};
+
+/// A block of YAML in a page.
+struct Example {
+    /// "docs/retries.md:16"
+    at: String,
+    text: String,
+    documents: Vec<Value>,
+}
+
+/// Blocks that are whole documents of kinds that a mesh reads from a folder.
+fn examples() -> Result<Vec<Example>> {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut pages: Vec<PathBuf> =
+        fs::read_dir(root.join("docs"))?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    pages.retain(|page| page.extension().is_some_and(|extension| extension == "md"));
+    pages.push(root.join("README.md"));
+    pages.sort();
+    let mut examples = Vec::new();
+    for page in pages {
+        examples.extend(of_page(&root, &page)?);
+    }
+    Ok(examples)
+}
+
+fn of_page(root: &Path, page: &Path) -> Result<Vec<Example>> {
+    let text = fs::read_to_string(page)?;
+    let mut examples = Vec::new();
+    let mut rest = text.as_str();
+    while let Some((before, block)) = rest.split_once("\n```yaml\n") {
+        let (block, after) = block.split_once("\n```").context("a block that does not end")?;
+        let line = text.len() - rest.len() + before.len();
+        let line = text.get(..line).unwrap_or_default().lines().count() + 1;
+        let at = format!("{}:{line}", page.strip_prefix(root)?.display());
+        rest = after;
+        let documents = block
+            .split("\n---\n")
+            .map(|part| serde_saphyr::from_str::<Value>(part).with_context(|| format!("{at} is not YAML")));
+        let documents = documents.collect::<Result<Vec<_>>>()?;
+        if documents.iter().all(is_ours) {
+            examples.push(Example { at, text: block.to_owned(), documents });
+        }
+    }
+    Ok(examples)
+}
+
+/// What is for Kubernetes alone, or a part of a file of another kind, is not for a folder.
+fn is_ours(document: &Value) -> bool {
+    let kind = document["kind"].as_str().unwrap_or_default();
+    let core = ["Namespace", "Service", "Pod", "EndpointSlice"].contains(&kind);
+    let version = document["apiVersion"].as_str().unwrap_or_default();
+    // The control plane says itself whether a kind of these groups is one.
+    core || version.starts_with("leno.dev/") || version.starts_with("gateway.networking.")
+}
+
+fn name_of(object: &Value) -> (String, String) {
+    let text = |key: &str, default: &str| object["metadata"][key].as_str().unwrap_or(default).to_owned();
+    (text("namespace", "default"), text("name", ""))
+}
+
+/// Services that examples speak of: their ports by name.
+type Services = BTreeMap<(String, String), BTreeMap<String, u64>>;
+
+/// Notes the Services that are referred to anywhere in a document of that namespace.
+fn referred(namespace: &str, part: &Value, services: &mut Services) {
+    for (field, inner) in part.as_object().into_iter().flatten() {
+        let references = match field.as_str() {
+            "backendRef" => std::slice::from_ref(inner),
+            "backendRefs" | "parentRefs" | "targetRefs" => inner.as_array().map(Vec::as_slice).unwrap_or_default(),
+            _ => &[],
+        };
+        for reference in references.iter().filter(|reference| {
+            let kind = reference["kind"].as_str().unwrap_or("Service");
+            kind == "Service"
+        }) {
+            let namespace = reference["namespace"].as_str().unwrap_or(namespace).to_owned();
+            let name = reference["name"].as_str().unwrap_or_default().to_owned();
+            let ports = services.entry((namespace, name)).or_default();
+            let port = reference["port"].as_u64().unwrap_or(80);
+            let named = reference["sectionName"].as_str().map_or_else(|| format!("port-{port}"), str::to_owned);
+            ports.retain(|_, known| *known != port);
+            ports.insert(named, port);
+        }
+        referred(namespace, inner, services);
+    }
+    for inner in part.as_array().into_iter().flatten() {
+        referred(namespace, inner, services);
+    }
+}
+
+fn service(namespace: &str, name: &str, ports: &BTreeMap<String, u64>) -> Value {
+    let ports: Vec<Value> =
+        ports.iter().map(|(name, port)| json!({"name": name, "port": port, "appProtocol": "http"})).collect();
+    json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": namespace, "name": name}, "spec": {"ports": ports},
+    })
+}
+
+/// Routes that policies are attached to, each for a Service of its name, with the rules that are named.
+fn routes(documents: &[Value]) -> Vec<Value> {
+    let mut rules: BTreeMap<(String, String, String), BTreeSet<String>> = BTreeMap::new();
+    for document in documents {
+        let (namespace, _) = name_of(document);
+        for target in document["spec"]["targetRefs"].as_array().into_iter().flatten() {
+            let text = |key: &str| target[key].as_str().unwrap_or_default().to_owned();
+            if text("kind").ends_with("Route") {
+                let named = rules.entry((text("kind"), namespace.clone(), text("name"))).or_default();
+                named.extend(target["sectionName"].as_str().map(str::to_owned));
+            }
+        }
+    }
+    let routes = rules.into_iter().map(|((kind, namespace, name), mut rules)| {
+        if rules.is_empty() {
+            rules.insert("all".to_owned());
+        }
+        let rules: Vec<Value> =
+            rules.into_iter().map(|rule| json!({"name": rule, "backendRefs": [{"name": name, "port": 80}]})).collect();
+        json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": kind,
+            "metadata": {"namespace": namespace, "name": name},
+            "spec": {"parentRefs": [{"group": "", "kind": "Service", "name": name, "port": 80}], "rules": rules},
+        })
+    });
+    routes.collect()
+}
+
+fn id(document: &Value) -> (String, (String, String)) {
+    (document["kind"].as_str().unwrap_or_default().to_owned(), name_of(document))
+}
+
+/// What the example needs and does not say itself.
+fn surroundings(example: &Example) -> Vec<Value> {
+    let routes = routes(&example.documents);
+    let mut services = Services::new();
+    for document in routes.iter().chain(&example.documents) {
+        referred(&name_of(document).0, document, &mut services);
+    }
+    let services = services.iter().map(|((namespace, name), ports)| service(namespace, name, ports));
+    let own: Vec<_> = example.documents.iter().map(id).collect();
+    services.chain(routes).filter(|document| !own.contains(&id(document))).collect()
+}
+
+fn text(documents: &[Value]) -> String {
+    // JSON is YAML.
+    documents.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n---\n")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_example_is_put_in_force() -> Result<()> {
+    let examples = examples()?;
+    ensure!(examples.len() >= 15, "only {} examples were found", examples.len());
+    let mesh = Mesh::start().await?;
+    // Who calls every Service of any example, so that a proxy takes what is made of each.
+    let mut called = BTreeSet::new();
+    for example in &examples {
+        for document in surroundings(example).iter().chain(&example.documents) {
+            for port in document["spec"]["ports"].as_array().into_iter().flatten() {
+                let (namespace, name) = name_of(document);
+                called.insert(format!("{name}.{namespace}:{}", port["port"]));
+            }
+        }
+    }
+    let mut client = mesh.workload("caller").namespace("callers");
+    for destination in &called {
+        client = client.outbound(destination);
+    }
+    client.start().await?;
+    for example in examples {
+        tried(&mesh, &example).await.with_context(|| format!("{}:\n{}", example.at, example.text))?;
+        println!("{}: {} documents", example.at, example.documents.len());
+    }
+    mesh.end().await
+}
+
+async fn tried(mesh: &Mesh, example: &Example) -> Result<()> {
+    mesh.apply("surroundings.yaml", &text(&surroundings(example)))?;
+    mesh.apply("example.yaml", &example.text)?;
+    for document in &example.documents {
+        let (kind, (namespace, name)) = id(document);
+        let object = format!("{}/{namespace}/{name}", kind.to_ascii_lowercase());
+        if kind == "Namespace" {
+            continue;
+        }
+        mesh.leno(&["wait", &object, "--timeout", "30s"]).await?;
+    }
+    // Nothing of it is without effect, either.
+    let checked = mesh.leno(&["check", "--config", &mesh.config().to_string_lossy()]).await?;
+    let doubtful: Vec<&str> = checked.lines().filter(|line| line.contains("example.yaml")).collect();
+    ensure!(doubtful.is_empty(), "{doubtful:?}");
+    mesh.remove("example.yaml")?;
+    for document in &example.documents {
+        let (kind, (namespace, name)) = id(document);
+        if kind != "Namespace" {
+            let object = format!("{}/{namespace}/{name}", kind.to_ascii_lowercase());
+            mesh.leno(&["wait", &object, "--for", "removed", "--timeout", "30s"]).await?;
+        }
+    }
+    Ok(())
+}
