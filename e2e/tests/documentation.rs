@@ -87,9 +87,13 @@ fn referred(namespace: &str, part: &Value, services: &mut Services) {
             let name = reference["name"].as_str().unwrap_or_default().to_owned();
             let ports = services.entry((namespace, name)).or_default();
             let port = reference["port"].as_u64().unwrap_or(80);
-            let named = reference["sectionName"].as_str().map_or_else(|| format!("port-{port}"), str::to_owned);
-            ports.retain(|_, known| *known != port);
-            ports.insert(named, port);
+            let section = reference["sectionName"].as_str();
+            if let Some(name) = section {
+                ports.retain(|_, known| *known != port);
+                ports.insert(name.to_owned(), port);
+            } else if !ports.values().any(|known| *known == port) {
+                ports.insert(format!("port-{port}"), port);
+            }
         }
         referred(namespace, inner, services);
     }

@@ -45,7 +45,8 @@ fn listed() -> Result<Vec<Listed>> {
         let (status, grpc) = (cells.next().unwrap_or_default(), cells.next().unwrap_or_default());
         Listed { reason: reason.to_owned(), status: status.parse().ok(), grpc: grpc::code(grpc) }
     });
-    let reasons: Vec<Listed> = reasons.collect();
+    // The first is the table's head.
+    let reasons: Vec<Listed> = reasons.skip(1).collect();
     ensure!(reasons.len() > 10, "the list in docs/reasons.md was not found");
     Ok(reasons)
 }
@@ -138,9 +139,10 @@ impl Cast {
     /// Whatever fails requests.
     async fn misbehave(&self) -> Result<()> {
         let nobody = ports::free_on(ports::loopback_ip())?;
-        let endpoints = [("dead", nobody), ("imposter", self.sidecar("shop")?.listener(0)?)].map(|(name, at)| {
+        let imposter = self.sidecar("shop")?.listener(0)?;
+        let endpoints = [("dead", "127.0.0.9", nobody), ("imposter", "127.0.0.10", imposter)].map(|(name, ip, at)| {
             let slice = documents::endpoint_slice("default", name, Some(name), at, true);
-            documents::file(&[pod("default", name, name, &["127.0.0.9".to_owned()]), slice])
+            documents::file(&[pod("default", name, name, &[ip.to_owned()]), slice])
         });
         self.mesh.apply("endpoints.yaml", &documents::file(&endpoints))?;
         let policies = [

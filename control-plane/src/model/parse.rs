@@ -9,6 +9,8 @@ use std::sync::Arc;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
+use reader::Reader;
+
 use super::{Document, DocumentError, Kind, Object, ObjectKey, hash::ContentHash};
 use crate::{api, webhook::inject};
 
@@ -17,6 +19,7 @@ mod filter;
 mod http;
 mod persistence;
 mod policy;
+mod reader;
 mod route;
 mod value;
 
@@ -374,7 +377,7 @@ fn significant(kind: Kind, metadata: &Metadata, content: &Value) -> ContentHash 
 fn typed<T: DeserializeOwned>(content: &Value) -> Result<(T, Vec<String>), FieldError> {
     let mut unknown = Vec::new();
     let mut note = |path: serde_ignored::Path<'_>| unknown.push(path_text(&path));
-    let reader = serde_ignored::Deserializer::new(content, &mut note);
+    let reader = serde_ignored::Deserializer::new(Reader(content), &mut note);
     match serde_path_to_error::deserialize(reader) {
         Ok(parsed) => Ok((parsed, unknown)),
         Err(error) => {

@@ -96,9 +96,9 @@ async fn policies_change_at_random_under_load() -> Result<()> {
 
     // All removed, nothing is left of it.
     let loads = Loads::start(&scenario)?;
-    loads.more(200).await?;
+    loads.more(100).await?;
     for (name, report) in loads.stop().await? {
-        report.unharmed(200).with_context(|| format!("{name}, seed {seed}, when all was removed"))?;
+        report.unharmed(100).with_context(|| format!("{name}, seed {seed}, when all was removed"))?;
     }
     stayed_flat(&before, &memory(&scenario)?)?;
     scenario.mesh.end().await

@@ -22,6 +22,9 @@ const MAX_RULES: usize = 16;
 const MAX_MATCHES: usize = 64;
 const MAX_MATCHES_OF_ALL: usize = 128;
 const MAX_VALUES: usize = 16;
+/// Bytes of a query parameter's name, and of what a header or parameter is compared with.
+const MAX_PARAMETER: usize = 256;
+const MAX_VALUE: usize = 4096;
 /// Of a retry that does not say how often.
 const DEFAULT_ATTEMPTS: i64 = 1;
 
@@ -265,8 +268,9 @@ fn named(at: &str, raw: &[NamedValue], headers: bool) -> Result<Vec<(Arc<str>, V
         let name = wrong.note(match headers {
             true => value::header_name(&field("name"), &one.name),
             false if one.name.is_empty() => refuse(field("name"), "empty"),
-            false => Ok(one.name.clone()),
+            false => value::no_longer_than(&field("name"), &one.name, MAX_PARAMETER).map(|()| one.name.clone()),
         });
+        wrong.note(value::no_longer_than(&field("value"), &one.value, MAX_VALUE));
         let value = match one.kind.as_deref().unwrap_or("Exact") {
             "RegularExpression" => {
                 wrong.note(value::regex(&field("value"), &one.value));

@@ -155,6 +155,11 @@ pub(super) fn regex(field: &str, pattern: &str) -> Result<(), FieldError> {
     refuse(field, format!("{pattern:?} is not a regular expression that can be used: {last}"))
 }
 
+/// In bytes.
+pub(super) fn no_longer_than(field: &str, text: &str, most: usize) -> Result<(), FieldError> {
+    if text.len() > most { refuse(field, format!("longer than {most} bytes")) } else { Ok(()) }
+}
+
 pub(super) fn at_most(field: &str, count: usize, most: usize) -> Result<(), FieldError> {
     if count > most { refuse(field, format!("{count} entries; at most {most} are allowed")) } else { Ok(()) }
 }

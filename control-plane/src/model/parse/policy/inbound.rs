@@ -85,10 +85,10 @@ fn seconds(field: &str, text: &DurationText) -> Result<u32, FieldError> {
 
 fn key(at: &str, raw: &RateLimitKeySpec) -> Result<RateLimitKey, Wrong> {
     let header = format!("{at}.header");
-    if raw.kind != "Header" && raw.header.is_some() {
-        return refuse(header, format!("only a key of type Header has one, not {:?}", raw.kind));
-    }
     match raw.kind.as_str() {
+        "ClientIdentity" | "SourceAddress" if raw.header.is_some() => {
+            refuse(header, format!("only a key of type Header has one, not {:?}", raw.kind))
+        }
         "ClientIdentity" => Ok(RateLimitKey::ClientIdentity),
         "SourceAddress" => Ok(RateLimitKey::SourceAddress),
         "Header" => match raw.header.as_deref() {
