@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use reader::Reader;
+use self::reader::Reader;
 
 use super::{Document, DocumentError, Kind, Object, ObjectKey, hash::ContentHash};
 use crate::{api, webhook::inject};
