@@ -248,22 +248,7 @@ async fn produce<'a>(cast: &'a Cast, reason: &str) -> Result<Produced<'a>> {
             produced.at = cast.sidecar("limited")?;
             produced.answers = cast.both(reason).await?;
         }
-        "overload" => {
-            let holds = cast.http(Method::GET, "/overload", &[]);
-            let refused = async {
-                let server = cast.server("busy")?;
-                eventually("its one place is taken", LIMIT, async || {
-                    ensure!(server.control().in_flight.load(Relaxed) == 1, "not yet");
-                    Ok(())
-                })
-                .await?;
-                cast.both(reason).await
-            };
-            produced.answers = tokio::select! {
-                held = holds => bail!("it was answered: {held:?}"),
-                refused = refused => refused?,
-            };
-        }
+        "overload" => produced.answers = overload(cast).await?,
         "reset" => {
             produced.at = &cast.broken;
             produced.answers = cast.both(reason).await?;
@@ -278,16 +263,7 @@ async fn produce<'a>(cast: &'a Cast, reason: &str) -> Result<Produced<'a>> {
             let call = cast.grpc(cast.shop()?, "/deadline", &[("grpc-timeout", "0m")]).await?;
             ensure!(call.header("grpc-status") == "4" && call.header("leno-reason") == "deadline", "{call:?}");
         }
-        "client-left" => {
-            let mut stream = TcpStream::connect(cast.shop()?).await?;
-            stream.write_all(b"GET /client-left HTTP/1.1\r\nhost: shop\r\n\r\n").await?;
-            let server = cast.server("slow")?;
-            eventually("the request is under way", LIMIT, async || {
-                ensure!(server.control().in_flight.load(Relaxed) > 0, "not yet");
-                Ok(())
-            })
-            .await?;
-        }
+        "client-left" => client_left(cast).await?,
         "late-http" => {
             produced.counted = Some("leno_tcp_connection_failures_total");
             late_http(cast).await?;
@@ -301,6 +277,36 @@ async fn produce<'a>(cast: &'a Cast, reason: &str) -> Result<Produced<'a>> {
         other => bail!("the reason {other} has no producer: add one to this table"),
     }
     Ok(produced)
+}
+
+/// More than the one request at a time that is allowed.
+async fn overload(cast: &Cast) -> Result<Vec<client::Answer>> {
+    let holds = cast.http(Method::GET, "/overload", &[]);
+    let refused = async {
+        let server = cast.server("busy")?;
+        eventually("its one place is taken", LIMIT, async || {
+            ensure!(server.control().in_flight.load(Relaxed) == 1, "not yet");
+            Ok(())
+        })
+        .await?;
+        cast.both("overload").await
+    };
+    tokio::select! {
+        held = holds => bail!("it was answered: {held:?}"),
+        refused = refused => refused,
+    }
+}
+
+/// A client that does not wait for its answer.
+async fn client_left(cast: &Cast) -> Result<()> {
+    let mut stream = TcpStream::connect(cast.shop()?).await?;
+    stream.write_all(b"GET /client-left HTTP/1.1\r\nhost: shop\r\n\r\n").await?;
+    let server = cast.server("slow")?;
+    eventually("the request is under way", LIMIT, async || {
+        ensure!(server.control().in_flight.load(Relaxed) > 0, "not yet");
+        Ok(())
+    })
+    .await
 }
 
 /// Two lengths, which two readers would understand differently.

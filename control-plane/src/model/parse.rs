@@ -10,7 +10,6 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use self::reader::Reader;
-
 use super::{Document, DocumentError, Kind, Object, ObjectKey, hash::ContentHash};
 use crate::{api, webhook::inject};
 
