@@ -222,10 +222,15 @@ impl Report {
 
     /// Fails if a request failed, or if there were fewer answers than `at_least`.
     pub fn unharmed(&self, at_least: u64) -> Result<()> {
-        let told: Vec<String> = self.failures.iter().take(REASONS).map(ToString::to_string).collect();
+        let told = self.reasons();
         ensure!(self.failed == 0, "{} of {} requests failed: {told:#?}", self.failed, self.ok + self.failed);
         ensure!(self.ok >= at_least, "only {} requests were made, {at_least} were wanted", self.ok);
         Ok(())
+    }
+
+    /// Why the first of the requests that failed did.
+    pub fn reasons(&self) -> Vec<String> {
+        self.failures.iter().take(REASONS).map(ToString::to_string).collect()
     }
 
     /// Requests per second.

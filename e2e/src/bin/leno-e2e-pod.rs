@@ -85,7 +85,7 @@ fn summary(report: &Report) -> Summary {
     Summary {
         ok: report.ok,
         failed: report.failed,
-        reasons: report.reasons.clone(),
+        reasons: report.reasons(),
         instances: report.instances.clone(),
         p50_ms: ms(0.5),
         p99_ms: ms(0.99),
