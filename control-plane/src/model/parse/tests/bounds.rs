@@ -271,3 +271,34 @@ fn patterns_that_explode_are_refused() {
         assert!(told.starts_with("spec.rules[0].matches[0].path.value"), "{told}");
     }
 }
+
+/// XBackendTrafficPolicy is Gateway API's: its schema is not ours.
+#[test]
+fn what_the_traffic_policy_cannot_say() {
+    for (section, says, expected) in [
+        ("retryConstraint", json!({"budget": {"percent": -1}}), "budget.percent"),
+        ("retryConstraint", json!({"budget": {"percent": 101}}), "budget.percent"),
+        ("retryConstraint", json!({"budget": {"interval": "0s"}}), "budget.interval"),
+        ("retryConstraint", json!({"budget": {"interval": "1h1s"}}), "budget.interval"),
+        ("retryConstraint", json!({"minRetryRate": {"count": 0}}), "minRetryRate.count"),
+        ("retryConstraint", json!({"minRetryRate": {"count": i64::MAX}}), "minRetryRate.count"),
+        ("retryConstraint", json!({"minRetryRate": {"interval": "soon"}}), "minRetryRate.interval"),
+        ("sessionPersistence", json!({"type": "Sometimes"}), "type"),
+        ("sessionPersistence", json!({"sessionName": "a b"}), "sessionName"),
+        ("sessionPersistence", json!({"sessionName": "a".repeat(129)}), "sessionName"),
+        ("sessionPersistence", json!({"type": "Header", "sessionName": "leno-reason"}), "sessionName"),
+        ("sessionPersistence", json!({"absoluteTimeout": "-1s"}), "absoluteTimeout"),
+        ("sessionPersistence", json!({"idleTimeout": "99999999999h"}), "idleTimeout"),
+        ("sessionPersistence", json!({"cookieConfig": {"lifetimeType": "Permanent"}}), "absoluteTimeout"),
+        ("sessionPersistence", json!({"cookieConfig": {"lifetimeType": "Long"}}), "cookie.lifetimeType"),
+        ("sessionPersistence", json!({"cookie": {"path": "a"}}), "cookie.path"),
+        ("sessionPersistence", json!({"type": "Cookie", "header": {"name": "x"}}), "header"),
+    ] {
+        let mut content = document("BackendPolicy", json!({section: says}));
+        content["apiVersion"] = json!("gateway.networking.x-k8s.io/v1alpha1");
+        content["kind"] = json!("XBackendTrafficPolicy");
+        content["spec"]["targetRefs"] = json!([{"group": "", "kind": "Service", "name": "s"}]);
+        let told = bad(content);
+        assert!(told.starts_with(&format!("spec.{section}.{expected}: ")), "{told}");
+    }
+}
