@@ -417,7 +417,9 @@ fn should_be_meshed(pod: &Pod) -> bool {
 impl Findings {
     /// What cannot be told, for want of permission or because it failed.
     pub(super) fn unknown(&mut self, what: &str, error: &anyhow::Error) {
-        let forbidden = error.chain().filter_map(|cause| cause.downcast_ref()).any(|error| code(error) == Some(403));
+        let refused = error.chain().filter_map(|cause| cause.downcast_ref()).any(|error| code(error) == Some(403));
+        // A forwarded port's refusal comes wrapped in what cannot be looked into.
+        let forbidden = refused || format!("{error:#}").contains("Forbidden");
         match forbidden {
             true => self.note(&format!("you may not see {what}")),
             false => self.wrong(&format!("it cannot be told {what}: {error:#}"), ""),

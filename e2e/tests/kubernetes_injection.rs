@@ -1,0 +1,227 @@
+//! Injection, probes and validation in a real cluster. `e2e/cluster/test` runs these; see e2e/README.md.
+
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+use kube::{
+    Api,
+    api::{Patch, PatchParams, PostParams},
+};
+use leno_e2e::{
+    kubernetes::{APPLICATIONS, Cluster, Injection, LIMIT, Namespace, SYSTEM},
+    wait::eventually,
+};
+use serde_json::{Value, json};
+
+/// The init container that is a sidecar.
+const PROXY: &str = "leno-proxy";
+/// Answers a kubelet's gRPC probe: SERVING.
+const HEALTH: &str = "
+import grpc
+from concurrent import futures
+class Health(grpc.GenericRpcHandler):
+    def service(self, details):
+        if details.method == '/grpc.health.v1.Health/Check':
+            return grpc.unary_unary_rpc_method_handler(lambda request, context: b'\\x08\\x01')
+server = grpc.server(futures.ThreadPoolExecutor(2))
+server.add_generic_rpc_handlers((Health(),))
+server.add_insecure_port('0.0.0.0:9000')
+server.start()
+server.wait_for_termination()
+";
+
+fn pod(name: &str, spec: Value) -> Pod {
+    let pod = json!({ "metadata": { "name": name }, "spec": spec });
+    serde_json::from_value(pod).unwrap_or_default()
+}
+
+fn application(more: Value) -> Value {
+    let mut container = json!({ "name": "application", "image": APPLICATIONS, "command": ["sleep", "infinity"] });
+    if let (Some(fields), Value::Object(more)) = (container.as_object_mut(), more) {
+        fields.extend(more);
+    }
+    container
+}
+
+/// What the API server says to a Pod that it refuses.
+async fn refused(namespace: &Namespace, pod: Pod) -> Result<String> {
+    let pods: Api<Pod> = namespace.api();
+    match pods.create(&PostParams::default(), &pod).await {
+        Ok(_) => anyhow::bail!("it was made"),
+        Err(error) => Ok(error.to_string()),
+    }
+}
+
+fn has_sidecar(pod: &Pod) -> bool {
+    let spec = pod.spec.as_ref();
+    spec.and_then(|spec| spec.init_containers.as_ref()).is_some_and(|init| init.iter().any(|one| one.name == PROXY))
+}
+
+async fn strict(cluster: &Cluster, namespace: &Namespace) -> Result<()> {
+    let labels = json!({ "leno.dev/inject": "enabled", "leno.dev/inbound": "strict" });
+    let document = json!({
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": { "name": namespace.name(), "labels": labels },
+    });
+    cluster.apply(None, document).await.map(drop)
+}
+
+fn deployment(name: &str, pod: Value) -> Value {
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": { "name": name },
+        "spec": {
+            "selector": { "matchLabels": { "app": name } },
+            "template": { "metadata": { "labels": { "app": name } }, "spec": pod },
+        },
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a cluster: e2e/cluster/test"]
+async fn probes_of_every_kind_are_answered_under_strict() -> Result<()> {
+    let cluster = Cluster::connect().await?;
+    cluster.install(&[]).await?;
+    let namespace = Namespace::create(&cluster, "probes", Injection::Enabled).await?;
+    strict(&cluster, &namespace).await?;
+    let files = application(json!({
+        "command": ["python3", "-m", "http.server", "8080", "--directory", "/programs"],
+        "ports": [{ "name": "http", "containerPort": 8080 }],
+        "startupProbe": { "tcpSocket": { "port": "http" }, "periodSeconds": 1 },
+        "livenessProbe": { "httpGet": { "path": "/", "port": "http" }, "periodSeconds": 1 },
+        "readinessProbe": { "exec": { "command": ["true"] }, "periodSeconds": 1 },
+    }));
+    let mut health = application(json!({
+        "command": ["python3", "-c", HEALTH],
+        "readinessProbe": { "grpc": { "port": 9000 }, "periodSeconds": 1 },
+    }));
+    health["name"] = "health".into();
+    namespace.apply(deployment("well", json!({ "containers": [files.clone(), health] }))).await?;
+    let mut ill = files;
+    ill["readinessProbe"] = json!({ "httpGet": { "path": "/nothing-there", "port": 8080 }, "periodSeconds": 1 });
+    namespace.apply(deployment("ill", json!({ "containers": [ill] }))).await?;
+    namespace.rolled_out("well").await?;
+    eventually("the kubelet tells of the readiness that failed", LIMIT, async || {
+        let pods = namespace.pods("ill").await?;
+        let status = pods.first().and_then(|pod| pod.status.clone()).context("there is no Pod yet")?;
+        let ready: Vec<_> = status.container_statuses.into_iter().flatten().map(|one| (one.started, one.ready)).collect();
+        ensure!(ready == [(Some(true), false)], "{ready:?}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a cluster: e2e/cluster/test"]
+async fn who_is_injected_who_not_and_who_is_refused() -> Result<()> {
+    let cluster = Cluster::connect().await?;
+    cluster.install(&[]).await?;
+    let namespace = Namespace::create(&cluster, "who", Injection::Enabled).await?;
+    let other = Namespace::create(&cluster, "other", Injection::Disabled).await?;
+    let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+    let plain = || pod("plain", json!({ "containers": [application(json!({}))] }));
+    let marked = |mark: &str| {
+        let mut pod = plain();
+        pod.metadata.annotations = Some([("leno.dev/inject".to_owned(), mark.to_owned())].into());
+        pod
+    };
+    for (where_, pod, injected) in [
+        (&namespace, plain(), true),
+        (&namespace, marked("disabled"), false),
+        (&other, plain(), false),
+        (&other, marked("enabled"), true),
+        (&namespace, pod("host", json!({ "hostNetwork": true, "containers": [application(json!({}))] })), false),
+    ] {
+        let pods: Api<Pod> = where_.api();
+        let made = pods.create(&dry_run, &pod).await.with_context(|| format!("{:?}", pod.metadata))?;
+        ensure!(has_sidecar(&made) == injected, "{:?} in {}", made.metadata, where_.name());
+    }
+    let same_user = application(json!({ "securityContext": { "runAsUser": 2102 } }));
+    let said = refused(&namespace, pod("same", json!({ "containers": [same_user] }))).await?;
+    ensure!(said.contains("runs as user 2102"), "{said}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a cluster: e2e/cluster/test"]
+async fn what_would_not_be_in_force_is_refused_by_field() -> Result<()> {
+    let cluster = Cluster::connect().await?;
+    cluster.install(&[]).await?;
+    let namespace = Namespace::create(&cluster, "valid", Injection::Enabled).await?;
+    let policy = |max: &str| {
+        json!({
+            "apiVersion": "leno.dev/v1alpha1",
+            "kind": "RoutePolicy",
+            "metadata": { "name": "retries" },
+            "spec": {
+                "targetRefs": [{ "group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "name": "x" }],
+                "retry": { "attempts": 3, "backoff": { "base": "5s", "max": max } },
+            },
+        })
+    };
+    let said = namespace.apply(policy("1s")).await.err().context("it was taken")?;
+    ensure!(format!("{said:#}").contains("spec.retry.backoff.max: \"1s\" is not between 5s and 10s"), "{said:#}");
+    namespace.apply(policy("6s")).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a cluster: e2e/cluster/test"]
+async fn without_webhooks_running_pods_go_on_and_injected_ones_wait() -> Result<()> {
+    let cluster = Cluster::connect().await?;
+    cluster.install(&[]).await?;
+    let namespace = Namespace::echo(&cluster, "away").await?;
+    let other = Namespace::create(&cluster, "unmeshed", Injection::Disabled).await?;
+    scale_control_plane(&cluster, 0).await?;
+    let tried = async {
+        namespace.ask("http://echo/").await.context("Pods that run")?;
+        let plain = || pod("plain", json!({ "containers": [application(json!({}))] }));
+        let said = refused(&namespace, plain()).await?;
+        ensure!(said.contains("namespace.inject.leno.dev"), "{said}");
+        let pods: Api<Pod> = other.api();
+        let made = pods.create(&PostParams::default(), &plain()).await.context("a namespace outside the mesh")?;
+        ensure!(!has_sidecar(&made), "{made:?}");
+        Ok(())
+    };
+    let tried: Result<()> = tried.await;
+    scale_control_plane(&cluster, 1).await?;
+    tried?;
+    // Now it waits no longer.
+    namespace.serve("echo", "echo", 3).await?;
+    namespace.rolled_out("echo").await
+}
+
+async fn scale_control_plane(cluster: &Cluster, replicas: i32) -> Result<()> {
+    let deployments: Api<Deployment> = Api::namespaced(cluster.client().clone(), SYSTEM);
+    let patch = Patch::Merge(json!({ "spec": { "replicas": replicas } }));
+    deployments.patch("leno", &PatchParams::default(), &patch).await?;
+    let pods: Api<Pod> = Api::namespaced(cluster.client().clone(), SYSTEM);
+    eventually("the control plane has as many replicas", LIMIT, async || {
+        let status = deployments.get("leno").await?.status.unwrap_or_default();
+        let of_it = kube::api::ListParams::default().labels("app.kubernetes.io/component=control-plane");
+        let there = pods.list(&of_it).await?.items.len();
+        let ready = status.ready_replicas.unwrap_or(0);
+        ensure!(ready == replicas && there as i64 == i64::from(replicas), "{ready} ready, {there} there");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a cluster: e2e/cluster/test"]
+async fn what_leno_inject_prints_runs_in_the_mesh() -> Result<()> {
+    let cluster = Cluster::connect().await?;
+    cluster.install(&[]).await?;
+    let namespace = Namespace::create(&cluster, "printed", Injection::Disabled).await?;
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), namespace.server("echo", "echo", 1).to_string())?;
+    let path = file.path().display().to_string();
+    let printed = cluster.leno(&["inject", "-f", &path, "--installed"]).await?;
+    let document: Value = serde_saphyr::from_str(&printed)?;
+    namespace.apply(document).await?;
+    // Of a namespace without injection the control plane learns by the Pod.
+    namespace.rolled_out("echo").await?;
+    let pods = namespace.pods("echo").await?;
+    ensure!(pods.iter().all(has_sidecar) && !pods.is_empty(), "{pods:?}");
+    Ok(())
+}
