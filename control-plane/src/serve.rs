@@ -81,6 +81,8 @@ pub mod limits {
     pub const STREAM_LIFETIME: Duration = Duration::from_secs(3600);
     /// Between `Goodbye` and the end of a stream.
     pub const GOODBYE_GRACE: Duration = Duration::from_secs(2);
+    /// How long a replica in a cluster, told to end, still takes what comes: until everybody knows that it ends.
+    pub const LAME_DUCK: Duration = Duration::from_secs(5);
     /// Writing down what is in force, at the end.
     pub const SAVE_TIMEOUT: Duration = Duration::from_secs(5);
     /// How long the proxy that has a name may take to show that it is there, when another process comes with that name.
@@ -311,6 +313,7 @@ impl ControlPlane {
         if let Some(state) = self.state.clone() {
             tasks.spawn(roster::keep(state, Arc::clone(&self.tracker), stopping.clone()));
         }
+        let in_cluster = self.cluster.is_some();
         if let (Some(cluster), Some(peers)) = (self.cluster, peers) {
             let (authority, tracker) = (Arc::clone(&self.authority), Arc::clone(&self.tracker));
             cluster.start(&mut tasks, kubernetes::Parts { authority, tracker, peers }, &self.world, &stopping);
@@ -327,6 +330,9 @@ impl ControlPlane {
         };
         tracing::info!(proxies = self.tracker.connected(), "stopping");
         self.health.waits_for("the end: it is stopping");
+        if in_cluster && ended.is_ok() {
+            sleep(limits::LAME_DUCK).await;
+        }
         stop.send_replace(true);
         let all = async { while tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(limits::GOODBYE_GRACE * 2, all).await.is_err() {

@@ -3,8 +3,8 @@
 //! [`inject`] decides what becomes of a Pod (pure), by [`settings`]; [`validate`] reads an object as the [`crate::model`] does.
 //! [`serve`] answers over HTTPS with a certificate that [`certificates`] makes, renews and makes known.
 //!
-//! Both stand beside the rest of the control plane: they need neither its world nor its authority, so that Pods can be
-//! made while something there is wrong.
+//! Both need neither the control plane's world nor its authority to answer. They are asked once it is ready, as the
+//! Service leads to what is ready only.
 
 pub(crate) mod admission;
 pub mod certificates;
@@ -19,16 +19,18 @@ mod validate;
 pub mod limits {
     use std::time::Duration;
 
-    /// Connections of API servers at once; one more waits.
+    /// Connections at once; for one more, another is closed.
     pub const CONNECTIONS: usize = 256;
     /// A question: an object (etcd takes 1.5 MiB), twice when it is an update.
     pub const REQUEST_BYTES: usize = 7 << 20;
+    /// KiB of questions that are being read at once.
+    pub const BODIES_KIB: usize = 64 * 1024;
     /// A client's part of the TLS handshake.
     pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
     /// From the moment a question is waited for to the end of its head.
     pub const HEADER_TIMEOUT: Duration = Duration::from_secs(120);
-    /// A question, from its head to its answer (API servers wait 10 s unless told otherwise).
-    pub const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
+    /// A question, from the end of its head to its last byte: API servers send it at once.
+    pub const QUESTION_TIMEOUT: Duration = Duration::from_secs(3);
     /// Between looks at the certificate, its Secret and the webhook configurations.
     pub const CERTIFICATE_CHECK: Duration = Duration::from_secs(30);
     /// Wait after a failure to accept.

@@ -105,7 +105,8 @@ async fn probes_of_every_kind_are_answered_under_strict() -> Result<()> {
     eventually("the kubelet tells of the readiness that failed", LIMIT, async || {
         let pods = namespace.pods("ill").await?;
         let status = pods.first().and_then(|pod| pod.status.clone()).context("there is no Pod yet")?;
-        let ready: Vec<_> = status.container_statuses.into_iter().flatten().map(|one| (one.started, one.ready)).collect();
+        let ready: Vec<_> =
+            status.container_statuses.into_iter().flatten().map(|one| (one.started, one.ready)).collect();
         ensure!(ready == [(Some(true), false)], "{ready:?}");
         Ok(())
     })

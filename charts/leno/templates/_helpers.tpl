@@ -42,7 +42,6 @@ proxy:
 redirect:
   mode: {{ .Values.redirect.mode }}
   image: {{ include "leno.image" (list . "leno-redirect" .Values.image.digests.lenoRedirect) }}
-  resources: {{- toYaml .Values.redirect.resources | nindent 4 }}
   skipInboundPorts: {{- toYaml .Values.redirect.skipInboundPorts | nindent 4 }}
   skipOutboundPorts: {{- toYaml .Values.redirect.skipOutboundPorts | nindent 4 }}
   skipNetworks: {{- toYaml .Values.redirect.skipNetworks | nindent 4 }}

@@ -48,6 +48,9 @@ pub(super) struct Args {
     /// Look at the mesh in the cluster of KUBECONFIG [default, unless something else is to be checked]
     #[arg(long, env = "LENO_INSTALLED")]
     installed: bool,
+    /// What cannot be told, for want of permission, counts as wrong
+    #[arg(long, env = "LENO_FAIL_ON_UNKNOWN")]
+    fail_on_unknown: bool,
     #[command(flatten)]
     cluster: connect::Cluster,
     /// As for the control plane, for --config
@@ -77,7 +80,8 @@ impl Args {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
-    let mut findings = Findings { style: Style::of_stdout(), wrong: 0, doubtful: 0 };
+    let mut findings =
+        Findings { style: Style::of_stdout(), wrong: 0, doubtful: 0, unknown_is_wrong: args.fail_on_unknown };
     if let Some(folder) = &args.config {
         documents(folder, args.mesh_networks, &mut findings)?;
     }
@@ -101,6 +105,7 @@ struct Findings {
     style: Style,
     wrong: usize,
     doubtful: usize,
+    unknown_is_wrong: bool,
 }
 
 impl Findings {

@@ -2,6 +2,7 @@
 //! control plane that waits for something says what it is.
 
 use std::{
+    collections::VecDeque,
     net::SocketAddr,
     sync::{Arc, OnceLock},
     time::Duration,
@@ -12,14 +13,17 @@ use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
-    time::timeout,
+    sync::watch,
+    task::JoinHandle,
+    time::{sleep, timeout},
 };
 
 use super::{listener, metrics};
 
-/// Scrapes at once.
-const SCRAPES: usize = 8;
+/// Connections at once; for one more, the oldest is closed, so that nobody keeps a kubelet out by saying nothing.
+const CONNECTIONS: usize = 64;
+/// Wait after a failure to accept.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 /// A scrape, from its first byte to the last of the answer.
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A scrape's request head.
@@ -79,18 +83,31 @@ pub async fn serve(address: SocketAddr, health: Arc<Health>, stopping: watch::Re
 }
 
 async fn accept(tcp: TcpListener, health: Arc<Health>, mut stopping: watch::Receiver<bool>) {
-    let slots = Arc::new(Semaphore::new(SCRAPES));
+    let mut open: VecDeque<JoinHandle<()>> = VecDeque::new();
     loop {
         let accepted = tokio::select! {
             accepted = tcp.accept() => accepted,
             _ = stopping.wait_for(|s| *s) => return,
         };
-        let (Ok((stream, _)), Ok(slot)) = (accepted, Arc::clone(&slots).acquire_owned().await) else { continue };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!("the health and metrics port cannot accept: {error}");
+                sleep(ACCEPT_BACKOFF).await;
+                continue;
+            }
+        };
+        open.retain(|task| !task.is_finished());
+        if open.len() >= CONNECTIONS
+            && let Some(oldest) = open.pop_front()
+        {
+            oldest.abort();
+        }
         let health = Arc::clone(&health);
-        tokio::spawn(async move {
+        open.push_back(tokio::spawn(async move {
+            // Who asked sees what went wrong.
             let _ = timeout(SCRAPE_TIMEOUT, answer(stream, &health)).await;
-            drop(slot);
-        });
+        }));
     }
 }
 

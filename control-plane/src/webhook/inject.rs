@@ -139,6 +139,15 @@ fn injected(pod: &Value, context: &Context<'_>, warnings: &mut Vec<String>) -> R
     let settings = context.settings;
     conflicts(&pod["spec"], settings.proxy.uid)?;
     warnings.extend(contested_ports(&pod["spec"]));
+    if containers(&pod["spec"]).all(|c| is_guaranteed(&c["resources"]))
+        && !is_guaranteed(&sidecar::resources(pod, settings))
+    {
+        warnings.push(
+            "its quality of service was Guaranteed and is Burstable with the sidecar: give that limits for cpu and memory \
+             (leno.dev/proxy-cpu-limit, leno.dev/proxy-memory-limit), with requests that are the same"
+                .to_owned(),
+        );
+    }
     let mut pod = pod.clone();
     let asked = probes::rewrite(&mut pod["spec"], context.nonce, warnings)?;
     let mut first = Vec::new();
@@ -176,6 +185,14 @@ fn conflicts(spec: &Value, uid: u32) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Whether a container's limits for cpu and memory are there and are what it requests.
+fn is_guaranteed(resources: &Value) -> bool {
+    ["cpu", "memory"].into_iter().all(|name| {
+        let (limit, request) = (&resources["limits"][name], &resources["requests"][name]);
+        !limit.is_null() && (request.is_null() || request == limit)
+    })
 }
 
 /// Ports of the application that the sidecar needs.

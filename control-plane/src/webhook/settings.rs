@@ -35,7 +35,8 @@ pub struct Proxy {
     pub image_pull_policy: String,
     /// User and group it runs as; no container of a Pod may run as the same.
     pub uid: u32,
-    /// `requests` and `limits`, as in a Pod; annotations of a Pod go before.
+    /// `requests` and `limits`, as in a Pod, of both containers that are added: they do not run at the same time.
+    /// Annotations of a Pod go before.
     pub resources: Value,
     /// Worker threads, a number or "auto".
     pub workers: String,
@@ -56,7 +57,6 @@ pub struct Redirect {
     pub mode: RedirectMode,
     /// Image with tag or digest.
     pub image: String,
-    pub resources: Value,
     /// Inbound ports left alone in every Pod, besides those of its annotations.
     pub skip_inbound_ports: Vec<PortRange>,
     /// Outbound ports left alone in every Pod, besides those of its annotations.
@@ -113,7 +113,6 @@ impl Default for Redirect {
         Self {
             mode: RedirectMode::default(),
             image: image("leno-redirect"),
-            resources: json!({ "requests": { "cpu": "10m", "memory": "10Mi" } }),
             skip_inbound_ports: Vec::new(),
             skip_outbound_ports: Vec::new(),
             skip_networks: Vec::new(),
@@ -139,9 +138,7 @@ impl Settings {
     pub fn parse(text: &str) -> anyhow::Result<Self> {
         let settings: Self = serde_saphyr::from_str(text)?;
         anyhow::ensure!(settings.proxy.uid != 0, "proxy.uid: the proxy does not run as root; give it a uid of its own");
-        for (field, resources) in [("proxy", &settings.proxy.resources), ("redirect", &settings.redirect.resources)] {
-            anyhow::ensure!(resources.is_object(), "{field}.resources: expected requests and limits");
-        }
+        anyhow::ensure!(settings.proxy.resources.is_object(), "proxy.resources: expected requests and limits");
         Ok(settings)
     }
 }

@@ -88,6 +88,34 @@ fn a_port_is_well_if_somebody_listens() {
 }
 
 #[test]
+fn a_certificate_that_nobody_vouches_for_is_taken() {
+    crate::testing::run(async {
+        let made = rcgen::generate_simple_self_signed(["nobody.example".to_owned()]).unwrap();
+        let key = rustls::pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let tls = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key.into())
+            .unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
+        let listener = TcpListener::bind((LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::task::spawn_local(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut stream = acceptor.accept(stream).await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") && stream.read_buf(&mut head).await.unwrap() > 0 {}
+            stream.write_all(status("200 OK").as_bytes()).await.unwrap();
+            stream.flush().await.unwrap();
+        });
+        let question = question(&format!(r#""httpGet":{{"port":{port},"scheme":"HTTPS"}}"#));
+        assert_eq!(ask::ask(&question, &caller()).await, Ok(()));
+    });
+}
+
+#[test]
 fn who_asks_the_same_at_the_same_time_gets_the_same_answer() {
     crate::testing::run(async {
         let (port, seen) = server(vec![status("200 OK")]).await;

@@ -421,6 +421,7 @@ impl Findings {
         // A forwarded port's refusal comes wrapped in what cannot be looked into.
         let forbidden = refused || format!("{error:#}").contains("Forbidden");
         match forbidden {
+            true if self.unknown_is_wrong => self.wrong(&format!("you may not see {what}"), ""),
             true => self.note(&format!("you may not see {what}")),
             false => self.wrong(&format!("it cannot be told {what}: {error:#}"), ""),
         }

@@ -36,7 +36,12 @@ fn inbound_mode(metadata: &Metadata) -> Result<Option<InboundMode>, FieldError> 
 }
 
 pub(super) fn namespace(metadata: &Metadata) -> Result<Namespace, FieldError> {
-    Ok(Namespace { inbound: inbound_mode(metadata)?, injects: metadata.mark(INJECT) == Some("enabled") })
+    Ok(Namespace { inbound: inbound_mode(metadata)?, injects: injects(metadata) })
+}
+
+/// By its label alone: API servers choose by labels whose Pods they ask about.
+fn injects(metadata: &Metadata) -> bool {
+    metadata.labels.get(INJECT).is_some_and(|inject| inject == "enabled")
 }
 
 // ---- Pod ------------------------------------------------------------------------------------

@@ -47,9 +47,7 @@ fn rewrite_container(
                 asked.push(entry(&path, timeout, question));
                 point(probe, &path);
             }
-            Question::Unknown(port) => warnings.push(format!(
-                "{field} of container {name} asks port {port}, which is none of its ports: left as it is"
-            )),
+            Question::Unknown(port) => warnings.push(unknown(field, &name, &port)),
             Question::None => {}
         }
     }
@@ -61,12 +59,20 @@ fn rewrite_container(
         if !hook_value["httpGet"].is_object() {
             continue;
         }
-        if let Question::Network(question) = question(hook_value, &ports) {
-            let path = format!("/hook/{nonce}/{name}/{hook}");
-            asked.push(entry(&path, grace, question));
-            point(hook_value, &path);
+        match question(hook_value, &ports) {
+            Question::Network(question) => {
+                let path = format!("/hook/{nonce}/{name}/{hook}");
+                asked.push(entry(&path, grace, question));
+                point(hook_value, &path);
+            }
+            Question::Unknown(port) => warnings.push(unknown(hook, &name, &port)),
+            Question::None => {}
         }
     }
+}
+
+fn unknown(field: &str, container: &str, port: &str) -> String {
+    format!("{field} of container {container} asks port {port}, which is none of its ports: left as it is")
 }
 
 enum Question {

@@ -32,17 +32,6 @@ const READY_TRIES: u32 = 60;
 /// The native sidecar.
 pub(super) fn proxy(pod: &Value, settings: &Settings, asked: &[Value]) -> Result<Value, String> {
     let chosen = &settings.proxy;
-    let mut resources = chosen.resources.clone();
-    for (name, part, resource) in [
-        ("leno.dev/proxy-cpu-request", "requests", "cpu"),
-        ("leno.dev/proxy-cpu-limit", "limits", "cpu"),
-        ("leno.dev/proxy-memory-request", "requests", "memory"),
-        ("leno.dev/proxy-memory-limit", "limits", "memory"),
-    ] {
-        if let Some(quantity) = annotation(pod, name) {
-            with_quantity(&mut resources, part, resource, quantity);
-        }
-    }
     let or = |name: &'static str, setting: &str| {
         debug_assert!(ANNOTATIONS.contains(&name));
         annotation(pod, name).unwrap_or(setting).to_owned()
@@ -79,7 +68,7 @@ pub(super) fn proxy(pod: &Value, settings: &Settings, asked: &[Value]) -> Result
             "successThreshold": 1,
             "failureThreshold": READY_TRIES,
         },
-        "resources": resources,
+        "resources": resources(pod, settings),
         "securityContext": {
             "runAsUser": chosen.uid,
             "runAsGroup": chosen.uid,
@@ -124,7 +113,7 @@ pub(super) fn redirect(pod: &Value, settings: &Settings) -> Result<Value, String
         "image": chosen.image,
         "args": ["redirect", "install"],
         "env": env,
-        "resources": chosen.resources,
+        "resources": resources(pod, settings),
         "securityContext": {
             "runAsUser": 0,
             "runAsGroup": 0,
@@ -138,6 +127,22 @@ pub(super) fn redirect(pod: &Value, settings: &Settings) -> Result<Value, String
     });
     with_pull_policy(&mut container, &settings.proxy.image_pull_policy);
     Ok(container)
+}
+
+/// What each of them is given.
+pub(super) fn resources(pod: &Value, settings: &Settings) -> Value {
+    let mut resources = settings.proxy.resources.clone();
+    for (name, part, resource) in [
+        ("leno.dev/proxy-cpu-request", "requests", "cpu"),
+        ("leno.dev/proxy-cpu-limit", "limits", "cpu"),
+        ("leno.dev/proxy-memory-request", "requests", "memory"),
+        ("leno.dev/proxy-memory-limit", "limits", "memory"),
+    ] {
+        if let Some(quantity) = annotation(pod, name) {
+            with_quantity(&mut resources, part, resource, quantity);
+        }
+    }
+    resources
 }
 
 /// The Pod's token for the control plane, and the trust anchors.

@@ -172,6 +172,25 @@ fn what_may_surprise_is_told() {
 }
 
 #[test]
+fn who_would_lose_the_quality_guaranteed_is_told() {
+    let equal = json!({ "limits": { "cpu": "1", "memory": "1Gi" } });
+    let mut pod = pod(json!({ "containers": [{ "name": "cart", "resources": equal }] }));
+    let settings = Settings::default();
+    let warnings = |pod: &Value| match inject(pod, &context(&settings)) {
+        Outcome::Injected { warnings, .. } => warnings,
+        other => panic!("{other:?}"),
+    };
+    assert!(warnings(&pod)[0].contains("Guaranteed"), "{:?}", warnings(&pod));
+    pod["metadata"]["annotations"] = json!({
+        "leno.dev/proxy-cpu-limit": "20m", "leno.dev/proxy-memory-limit": "24Mi",
+    });
+    assert_eq!(warnings(&pod), Vec::<String>::new());
+    pod["spec"]["containers"][0]["resources"] = json!({ "requests": { "cpu": "1" } });
+    pod["metadata"]["annotations"] = Value::Null;
+    assert_eq!(warnings(&pod), Vec::<String>::new());
+}
+
+#[test]
 fn probes_are_asked_of_the_proxy_and_keep_their_times() {
     let spec = injected_spec(&pod(json!({
         "terminationGracePeriodSeconds": 45,
