@@ -283,10 +283,15 @@ fn parse(data: &BTreeMap<String, ByteString>) -> anyhow::Result<Signer> {
             break;
         }
     }
-    let Some(root) = root else {
-        bail!("{CA} does not hold the root of {CERTIFICATES}: the certificate of {}", last.issuer());
-    };
-    anchors.swap(0, root);
+    match root {
+        Some(root) => anchors.swap(0, root),
+        // A root that was put over another, whose ca.crt was left there: that stays trusted, too.
+        None if last.issuer() == last.subject() => anchors.extend(chain.last().cloned()),
+        None => bail!("{CA} does not hold the root of {CERTIFICATES}: the certificate of {}", last.issuer()),
+    }
+    if root.is_none() {
+        anchors.rotate_right(1);
+    }
     let key = data.get(KEY).map(|bytes| String::from_utf8(bytes.0.clone())).transpose();
     // Neither the key nor what is wrong with its bytes is to be in a message.
     let Ok(Some(key)) = key else { bail!("{KEY} holds no private key in PEM") };

@@ -60,6 +60,12 @@ fn an_issuer_as_cert_manager_writes_it_is_taken() {
     assert_eq!(ours.chain, [issuer.clone()]);
     issue::check(&ours, now()).unwrap();
 
+    // `kubectl apply` of a Secret without ca.crt leaves the former one there.
+    let (another, another_key) = authority("yet another root");
+    let left = [(CERTIFICATES, pem(&another)), (KEY, another_key.serialize_pem()), (CA, pem(&root))];
+    let signer = parse(&secret(left)).unwrap();
+    assert_eq!(signer.anchors, [another, root.clone()]);
+
     let refused = |entries| parse(&secret(entries)).map(|_| ()).unwrap_err();
     let error = refused([(CERTIFICATES, pem(&issuer)), (KEY, key.serialize_pem()), (CA, String::new())]);
     assert!(error.to_string().contains("does not hold the root of tls.crt"), "{error}");
