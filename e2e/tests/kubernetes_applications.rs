@@ -65,7 +65,7 @@ async fn postgresql() -> Result<()> {
         echo 'host all all all trust' >> /tmp/data/pg_hba.conf
         exec ./postgres -D /tmp/data -c listen_addresses='*' -c unix_socket_directories=/tmp";
     let namespace = application(&cluster, "database", 5432, 5432, server).await?;
-    let bench = "export PGHOST=database PGUSER=postgres PATH=$PATH:$(echo /usr/lib/postgresql/*/bin)
+    let bench = "export PGHOST=database PGUSER=postgres PATH=$(echo /usr/lib/postgresql/*/bin):$PATH
         psql -qAt -c 'select 6 * 7'; pgbench -i -q -s 1 postgres; pgbench -c 4 -T 3 postgres";
     let printed = namespace.run("client", bench).await?;
     ensure!(printed.contains("42\n") && printed.contains("number of failed transactions: 0"), "{printed}");
