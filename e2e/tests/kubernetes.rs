@@ -172,7 +172,8 @@ async fn no_request_fails_while_servers_come_and_go() -> Result<()> {
     };
     let (summary, ()) = tokio::try_join!(load, changes)?;
     println!("{summary:?}");
-    summary.unharmed(10_000)
+    // 500/s if the machine can spare it; what matters is that none fails.
+    summary.unharmed(5000)
 }
 
 #[tokio::test(flavor = "multi_thread")]
