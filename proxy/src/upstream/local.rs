@@ -58,8 +58,12 @@ impl LocalEndpoint {
     }
 
     pub fn end(&self) {
-        self.in_flight.set(self.in_flight.get().saturating_sub(1));
-        self.last_used.set(Instant::now());
+        let left = self.in_flight.get().saturating_sub(1);
+        self.in_flight.set(left);
+        // The clock is read for what may be idle only.
+        if left == 0 {
+            self.last_used.set(Instant::now());
+        }
     }
 
     pub fn in_flight(&self) -> u32 {

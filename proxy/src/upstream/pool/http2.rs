@@ -308,7 +308,6 @@ impl Connection {
 impl StreamSlot {
     fn fill(&self, connection: &Rc<Connection>, shared: &Rc<Shared>) {
         connection.streams.set(connection.streams.get() + 1);
-        connection.last_used.set(Instant::now());
         self.0.replace(Some(Claim { connection: Rc::clone(connection), shared: Rc::clone(shared) }));
     }
 }
@@ -317,8 +316,12 @@ impl Drop for Claim {
     fn drop(&mut self) {
         let Self { connection, shared } = self;
         let was_full = !connection.has_room();
-        connection.streams.set(connection.streams.get().saturating_sub(1));
-        connection.last_used.set(Instant::now());
+        let left = connection.streams.get().saturating_sub(1);
+        connection.streams.set(left);
+        // The clock is read for what may be idle only.
+        if left == 0 {
+            connection.last_used.set(Instant::now());
+        }
         if was_full {
             shared.news.notify_waiters();
         }
