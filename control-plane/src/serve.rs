@@ -264,7 +264,7 @@ impl ControlPlane {
             move || metrics.certificate_issued()
         };
         let proof = match &self.cluster {
-            Some(cluster) => Proof::TokenReview(cluster.token_reviewer(self.authority.trust_domain())),
+            Some(cluster) => Proof::TokenReview(Box::new(cluster.token_reviewer(self.authority.trust_domain()))),
             None => Proof::JoinToken,
         };
         let port = self.tcp.local_addr()?.port();

@@ -16,7 +16,7 @@ pub enum Proof {
     /// By a join token first, later by the certificate that is still valid.
     JoinToken,
     /// By their Pod's service-account token, each time: once the Pod is gone there are no more certificates.
-    TokenReview(TokenReviewer),
+    TokenReview(Box<TokenReviewer>),
 }
 
 /// Answers `Identity.Certify`.

@@ -147,7 +147,6 @@ impl Candidate {
             None => Lease {
                 metadata: ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() },
                 spec: Some((*spec).clone()),
-                ..Lease::default()
             },
         };
         let options = PostParams::default();

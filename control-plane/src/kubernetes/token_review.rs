@@ -88,12 +88,9 @@ impl TokenReviewer {
 }
 
 fn judge(status: &TokenReviewStatus, trust_domain: &str) -> Result<Workload, Refused> {
-    let user = match (&status.user, status.authenticated) {
-        (Some(user), Some(true)) => user,
-        _ => {
-            let reason = status.error.clone().unwrap_or_else(|| "it is not valid".to_owned());
-            return Err(Refused::ByApiServer(reason));
-        }
+    let (Some(user), Some(true)) = (&status.user, status.authenticated) else {
+        let reason = status.error.clone().unwrap_or_else(|| "it is not valid".to_owned());
+        return Err(Refused::ByApiServer(reason));
     };
     // A server that does not know of audiences names none.
     if !status.audiences.iter().flatten().any(|audience| audience == AUDIENCE) {

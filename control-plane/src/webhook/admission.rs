@@ -110,7 +110,7 @@ fn finish(request: &Request, mut response: Value, decision: String, warnings: Ve
         response["warnings"] = said.into();
     }
     let metadata = &request.object["metadata"];
-    let name = metadata["name"].as_str().or(metadata["generateName"].as_str()).unwrap_or_default();
+    let name = metadata["name"].as_str().or_else(|| metadata["generateName"].as_str()).unwrap_or_default();
     Answer {
         allowed: response["allowed"] == true,
         object: format!("{} {}/{name}", request.object["kind"].as_str().unwrap_or_default(), request.namespace),

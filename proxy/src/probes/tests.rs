@@ -28,7 +28,8 @@ async fn server(answers: Vec<String>) -> (u16, Rc<RefCell<Vec<String>>>) {
     tokio::task::spawn_local(async move {
         for answer in answers {
             let (mut stream, _) = listener.accept().await.unwrap();
-            heard.borrow_mut().push(head(&mut stream).await);
+            let head = head(&mut stream).await;
+            heard.borrow_mut().push(head);
             stream.write_all(answer.as_bytes()).await.unwrap();
         }
     });

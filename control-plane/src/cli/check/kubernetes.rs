@@ -409,7 +409,7 @@ fn should_be_meshed(pod: &Pod) -> bool {
     let system = pod.metadata.namespace.as_deref().is_some_and(|n| n == NAMESPACE || SYSTEM_NAMESPACES.contains(&n));
     mark.as_deref() != Some("disabled")
         && !system
-        && !spec.is_some_and(|spec| spec.host_network == Some(true))
+        && spec.is_none_or(|spec| spec.host_network != Some(true))
         && !matches!(ended, Some("Succeeded" | "Failed"))
         && pod.metadata.deletion_timestamp.is_none()
 }

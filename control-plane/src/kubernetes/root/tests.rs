@@ -57,7 +57,7 @@ fn an_issuer_as_cert_manager_writes_it_is_taken() {
     let signer = parse(&secret([(CERTIFICATES, pem(&issuer)), (KEY, key.serialize_pem()), (CA, ca)])).unwrap();
     assert_eq!(signer.anchors, [root.clone(), other], "the issuer's root first");
     let ours = material(&signer, &signer.anchors).unwrap();
-    assert_eq!(ours.chain, [issuer.clone()]);
+    assert_eq!(ours.chain, std::slice::from_ref(&issuer));
     issue::check(&ours, now()).unwrap();
 
     // `kubectl apply` of a Secret without ca.crt leaves the former one there.
@@ -109,7 +109,7 @@ fn roots_on_record_are_bounded() {
     let mut record = Record::default();
     for number in 0..limits::ROOTS * 2 {
         let (root, _) = authority(&format!("root {number}"));
-        record = record.with(&[root.clone()], DAY, now());
+        record = record.with(std::slice::from_ref(&root), DAY, now());
         assert!(record.trusted(&[root]).unwrap().len() <= limits::ROOTS);
     }
 }

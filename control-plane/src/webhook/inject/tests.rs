@@ -253,17 +253,16 @@ fn probes_are_asked_of_the_proxy_and_keep_their_times() {
 
 fn probe() -> impl Strategy<Value = Value> {
     let port = prop_oneof![(0..70_000u32).prop_map(Value::from), "http|nowhere|81".prop_map(Value::from)];
-    let handler = (port, "[a-z/?$]{0,6}", any::<bool>()).prop_flat_map(|(port, path, host)| {
+    (port, "[a-z/?$]{0,6}", any::<bool>()).prop_flat_map(|(port, path, host)| {
         let host = if host { json!("h") } else { Value::Null };
         prop_oneof![
-            Just(json!({ "httpGet": { "port": port.clone(), "path": path, "host": host }, "more": 1 })),
-            Just(json!({ "tcpSocket": { "port": port.clone() }, "periodSeconds": 3 })),
+            Just(json!({ "httpGet": { "port": port, "path": path, "host": host }, "more": 1 })),
+            Just(json!({ "tcpSocket": { "port": port }, "periodSeconds": 3 })),
             Just(json!({ "grpc": { "port": port, "service": null } })),
             Just(json!({ "exec": { "command": ["x"] } })),
             Just(Value::Null),
         ]
-    });
-    handler
+    })
 }
 
 fn container() -> impl Strategy<Value = Value> {
