@@ -173,6 +173,8 @@ async fn without_webhooks_running_pods_go_on_and_injected_ones_wait() -> Result<
     cluster.install(&[]).await?;
     let namespace = Namespace::echo(&cluster, "away").await?;
     let other = Namespace::create(&cluster, "unmeshed", Injection::Disabled).await?;
+    // What a proxy never called it must ask for.
+    namespace.ask("http://echo/").await.context("while all is there")?;
     scale_control_plane(&cluster, 0).await?;
     let tried = async {
         namespace.ask("http://echo/").await.context("Pods that run")?;
