@@ -275,7 +275,7 @@ proptest! {
         let mut world = empty().apply(Vec::new(), Vec::new());
         for (file, contents) in steps {
             files[file] = of_file(file, &contents);
-            let content = FileContent { file: FILES[file].into(), documents: files[file].clone(), unreadable: Vec::new() };
+            let content = FileContent::of(FILES[file].into(), files[file].clone(), Vec::new());
             world = world.change([content]);
         }
         let fresh = empty().apply(files.concat(), Vec::new());

@@ -28,6 +28,27 @@ pub struct FileContent {
     pub documents: Vec<Document>,
     /// Of documents that could not be read. Nothing here, and no documents: as if there were no such file.
     pub unreadable: Vec<DocumentError>,
+    /// In place of documents: one that was parsed where it came from, so that it need not be kept.
+    pub(super) parsed: Option<Arc<Read>>,
+}
+
+impl FileContent {
+    /// A file without documents, which is as if there were none.
+    pub fn none(file: Arc<str>) -> Self {
+        Self::of(file, Vec::new(), Vec::new())
+    }
+
+    pub fn of(file: Arc<str>, documents: Vec<Document>, unreadable: Vec<DocumentError>) -> Self {
+        Self { file, documents, unreadable, parsed: None }
+    }
+
+    /// An object of an API server, parsed. Whoever has its document can be asked again: it is not kept.
+    pub fn object(file: Arc<str>, content: serde_json::Value) -> Self {
+        let document = Document { file: Arc::clone(&file), index: 0, content: Arc::new(content) };
+        let items = parse::parse(&document, Keep::Nothing).into();
+        let read = Read { document: Keep::Nothing.of(document), items };
+        Self { parsed: Some(Arc::new(read)), ..Self::none(file) }
+    }
 }
 
 /// A document, and what it held.
@@ -75,20 +96,13 @@ pub(super) struct Intake {
     disputed: Arc<BTreeSet<ObjectKey>>,
     /// Files with something wrong in them.
     faulty: Arc<BTreeSet<Arc<str>>>,
-    /// Whether documents are kept once they are parsed.
-    keep: Keep,
 }
 
 impl Intake {
-    /// One that does not keep documents.
-    pub(super) fn forgetful() -> Self {
-        Self { keep: Keep::Nothing, ..Self::default() }
-    }
-
     /// Takes in what a file holds now. Adds to `concerned` the objects of which something else may be said than before, but for
     /// those that a broken file held: see [`Self::is_broken`]. Returns whether that concerns [`Self::errors`].
     pub(super) fn take(&mut self, content: FileContent, concerned: &mut BTreeSet<ObjectKey>) -> bool {
-        let FileContent { file, mut documents, unreadable } = content;
+        let FileContent { file, mut documents, unreadable, parsed } = content;
         documents.sort_by_key(|document| document.index);
         let before = self.files.get(&file).cloned().unwrap_or_default();
         let mut old = before.read.iter().peekable();
@@ -104,8 +118,7 @@ impl Intake {
             next.read.push(match old.next_if(|old| old.document.index == document.index) {
                 Some(old) => Arc::clone(old),
                 None => {
-                    let items = parse::parse(&document, self.keep).into();
-                    let document = self.keep.of(document);
+                    let items = parse::parse(&document, Keep::Documents).into();
                     let read = Arc::new(Read { document, items });
                     disputes |= self.note(&read, concerned);
                     read
@@ -114,6 +127,10 @@ impl Intake {
         }
         for gone in old {
             disputes |= self.forget(gone, concerned);
+        }
+        if let Some(read) = parsed {
+            disputes |= self.note(&read, concerned);
+            next.read.push(read);
         }
         let broken = next.errors().any(|error| error.object.is_none());
         next.broken = broken;

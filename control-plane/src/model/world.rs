@@ -95,14 +95,9 @@ impl World {
         }
     }
 
-    /// The world before anything was read, of an API server: it gives objects their generations, and has their documents, which
-    /// are not kept here.
+    /// The world before anything was read, of an API server, which gives objects their generations.
     pub fn of_api_server(settings: MeshSettings) -> Self {
-        Self {
-            intake: Intake::forgetful(),
-            numbering: Numbering::Given,
-            ..Self::empty(settings, Generations::default())
-        }
+        Self { numbering: Numbering::Given, ..Self::empty(settings, Generations::default()) }
     }
 
     /// The same after a restart: `last_good` is what an earlier run had in force ([`World::last_good`]). Nothing of it is in
@@ -131,8 +126,7 @@ impl World {
     /// The next world from a complete set of documents. Objects whose document is bad keep their last good version (from
     /// `self`); errors say what is wrong. Same documents: same generation.
     pub fn apply(&self, documents: Vec<Document>, unreadable: Vec<DocumentError>) -> Self {
-        let none =
-            |file: &Arc<str>| FileContent { file: Arc::clone(file), documents: Vec::new(), unreadable: Vec::new() };
+        let none = |file: &Arc<str>| FileContent::none(Arc::clone(file));
         let mut files: BTreeMap<Arc<str>, FileContent> =
             self.intake.files().map(|file| (Arc::clone(file), none(file))).collect();
         for document in documents {

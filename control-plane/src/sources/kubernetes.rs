@@ -18,7 +18,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::model::{Document, FileContent, Kind, MeshSettings, ObjectKey, World};
+use crate::model::{FileContent, Kind, MeshSettings, ObjectKey, World};
 
 mod reflector;
 mod resources;
@@ -195,7 +195,7 @@ impl Intake {
                 let gone: Vec<Arc<str>> = held.keys().filter(|file| !present.contains(*file)).cloned().collect();
                 for file in gone {
                     held.remove(&file);
-                    batch.put(kind, file, None, 0);
+                    batch.put(kind, FileContent::none(file), 0);
                 }
                 for seen in objects {
                     self.put(kind, seen, batch);
@@ -206,7 +206,7 @@ impl Intake {
             Update::Is(kind, seen) => self.put(kind, seen, batch),
             Update::IsNot(kind, file, version) => {
                 self.held.entry(kind).or_default().remove(&file);
-                batch.put(kind, file, None, version);
+                batch.put(kind, FileContent::none(file), version);
             }
         }
     }
@@ -218,7 +218,7 @@ impl Intake {
             return;
         }
         held.insert(Arc::clone(&seen.file), seen.version);
-        batch.put(kind, seen.file, Some(seen.content), seen.version);
+        batch.put(kind, seen.content, seen.version);
     }
 
     fn took_in(&self, versions: Versions) {
@@ -233,12 +233,10 @@ impl Intake {
 
 impl Batch {
     /// The latest wins.
-    fn put(&mut self, kind: Kind, file: Arc<str>, content: Option<serde_json::Value>, version: u64) {
+    fn put(&mut self, kind: Kind, content: FileContent, version: u64) {
         let known = self.versions.entry(kind).or_default();
         *known = version.max(*known);
-        let document = |content| Document { file: Arc::clone(&file), index: 0, content: Arc::new(content) };
-        let documents = content.map(document).into_iter().collect();
-        self.files.insert(Arc::clone(&file), FileContent { file, documents, unreadable: Vec::new() });
+        self.files.insert(Arc::clone(&content.file), content);
     }
 }
 

@@ -211,13 +211,9 @@ impl Files {
     /// Returns what the changed files hold now.
     pub(super) fn adopt(&mut self, changes: Changes) -> Vec<FileContent> {
         let gone = changes.gone.iter().filter_map(|path| self.known.remove(path));
-        let mut contents: Vec<FileContent> = gone
-            .map(|content| FileContent { file: content.name, documents: Vec::new(), unreadable: Vec::new() })
-            .collect();
-        contents.extend(changes.read.values().map(|content| FileContent {
-            file: Arc::clone(&content.name),
-            documents: content.documents.clone(),
-            unreadable: content.unreadable.clone(),
+        let mut contents: Vec<FileContent> = gone.map(|content| FileContent::none(content.name)).collect();
+        contents.extend(changes.read.values().map(|content| {
+            FileContent::of(Arc::clone(&content.name), content.documents.clone(), content.unreadable.clone())
         }));
         self.known.extend(changes.read);
         contents

@@ -56,8 +56,8 @@ fn seen(kind: Kind, object: Value) -> Seen {
 
 #[test]
 fn of_a_pod_what_the_model_reads_is_kept() {
-    let kept = seen(Kind::Pod, pod("a", 7, |_| {}));
-    assert_eq!((&*kept.file, kept.version), ("Pod shop/a", 7));
+    let (file, version, kept) = trim::trimmed(Kind::Pod, "v1", pod("a", 7, |_| {})).unwrap();
+    assert_eq!((&*file, version), ("Pod shop/a", 7));
     let expected = json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": "a", "namespace": "shop", "resourceVersion": "7", "generation": 1, "labels": {},
@@ -65,13 +65,13 @@ fn of_a_pod_what_the_model_reads_is_kept() {
         "spec": {"serviceAccountName": "cart"},
         "status": {"podIP": "10.0.0.7", "podIPs": [{"ip": "10.0.0.7"}, {"ip": "fd00::7"}]},
     });
-    assert_eq!(kept.content, expected);
+    assert_eq!(kept, expected);
 }
 
 #[test]
 fn a_pod_is_in_the_mesh_exactly_if_it_has_a_proxy() {
     let injected = |change: fn(&mut Value)| {
-        let kept = seen(Kind::Pod, pod("a", 7, change)).content;
+        let (_, _, kept) = trim::trimmed(Kind::Pod, "v1", pod("a", 7, change)).unwrap();
         (kept["metadata"]["annotations"]["leno.dev/inject"] == "enabled", kept["status"]["podIP"].is_string())
     };
     assert_eq!(injected(|_| {}), (true, true));

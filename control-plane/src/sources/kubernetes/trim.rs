@@ -1,11 +1,11 @@
-//! What is kept of an object: what the model reads, in the form of a document. Pure.
+//! What is kept of an object: what the model reads, parsed where it arrives. Pure.
 
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
 use super::resources::number;
-use crate::model::Kind;
+use crate::model::{FileContent, Kind};
 
 /// The proxy's container: a Pod is in the mesh exactly if it has one of this name.
 const PROXY_CONTAINER: &str = "leno-proxy";
@@ -19,11 +19,17 @@ pub(crate) struct Seen {
     pub(crate) file: Arc<str>,
     /// `metadata.resourceVersion`
     pub(crate) version: u64,
-    pub(crate) content: Value,
+    pub(crate) content: FileContent,
 }
 
 /// None: the mesh has nothing to do with it.
-pub(crate) fn seen(kind: Kind, api_version: &str, mut object: Value) -> Option<Seen> {
+pub(crate) fn seen(kind: Kind, api_version: &str, object: Value) -> Option<Seen> {
+    let (file, version, document) = trimmed(kind, api_version, object)?;
+    Some(Seen { content: FileContent::object(Arc::clone(&file), document), file, version })
+}
+
+/// Its name among documents, its version, and the document that it becomes.
+pub(super) fn trimmed(kind: Kind, api_version: &str, mut object: Value) -> Option<(Arc<str>, u64, Value)> {
     let file = file(kind, &object).filter(|_| concerns_mesh(kind, &object))?;
     let version = number(object.pointer("/metadata/resourceVersion").and_then(Value::as_str));
     let mut content = json!({ "apiVersion": api_version, "kind": kind.as_str(), "metadata": metadata(&mut object) });
@@ -34,7 +40,7 @@ pub(crate) fn seen(kind: Kind, api_version: &str, mut object: Value) -> Option<S
         Kind::Pod => pod(&mut object, &mut content),
         _ => keep(&mut object, &mut content, &[&["spec"]]),
     }
-    Some(Seen { file, version, content })
+    Some((file, version, content))
 }
 
 /// Routes of Gateways are others' to serve, and to judge.

@@ -152,7 +152,7 @@ mod tests {
             "apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}, "spec": {"ports": [{"port": port}]},
         });
         let document = Document { file: "a.yaml".into(), index: 1, content: Arc::new(service) };
-        let content = FileContent { file: "a.yaml".into(), documents: vec![document], unreadable: Vec::new() };
+        let content = FileContent::of("a.yaml".into(), vec![document], Vec::new());
         Arc::new(before.change([content]))
     }
 
