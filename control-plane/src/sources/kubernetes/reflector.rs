@@ -89,7 +89,7 @@ impl Reflector {
         self.retry = limits::RETRY_FIRST;
         loop {
             match self.watch(api, &mut version).await {
-                Ok(Over::Resume) => self.retry = limits::RETRY_FIRST,
+                Ok(Over::Resume) => {}
                 Ok(Over::Relist) => return Ok(()),
                 Ok(Over::Unwanted) => return Err(Unwanted),
                 // Custom kinds go, and versions of them.
@@ -131,7 +131,7 @@ impl Reflector {
     }
 
     /// From `version`, which goes on with what is seen.
-    async fn watch(&self, api: &str, version: &mut String) -> anyhow::Result<Over> {
+    async fn watch(&mut self, api: &str, version: &mut String) -> anyhow::Result<Over> {
         let seconds = u32::try_from(jittered(limits::WATCH).as_secs()).unwrap_or(u32::MAX);
         let params = WatchParams { timeout: Some(seconds), bookmarks: true, ..WatchParams::default() };
         let request = Request::new(self.resource.path(api)).watch(&params, version)?;
@@ -141,6 +141,10 @@ impl Reflector {
             Err(error) if is_gone(&error) => return Ok(Over::Relist),
             Err(error) => return Err(error.into()),
         };
+        if self.retry > limits::RETRY_FIRST {
+            tracing::info!(kind = self.resource.kind.as_str(), "watched again");
+            self.retry = limits::RETRY_FIRST;
+        }
         let mut events = pin!(events);
         loop {
             let event = tokio::select! {
@@ -188,12 +192,13 @@ impl Reflector {
 
     async fn failed(&mut self, what: &'static str, error: anyhow::Error) -> Result<(), Unwanted> {
         let stays = if self.listed { "what is known stays in force" } else { "nothing is served before it is read" };
-        tracing::warn!(
-            kind = self.resource.kind.as_str(),
-            error = format!("{error:#}"),
-            again_in_ms = u64::try_from(self.retry.as_millis()).unwrap_or(u64::MAX),
-            "{what}: {stays}"
-        );
+        let (kind, error) = (self.resource.kind.as_str(), format!("{error:#}"));
+        // Once for each time that the API server is away.
+        if self.retry == limits::RETRY_FIRST {
+            tracing::warn!(kind, error, "{what}: {stays}");
+        } else {
+            tracing::debug!(kind, error, "{what}, still");
+        }
         let rest = jittered(self.retry);
         self.retry = (self.retry * 2).min(limits::RETRY_LAST);
         self.rest(rest).await
