@@ -44,6 +44,9 @@ pub fn socket(state: &Path) -> PathBuf {
     state.join("leno.sock")
 }
 
+/// Between looks for the newest version of an object that somebody waits for.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
 /// The port of an operator's loopback in Kubernetes.
 pub const PORT: u16 = 4192;
 
@@ -153,8 +156,14 @@ impl Answers {
 
     /// What was written before the question is part of the answer.
     async fn up_to_date(&self, object: Option<&ObjectKey>) -> (Arc<World>, bool) {
-        let _ = timeout(SETTLE_TIMEOUT, self.prompt.look(object)).await;
-        self.settled().await
+        let looked = self.looked(object).await;
+        let (world, settled) = self.settled().await;
+        (world, settled && looked)
+    }
+
+    /// Whether what was written before is read by now.
+    async fn looked(&self, object: Option<&ObjectKey>) -> bool {
+        timeout(SETTLE_TIMEOUT, self.prompt.look(object)).await.unwrap_or(false)
     }
 
     /// The newest world, once every connected proxy has been compared with it, and whether that is so.
@@ -268,7 +277,15 @@ impl Operator for Answers {
         let (sender, receiver) = mpsc::channel(1);
         let answers = self.clone();
         tokio::spawn(async move {
-            answers.up_to_date(object_key(&object).as_ref()).await;
+            let key = object_key(&object);
+            // Until it is sure that this is about the newest version, nothing is settled.
+            while !answers.looked(key.as_ref()).await {
+                let status = answers.status_of(&answers.settled().await.0, &object, false);
+                if sender.send(Ok(status)).await.is_err() {
+                    return;
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
             answers.watch(object, sender).await;
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))

@@ -201,7 +201,10 @@ impl ControlPlane {
             (Source::Folder(config), _) => {
                 sources::watch_folder(config, options.authority.state.clone(), mesh_settings).await?
             }
-            (Source::Kubernetes, Some(cluster)) => sources::watch_kubernetes(cluster.client(), mesh_settings).await?,
+            (Source::Kubernetes, Some(cluster)) => {
+                let health = Arc::clone(&health);
+                sources::watch_kubernetes(cluster.client(), mesh_settings, move |what| health.waits_for(what)).await?
+            }
             (Source::Kubernetes, None) => bail!("there is no client of the API server"),
         };
         let operator = operator::Listener::bind(options.operator, &options.authority.state).await?;

@@ -30,12 +30,16 @@ pub async fn watch_folder(config: PathBuf, state: PathBuf, settings: MeshSetting
     Ok((world, Prompt::Folder(prompt)))
 }
 
-/// The same of everything that the API server has. One that does not answer is waited for.
+/// The same of everything that the API server has. One that does not answer is waited for; `waiting` is told for what.
 ///
 /// # Errors
-/// If the API server says that what is asked for makes no sense.
-pub async fn watch_kubernetes(client: kube::Client, settings: MeshSettings) -> anyhow::Result<Watched> {
-    let (world, prompt) = kubernetes::watch(client, settings).await?;
+/// If no thread can be started.
+pub async fn watch_kubernetes(
+    client: kube::Client,
+    settings: MeshSettings,
+    waiting: impl Fn(String) + Send + 'static,
+) -> anyhow::Result<Watched> {
+    let (world, prompt) = kubernetes::watch(client, settings, waiting).await?;
     Ok((world, Prompt::Kubernetes(prompt)))
 }
 
@@ -51,10 +55,13 @@ pub enum Prompt {
 
 impl Prompt {
     /// Returns once everything that was written when this was called has been published; of the API server, what was
-    /// written of `object`.
-    pub async fn look(&self, object: Option<&ObjectKey>) {
+    /// written of `object`. False: nobody knows whether that is so.
+    pub async fn look(&self, object: Option<&ObjectKey>) -> bool {
         match self {
-            Self::Folder(prompt) => prompt.look().await,
+            Self::Folder(prompt) => {
+                prompt.look().await;
+                true
+            }
             Self::Kubernetes(prompt) => prompt.look(object).await,
         }
     }

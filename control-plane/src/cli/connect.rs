@@ -9,7 +9,10 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use hyper_util::rt::TokioIo;
-use k8s_openapi::api::{core::v1::Pod, discovery::v1::EndpointSlice};
+use k8s_openapi::api::{
+    core::v1::Pod,
+    discovery::v1::{Endpoint as SliceEndpoint, EndpointSlice},
+};
 use kube::{
     Api,
     api::ListParams,
@@ -105,30 +108,37 @@ impl Cluster {
         kube::Client::try_from(config).context("the kubeconfig cannot be used")
     }
 
-    /// To every replica that is ready: each knows the proxies that are connected to it.
+    /// To every replica that serves: each knows the proxies that are connected to it.
     pub(super) async fn connect(&self) -> anyhow::Result<Replicas> {
         let client = self.client().await?;
-        let pods = ready_pods(&client).await?;
-        if pods.is_empty() {
+        let pods = serving_pods(&client).await?;
+        if !pods.iter().any(|pod| pod.ready) {
             bail!(
                 "no control plane is ready in namespace {CONTROL_PLANE_NAMESPACE}: see kubectl -n {CONTROL_PLANE_NAMESPACE} get \
                  pods, or install one with helm install leno"
             );
         }
         let mut replicas: Option<Replicas> = None;
-        for pod in pods {
-            let channel = forward(client.clone(), pod.clone()).await.with_context(|| {
+        for pod in &pods {
+            let answers = forward(client.clone(), pod.name.clone()).await.with_context(|| {
                 format!(
-                    "cannot reach the control plane's Pod {CONTROL_PLANE_NAMESPACE}/{pod}: you need the right to create \
-                     pods/portforward there (kubectl auth can-i create pods/portforward -n {CONTROL_PLANE_NAMESPACE})"
+                    "cannot reach the control plane's Pod {CONTROL_PLANE_NAMESPACE}/{}: you need the right to create \
+                     pods/portforward there (kubectl auth can-i create pods/portforward -n {CONTROL_PLANE_NAMESPACE})",
+                    pod.name
                 )
-            })?;
+            });
+            let channel = match answers {
+                Ok(channel) => client_of(channel),
+                // It may have ended by now.
+                Err(_) if !pod.ready => continue,
+                Err(error) => return Err(error),
+            };
             replicas = Some(match replicas {
-                None => Replicas::one(client_of(channel)),
-                Some(replicas) => replicas.and(client_of(channel)),
+                None => Replicas::one(channel),
+                Some(replicas) => replicas.and(channel),
             });
         }
-        replicas.context("there is no control plane")
+        Ok(replicas.context("no control plane answers")?.of_cluster(client, pods))
     }
 }
 
@@ -137,21 +147,32 @@ fn in_pod() -> bool {
     std::env::var_os("KUBERNETES_SERVICE_HOST").is_some()
 }
 
-/// Names of the control plane's Pods that are ready, by its Service.
-async fn ready_pods(client: &kube::Client) -> anyhow::Result<Vec<String>> {
+/// A Pod of the control plane.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Replica {
+    name: String,
+    /// False: it is ending, and still has proxies.
+    ready: bool,
+}
+
+/// The control plane's Pods that serve, by its Service.
+pub(super) async fn serving_pods(client: &kube::Client) -> anyhow::Result<Vec<Replica>> {
     let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), CONTROL_PLANE_NAMESPACE);
     let of_service = ListParams::default().labels(&format!("kubernetes.io/service-name={SERVICE}"));
     let listed = timeout(CALL, slices.list(&of_service)).await.context("the API server does not answer")?;
     let slices = listed.with_context(|| {
         format!("cannot ask the API server for the control plane (EndpointSlices in {CONTROL_PLANE_NAMESPACE})")
     })?;
+    let replica = |endpoint: SliceEndpoint| {
+        let conditions = endpoint.conditions.unwrap_or_default();
+        let ready = conditions.ready != Some(false);
+        let serves = conditions.serving.unwrap_or(ready);
+        Some(Replica { name: endpoint.target_ref?.name?, ready }).filter(|_| serves)
+    };
     let endpoints = slices.items.into_iter().filter_map(|slice| slice.endpoints).flatten();
-    let ready = endpoints
-        .filter(|endpoint| endpoint.conditions.as_ref().and_then(|conditions| conditions.ready) != Some(false))
-        .filter_map(|endpoint| endpoint.target_ref?.name);
-    let mut pods: Vec<String> = ready.collect();
+    let mut pods: Vec<Replica> = endpoints.filter_map(replica).collect();
     pods.sort();
-    pods.dedup();
+    pods.dedup_by(|a, b| a.name == b.name);
     Ok(pods)
 }
 

@@ -10,18 +10,32 @@ use leno_proto::v1::{
 use tokio::sync::mpsc;
 use tonic::{Code, Status};
 
-use super::connect::{Client, said};
+use super::connect::{Client, Replica, said, serving_pods};
 
 /// Never empty.
 #[derive(Clone)]
 pub(super) struct Replicas {
     first: Client,
     others: Vec<Client>,
+    /// In a cluster: how to see whether there are others by now.
+    cluster: Option<(kube::Client, Vec<Replica>)>,
 }
 
 impl Replicas {
     pub(super) fn one(client: Client) -> Self {
-        Self { first: client, others: Vec::new() }
+        Self { first: client, others: Vec::new(), cluster: None }
+    }
+
+    pub(super) fn of_cluster(self, client: kube::Client, pods: Vec<Replica>) -> Self {
+        Self { cluster: Some((client, pods)), ..self }
+    }
+
+    /// Whether other Pods serve than when these were found.
+    async fn changed(&self) -> anyhow::Result<bool> {
+        match &self.cluster {
+            Some((client, pods)) => Ok(serving_pods(client).await? != *pods),
+            None => Ok(false),
+        }
     }
 
     pub(super) fn and(mut self, client: Client) -> Self {
@@ -111,6 +125,11 @@ pub(super) struct Statuses {
 }
 
 impl Statuses {
+    /// Whether other replicas serve by now, which may know more: then this is to be asked anew.
+    pub(super) async fn outdated(&self) -> anyhow::Result<bool> {
+        self.replicas.changed().await
+    }
+
     /// Once every replica has said something, at each change.
     pub(super) async fn next(&mut self) -> anyhow::Result<ObjectStatus> {
         loop {

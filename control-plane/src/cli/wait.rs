@@ -75,6 +75,9 @@ async fn watch(args: &Args, object: ObjectRef) -> anyhow::Result<u8> {
     loop {
         match timeout_at(deadline, pin!(statuses.next())).await {
             Ok(Ok(status)) => match judge(args, &status) {
+                Verdict::Holds(_) if statuses.outdated().await? => {
+                    statuses = args.state.connect().await?.watch_object(&object).await?;
+                }
                 Verdict::Holds(what) => {
                     outln!("{title} {what} ({:.3} s)", started.elapsed().as_secs_f64());
                     return Ok(super::SUCCESS);

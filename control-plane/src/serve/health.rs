@@ -2,6 +2,7 @@
 //! control plane that waits for something says what it is.
 
 use std::{
+    borrow::Cow,
     collections::VecDeque,
     net::SocketAddr,
     sync::{Arc, OnceLock},
@@ -33,19 +34,19 @@ const HEAD_BYTES: usize = 8 * 1024;
 #[derive(Default)]
 pub struct Health {
     /// What it waits for before it is ready; None: it is.
-    waits_for: Mutex<Option<&'static str>>,
+    waits_for: Mutex<Option<Cow<'static, str>>>,
     metrics: OnceLock<metrics::View>,
 }
 
 impl Health {
     /// Not ready, before anything else is done.
     pub fn starting() -> Arc<Self> {
-        Arc::new(Self { waits_for: Mutex::new(Some("the start")), metrics: OnceLock::new() })
+        Arc::new(Self { waits_for: Mutex::new(Some("the start".into())), metrics: OnceLock::new() })
     }
 
     /// What is waited for from now on.
-    pub fn waits_for(&self, what: &'static str) {
-        *self.waits_for.lock() = Some(what);
+    pub fn waits_for(&self, what: impl Into<Cow<'static, str>>) {
+        *self.waits_for.lock() = Some(what.into());
     }
 
     /// Everything is there.
@@ -58,7 +59,7 @@ impl Health {
     fn answer(&self, path: &[u8]) -> (&'static str, String) {
         match path {
             b"/live" => ("200 OK", "live\n".to_owned()),
-            b"/ready" => match *self.waits_for.lock() {
+            b"/ready" => match &*self.waits_for.lock() {
                 None => ("200 OK", "ready\n".to_owned()),
                 Some(what) => ("503 Service Unavailable", format!("not ready: waits for {what}\n")),
             },

@@ -51,16 +51,22 @@ pub(crate) mod limits {
     pub(crate) const RETRY_LAST: Duration = Duration::from_secs(10);
     /// Between looks whether a kind is served that was not.
     pub(crate) const LOOK_AGAIN: Duration = Duration::from_secs(10);
-    /// A kind that was served and is not any more is believed to be gone after so many looks: an API server that starts does not serve
-    /// custom kinds at once.
+    /// The same before the first world.
+    pub(crate) const LOOK_AT_START: Duration = Duration::from_secs(1);
+    /// A kind that is not served is believed not to be there after so many looks: an API server that starts does not serve custom kinds
+    /// at once.
     pub(crate) const LOOKS_UNTIL_GONE: u32 = 3;
+    /// A watch that ends sooner is not taken up again at once.
+    pub(crate) const WATCH_LASTED: Duration = Duration::from_secs(5);
+    /// After so many watches in a row that the API server refused, everything is listed again.
+    pub(crate) const REFUSALS_UNTIL_RELIST: u32 = 5;
 }
 
 /// Something that a reflector found.
 #[derive(Debug)]
 pub(crate) enum Update {
-    /// All objects of a kind.
-    Listed(Kind, Vec<Seen>),
+    /// All objects of a kind, at that version.
+    Listed(Kind, Vec<Seen>, u64),
     /// An object that is new, or has changed.
     Is(Kind, Seen),
     /// An object that is gone, at that version.
@@ -79,30 +85,37 @@ pub struct Prompt {
 }
 
 impl Prompt {
-    /// Returns once the API server's newest version of `object` is published. At once if it cannot be asked.
-    pub(super) async fn look(&self, object: Option<&ObjectKey>) {
-        let Some(key) = object else { return };
+    /// Returns once the API server's newest version of `object` is published; false: it cannot be asked.
+    pub(super) async fn look(&self, object: Option<&ObjectKey>) -> bool {
+        let Some(key) = object else { return true };
         let newest = match timeout(limits::CALL, resources::version_of(&self.client, key)).await {
             Ok(Ok(newest)) => newest,
-            Ok(Err(error)) => return tracing::debug!(%key, %error, "cannot ask for the newest version"),
-            Err(_) => return,
+            Ok(Err(error)) => {
+                tracing::warn!(%key, %error, "cannot ask the API server for the newest version");
+                return false;
+            }
+            Err(_) => return false,
         };
-        // An error: nothing is read any more, so there is nothing to wait for.
-        let _ = match newest {
+        // An error: nothing is read any more.
+        match newest {
             Some(version) => {
                 let taken_in = |versions: &Versions| versions.get(&key.kind).is_some_and(|known| *known >= version);
-                self.versions.clone().wait_for(taken_in).await.err()
+                self.versions.clone().wait_for(taken_in).await.is_ok()
             }
-            None => self.world.clone().wait_for(|world| world.object(key).is_none()).await.err(),
-        };
+            None => self.world.clone().wait_for(|world| world.object(key).is_none()).await.is_ok(),
+        }
     }
 }
 
-/// Lists everything once, then watches in the background. An API server that does not answer is waited for.
+/// Lists everything once, then watches in the background. An API server that does not answer is waited for; `waiting` is told for what.
 ///
 /// # Errors
 /// If no thread can be started.
-pub async fn watch(client: Client, settings: MeshSettings) -> anyhow::Result<(watch::Receiver<Arc<World>>, Prompt)> {
+pub async fn watch(
+    client: Client,
+    settings: MeshSettings,
+    waiting: impl Fn(String) + Send + 'static,
+) -> anyhow::Result<(watch::Receiver<Arc<World>>, Prompt)> {
     let (found, updates) = mpsc::channel(limits::QUEUE);
     for resource in resources::ALL {
         tokio::spawn(reflector::run(client.clone(), resource, found.clone()));
@@ -119,7 +132,7 @@ pub async fn watch(client: Client, settings: MeshSettings) -> anyhow::Result<(wa
     };
     std::thread::Builder::new()
         .name("leno-kubernetes".to_owned())
-        .spawn(move || intake.run(first))
+        .spawn(move || intake.run(first, waiting))
         .context("cannot start the thread that takes in what the API server says")?;
     let world = first_world.await.context("the API server is not read any more")?;
     Ok((world.clone(), Prompt { client, world, versions: seen }))
@@ -145,9 +158,11 @@ struct Batch {
 
 impl Intake {
     /// Until nobody wants worlds any more.
-    fn run(&mut self, first: oneshot::Sender<watch::Receiver<Arc<World>>>) {
+    fn run(&mut self, first: oneshot::Sender<watch::Receiver<Arc<World>>>, waiting: impl Fn(String)) {
         let mut batch = Batch::default();
         while !self.missing.is_empty() {
+            let kinds: Vec<&str> = self.missing.iter().map(|kind| kind.as_str()).collect();
+            waiting(format!("the API server's first list of {}", kinds.join(", ")));
             let Some(update) = self.updates.blocking_recv() else { return };
             self.add(update, &mut batch);
         }
@@ -188,7 +203,7 @@ impl Intake {
 
     fn add(&mut self, update: Update, batch: &mut Batch) {
         match update {
-            Update::Listed(kind, objects) => {
+            Update::Listed(kind, objects, version) => {
                 self.missing.remove(&kind);
                 let present: HashSet<Arc<str>> = objects.iter().map(|seen| Arc::clone(&seen.file)).collect();
                 let held = self.held.entry(kind).or_default();
@@ -200,8 +215,8 @@ impl Intake {
                 for seen in objects {
                     self.put(kind, seen, batch);
                 }
-                // A kind without objects is taken in, too.
-                batch.versions.entry(kind).or_default();
+                let known = batch.versions.entry(kind).or_default();
+                *known = version.max(*known);
             }
             Update::Is(kind, seen) => self.put(kind, seen, batch),
             Update::IsNot(kind, file, version) => {

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::{
     sync::mpsc,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_stream::StreamExt as _;
 
@@ -59,10 +59,13 @@ struct Reflector {
     unserved: u32,
     /// Something was sent.
     listed: bool,
+    /// What went wrong last was said, and is not over.
+    away: bool,
 }
 
 pub(super) async fn run(client: Client, resource: Resource, found: mpsc::Sender<Update>) {
-    let mut reflector = Reflector { client, resource, found, retry: limits::RETRY_FIRST, unserved: 0, listed: false };
+    let mut reflector =
+        Reflector { client, resource, found, retry: limits::RETRY_FIRST, unserved: 0, listed: false, away: false };
     while let Ok(()) = reflector.round().await {}
 }
 
@@ -85,18 +88,33 @@ impl Reflector {
             tracing::debug!(kind, api, objects = objects.len(), "listed");
         }
         self.unserved = 0;
-        self.send(Update::Listed(self.resource.kind, objects)).await?;
-        self.retry = limits::RETRY_FIRST;
+        self.send(Update::Listed(self.resource.kind, objects, number(Some(&version)))).await?;
+        let mut refused = 0;
         loop {
-            match self.watch(api, &mut version).await {
-                Ok(Over::Resume) => {}
-                Ok(Over::Relist) => return Ok(()),
+            let began = Instant::now();
+            let over = self.watch(api, &mut version).await;
+            let lasted = began.elapsed() >= limits::WATCH_LASTED;
+            if lasted {
+                self.retry = limits::RETRY_FIRST;
+                refused = 0;
+            }
+            match over {
                 Ok(Over::Unwanted) => return Err(Unwanted),
+                Ok(Over::Resume) if lasted => {}
+                Ok(Over::Resume) => self.pause().await?,
+                Ok(Over::Relist) => return self.pause().await,
                 // Custom kinds go, and versions of them.
                 Err(error) if error.downcast_ref().is_some_and(is_missing) => {
                     return self.failed("cannot watch any more", error).await;
                 }
-                Err(error) => self.failed("cannot watch", error).await?,
+                Err(error) => {
+                    let answered = matches!(error.downcast_ref(), Some(kube::Error::Api(_)));
+                    refused += u32::from(answered);
+                    self.failed("cannot watch", error).await?;
+                    if refused >= limits::REFUSALS_UNTIL_RELIST {
+                        return Ok(());
+                    }
+                }
             }
         }
     }
@@ -104,13 +122,17 @@ impl Reflector {
     /// Once it is sure, there are no objects of the kind.
     async fn is_not_served(&mut self) -> Result<(), Unwanted> {
         self.unserved = self.unserved.saturating_add(1);
-        if !self.listed || self.unserved == limits::LOOKS_UNTIL_GONE {
+        if self.unserved < limits::LOOKS_UNTIL_GONE {
+            // At the start everybody waits for the answer.
+            return self.rest(jittered(if self.listed { limits::LOOK_AGAIN } else { limits::LOOK_AT_START })).await;
+        }
+        if self.unserved == limits::LOOKS_UNTIL_GONE {
             tracing::info!(
                 kind = self.resource.kind.as_str(),
                 group = self.resource.group,
                 "the API server has no such kind"
             );
-            self.send(Update::Listed(self.resource.kind, Vec::new())).await?;
+            self.send(Update::Listed(self.resource.kind, Vec::new(), 0)).await?;
         }
         self.rest(jittered(limits::LOOK_AGAIN)).await
     }
@@ -141,9 +163,8 @@ impl Reflector {
             Err(error) if is_gone(&error) => return Ok(Over::Relist),
             Err(error) => return Err(error.into()),
         };
-        if self.retry > limits::RETRY_FIRST {
+        if std::mem::take(&mut self.away) {
             tracing::info!(kind = self.resource.kind.as_str(), "watched again");
-            self.retry = limits::RETRY_FIRST;
         }
         let mut events = pin!(events);
         loop {
@@ -194,11 +215,16 @@ impl Reflector {
         let stays = if self.listed { "what is known stays in force" } else { "nothing is served before it is read" };
         let (kind, error) = (self.resource.kind.as_str(), format!("{error:#}"));
         // Once for each time that the API server is away.
-        if self.retry == limits::RETRY_FIRST {
-            tracing::warn!(kind, error, "{what}: {stays}");
-        } else {
+        if std::mem::replace(&mut self.away, true) {
             tracing::debug!(kind, error, "{what}, still");
+        } else {
+            tracing::warn!(kind, error, "{what}: {stays}");
         }
+        self.pause().await
+    }
+
+    /// Longer from time to time.
+    async fn pause(&mut self) -> Result<(), Unwanted> {
         let rest = jittered(self.retry);
         self.retry = (self.retry * 2).min(limits::RETRY_LAST);
         self.rest(rest).await

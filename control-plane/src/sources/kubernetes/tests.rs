@@ -97,6 +97,24 @@ fn routes_of_gateways_are_others() {
     let (gateway, service) = (json!({"name": "front"}), json!({"group": "core", "kind": "Service", "name": "cart"}));
     assert!(of(json!([gateway, service])) && of(json!([service])));
     assert!(!of(json!([gateway])) && !of(json!([])) && !of(Value::Null));
+    // It has left, and must be told so.
+    let mut left = route(1, 2, "/a");
+    left["spec"]["parentRefs"] = json!([gateway]);
+    left["status"]["parents"] = json!([{"controllerName": "leno.dev/control-plane"}]);
+    assert!(trim::seen(Kind::HttpRoute, "gateway.networking.k8s.io/v1", left).is_some());
+}
+
+#[tokio::test]
+async fn marks_that_cannot_be_read_take_no_pod_out_of_the_mesh() {
+    let mut running = running().await;
+    let marked = pod("a", 7, |pod| {
+        pod["metadata"]["annotations"] = json!({"leno.dev/inbound": "stirct", "leno.dev/weight": "heavy"});
+    });
+    let world = running.tell(Kind::Pod, 7, Update::Is(Kind::Pod, seen(Kind::Pod, marked))).await;
+    let Some(Object::Pod(found)) = world.object(&key(Kind::Pod, "a")) else { panic!("{:?}", world.errors()) };
+    assert_eq!((found.inbound, found.weight, found.meshed), (Some(InboundMode::Strict), 1, true));
+    let told = &world.info(&key(Kind::Pod, "a")).unwrap().conditions[0].message;
+    assert!(told.contains("leno.dev/inbound=stirct") && told.contains("leno.dev/weight=heavy"), "{told}");
 }
 
 struct Running {
@@ -118,9 +136,9 @@ async fn running() -> Running {
         missing: resources::ALL.iter().map(|resource| resource.kind).collect(),
         versions,
     };
-    std::thread::spawn(move || intake.run(first));
+    std::thread::spawn(move || intake.run(first, |_| {}));
     for resource in resources::ALL {
-        updates.send(Update::Listed(resource.kind, Vec::new())).await.unwrap();
+        updates.send(Update::Listed(resource.kind, Vec::new(), 0)).await.unwrap();
     }
     Running { updates, world: world.await.unwrap(), versions: seen }
 }
@@ -176,7 +194,7 @@ async fn listed_again_only_differences_count() {
             object["spec"]["clusterIP"] = json!("");
             seen(Kind::Service, object)
         };
-        Update::Listed(Kind::Service, names.iter().map(seen).collect())
+        Update::Listed(Kind::Service, names.iter().map(seen).collect(), 0)
     };
     let world = running.tell(Kind::Service, 6, services(&[("a", 5), ("b", 6)])).await;
     let generation = world.generation();
@@ -237,7 +255,7 @@ fn status(code: u16, reason: &str) -> Value {
 
 async fn next(found: &mut mpsc::Receiver<Update>) -> String {
     match found.recv().await.unwrap() {
-        Update::Listed(_, objects) => {
+        Update::Listed(_, objects, _) => {
             let files: Vec<String> = objects.iter().map(|seen| format!("{}@{}", seen.file, seen.version)).collect();
             format!("listed {}", files.join(" "))
         }

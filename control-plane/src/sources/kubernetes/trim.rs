@@ -11,6 +11,10 @@ use crate::model::{FileContent, Kind};
 const PROXY_CONTAINER: &str = "leno-proxy";
 /// See [`crate::model`]: whether a Pod is in the mesh.
 const INJECT: &str = "leno.dev/inject";
+const INBOUND: &str = "leno.dev/inbound";
+const WEIGHT: &str = "leno.dev/weight";
+/// Ours, among those who write a route's status.
+const CONTROLLER: &str = "leno.dev/control-plane";
 
 /// An object as it was seen.
 #[derive(Debug)]
@@ -34,7 +38,7 @@ pub(super) fn trimmed(kind: Kind, api_version: &str, mut object: Value) -> Optio
     let version = number(object.pointer("/metadata/resourceVersion").and_then(Value::as_str));
     let mut content = json!({ "apiVersion": api_version, "kind": kind.as_str(), "metadata": metadata(&mut object) });
     match kind {
-        Kind::Namespace => {}
+        Kind::Namespace => settle_marks(&mut content),
         Kind::Service => keep(&mut object, &mut content, &SERVICE_FIELDS),
         Kind::EndpointSlice => keep(&mut object, &mut content, &[&["addressType"], &["ports"], &["endpoints"]]),
         Kind::Pod => pod(&mut object, &mut content),
@@ -43,10 +47,32 @@ pub(super) fn trimmed(kind: Kind, api_version: &str, mut object: Value) -> Optio
     Some((file, version, content))
 }
 
-/// Routes of Gateways are others' to serve, and to judge.
+/// Routes of Gateways are others' to serve, and to judge; one that has left the mesh is still told so.
 fn concerns_mesh(kind: Kind, object: &Value) -> bool {
-    let parents = object.pointer("/spec/parentRefs").and_then(Value::as_array);
-    !kind.is_route() || parents.is_some_and(|all| all.iter().any(|parent| parent["kind"] == "Service"))
+    let any = |list: &str, of_ours: fn(&Value) -> bool| {
+        object.pointer(list).and_then(Value::as_array).is_some_and(|all| all.iter().any(of_ours))
+    };
+    !kind.is_route()
+        || any("/spec/parentRefs", |parent| parent["kind"] == "Service")
+        || any("/status/parents", |parent| parent["controllerName"] == CONTROLLER)
+}
+
+/// Marks that cannot be read take nothing out of the mesh: who must not be reached in plaintext is taken for strict, a weight for none.
+/// What was wrong is kept as a mark that is not known, and so is reported.
+fn settle_marks(content: &mut Value) {
+    for map in ["labels", "annotations"] {
+        let Some(marks) = content["metadata"].get_mut(map).and_then(Value::as_object_mut) else { continue };
+        let said = |marks: &Map<String, Value>, name: &str| marks.get(name).and_then(Value::as_str).map(str::to_owned);
+        if let Some(mode) = said(marks, INBOUND).filter(|mode| !matches!(mode.as_str(), "strict" | "permissive")) {
+            marks.insert(INBOUND.to_owned(), json!("strict"));
+            marks.insert(format!("{INBOUND}={mode}: neither strict nor permissive, taken for strict"), json!(""));
+        }
+        let is_weight = |text: &String| text.parse::<u32>().is_ok_and(|weight| (1..=1000).contains(&weight));
+        if let Some(weight) = said(marks, WEIGHT).filter(|text| !is_weight(text)) {
+            marks.remove(WEIGHT);
+            marks.insert(format!("{WEIGHT}={weight}: no number from 1 to 1000"), json!(""));
+        }
+    }
 }
 
 /// As [`Seen::file`]. None: it has no name, so it is nothing that an API server sends.
@@ -121,6 +147,7 @@ fn pod(object: &mut Value, content: &mut Value) {
     if !ended && !of_node {
         keep(object, content, &[&["status", "podIP"], &["status", "podIPs"]]);
     }
+    settle_marks(content);
     // What was asked for when it was made does not matter any more.
     if let Some(labels) = content.pointer_mut("/metadata/labels").and_then(Value::as_object_mut) {
         labels.remove(INJECT);
