@@ -1,9 +1,6 @@
 //! `leno wait`
 
-use std::{
-    pin::pin,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use leno_proto::v1::{ObjectRef, ObjectStatus};
 use tokio::time::timeout_at;
@@ -73,7 +70,8 @@ async fn watch(args: &Args, object: ObjectRef) -> anyhow::Result<u8> {
     let mut last: Option<ObjectStatus> = None;
     let deadline = tokio::time::Instant::from_std(started + args.timeout);
     loop {
-        match timeout_at(deadline, pin!(statuses.next())).await {
+        let news = timeout_at(deadline, statuses.next()).await;
+        match news {
             Ok(Ok(status)) => match judge(args, &status) {
                 Verdict::Holds(_) if statuses.outdated().await? => {
                     statuses = args.state.connect().await?.watch_object(&object).await?;
