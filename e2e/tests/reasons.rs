@@ -218,17 +218,30 @@ async fn breaks_off() -> Result<SocketAddr> {
 /// What a producer saw: the proxy that gave the reason, and its answers, if there are any.
 struct Produced<'a> {
     at: &'a Workload,
+    /// The proxy that may say it in its place: both keep the time, and whichever notices first that it is up says so.
+    or: Option<&'a Workload>,
     answers: Vec<client::Answer>,
     /// None: the proxy has ended.
     counted: Option<&'static str>,
 }
 
+impl<'a> Produced<'a> {
+    fn proxies(&self) -> impl Iterator<Item = &'a Workload> + use<'a> {
+        [Some(self.at), self.or].into_iter().flatten()
+    }
+}
+
 /// Makes a proxy give this reason. A reason that is new needs an arm here.
 async fn produce<'a>(cast: &'a Cast, reason: &str) -> Result<Produced<'a>> {
-    let mut produced = Produced { at: &cast.client, answers: Vec::new(), counted: Some("leno_requests_total") };
+    let mut produced =
+        Produced { at: &cast.client, or: None, answers: Vec::new(), counted: Some("leno_requests_total") };
     match reason {
         "no-rule" | "invalid-backend" | "no-endpoint" | "connect" | "tls" | "fault" | "direct-response"
-        | "request-timeout" | "try-timeout" | "idle" => produced.answers = cast.both(reason).await?,
+        | "try-timeout" | "idle" => produced.answers = cast.both(reason).await?,
+        "request-timeout" => {
+            produced.or = Some(cast.sidecar("slow")?);
+            produced.answers = cast.both(reason).await?;
+        }
         "bad-request" => produced.answers = bad_requests(cast).await?,
         "refused" => {
             produced.at = cast.sidecar("opened")?;
@@ -411,12 +424,16 @@ async fn aborted(cast: &Cast) -> Result<()> {
 }
 
 /// The line of a proxy's access log that tells of it.
-async fn logged(at: &Workload, reason: &str) -> Result<()> {
-    eventually(&format!("{} logs {reason}", at.name()), LIMIT, async || {
-        let log = at.process()?.log()?;
-        let mut lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-        ensure!(lines.any(|line| line.get("reason") == Some(&reason.into())), "no such line yet");
-        Ok(())
+async fn logged(produced: &Produced<'_>, reason: &str) -> Result<()> {
+    eventually(&format!("{} logs {reason}", produced.at.name()), LIMIT, async || {
+        for proxy in produced.proxies() {
+            let log = proxy.process()?.log()?;
+            let mut lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+            if lines.any(|line| line.get("reason") == Some(&reason.into())) {
+                return Ok(());
+            }
+        }
+        bail!("no such line yet")
     })
     .await
 }
@@ -440,10 +457,13 @@ async fn every_reason_is_given_and_told_everywhere() -> Result<()> {
             let wanted = if n == 0 { (status.unwrap_or_default(), None) } else { (200, grpc) };
             ensure!(told == wanted, "{reason}: {told:?} in place of {wanted:?}: {answer:?}");
         }
-        logged(produced.at, &reason).await?;
+        logged(&produced, &reason).await?;
         if let Some(counter) = produced.counted {
             eventually(&format!("{reason} is counted"), LIMIT, async || {
-                let count = produced.at.metrics().await?.sum(counter, &[("reason", &reason)]);
+                let mut count = 0.0;
+                for proxy in produced.proxies() {
+                    count += proxy.metrics().await?.sum(counter, &[("reason", &reason)]);
+                }
                 ensure!(count >= produced.answers.len().max(1) as f64, "{count} are counted");
                 Ok(())
             })

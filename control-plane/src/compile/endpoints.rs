@@ -115,12 +115,7 @@ fn of_service(sources: &mut Sources<'_>, key: &ObjectKey, number: u16) -> Option
         }
     }
     let policy = policy::of_backend(sources, key, &port.name);
-    let mut endpoints: Vec<Endpoint> = found.into_values().collect();
-    // Where all are terminating, who still serves is better than nobody (KEP-1669, as kube-proxy does).
-    if endpoints.iter().all(|endpoint| endpoint.state() == State::Draining) {
-        endpoints.iter_mut().for_each(|endpoint| endpoint.set_state(State::Ready));
-    }
-    Some(Endpoints { protocol: protocol.into(), endpoints, host_name: None, policy })
+    Some(Endpoints { protocol: protocol.into(), endpoints: found.into_values().collect(), host_name: None, policy })
 }
 
 fn endpoint_at(

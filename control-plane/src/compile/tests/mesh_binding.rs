@@ -83,7 +83,7 @@ fn a_headless_service_is_no_parent_and_may_be_a_backend() {
 }
 
 #[test]
-fn where_all_endpoints_are_terminating_those_that_serve_are_used() {
+fn where_all_endpoints_are_terminating_those_that_serve_are_told_of() {
     let all = SHOP.replace(
         "- {addresses: [10.1.0.1], targetRef: {kind: Pod, name: shop-a}, zone: z1}\n",
         "- {addresses: [10.1.0.1], conditions: {ready: false, serving: false, terminating: true}}\n",
@@ -91,5 +91,6 @@ fn where_all_endpoints_are_terminating_those_that_serve_are_used() {
     let world = world(&all.replace("- {addresses: [10.1.0.4]}\n", ""));
     let states: Vec<_> =
         endpoints(&world, "web/shop:80").endpoints.iter().map(|one| (one.address.clone(), one.state())).collect();
-    assert_eq!(states, [("10.1.0.2:8080".to_owned(), leno_proto::v1::endpoint::State::Ready)]);
+    // Which proxies take as their last resort.
+    assert_eq!(states, [("10.1.0.2:8080".to_owned(), leno_proto::v1::endpoint::State::Draining)]);
 }
