@@ -95,8 +95,14 @@ impl Publisher {
                 }
                 world.mark_unchanged();
                 bundle.mark_unchanged();
-                let newest = Arc::clone(&world.borrow());
-                if !self.publish(&wanted(&newest)).await {
+                let wanted = wanted(&world.borrow());
+                let published = tokio::select! {
+                    published = self.publish(&wanted) => published,
+                    // Who no longer leads leaves the rest to who does.
+                    Ok(()) = leader.changed() => continue,
+                    _ = stopping.wait_for(|stop| *stop) => return Ok(()),
+                };
+                if !published {
                     next_list = next_list.min(Instant::now() + limits::RETRY);
                 }
             } else {
@@ -158,8 +164,13 @@ impl Publisher {
         }));
         let apply = PatchParams::apply(FIELD_MANAGER).force();
         // A namespace that is just going takes nothing new, and needs nothing.
-        let written = api.patch(CONFIG_MAP, &apply, &map);
-        if find("write the ConfigMap leno-trust-bundle", written).await?.is_some() {
+        let written = async {
+            match api.patch(CONFIG_MAP, &apply, &map).await {
+                Err(error) if is_going(&error) => Ok(None),
+                written => written.map(Some),
+            }
+        };
+        if find("write the ConfigMap leno-trust-bundle", written).await?.flatten().is_some() {
             self.present.insert(namespace.to_owned(), (bundle.to_owned(), true));
         }
         Ok(())
@@ -173,6 +184,13 @@ impl Publisher {
     }
 }
 
+/// Whether it was refused because the namespace is being deleted.
+fn is_going(error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else { return false };
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    status.code == 403 && causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
+}
+
 /// Changes of the configuration come in crowds.
 const PACE: Duration = Duration::from_millis(300);
 
@@ -180,6 +198,19 @@ const PACE: Duration = Duration::from_millis(300);
 mod tests {
     use super::*;
     use crate::model::{Document, Generations, MeshSettings};
+
+    #[test]
+    fn a_namespace_that_is_going_takes_nothing_new() {
+        let refused = |code: u16, reason: &str| {
+            let status = json!({
+                "status": "Failure", "message": "no", "reason": "Forbidden", "code": code,
+                "details": { "causes": [{ "reason": reason, "message": "it is being terminated", "field": "metadata.namespace" }] },
+            });
+            kube::Error::Api(serde_json::from_value(status).unwrap())
+        };
+        assert!(is_going(&refused(403, "NamespaceTerminating")));
+        assert!(!is_going(&refused(403, "FieldValueForbidden")) && !is_going(&refused(404, "NamespaceTerminating")));
+    }
 
     #[test]
     fn namespaces_of_the_mesh_need_it() {

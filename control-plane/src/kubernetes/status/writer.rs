@@ -89,6 +89,8 @@ impl Writer {
                 news.mark_unchanged();
                 again = tokio::select! {
                     again = self.round(&world) => again,
+                    // Who no longer leads leaves the rest to who does.
+                    Ok(()) = leader.changed() => continue,
                     _ = stopping.wait_for(|stop| *stop) => return Ok(()),
                 };
             } else {
