@@ -255,7 +255,24 @@ async fn a_services_policy_keeps_sessions_where_the_route_does_not() -> Result<(
     .await?;
     scenario.mesh.remove("routes.yaml")?;
     scenario.mesh.leno(&["wait", "httproute/shop", "-n", "default", "--for", "removed", "--timeout", "30s"]).await?;
-    ensure!(!scenario.get("/").await?.header("x-shop-session").is_empty(), "the last good policy is gone");
+    let first = scenario.get("/").await?;
+    let (token, home) = (first.header("x-shop-session").to_owned(), first.seen()?.instance);
+    ensure!(!token.is_empty(), "the last good policy is gone: {first:?}");
+
+    // At a weight of 0 a session stays, until nobody is left who serves it.
+    scenario.route(&weights("").replace("weight: 1}", "weight: 0}"), "httproute/shop").await?;
+    for _ in 0..20 {
+        ensure!(with("x-shop-session", &token).await?.seen()?.instance == home);
+    }
+    for one in scenario.instances.iter().filter(|one| one.server.name().starts_with("shop-")) {
+        one.sidecar.withdraw(&scenario.mesh)?;
+    }
+    eventually("the session is balanced anew", LIMIT, async || {
+        let answer = with("x-shop-session", &token).await?;
+        ensure!(answer.status == 200 && answer.seen()?.instance.starts_with("next-"), "{answer:?}");
+        Ok(())
+    })
+    .await?;
     scenario.mesh.end().await
 }
 

@@ -489,7 +489,7 @@ async fn sessions_stay_with_their_endpoint() -> Result<()> {
         "new sessions follow the weights"
     );
 
-    // A session whose endpoint is gone goes on with another, and stays there.
+    // A session whose endpoint is gone is balanced anew, as the weights are now, and stays there.
     let index = scenario.instances.iter().position(|one| one.server.name() == home).context("home")?;
     scenario.instances.get(index).context("home")?.sidecar.withdraw(&scenario.mesh)?;
     let moved = eventually("the session has moved", LIMIT, async || {
@@ -499,6 +499,7 @@ async fn sessions_stay_with_their_endpoint() -> Result<()> {
         Ok(answer)
     })
     .await?;
+    ensure!(moved.seen()?.instance.starts_with("next-"), "a backend of weight 0 gets no new sessions: {moved:?}");
     let (token, home) = (cookie(&moved), moved.seen()?.instance);
     for _ in 0..10 {
         let answer = scenario.send(Request::get("/cookie").header("cookie", &token)).await?;

@@ -203,6 +203,11 @@ impl<T> WeightedBackends<T> {
         self.entries.iter()
     }
 
+    /// Whether a backend of these gets any requests by weight.
+    pub fn takes_new(&self, backend: &T) -> bool {
+        self.entries.iter().any(|(weight, entry)| *weight > 0 && std::ptr::eq(entry, backend))
+    }
+
     /// The backend at `point`, a uniformly random number. None if there is none or all weigh 0.
     pub fn pick(&self, point: u64) -> Option<&T> {
         let mut rest = point.checked_rem(self.total)?;

@@ -121,6 +121,17 @@ impl Upstreams {
         self.state.placed_by(policy);
     }
 
+    /// Whether a session's endpoint still serves this backend, as far as is known: it is in the set (it may drain) and is not
+    /// ejected. One that is only kept for a while, because the control plane knows of none any longer, does not count.
+    pub(crate) async fn serves(&self, backend: &Arc<Backend>, session: &Session) -> bool {
+        if !self.state.is_settled(backend) && self.await_endpoints(backend).await.is_err() {
+            return false;
+        }
+        let (balancer, _) = self.state.balancer(backend);
+        let local = balancer.at(session.address, Instant::now()).filter(|_| !balancer.is_kept());
+        local.is_some_and(|local| session.is_with_workload(&local.endpoint.name()))
+    }
+
     /// The endpoint of a session, if it still serves: also while it drains, which is not what new sessions get. None: the
     /// session needs another.
     pub(crate) async fn pick_of_session(&self, backend: &Arc<Backend>, session: &Session) -> Option<Pick> {

@@ -105,6 +105,12 @@ impl Session {
         self.workload == short(workload)
     }
 
+    /// Whether both are with the same endpoint of the same backend.
+    pub(crate) fn is_where(&self, other: &Self) -> bool {
+        let place = |session: &Self| (session.backend, session.workload, session.address);
+        place(self) == place(other)
+    }
+
     fn to_bytes(self) -> [u8; PLAIN] {
         let ip = match self.address.ip() {
             IpAddr::V4(ip) => ip.to_ipv6_mapped(),
@@ -162,9 +168,7 @@ impl Persistence {
     /// Whether the client must be given a token: it had none for this endpoint, or time runs from its last use. The session
     /// to give it.
     pub(crate) fn next(&self, held: Option<Session>, served: Session) -> Option<Session> {
-        let same =
-            held.filter(|held| Session { began: 0, used: 0, ..*held } == Session { began: 0, used: 0, ..served });
-        let Some(held) = same else { return Some(served) };
+        let Some(held) = held.filter(|held| held.is_where(&served)) else { return Some(served) };
         let idle = self.idle?.as_secs();
         (served.used.saturating_sub(held.used) >= idle / RENEWALS).then_some(Session { began: held.began, ..served })
     }
@@ -308,6 +312,7 @@ mod tests {
         }
         let held = session(100);
         assert!(held.is_with_backend("shop/cart:80") && !held.is_with_backend("shop/cart:81"));
+        assert!(held.is_where(&session(200)) && !held.is_where(&Session { workload: short("cart-2"), ..held }));
         assert!(held.is_with_workload("cart-1") && !held.is_with_workload("cart-2"));
     }
 

@@ -118,7 +118,7 @@ impl Request<'_> {
         let prefix_len = matched.prefix_len;
         exchange.record.route = Some(action.origin.clone());
         exchange.limit_by_route(action.request_timeout);
-        let (chosen, kept) = self.choose(action, &head.fields);
+        let (chosen, kept) = self.choose(exchange, action, &head.fields).await?;
         exchange.metrics = chosen.map_or(&action.metrics, |chosen| &chosen.metrics).clone();
         supported(&action.filters)?;
         if let Some(cors) = &action.filters.cors {
@@ -155,32 +155,41 @@ impl Request<'_> {
             filters.response.apply(&mut answer.response.head.fields);
         }
         if let Some(kept) = kept {
-            kept.write(exchange, &mut answer.response.head.fields);
+            kept.write(exchange, action.backends.takes_new(chosen), &mut answer.response.head.fields);
         }
         Ok(answer)
     }
 
     /// The backend that the request is for, and what is known of its session. What the rule says of sessions goes before what
-    /// its backends say; a session goes before weights, also those of 0 (GEP-1619).
-    fn choose<'r>(&self, action: &'r HttpAction, request: &Fields) -> (Option<&'r HttpBackend>, Option<Kept<'r>>) {
+    /// its backends say; a session goes before weights, also those of 0, as long as its endpoint serves (GEP-1619).
+    async fn choose<'r>(
+        &self,
+        exchange: &mut Exchange,
+        action: &'r HttpAction,
+        request: &Fields,
+    ) -> Result<(Option<&'r HttpBackend>, Option<Kept<'r>>), Error> {
         if action.filters.redirect.is_some() || action.direct_response.is_some() {
-            return (None, None);
+            return Ok((None, None));
         }
         let read = |persistence: &'r Persistence| Kept::read(self.ctx, persistence, request);
         let draw = || action.backends.pick(self.ctx.random.next());
         if let Some(persistence) = &action.persistence {
-            let kept = read(persistence);
+            let mut kept = read(persistence);
+            if let Some(kept) = &mut kept {
+                kept.look_up(self.ctx, exchange, &action.backends).await?;
+            }
             let of_session = kept.as_ref().and_then(|kept| kept.backend(&action.backends));
-            return (of_session.or_else(draw), kept);
+            return Ok((of_session.or_else(draw), kept));
         }
         for (_, backend) in action.backends.iter() {
-            let kept = backend.persistence.as_deref().and_then(read).filter(|kept| kept.is_with(backend));
-            if kept.is_some() {
-                return (Some(backend), kept);
+            let Some(mut kept) = backend.persistence.as_deref().and_then(read) else { continue };
+            kept.look_up(self.ctx, exchange, &action.backends).await?;
+            if kept.serves && kept.is_with(backend) {
+                return Ok((Some(backend), Some(kept)));
             }
         }
         let drawn = draw();
-        (drawn, drawn.and_then(|backend| backend.persistence.as_deref()).and_then(read))
+        Ok((drawn, drawn.and_then(|backend| backend.persistence.as_deref()).and_then(read)))
     }
 
     /// The answer, if the request is to be aborted.
@@ -281,6 +290,8 @@ struct Kept<'a> {
     persistence: &'a Persistence,
     key: Arc<SessionKey>,
     session: Option<Session>,
+    /// Its endpoint still serves a backend of the rule.
+    serves: bool,
     /// Unix seconds.
     now: u64,
 }
@@ -291,12 +302,28 @@ impl<'a> Kept<'a> {
         let key = Arc::clone(ctx.policy.snapshot().settings.as_ref()?.session_key.as_ref()?);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let session = persistence.read(&key, request, now);
-        Some(Self { persistence, key, session, now })
+        Some(Self { persistence, key, session, serves: false, now })
     }
 
-    /// The one that the session is with.
+    /// Finds out whether the session's endpoint still serves.
+    async fn look_up(
+        &mut self,
+        ctx: &Context,
+        exchange: &mut Exchange,
+        backends: &WeightedBackends<HttpBackend>,
+    ) -> Result<(), Error> {
+        let with = backends.iter().map(|(_, entry)| entry).find(|entry| self.is_with(entry));
+        if let (Some(session), Some(Ok(backend))) = (self.session, with.map(|entry| &entry.backend)) {
+            // Few requests have one: the others are not to carry what it takes.
+            let mut serves = Box::pin(async { Ok(ctx.upstreams.serves(backend, &session).await) });
+            self.serves = exchange.within(None, serves.as_mut()).await?;
+        }
+        Ok(())
+    }
+
+    /// The one that the session stays with.
     fn backend<'b>(&self, backends: &'b WeightedBackends<HttpBackend>) -> Option<&'b HttpBackend> {
-        backends.iter().map(|(_, entry)| entry).find(|entry| self.is_with(entry))
+        backends.iter().map(|(_, entry)| entry).find(|entry| self.serves && self.is_with(entry))
     }
 
     fn is_with(&self, entry: &HttpBackend) -> bool {
@@ -304,15 +331,17 @@ impl<'a> Kept<'a> {
         self.session.is_some_and(with)
     }
 
-    /// Tells the client whom its session is with, if that is news to it.
-    fn write(&self, exchange: &Exchange, answer: &mut Fields) {
+    /// Tells the client whom its session is with, if that is news to it. `takes_new`: whether new sessions may begin there.
+    fn write(&self, exchange: &Exchange, takes_new: bool, answer: &mut Fields) {
         let (Some(pick), Some(backend)) = (&exchange.pick, &exchange.record.backend) else { return };
         // What a fallback served begins no session with it.
         if exchange.record.fallback.is_some() {
             return;
         }
         let served = Session::new(backend, &pick.endpoint.name(), pick.endpoint.address, self.now);
-        if let Some(session) = self.persistence.next(self.session, served) {
+        let stays = self.session.is_some_and(|held| held.is_where(&served));
+        let next = self.persistence.next(self.session, served).filter(|_| stays || takes_new);
+        if let Some(session) = next {
             self.persistence.write(&self.key, session, answer);
         }
     }

@@ -143,6 +143,11 @@ impl Balancer {
         (local.endpoint.outlier.health(now) == Health::InService).then(|| Rc::clone(local))
     }
 
+    /// Whether the control plane knows of none of the endpoints any longer.
+    pub fn is_kept(&self) -> bool {
+        self.roster.borrow().kept
+    }
+
     /// What the key of a request is made of, if the algorithm goes by it.
     pub fn key(&self, of: impl FnOnce(&HashKey) -> Option<u64>) -> Option<u64> {
         match &self.roster.borrow().policy.load_balancing.algorithm {

@@ -72,6 +72,30 @@ async fn picks_spread_and_avoid_what_was_tried() {
 }
 
 #[tokio::test]
+async fn a_session_is_served_while_its_endpoint_is_there() {
+    on_worker(async {
+        let addresses = addresses(3);
+        let (upstreams, backend) = (upstreams(), backend(&addresses));
+        let endpoint = Arc::clone(&backend.endpoints.load().endpoints[1]);
+        let session = Session::new(&backend.key, &endpoint.name(), endpoint.address, 0);
+        assert!(upstreams.serves(&backend, &session).await);
+        endpoint.draining.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(upstreams.serves(&backend, &session).await, "until it is gone");
+        let other = Session::new(&backend.key, "another workload", endpoint.address, 0);
+        assert!(!upstreams.serves(&backend, &other).await);
+
+        let kept_until = Instant::now().checked_add(Duration::from_secs(60));
+        let kept = EndpointSet::new(true, Protocol::Http, vec![endpoint]);
+        backend.publish(EndpointSet { kept_until, ..kept });
+        assert!(!upstreams.serves(&backend, &session).await, "the control plane knows of none");
+        assert!(upstreams.pick_of_session(&backend, &session).await.is_some(), "if there is no other backend");
+        backend.publish(set(&[addresses[0], addresses[2]]));
+        assert!(!upstreams.serves(&backend, &session).await);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn requests_in_flight_repel_others() {
     on_worker(async {
         let addresses = addresses(4);
