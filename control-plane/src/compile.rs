@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use leno_proto::{
     spiffe::SpiffeId,
-    v1::{ObjectGeneration, ObjectRef, Resource, ResourceKind, ResourceName, Settings, resource::Body},
+    v1::{self, ObjectGeneration, ObjectRef, Resource, ResourceKind, ResourceName, Settings, resource::Body},
 };
 use prost::Message;
 
@@ -65,7 +65,14 @@ fn settings(world: &World) -> Settings {
         trust_domain: world.settings.trust_domain.to_string(),
         mesh_networks: world.settings.mesh_networks.iter().map(ToString::to_string).collect(),
         session_key: world.settings.session_key.as_deref().unwrap_or_default().to_vec(),
+        explain: explain(&world.settings.explain),
     }
+}
+
+/// None: the defaults.
+fn explain(explain: &model::Explain) -> Option<v1::Explain> {
+    let model::Explain { ignore_sampled, headers } = explain.clone();
+    (*explain != model::Explain::default()).then_some(v1::Explain { ignore_sampled, headers })
 }
 
 /// What a resource is made from, written down while it is made.

@@ -200,6 +200,17 @@ pub struct MeshSettings {
     pub inbound: InboundMode,
     /// What proxies seal session tokens with (32 bytes). None: they keep no sessions.
     pub session_key: Option<Arc<[u8]>>,
+    /// Of which requests proxies keep what they decided.
+    pub explain: Explain,
+}
+
+/// Of which requests proxies keep what they decided, beside those that fail.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Explain {
+    /// Not of those that are sampled by trace.
+    pub ignore_sampled: bool,
+    /// Of those that have one of these headers; in lower case.
+    pub headers: Vec<String>,
 }
 
 impl MeshSettings {
@@ -210,6 +221,7 @@ impl MeshSettings {
             mesh_networks: Vec::new(),
             inbound: InboundMode::Strict,
             session_key: None,
+            explain: Explain::default(),
         }
     }
 }

@@ -13,9 +13,9 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use leno_proto::v1::{
-    self, CheckAuthorityRequest, CheckAuthorityResponse, ExplainRequest, Explanation, IssueTokenRequest,
-    IssueTokenResponse, ListObjectsRequest, ListObjectsResponse, ListProxiesRequest, ListProxiesResponse, ObjectRef,
-    ObjectStatus, WatchObjectRequest,
+    self, CheckAuthorityRequest, CheckAuthorityResponse, ExplainRequest, Explanation, FindRequestsRequest,
+    FindRequestsResponse, IssueTokenRequest, IssueTokenResponse, ListObjectsRequest, ListObjectsResponse,
+    ListProxiesRequest, ListProxiesResponse, ObjectRef, ObjectStatus, Question, RequestToExplain, WatchObjectRequest,
     operator_server::{Operator, OperatorServer},
 };
 use tokio::{
@@ -35,6 +35,9 @@ use crate::{
     serve::{limits, questions::NoAnswer, tracker::Tracker},
     sources::Prompt,
 };
+
+mod find;
+mod servers;
 
 /// How long an answer waits for every connected proxy's subscriptions to be compiled against the newest generation.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -294,17 +297,23 @@ impl Operator for Answers {
     async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<Explanation>, Status> {
         let ExplainRequest { proxy, request } = request.into_inner();
         let request = request.ok_or_else(|| Status::invalid_argument("which request?"))?;
-        let asked =
-            self.tracker.questions.ask(&proxy, request, limits::ANSWER, |proxy| self.tracker.tell_of_questions(proxy));
-        asked.await.map(Response::new).map_err(|why| match why {
+        let asked = ask(&self.tracker, &proxy, request.clone(), limits::ANSWER).await;
+        let mut explanation = asked.map_err(|why| match why {
             NoAnswer::TooManyQuestions => Status::resource_exhausted("too many questions at once: ask again"),
-            NoAnswer::NotConnected => Status::not_found(format!(
-                "no proxy {proxy} is connected here: `leno get proxies` shows those that are"
-            )),
+            NoAnswer::NotConnected => not_connected(&proxy),
             NoAnswer::InTime(limit) => Status::deadline_exceeded(format!(
                 "proxy {proxy} did not answer within {limit:?}: it is busy, or older than this question"
             )),
-        })
+        })?;
+        explanation.servers = servers::ask(&self.tracker, &proxy, &request, &explanation.decisions).await;
+        Ok(Response::new(explanation))
+    }
+
+    async fn find_requests(
+        &self,
+        request: Request<FindRequestsRequest>,
+    ) -> Result<Response<FindRequestsResponse>, Status> {
+        find::find(&self.tracker, request.into_inner()).await.map(Response::new)
     }
 
     async fn issue_token(&self, request: Request<IssueTokenRequest>) -> Result<Response<IssueTokenResponse>, Status> {
@@ -342,6 +351,20 @@ impl Operator for Answers {
             certificate_lifetime_s: self.authority.certificate_lifetime().as_secs(),
         }))
     }
+}
+
+async fn ask(
+    tracker: &Tracker,
+    proxy: &str,
+    request: RequestToExplain,
+    within: Duration,
+) -> Result<Explanation, NoAnswer> {
+    let question = Question { request: Some(request), ..Question::default() };
+    tracker.questions.ask(proxy, question, within, |proxy| tracker.tell_of_questions(proxy)).await
+}
+
+fn not_connected(proxy: &str) -> Status {
+    Status::not_found(format!("no proxy {proxy} is connected here: `leno get proxies` shows those that are"))
 }
 
 fn object_ref(key: &ObjectKey) -> ObjectRef {

@@ -38,7 +38,7 @@ use crate::{
         issue,
     },
     kubernetes::{self, Cluster, peers::Answers},
-    model::{InboundMode, MeshSettings, World},
+    model::{Explain, InboundMode, MeshSettings, World},
     operator,
     sources::{self, Prompt, Source},
     webhook::{self, serve::Webhooks},
@@ -60,6 +60,14 @@ pub mod limits {
     pub const ANSWER: Duration = Duration::from_secs(5);
     /// Operators' questions at once.
     pub const QUESTIONS: usize = 64;
+    /// For a proxy's answer when many are asked.
+    pub const FIND_ANSWER: Duration = Duration::from_secs(2);
+    /// Proxies that are asked for requests that they keep.
+    pub const PROXIES_ASKED: usize = 1024;
+    /// Bytes of all that they answer.
+    pub const FOUND_BYTES: usize = 16 << 20;
+    /// Headers by which proxies keep requests.
+    pub const EXPLAIN_HEADERS: usize = 8;
     /// Refused connections that are logged one by one within [`REFUSALS_PERIOD`]; of the others, how many there were.
     pub const REFUSALS_LOGGED: u32 = 20;
     /// See [`REFUSALS_LOGGED`].
@@ -122,6 +130,8 @@ pub struct Options {
     pub listen: SocketAddr,
     pub authority: authority::Options,
     pub mesh_networks: Vec<IpNet>,
+    /// Of which requests proxies keep what they decided.
+    pub explain: Explain,
     /// Serves Prometheus metrics and health over plain HTTP.
     pub metrics: Option<SocketAddr>,
     /// Answers operators there, on a loopback; None: at a socket in the state folder.
@@ -194,6 +204,7 @@ impl ControlPlane {
             trust_domain: authority.trust_domain().into(),
             mesh_networks: options.mesh_networks.clone(),
             inbound: if cluster.is_some() { InboundMode::Permissive } else { InboundMode::Strict },
+            explain: options.explain.clone(),
             session_key: Some(Arc::from(&authority.session_key()[..])),
         };
         health.waits_for("the first reading of the configuration");

@@ -189,7 +189,7 @@ async fn follow_policy(
         // An error means that the sender is gone: stopped, too.
         let _ = stopped.wait_for(|stopped| *stopped).await;
     };
-    policy::client::run(shared.config, shared.policy, shared.credentials, asks, shutdown).await;
+    policy::client::run(shared.config, shared.policy, shared.credentials, shared.telemetry, asks, shutdown).await;
 }
 
 /// Tells connections to finish and waits for them; a second signal ends the process at once.

@@ -211,6 +211,22 @@ pub mod limits {
     pub const PROBE_BYTES: usize = 10 * 1024;
     /// Longest that a probe or hook may take, whatever it says.
     pub const PROBE_TIMEOUT: Duration = Duration::from_secs(600);
+    /// Requests whose decisions are kept for operators, of those that failed and of others each.
+    pub const KEPT_REQUESTS: usize = 256;
+    /// Bytes of all of them.
+    pub const KEPT_BYTES: usize = 512 * 1024;
+    /// Bytes of what was decided over one request.
+    pub const KEPT_REQUEST_BYTES: usize = 8 * 1024;
+    /// Characters of one decision's text, of a path and of a header's value.
+    pub const KEPT_TEXT_CHARS: usize = 512;
+    /// For so long.
+    pub const KEPT_FOR: Duration = Duration::from_secs(600);
+    /// Requests that notes are taken of per second, of those that fail and of others each.
+    pub const KEPT_PER_SECOND: u64 = 100;
+    /// Bytes of one answer to an operator's question for them.
+    pub const ANSWER_BYTES: usize = 256 * 1024;
+    /// Headers by which requests are kept.
+    pub const KEPT_HEADERS: usize = 8;
     /// Rate limits of one port.
     pub const RATE_LIMITS: usize = 16;
     /// Clients with a bucket of their own, for each rate limit; those beyond share one.

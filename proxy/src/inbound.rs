@@ -9,6 +9,7 @@ pub(crate) mod load;
 pub mod protection;
 pub mod rate_limit;
 mod request;
+mod told;
 
 use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
 

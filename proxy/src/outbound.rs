@@ -1,6 +1,7 @@
 //! Connections that the workload opens: find the destination, tell what is spoken, carry it there.
 
 mod request;
+mod told;
 
 use std::{collections::VecDeque, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 

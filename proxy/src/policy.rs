@@ -167,6 +167,22 @@ pub struct Settings {
     pub mesh_networks: Vec<IpNet>,
     /// What session tokens are sealed with. None: no sessions are kept.
     pub session_key: Option<Arc<SessionKey>>,
+    pub explain: Explain,
+}
+
+/// Of which requests it is kept what was decided, beside those that fail.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explain {
+    /// Those that are sampled by trace.
+    pub sampled: bool,
+    /// Those that have one of these; in lower case.
+    pub headers: Arc<Vec<Box<str>>>,
+}
+
+impl Default for Explain {
+    fn default() -> Self {
+        Self { sampled: true, headers: Arc::default() }
+    }
 }
 
 impl Settings {

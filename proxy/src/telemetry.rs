@@ -3,6 +3,7 @@
 pub mod access_log;
 pub mod exposition;
 mod handles;
+pub mod kept;
 pub mod lines;
 pub mod log;
 pub mod recorder;
@@ -138,6 +139,8 @@ pub struct Telemetry {
     access_log: Option<access_log::AccessLog>,
     tracer: Option<trace::Tracer>,
     refusals: Mutex<Refusals>,
+    /// What was decided over requests, for operators who ask.
+    pub kept: kept::Kept,
     /// `leno_build_info`, held so that it stays.
     _build: Option<metrics::Gauge>,
 }
@@ -146,7 +149,7 @@ impl Telemetry {
     pub fn new(access_log: Option<access_log::AccessLog>, tracer: Option<trace::Tracer>) -> Self {
         let build = register_gauge("leno_build_info", &[Label::new("version", env!("CARGO_PKG_VERSION"))]);
         build.set(1.0);
-        Self { access_log, tracer, refusals: Mutex::default(), _build: Some(build) }
+        Self { access_log, tracer, refusals: Mutex::default(), kept: kept::Kept::default(), _build: Some(build) }
     }
 
     /// A request ended: access log line and span (metrics are recorded by the caller's RouteMetrics).

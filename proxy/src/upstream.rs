@@ -27,7 +27,7 @@ mod tests;
 pub mod worker;
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
@@ -104,12 +104,23 @@ impl Upstreams {
         tried: &[SocketAddr],
         key: impl FnOnce(&HashKey) -> Option<u64>,
     ) -> Result<Pick, Error> {
+        self.pick_and_tell(backend, tried, key, None).await
+    }
+
+    /// As [`Self::pick`]; `why` is where it is said why.
+    pub(crate) async fn pick_and_tell(
+        &self,
+        backend: &Arc<Backend>,
+        tried: &[SocketAddr],
+        key: impl FnOnce(&HashKey) -> Option<u64>,
+        why: Option<&RefCell<String>>,
+    ) -> Result<Pick, Error> {
         if !self.state.is_settled(backend) {
             self.await_endpoints(backend).await?;
         }
         let now = Instant::now();
         let (balancer, protocol) = self.state.balancer(backend);
-        let wanted = Wanted { tried, key: balancer.key(key), now };
+        let wanted = Wanted { tried, key: balancer.key(key), now, why };
         let Some((local, role)) = balancer.choose(wanted, || self.state.random.next()) else {
             return Err(Error::NoEndpoint(backend.key.to_string()));
         };

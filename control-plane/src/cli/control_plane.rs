@@ -16,7 +16,9 @@ use tracing_subscriber::EnvFilter;
 
 use super::duration;
 use crate::{
-    authority, operator,
+    authority,
+    model::Explain,
+    operator,
     serve::{self, ControlPlane},
     sources::Source,
     webhook,
@@ -65,6 +67,12 @@ struct Settings {
     /// without asking [default: every address is asked for]
     #[arg(long, value_name = "CIDR,...", value_delimiter = ',', env = "LENO_MESH_NETWORKS")]
     mesh_networks: Vec<IpNet>,
+    /// Headers by which proxies keep what they decided over a request, for `leno explain`; their values are kept, too
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', env = "LENO_EXPLAIN_HEADERS")]
+    explain_headers: Vec<String>,
+    /// Whether they keep it of requests that are sampled by trace [default: true]
+    #[arg(long, value_name = "BOOL", env = "LENO_EXPLAIN_SAMPLED")]
+    explain_sampled: Option<bool>,
     /// Address to serve Prometheus metrics on, at /metrics, and health, at /live and /ready [default: none; with
     /// --kubernetes [::]:4193]
     #[arg(long, value_name = "IP:PORT", env = "LENO_METRICS")]
@@ -163,6 +171,8 @@ impl Settings {
             certificate_lifetime: self.certificate_lifetime.or(file.certificate_lifetime),
             ca_dir: self.ca_dir.or(file.ca_dir),
             mesh_networks: if self.mesh_networks.is_empty() { file.mesh_networks } else { self.mesh_networks },
+            explain_headers: if self.explain_headers.is_empty() { file.explain_headers } else { self.explain_headers },
+            explain_sampled: self.explain_sampled.or(file.explain_sampled),
             metrics: self.metrics.or(file.metrics),
             operator: self.operator.or(file.operator),
             webhooks: self.webhooks.or(file.webhooks),
@@ -207,6 +217,10 @@ impl Settings {
                 certificate_lifetime,
             },
             mesh_networks: self.mesh_networks,
+            explain: Explain {
+                ignore_sampled: self.explain_sampled == Some(false),
+                headers: explain_headers(&self.explain_headers).context("--explain-headers")?,
+            },
             metrics: self.metrics.or_else(|| in_pod(everywhere, DEFAULT_METRICS_PORT)),
             operator,
             webhooks: self
@@ -232,6 +246,31 @@ fn webhooks(
     Ok(webhook::serve::Options { listen, settings, certificates })
 }
 
+/// Headers whose values are secrets, and are kept nowhere.
+const SECRET: [&str; 5] = ["authorization", "cookie", "proxy-authorization", "set-cookie", "x-api-key"];
+
+/// Names that proxies can use, in lower case.
+fn explain_headers(names: &[String]) -> anyhow::Result<Vec<String>> {
+    let mut parsed = Vec::new();
+    for name in names {
+        let lower = name.trim().to_ascii_lowercase();
+        // RFC 9110 5.6.2: a token.
+        if lower.is_empty() || !lower.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)) {
+            anyhow::bail!("{name:?} is not the name of a header");
+        }
+        if SECRET.contains(&lower.as_str()) {
+            anyhow::bail!("{name:?} carries secrets: name a header whose value operators may read");
+        }
+        if !parsed.contains(&lower) {
+            parsed.push(lower);
+        }
+    }
+    if parsed.len() > serve::limits::EXPLAIN_HEADERS {
+        anyhow::bail!("{} headers; at most {} are possible", parsed.len(), serve::limits::EXPLAIN_HEADERS);
+    }
+    Ok(parsed)
+}
+
 fn start_log(settings: &Settings) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(settings.log.as_deref().unwrap_or("info")).context("--log")?;
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none();
@@ -246,6 +285,15 @@ fn start_log(settings: &Settings) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn headers_to_explain_by_are_no_secrets() {
+        let names = |text: &str| explain_headers(&text.split(',').map(str::to_owned).collect::<Vec<_>>());
+        assert_eq!(names("X-Request-Id,x-request-id, x-order").unwrap(), ["x-request-id", "x-order"]);
+        for wrong in ["Cookie", "a b", "", "a,b,c,d,e,f,g,h,i"] {
+            assert!(names(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn options_win_over_the_file() {

@@ -1,6 +1,6 @@
 //! `leno explain`
 
-use leno_proto::v1::{Decision, ExplainRequest, Explanation, Header, RequestToExplain};
+use leno_proto::v1::{Decision, ExplainRequest, Explanation, Header, RequestToExplain, ServerExplanation};
 use serde_json::{Value, json};
 
 use super::{
@@ -8,26 +8,39 @@ use super::{
     print::{Style, clean},
 };
 
+mod carried;
+
 /// Port of a URL that names none.
 const DEFAULT_PORT: u16 = 80;
 
-/// Show what a workload's proxy would do with a request, and which object decided it
+/// Show what a workload's proxy would do with a request, or what proxies did with one, and which object decided it
 ///
-/// The proxy itself answers, by the policy that is in force there and by what it knows of its endpoints at this moment;
-/// nothing is sent to them. Rules that were looked at and passed over are shown with the first thing that does not fit.
+/// With a URL, the proxy itself answers, by the policy that is in force there and by what it knows of its endpoints at this
+/// moment; nothing is sent to them. Rules that were looked at and passed over are shown with the first thing that does not fit.
+///
+/// Of requests that were carried, proxies keep for ten minutes what they decided over those that failed, those that are
+/// sampled by trace, and those with a header that the control plane was told of (--explain-headers).
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  leno explain client http://shop.default/cart\n  leno explain shop/client \
-                        http://cart.shop:8080/items -X POST -H 'x-version: two' -o json\n\nExit codes: 0 explained; 1 the proxy is \
-                        not connected, or cannot tell; 2 the command line is wrong.")]
+                        http://cart.shop:8080/items -X POST -H 'x-version: two' -o json\n  leno explain client \
+                        --last-failed\n  leno explain --trace 4bf92f3577b34da6a3ce929d0e0e4736\n  leno explain --header \
+                        x-request-id=7f3a\n\nExit codes: 0 explained; 1 the proxy is not connected, or cannot tell, or nobody \
+                        keeps such a request; 2 the command line is wrong.")]
 pub(super) struct Args {
-    /// The client: WORKLOAD or NAMESPACE/WORKLOAD, as `leno get proxies` names it
-    workload: String,
+    /// The client: WORKLOAD or NAMESPACE/WORKLOAD, as `leno get proxies` names it. With --last-failed or --header: whose requests
+    workload: Option<String>,
     /// What it calls: http://SERVICE.NAMESPACE[:PORT]/PATH?QUERY, or an address instead of the name
-    url: String,
+    url: Option<String>,
+    /// A request that was carried: its trace id, traceparent, or the leno-request-id of its answer
+    #[arg(long, value_name = "ID", env = "LENO_TRACE", conflicts_with_all = ["workload", "url", "last_failed", "headers"])]
+    trace: Option<String>,
+    /// The latest request of the workload, or to it, that failed
+    #[arg(long, env = "LENO_LAST_FAILED", conflicts_with_all = ["url", "headers"])]
+    last_failed: bool,
     /// The request's method
     #[arg(short = 'X', long = "request", value_name = "METHOD", env = "LENO_REQUEST", default_value = "GET")]
     method: String,
-    /// A header of the request, may be repeated
+    /// A header of the request, may be repeated. Without a URL: of the request that was carried, once
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", env = "LENO_HEADER")]
     headers: Vec<String>,
     /// The workload's namespace [default: that of the kubeconfig's context, or default]
@@ -48,23 +61,35 @@ enum Output {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
-    let request = match request(&args.url, &args.method, &args.headers) {
+    let named = |workload: &String| {
+        if workload.contains('/') {
+            workload.clone()
+        } else {
+            format!("{}/{workload}", args.state.namespace(args.namespace.as_deref()))
+        }
+    };
+    let proxy = args.workload.as_ref().map(named);
+    match (&proxy, &args.url) {
+        (Some(proxy), Some(url)) => hypothetical(&args, proxy, url),
+        _ => match carried::Wanted::of(&args, proxy.as_deref()) {
+            Ok(wanted) => carried::run(&args, &wanted),
+            Err(wrong) => super::usage(&wrong),
+        },
+    }
+}
+
+fn hypothetical(args: &Args, proxy: &str, url: &str) -> anyhow::Result<u8> {
+    let request = match request(url, &args.method, &args.headers) {
         Ok(request) => request,
         Err(wrong) => return super::usage(&wrong),
     };
-    let workload = &args.workload;
-    let proxy = if workload.contains('/') {
-        workload.clone()
-    } else {
-        format!("{}/{workload}", args.state.namespace(args.namespace.as_deref()))
-    };
     let explanation = block_on(async {
-        let asked = ExplainRequest { proxy: proxy.clone(), request: Some(request.clone()) };
+        let asked = ExplainRequest { proxy: proxy.to_owned(), request: Some(request.clone()) };
         args.state.connect().await?.explain(asked).await
     })?;
     match args.output {
         Output::Json => outln!("{:#}", as_json(&explanation)),
-        Output::Text => out!("{}", text(&proxy, &request, &explanation, Style::of_stdout())),
+        Output::Text => out!("{}", text(proxy, &request, &explanation, Style::of_stdout())),
     }
     if !explanation.error.is_empty() {
         eprintln!("leno: {}", clean(&explanation.error));
@@ -93,37 +118,66 @@ fn request(url: &str, method: &str, headers: &[String]) -> Result<RequestToExpla
         target: uri.path_and_query().map_or("/", |target| target.as_str()).to_owned(),
         authority: authority.to_string(),
         headers: headers.iter().map(header).collect::<Result<_, String>>()?,
+        ..RequestToExplain::default()
     })
 }
 
 fn as_json(explanation: &Explanation) -> Value {
-    let decision = |decision: &Decision| {
-        json!({
-            "subject": decision.subject,
-            "text": decision.text,
-            "applies": decision.applies,
-            "origin": decision.origin,
-            "generation": decision.generation,
-        })
-    };
-    json!({ "decisions": explanation.decisions.iter().map(decision).collect::<Vec<_>>(), "error": explanation.error })
+    let decisions = |decisions: &[Decision]| decisions.iter().map(decision_json).collect::<Vec<_>>();
+    let server = |server: &ServerExplanation| json!({ "proxy": server.proxy, "decisions": decisions(&server.decisions), "error": server.error });
+    json!({
+        "generation": explanation.generation,
+        "decisions": decisions(&explanation.decisions),
+        "error": explanation.error,
+        "servers": explanation.servers.iter().map(server).collect::<Vec<_>>(),
+    })
+}
+
+fn decision_json(decision: &Decision) -> Value {
+    json!({
+        "subject": decision.subject,
+        "text": decision.text,
+        "applies": decision.applies,
+        "origin": decision.origin,
+        "generation": decision.generation,
+    })
 }
 
 fn text(proxy: &str, request: &RequestToExplain, explanation: &Explanation, style: Style) -> String {
-    let title = format!("{} {} to {}, by proxy {proxy}", request.method, request.target, request.destination);
+    let title = format!(
+        "{} {} to {}, by proxy {proxy} at generation {}",
+        request.method, request.target, request.destination, explanation.generation
+    );
     let mut text = format!("{}\n", style.bold(&clean(&title)));
-    let widest = explanation.decisions.iter().map(|decision| decision.subject.len()).max().unwrap_or_default();
     for decision in &explanation.decisions {
-        let sign = if decision.applies { style.green("✓") } else { style.yellow("·") };
-        let origin = match (decision.origin.as_str(), decision.generation) {
-            ("", _) => String::new(),
-            (origin, 0) => format!("  [{origin}]"),
-            (origin, generation) => format!("  [{origin}, generation {generation}]"),
-        };
-        let line = format!("{:widest$}  {}{origin}", decision.subject, decision.text);
-        text += &format!("  {sign} {}\n", clean(&line));
+        text += &format!("  {}\n", line(decision, widest(&explanation.decisions), "", style));
+    }
+    for ServerExplanation { proxy, decisions, error } in &explanation.servers {
+        text += &format!("{}\n", style.bold(&clean(&format!("then, at its server, by proxy {proxy}"))));
+        for decision in decisions {
+            text += &format!("  {}\n", line(decision, widest(decisions), "", style));
+        }
+        if !error.is_empty() {
+            text += &format!("  {}\n", clean(error));
+        }
     }
     text
+}
+
+/// Of the decisions' subjects.
+fn widest(decisions: &[Decision]) -> usize {
+    decisions.iter().map(|decision| decision.subject.len()).max().unwrap_or_default()
+}
+
+/// "✓ rule  matches  [HTTPRoute shop/cart, rule 0, generation 1]". `when`: what goes before the subject.
+fn line(decision: &Decision, widest: usize, when: &str, style: Style) -> String {
+    let sign = if decision.applies { style.green("✓") } else { style.yellow("·") };
+    let origin = match (decision.origin.as_str(), decision.generation) {
+        ("", _) => String::new(),
+        (origin, 0) => format!("  [{origin}]"),
+        (origin, generation) => format!("  [{origin}, generation {generation}]"),
+    };
+    format!("{sign} {when}{}", clean(&format!("{:widest$}  {}{origin}", decision.subject, decision.text)))
 }
 
 #[cfg(test)]

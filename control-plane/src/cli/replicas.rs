@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use leno_proto::v1::{
-    CheckAuthorityRequest, CheckAuthorityResponse, ExplainRequest, Explanation, ListObjectsRequest,
-    ListObjectsResponse, ListProxiesRequest, ListProxiesResponse, ObjectRef, ObjectStatus, ProxyStatus,
-    WatchObjectRequest,
+    CheckAuthorityRequest, CheckAuthorityResponse, ExplainRequest, Explanation, FindRequestsRequest,
+    FindRequestsResponse, ListObjectsRequest, ListObjectsResponse, ListProxiesRequest, ListProxiesResponse, ObjectRef,
+    ObjectStatus, ProxyStatus, WatchObjectRequest,
 };
 use tokio::sync::mpsc;
 use tonic::{Code, Status};
@@ -86,6 +86,20 @@ impl Replicas {
         Err(said(unknown))
     }
 
+    /// What all of them find; one that does not know the proxy that is asked is none the worse for it, if another does.
+    pub(super) async fn find_requests(&self, request: FindRequestsRequest) -> anyhow::Result<FindRequestsResponse> {
+        let mut found = None;
+        let mut unknown = Status::not_found("no replica knows that proxy");
+        for mut replica in self.all() {
+            match replica.find_requests(request.clone()).await {
+                Ok(answer) => together(found.get_or_insert_default(), answer.into_inner()),
+                Err(status) if status.code() == Code::NotFound => unknown = status,
+                Err(status) => return Err(said(status)),
+            }
+        }
+        found.ok_or_else(|| said(unknown))
+    }
+
     /// All replicas have the same authority.
     pub(super) async fn check_authority(&self) -> anyhow::Result<CheckAuthorityResponse> {
         Ok(self.first.clone().check_authority(CheckAuthorityRequest {}).await.map_err(said)?.into_inner())
@@ -147,6 +161,14 @@ impl Statuses {
             }
         }
     }
+}
+
+fn together(all: &mut FindRequestsResponse, one: FindRequestsResponse) {
+    all.requests.extend(one.requests);
+    all.requests.sort_by_key(|found| found.request.as_ref().map(|request| request.began_us));
+    all.silent.extend(one.silent);
+    all.asked += one.asked;
+    all.not_asked += one.not_asked;
 }
 
 fn objects(answers: Vec<ListObjectsResponse>, connected: &BTreeSet<String>) -> ListObjectsResponse {

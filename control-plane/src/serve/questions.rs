@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use leno_proto::v1::{Explanation, Question, RequestToExplain};
+use leno_proto::v1::{Explanation, Question};
 use parking_lot::Mutex;
 use tokio::{sync::oneshot, time::timeout};
 
@@ -33,18 +33,18 @@ pub enum NoAnswer {
 }
 
 impl Questions {
-    /// Asks a proxy. `tell` lets its stream know, and says whether there is one.
+    /// Asks a proxy; the question's id is made here. `tell` lets its stream know, and says whether there is one.
     ///
     /// # Errors
     /// If no answer comes.
     pub async fn ask(
         &self,
         proxy: &str,
-        request: RequestToExplain,
+        question: Question,
         within: Duration,
         tell: impl FnOnce(&str) -> bool,
     ) -> Result<Explanation, NoAnswer> {
-        let (id, answer) = self.put(proxy, request).ok_or(NoAnswer::TooManyQuestions)?;
+        let (id, answer) = self.put(proxy, question).ok_or(NoAnswer::TooManyQuestions)?;
         let answer = if tell(proxy) {
             timeout(within, answer).await.map_err(|_| NoAnswer::InTime(within))
         } else {
@@ -54,7 +54,7 @@ impl Questions {
         answer?.map_err(|_| NoAnswer::NotConnected)
     }
 
-    fn put(&self, proxy: &str, request: RequestToExplain) -> Option<(u64, oneshot::Receiver<Explanation>)> {
+    fn put(&self, proxy: &str, question: Question) -> Option<(u64, oneshot::Receiver<Explanation>)> {
         let mut state = self.state.lock();
         if state.asking.len() >= limits::QUESTIONS {
             return None;
@@ -63,7 +63,7 @@ impl Questions {
         let id = state.last;
         let (sender, receiver) = oneshot::channel();
         state.asking.insert(id, (proxy.to_owned(), sender));
-        state.unsent.entry(proxy.to_owned()).or_default().push(Question { id, request: Some(request) });
+        state.unsent.entry(proxy.to_owned()).or_default().push(Question { id, ..question });
         Some((id, receiver))
     }
 
@@ -101,7 +101,7 @@ mod tests {
     #[tokio::test]
     async fn an_answer_finds_who_asked() {
         let questions = Questions::default();
-        let asked = questions.ask("a/b", RequestToExplain::default(), limits::ANSWER, |proxy| {
+        let asked = questions.ask("a/b", Question::default(), limits::ANSWER, |proxy| {
             let [question] = questions.take(proxy).try_into().unwrap();
             questions.answer("a/c", Explanation { id: question.id, error: "forged".into(), ..Explanation::default() });
             questions.answer(proxy, Explanation { id: question.id, ..Explanation::default() });
@@ -115,9 +115,9 @@ mod tests {
     async fn nothing_is_left_of_questions_that_nobody_answers() {
         let questions = Questions::default();
         let soon = Duration::from_millis(1);
-        let asked = questions.ask("a/b", RequestToExplain::default(), soon, |_| true).await;
+        let asked = questions.ask("a/b", Question::default(), soon, |_| true).await;
         assert_eq!(asked, Err(NoAnswer::InTime(soon)));
-        let asked = questions.ask("a/c", RequestToExplain::default(), soon, |_| false).await;
+        let asked = questions.ask("a/c", Question::default(), soon, |_| false).await;
         assert_eq!(asked, Err(NoAnswer::NotConnected));
         let state = questions.state.lock();
         assert!(state.asking.is_empty() && state.unsent.is_empty());

@@ -184,6 +184,7 @@ fn options(folder: &Path) -> Options {
             certificate_lifetime: authority::DEFAULT_CERTIFICATE_LIFETIME,
         },
         mesh_networks: vec!["10.0.0.0/8".parse().unwrap()],
+        explain: Default::default(),
         metrics: Some("127.0.0.1:0".parse().unwrap()),
         operator: None,
         webhooks: None,

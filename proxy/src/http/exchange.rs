@@ -21,9 +21,10 @@ use super::{
     forward::Answer,
     head::{Fields, Name, RequestHead, ResponseHead},
     headers,
+    notes::{self, Notes},
     persistence::Session,
     request_body::RequestBody,
-    respond,
+    respond, told,
     trace_context::TraceContext,
     upgrade::{self, Upgraded},
     watch::{Overdue, Watch},
@@ -71,6 +72,8 @@ pub(crate) struct Exchange {
     /// Outbound: the deadline without what was inherited, which ends with the answer's head: streams outlive what opened them.
     own_deadline: Option<Option<Instant>>,
     complete: bool,
+    /// What is told of how it was decided; mostly none.
+    pub(super) notes: Option<Box<Notes>>,
 }
 
 impl Exchange {
@@ -125,6 +128,7 @@ impl Exchange {
             hop: None,
             own_deadline: None,
             complete: false,
+            notes: None,
         })
     }
 
@@ -244,8 +248,11 @@ impl Exchange {
             let reason = *self.record.reason.get_or_insert_with(|| error.reason());
             let response = respond::failure(&error, reason, grpc, self.record.version);
             self.answered(&response.head);
+            self.fails(None);
+            self.tell("answer", true, || format!("{} by the proxy: {error}", error.status().as_u16()));
             Answer { response, upgraded: None }
         });
+        self.name_failure(&mut answer.response.head.fields);
         if self.was_in_vain(&answer.response.head) {
             answer.response.head.fields.set(Name::LenoRetried, b"in-vain");
         }
@@ -355,6 +362,9 @@ impl Drop for Exchange {
         record.duration = self.started.elapsed();
         self.metrics.record(record);
         self.ctx.telemetry.request_ended(record);
+        if self.notes.is_some() || notes::failed(record) {
+            told::keep(&self.ctx, self.notes.take(), record, self.started + record.duration);
+        }
     }
 }
 

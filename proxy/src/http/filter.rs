@@ -69,6 +69,14 @@ impl HeaderChanges {
     }
 }
 
+impl HeaderChanges {
+    /// Of all headers that are set, added or removed.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        let given = self.set.iter().chain(&self.add).map(|(name, _)| name);
+        given.chain(&self.remove).map(HeaderName::as_str)
+    }
+}
+
 /// Changes host and path; the query stays. `rewrites`: the backend's and the rule's, of which the former counts: both are of
 /// the request as it came. `prefix_len`: how much of the path the rule's match was for.
 ///

@@ -1,6 +1,7 @@
 //! Sends a request to an endpoint, again to another if that is safe, and takes the answer.
 
 use std::{
+    cell::RefCell,
     fmt::Display,
     net::SocketAddr,
     pin::pin,
@@ -19,9 +20,11 @@ use super::{
     head::{Name, RequestHead, ResponseHead},
     headers,
     hedge::{self, Twice},
+    notes,
     persistence::Session,
     request_body::{ContinueGate, RequestBody},
-    retry::{self, Failure, Next, Tries},
+    retry::{self, Failure, Next, NoRetry, Tries},
+    told,
     upgrade::Upgraded,
     watch::Watch,
 };
@@ -96,11 +99,19 @@ struct Failed {
 /// # Errors
 /// If no try got an answer.
 pub(crate) async fn forward(exchange: &mut Exchange, plan: Plan<'_>, outgoing: Outgoing<'_>) -> Result<Answer, Error> {
-    let ctx = Rc::clone(exchange.ctx());
     let mut template = Template::new(outgoing, exchange.watch());
     exchange.request.clone_from(&template.body);
+    let answer = make_tries(exchange, &plan, &mut template).await;
+    if answer.is_err() {
+        exchange.fails(Some(&template.head));
+    }
+    answer
+}
+
+async fn make_tries(exchange: &mut Exchange, plan: &Plan<'_>, template: &mut Template<'_>) -> Result<Answer, Error> {
+    let ctx = Rc::clone(exchange.ctx());
     exchange.still_awaited()?;
-    let guarded = Guarded::enter(exchange, &plan)?;
+    let guarded = Guarded::enter(exchange, plan)?;
     let mut tries = Tries {
         repeatable: retry::repeatable(&template.head.method, &template.head.fields),
         of_retry: exchange.serves_attempt > 1,
@@ -112,25 +123,30 @@ pub(crate) async fn forward(exchange: &mut Exchange, plan: Plan<'_>, outgoing: O
     loop {
         let permit = guarded.admit()?;
         let session = exchange.session.as_ref().filter(|_| tried.is_empty()).map(|session| **session);
+        let why = exchange.is_told().then(RefCell::default);
         let pick = {
-            let picked = async { Ok(choose(&ctx, plan.to, &tried, session, &mut affinity, template.head).await) };
+            let choice = Choosing { ctx: &ctx, to: plan.to, tried: &tried, session, why: why.as_ref() };
+            let picked = async { Ok(choice.choose(&mut affinity, template.head).await) };
             exchange.within(None, pin!(picked)).await??
         };
         exchange.record.endpoint = Some(pick.endpoint.address);
-        let (pick, result) = try_once(exchange, &plan, &guarded, &mut template, pick, &mut tries).await;
+        told::picked(exchange, &pick, why);
+        let (pick, result) = try_once(exchange, plan, &guarded, template, pick, &mut tries).await;
         let now = Instant::now();
         let failed = match result {
             Ok(reply) => {
                 let verdict = outcome(&reply.head, &pick, exchange);
+                told::answered(exchange, &template.head, &reply.head, &pick, verdict);
                 guarded.report(permit, &pick, verdict, now);
                 if matches!(verdict, Outcome::Failure | Outcome::Refused) && !tried.is_empty() {
                     exchange.retried_in_vain();
                 }
-                return accept(exchange, pick, &template, &affinity, reply);
+                return accept(exchange, pick, template, &affinity, reply);
             }
             Err(failed) => failed,
         };
         let Failed { failure, error, reply } = failed;
+        told::failed(exchange, &template.head, &pick, &error, reply.as_ref().map(|reply| &reply.head));
         if template.body.as_ref().is_some_and(|body| body.failed()) {
             pick.report(Outcome::Neutral, now);
             exchange.record.reason = Some(Reason::ClientLeft);
@@ -141,27 +157,32 @@ pub(crate) async fn forward(exchange: &mut Exchange, plan: Plan<'_>, outgoing: O
             None => blame(&error, exchange),
         };
         guarded.report(permit, &pick, verdict, now);
-        let replayable = template.body.as_ref().is_none_or(|body| body.replayable());
-        let next = match plan.to {
-            To::Backend(_) if replayable => retry::next_try(failure, tries, policy, ctx.random.next())
-                .filter(|next| exchange.deadline.is_none_or(|deadline| now + next.wait() < deadline)),
+        let wanted = match plan.to {
+            _ if template.body.as_ref().is_some_and(|body| !body.replayable()) => Err(NoRetry::BodyGone),
+            To::Backend(_) => retry::next_try(failure, tries, policy, ctx.random.next()).and_then(|next| {
+                let in_time = exchange.deadline.is_none_or(|deadline| now + next.wait() < deadline);
+                if in_time { Ok(next) } else { Err(NoRetry::Deadline) }
+            }),
             // There is only one application: if it does not listen, another try now is in vain.
-            To::Application(_) if replayable && failure != Failure::NotConnected => {
-                retry::next_try(failure, tries, None, 0)
-            }
-            _ => None,
+            To::Application(_) if failure == Failure::NotConnected => Err(NoRetry::OneApplication),
+            To::Application(_) => retry::next_try(failure, tries, None, 0),
         };
-        let Some(next) = next.filter(|_| guarded.may_retry(exchange, now)) else {
-            // Whoever called us would only do the same again.
-            if matches!(plan.to, To::Backend(_)) && (next.is_some() || !tried.is_empty() || failure == Failure::InVain)
-            {
-                exchange.retried_in_vain();
+        let next = match wanted.and_then(|next| guarded.may_retry(exchange, now).map(|()| next)) {
+            Ok(next) => next,
+            Err(why) => {
+                exchange.tell("retry", false, || format!("no further try: {why}"));
+                // Whoever called us would only do the same again.
+                let in_vain = wanted.is_ok() || !tried.is_empty() || failure == Failure::InVain;
+                if matches!(plan.to, To::Backend(_)) && in_vain {
+                    exchange.retried_in_vain();
+                }
+                return match reply {
+                    Some(reply) => accept(exchange, pick, template, &affinity, reply),
+                    None => Err(error),
+                };
             }
-            return match reply {
-                Some(reply) => accept(exchange, pick, &template, &affinity, reply),
-                None => Err(error),
-            };
         };
+        told::again(exchange, next);
         tracing::debug!(endpoint = %pick.endpoint.address, %error, ?failure, "trying again");
         exchange.metrics.retried();
         tries.by_policy += u32::from(matches!(next, Next::ByPolicy(_)));
@@ -173,24 +194,32 @@ pub(crate) async fn forward(exchange: &mut Exchange, plan: Plan<'_>, outgoing: O
     }
 }
 
-async fn choose(
-    ctx: &Context,
-    to: To<'_>,
-    tried: &[SocketAddr],
+/// What an endpoint is chosen by for one try.
+struct Choosing<'a> {
+    ctx: &'a Context,
+    to: To<'a>,
+    tried: &'a [SocketAddr],
     session: Option<Session>,
-    affinity: &mut Affinity<'_>,
-    head: &RequestHead,
-) -> Result<Pick, Error> {
-    if let (Some(session), To::Backend(backend)) = (session, to)
-        && let Some(pick) = ctx.upstreams.pick_of_session(backend, &session).await
-    {
-        return Ok(pick);
-    }
-    match to {
-        To::Backend(backend) => {
-            ctx.upstreams.pick(backend, tried, |by| affinity.key(by, head, || ctx.random.next())).await
+    /// Where it is said why, if anybody wants to know.
+    why: Option<&'a RefCell<String>>,
+}
+
+impl Choosing<'_> {
+    async fn choose(&self, affinity: &mut Affinity<'_>, head: &RequestHead) -> Result<Pick, Error> {
+        let Self { ctx, tried, why, .. } = self;
+        if let (Some(session), To::Backend(backend)) = (self.session, self.to)
+            && let Some(pick) = ctx.upstreams.pick_of_session(backend, &session).await
+        {
+            why.iter().for_each(|why| "its session is with it".clone_into(&mut why.borrow_mut()));
+            return Ok(pick);
         }
-        To::Application(address) => Ok(ctx.upstreams.plain(address)),
+        match self.to {
+            To::Backend(backend) => {
+                let key = |by: &_| affinity.key(by, head, || ctx.random.next());
+                ctx.upstreams.pick_and_tell(backend, tried, key, *why).await
+            }
+            To::Application(address) => Ok(ctx.upstreams.plain(address)),
+        }
     }
 }
 
@@ -217,7 +246,9 @@ async fn try_once(
     };
     tries.sent += 1;
     exchange.record.attempts = tries.sent;
-    let (body, extras) = match template.prepare(connection.is_http1(), tries.sent, exchange) {
+    told::connected(exchange, &connection, carry);
+    let meshed = pick.endpoint.identity.is_some();
+    let (body, extras) = match template.prepare(connection.is_http1(), meshed, tries.sent, exchange) {
         Ok(prepared) => prepared,
         Err(error) => return (pick, Err(Failed::for_good(error))),
     };
@@ -277,6 +308,9 @@ async fn hedged(
                 exchange.metrics.retried();
                 tries.sent += 1;
                 exchange.record.attempts = tries.sent;
+            }
+            if twice {
+                exchange.tell("hedging", true, || "not answered in time: sent to another endpoint, too".to_owned());
             }
             let Some(winner) = winner else { return (pick, Ok(sent)) };
             // It was not the faster one.
@@ -435,8 +469,17 @@ impl<'a> Template<'a> {
     }
 
     /// Makes the head fit for one try; its body, and what else its connection is to know.
-    fn prepare(&mut self, http1: bool, attempt: u32, exchange: &Exchange) -> Result<(Body, Extras), Error> {
+    fn prepare(
+        &mut self,
+        http1: bool,
+        meshed: bool,
+        attempt: u32,
+        exchange: &Exchange,
+    ) -> Result<(Body, Extras), Error> {
         headers::settle(self.head, self.host);
+        if let Some(id) = exchange.noted_as().filter(|_| meshed) {
+            self.head.fields.set_named(notes::HEADER, id.as_bytes());
+        }
         if http1 {
             if self.head.protocol.is_some() {
                 return Err(Error::BadRequest("extended CONNECT to a server that speaks HTTP/1"));

@@ -12,6 +12,8 @@ use std::{
 use super::{
     exchange::Exchange,
     forward::{Plan, To},
+    retry::NoRetry,
+    told,
 };
 use crate::{
     error::Error,
@@ -51,6 +53,7 @@ impl<'a> Guarded<'a> {
         }
         stream_idle.or(rules.stream_idle).into_iter().for_each(|idle| exchange.watch().limit_idle(idle));
         exchange.places.extend(backend.shield.place(&rules, What::Request, &backend.key)?);
+        told::shielded(exchange, backend, &rules);
         let try_timeout = try_timeout.or(rules.try_timeout);
         Ok(Self { backend: Some(backend), rules: Some(rules), try_timeout })
     }
@@ -114,20 +117,20 @@ impl<'a> Guarded<'a> {
     }
 
     /// Whether budget, breaker and bulkhead allow one more try. The local application is left to the caller.
-    pub(super) fn may_retry(&self, exchange: &mut Exchange, now: Instant) -> bool {
-        let Some(backend) = self.backend else { return true };
+    pub(super) fn may_retry(&self, exchange: &mut Exchange, now: Instant) -> Result<(), NoRetry> {
+        let Some(backend) = self.backend else { return Ok(()) };
         if let Some(rules) = &self.rules {
             if rules.breaker.is_some() && backend.shield.breaker.is_open(now) {
-                return false;
+                return Err(NoRetry::CircuitOpen);
             }
             if !exchange.is_retrying {
                 match backend.shield.place(rules, What::Retry, &backend.key) {
                     Ok(place) => exchange.places.extend(place),
-                    Err(_) => return false,
+                    Err(_) => return Err(NoRetry::Limit),
                 }
                 exchange.is_retrying = true;
             }
         }
-        backend.budget.withdraw(now)
+        if backend.budget.withdraw(now) { Ok(()) } else { Err(NoRetry::Budget) }
     }
 }

@@ -77,30 +77,80 @@ pub(crate) fn repeatable(method: &Method, fields: &Fields) -> bool {
         || fields.has(Name::IdempotencyKey)
 }
 
+/// Why there is no further try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NoRetry {
+    #[error("it is the request that cannot be sent, or its time is up")]
+    Final,
+    #[error("a hop further on has tried again, in vain")]
+    InVain,
+    #[error("no connection to {CONNECTS} endpoints")]
+    Unconnected,
+    #[error("it may have been processed, and its method must not be repeated")]
+    NotRepeatable,
+    #[error("no policy asks for it")]
+    NoPolicy,
+    #[error("it serves a request that is itself a retry")]
+    OfRetry,
+    #[error("all tries are used up")]
+    UsedUp,
+    #[error("the policy does not name this failure")]
+    NotNamed,
+    #[error("the server asks for a longer wait than {:?} (Retry-After)", limits::RETRY_WAIT)]
+    LongWait,
+    #[error("the request's body is no longer there to be sent again")]
+    BodyGone,
+    #[error("the deadline comes before it")]
+    Deadline,
+    #[error("there is only this application")]
+    OneApplication,
+    #[error("the backend's circuit breaker is open")]
+    CircuitOpen,
+    #[error("the backend has as many retries in flight as its policy allows")]
+    Limit,
+    #[error("the backend's retry budget is used up")]
+    Budget,
+}
+
 /// The next try, if there is to be one. `random`: a uniformly random number. The caller asks the budget afterwards.
-pub(crate) fn next_try(failure: Failure, tries: Tries, policy: Option<&Retry>, random: u64) -> Option<Next> {
+pub(crate) fn next_try(failure: Failure, tries: Tries, policy: Option<&Retry>, random: u64) -> Result<Next, NoRetry> {
     let at_once = match failure {
         Failure::NotConnected => tries.unconnected < CONNECTS,
         Failure::NotProcessed => tries.sent < TRIES,
         Failure::Reset => tries.repeatable && tries.sent < TRIES,
         Failure::Status(..) | Failure::Grpc(..) | Failure::TryTimeout => false,
-        Failure::Final | Failure::InVain => return None,
+        Failure::Final => return Err(NoRetry::Final),
+        Failure::InVain => return Err(NoRetry::InVain),
     };
     if at_once {
-        return Some(Next::AtOnce);
+        return Ok(Next::AtOnce);
     }
-    let policy = policy.filter(|policy| !tries.of_retry && tries.by_policy < policy.attempts)?;
+    let policy = match policy {
+        None => return Err(without_policy(failure, tries)),
+        Some(_) if tries.of_retry => return Err(NoRetry::OfRetry),
+        Some(policy) if tries.by_policy >= policy.attempts => return Err(NoRetry::UsedUp),
+        Some(policy) => policy,
+    };
     let asked_for = match failure {
         Failure::NotConnected | Failure::NotProcessed if policy.connect => None,
         Failure::Reset if policy.reset.includes(tries.repeatable) => None,
         Failure::TryTimeout if policy.try_timeout.includes(tries.repeatable) => None,
         Failure::Status(status, asked_for) if by_status(policy, status, tries.repeatable) => asked_for,
         Failure::Grpc(code, asked_for) if by_code(policy, code) => asked_for,
-        _ => return None,
+        _ => return Err(NoRetry::NotNamed),
     };
     let wait = policy.backoff.wait(tries.by_policy, random).max(asked_for.unwrap_or_default());
     // A server that asks for more (`Retry-After`) gets no further try.
-    (wait <= limits::RETRY_WAIT).then_some(Next::ByPolicy(wait))
+    if wait <= limits::RETRY_WAIT { Ok(Next::ByPolicy(wait)) } else { Err(NoRetry::LongWait) }
+}
+
+fn without_policy(failure: Failure, tries: Tries) -> NoRetry {
+    match failure {
+        Failure::NotConnected => NoRetry::Unconnected,
+        Failure::Reset if !tries.repeatable => NoRetry::NotRepeatable,
+        Failure::NotProcessed | Failure::Reset => NoRetry::UsedUp,
+        _ => NoRetry::NoPolicy,
+    }
 }
 
 fn by_status(policy: &Retry, status: u16, repeatable: bool) -> bool {
@@ -120,6 +170,11 @@ mod tests {
     use crate::policy::retry_policy::{Backoff, Whom};
 
     const ONCE: Tries = Tries { repeatable: true, of_retry: false, sent: 1, unconnected: 0, by_policy: 0 };
+    /// As the function itself; why not is not asked here.
+    fn next_try(failure: Failure, tries: Tries, policy: Option<&Retry>, random: u64) -> Option<Next> {
+        super::next_try(failure, tries, policy, random).ok()
+    }
+
     const AT_ONCE: Option<Next> = Some(Next::AtOnce);
 
     fn after(millis: u64) -> Option<Next> {
@@ -204,6 +259,23 @@ mod tests {
         assert_eq!(next_try(Failure::Status(503, None), served, Some(&route()), 0), None);
         assert_eq!(next_try(Failure::NotProcessed, served, Some(&route()), 0), AT_ONCE, "this multiplies nothing");
         assert_eq!(next_try(Failure::InVain, ONCE, Some(&route()), 0), None);
+    }
+
+    #[test]
+    fn it_is_said_why_not() {
+        let post = Tries { repeatable: false, ..ONCE };
+        let (policy, status) = (policy(), Failure::Status(503, None));
+        for (failure, tries, policy, why) in [
+            (Failure::Reset, post, None, NoRetry::NotRepeatable),
+            (status, ONCE, None, NoRetry::NoPolicy),
+            (Failure::Status(500, None), ONCE, Some(&policy), NoRetry::NotNamed),
+            (status, Tries { by_policy: 2, ..ONCE }, Some(&policy), NoRetry::UsedUp),
+            (status, Tries { of_retry: true, ..ONCE }, Some(&policy), NoRetry::OfRetry),
+            (Failure::Status(503, Some(Duration::from_secs(60))), ONCE, Some(&policy), NoRetry::LongWait),
+            (Failure::InVain, ONCE, Some(&policy), NoRetry::InVain),
+        ] {
+            assert_eq!(super::next_try(failure, tries, policy, 0), Err(why));
+        }
     }
 
     #[test]

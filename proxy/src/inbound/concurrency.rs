@@ -14,6 +14,7 @@ mod in_flight;
 mod simulation;
 
 use std::{
+    fmt,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU8, AtomicU32, Ordering},
@@ -157,6 +158,18 @@ impl Limiter {
             self.limit.store(limit, Ordering::Relaxed);
             let register = || register_gauge("leno_concurrency_limit", &[Label::new("port", self.port.to_string())]);
             self.gauge.get_or_init(register).set(f64::from(limit));
+        }
+    }
+}
+
+impl fmt::Display for Limiter {
+    /// What is in force now, and how much of it is taken.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let limit = self.limit.load(Ordering::Relaxed);
+        match self.mode.load(Ordering::Relaxed) {
+            FIXED => write!(f, "{} of {limit} requests at a time (fixed)", self.in_flight.all()),
+            ADAPTIVE => write!(f, "{} of {limit} requests at a time (adaptive)", self.in_flight.recent()),
+            _ => write!(f, "{} requests at a time, no limit", self.in_flight.all()),
         }
     }
 }

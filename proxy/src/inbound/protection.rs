@@ -64,6 +64,12 @@ impl Protection {
         self.rate_limits.load()
     }
 
+    /// Connections that are open, and how many may be; None: any number.
+    pub(crate) fn connections(&self) -> Option<(u32, u32)> {
+        let most = self.max_connections.load(Ordering::Relaxed);
+        (most != u32::MAX).then(|| (self.connections.load(Ordering::Relaxed), most))
+    }
+
     /// Lets a connection in. None: there are as many as are allowed.
     pub(crate) fn connect(self: &Arc<Self>) -> Option<Connected> {
         let connected = Connected(Arc::clone(self));

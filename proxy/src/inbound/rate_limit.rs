@@ -10,9 +10,10 @@ pub mod bucket;
 mod fields;
 pub mod ledger;
 
-use std::{net::IpAddr, sync::Arc, time::Instant};
+use std::{fmt, net::IpAddr, sync::Arc, time::Instant};
 
 use http::HeaderName;
+use leno_proto::spiffe::SpiffeId;
 use metrics::{Counter, Label};
 
 use self::{
@@ -133,6 +134,77 @@ impl RateLimits {
     }
 }
 
+/// How full a limit is for a request, which takes nothing by being asked about.
+#[derive(Debug)]
+pub(crate) struct Fill {
+    name: Arc<str>,
+    amount: (u32, u32),
+    key: &'static str,
+    /// Its matches hold for the request.
+    pub(crate) matches: bool,
+    /// Tokens that are left. None: who asks is not known, and each has a bucket of its own.
+    left: Option<u64>,
+}
+
+impl Fill {
+    /// Whether a request would be refused now.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.left == Some(0)
+    }
+}
+
+impl fmt::Display for Fill {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (requests, per) = self.amount;
+        write!(f, "{}: {requests} in {per} s, {}", self.name, self.key)?;
+        match self.left {
+            _ if !self.matches => f.write_str("; not for this request"),
+            Some(0) => f.write_str("; nothing is left: refused"),
+            Some(left) => write!(f, "; {left} left"),
+            None => f.write_str("; what is left depends on the client"),
+        }
+    }
+}
+
+impl RateLimits {
+    /// How full each limit is for a request. `address`: None if it is not known where it comes from.
+    pub(crate) fn fills(
+        &self,
+        request: &RequestHead,
+        identity: Option<&SpiffeId>,
+        address: Option<IpAddr>,
+        now: Instant,
+    ) -> Vec<Fill> {
+        let now = nanos(now);
+        let fill = |limit: &RateLimit| {
+            let key = match &limit.key {
+                None => Some(0),
+                Some(Key::ClientIdentity) => Some(limit.identity_key(identity)),
+                Some(Key::SourceAddress) => address.map(|address| limit.address_key(address)),
+                Some(Key::Header(name)) => Some(limit.header_key(request, name)),
+            };
+            Fill {
+                name: Arc::clone(&limit.name),
+                amount: (limit.requests, limit.per),
+                key: limit.key.as_ref().map_or("all together", Key::as_str),
+                matches: limit.holds(request),
+                left: key.map(|key| limit.rate.remaining(limit.ledger.full_at(key), now)),
+            }
+        };
+        self.limits.iter().map(fill).collect()
+    }
+}
+
+impl Key {
+    fn as_str(&self) -> &'static str {
+        match self {
+            Self::ClientIdentity => "for each client identity",
+            Self::SourceAddress => "for each source address",
+            Self::Header(_) => "for each value of a header",
+        }
+    }
+}
+
 /// A limit that a request falls under.
 struct Taken<'a> {
     limit: &'a RateLimit,
@@ -189,16 +261,25 @@ impl RateLimit {
     fn key_of(&self, request: &RequestHead, client: &Client) -> u64 {
         match &self.key {
             None => 0,
-            Some(Key::ClientIdentity) => match &client.identity {
-                Some(identity) => self.ledger.key(identity.as_str().as_bytes()),
-                None => self.ledger.key(b""),
-            },
-            Some(Key::SourceAddress) => match client.address.ip().to_canonical() {
-                IpAddr::V4(address) => self.ledger.key(&address.octets()),
-                IpAddr::V6(address) => self.ledger.key(address.octets().get(..8).unwrap_or_default()),
-            },
-            Some(Key::Header(name)) => self.ledger.header_key(request.fields.values(name.as_str().as_bytes())),
+            Some(Key::ClientIdentity) => self.identity_key(client.identity.as_ref()),
+            Some(Key::SourceAddress) => self.address_key(client.address.ip()),
+            Some(Key::Header(name)) => self.header_key(request, name),
         }
+    }
+
+    fn identity_key(&self, identity: Option<&SpiffeId>) -> u64 {
+        self.ledger.key(identity.map_or(b"", |identity| identity.as_str().as_bytes()))
+    }
+
+    fn address_key(&self, address: IpAddr) -> u64 {
+        match address.to_canonical() {
+            IpAddr::V4(address) => self.ledger.key(&address.octets()),
+            IpAddr::V6(address) => self.ledger.key(address.octets().get(..8).unwrap_or_default()),
+        }
+    }
+
+    fn header_key(&self, request: &RequestHead, name: &HeaderName) -> u64 {
+        self.ledger.header_key(request.fields.values(name.as_str().as_bytes()))
     }
 
     /// Clients that have a bucket of their own.

@@ -2,7 +2,7 @@
 
 use std::{rc::Rc, sync::Arc, time::Instant};
 
-use super::{Application, Client, PLAINTEXT, STRICT, concurrency::adaptive::Sample, rate_limit::Standing};
+use super::{Application, Client, PLAINTEXT, STRICT, concurrency::adaptive::Sample, rate_limit::Standing, told};
 use crate::{
     config::limits,
     error::{Error, RateLimited},
@@ -11,7 +11,7 @@ use crate::{
         exchange::{Exchange, grpc_status},
         forward::{self, Answer, Outgoing, Plan, To},
         head::{Name, RequestHead, names},
-        headers,
+        headers, notes,
         serve::{Answering, Begun, Received},
     },
     policy::{Protocol, RuleOrigin},
@@ -57,8 +57,10 @@ async fn answer(
     // The connection may be older than the policy. What became opaque bytes cannot be looked at again, and goes on.
     if client.identity.is_none() && ctx.policy.inbound().strict {
         ctx.telemetry.refused(Direction::Inbound, PLAINTEXT, client.address, &STRICT);
+        exchange.fails(Some(&head));
         return Err(Error::Refused(STRICT));
     }
+    let asked = client.identity.as_ref().and_then(|_| notes::read_id(&head.fields));
     identify(client, exchange, head);
     exchange.join_trace(&mut head.fields);
     exchange.limit(headers::grpc_timeout(&head.fields));
@@ -68,8 +70,11 @@ async fn answer(
         Protocol::Http2 => Some(true),
         _ => None,
     };
+    exchange.may_be_noted(head, asked);
+    told::begin(exchange, client, application, head);
     let told = admit(client, application, exchange, head)?;
     let Ok(permit) = application.protection.concurrency.enter(exchange.started) else {
+        exchange.fails(Some(&head));
         exchange.ctx().telemetry.refused(Direction::Inbound, OVERLOAD, client.address, &CROWDED);
         return Err(Error::Overload(CROWDED));
     };
@@ -97,6 +102,7 @@ fn admit(
     limits.admit(head, client, exchange.started).map_err(|limited| {
         let RateLimited { origin, limit, .. } = &*limited;
         exchange.record.route = Some(RuleOrigin { route: Arc::clone(origin), rule: Arc::clone(limit) });
+        exchange.fails(Some(head));
         exchange.ctx().telemetry.refused(Direction::Inbound, RATE_LIMIT, client.address, &limited);
         Error::RateLimited(limited)
     })

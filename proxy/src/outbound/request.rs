@@ -10,7 +10,7 @@ use std::{
 
 use http::StatusCode;
 
-use super::{destination, no_backend};
+use super::{destination, no_backend, told};
 use crate::{
     error::Error,
     http::{
@@ -85,8 +85,10 @@ impl Request<'_> {
         exchange.join_trace(&mut head.fields);
         exchange.inherit();
         exchange.limit(headers::grpc_timeout(&head.fields));
+        exchange.may_be_noted(&head, None);
         let (ctx, key) = (self.ctx, self.key);
-        let destination = destination(ctx, key).await?;
+        let destination = destination(ctx, key).await.inspect_err(|_| exchange.fails(Some(&head)))?;
+        told::begin(exchange, self.client, &destination);
         match &destination.target {
             Target::Service(service) => self.routed(exchange, service, head, rest).await,
             Target::Workload(backend) => {
@@ -110,7 +112,9 @@ impl Request<'_> {
         rest: &mut Rest,
     ) -> Result<Answer, Error> {
         let matched = service.http.as_ref().and_then(|routes| routes.decide(head));
+        told::rule(exchange, service, head, matched.as_ref().map(|matched| &**matched.action));
         let Some(matched) = matched else {
+            exchange.fails(Some(&head));
             exchange.metrics = unrouted(self.ctx, &service.service);
             return Err(Error::NoRule);
         };
@@ -119,6 +123,8 @@ impl Request<'_> {
         exchange.record.route = Some(action.origin.clone());
         exchange.limit_by_route(action.request_timeout);
         let (chosen, kept) = self.choose(exchange, action, &head.fields).await?;
+        let by_session = kept.as_ref().is_some_and(|kept| kept.backend(&action.backends).is_some());
+        told::backend(exchange, action, chosen, by_session);
         exchange.metrics = chosen.map_or(&action.metrics, |chosen| &chosen.metrics).clone();
         supported(&action.filters)?;
         if let Some(cors) = &action.filters.cors {
@@ -201,6 +207,7 @@ impl Request<'_> {
     ) -> Result<Option<Answer>, Error> {
         if let Some(delay) = faults.delay(head, self.ctx.random.next()) {
             exchange.record.fault = Some(Arc::clone(&faults.origin));
+            exchange.tell_by("fault", true, &faults.origin, || format!("held up for {delay:?}"));
             let wait = async {
                 tokio::time::sleep(delay).await;
                 Ok(())
@@ -210,6 +217,9 @@ impl Request<'_> {
         let Some(abort) = faults.abort(head, self.ctx.random.next()) else { return Ok(None) };
         exchange.record.fault = Some(Arc::clone(&faults.origin));
         exchange.record.reason = Some(Reason::Fault);
+        exchange.fails(Some(head));
+        let status = abort.status.as_u16();
+        exchange.tell_by("fault", true, &faults.origin, || format!("answered with {status} on purpose"));
         Ok(Some(own(exchange, abort.response(self.grpc, Reason::Fault))))
     }
 
@@ -230,6 +240,7 @@ impl Request<'_> {
         }
         let rewrites = [chosen.filters.rewrite.as_ref(), action.filters.rewrite.as_ref()];
         filter::rewrite(rewrites, head, prefix_len)?;
+        told::filtered(exchange, action, chosen, head);
         let mirrors = [&action.filters.mirrors, &chosen.filters.mirrors];
         if rest.upgrade.is_none() && mirrors.iter().any(|mirrors| !mirrors.is_empty()) {
             rest.body = mirror::copy(self.ctx, mirrors.into_iter().flatten(), head, mem::take(&mut rest.body));
@@ -264,6 +275,7 @@ impl Request<'_> {
                 exchange.metrics.fell_back(error.reason().as_str());
                 exchange.record.fallback = Some(error.reason());
                 exchange.record.reason = Some(error.reason());
+                told::fallback(exchange, action, "answered by the proxy", &error);
                 return Ok(own(exchange, answer.response(self.grpc, error.reason())));
             }
         };
@@ -274,6 +286,7 @@ impl Request<'_> {
             Some(None) => return Err(error),
         };
         exchange.metrics.fell_back(error.reason().as_str());
+        told::fallback(exchange, action, &to.key, &error);
         // Those of the backend that gave way.
         exchange.places.clear();
         exchange.is_retrying = false;
@@ -350,6 +363,8 @@ impl<'a> Kept<'a> {
 /// An answer that the proxy makes because policy says so.
 fn own(exchange: &mut Exchange, response: Response) -> Answer {
     exchange.answered(&response.head);
+    let status = response.head.status.as_u16();
+    exchange.tell("answer", true, || format!("{status} by the proxy, as policy says"));
     Answer { response, upgraded: None }
 }
 

@@ -27,10 +27,10 @@ use std::{
 use leno_proto::v1::{self, Rejection, ResourceKind, ResourceName, resource::Body};
 
 use super::{
-    DestinationKey, Protocol, Settings, Store,
+    DestinationKey, Explain, Protocol, Settings, Store,
     store::{HeldDestination, Provenance, Snapshot},
 };
-use crate::{http::persistence::SessionKey, upstream::Backend};
+use crate::{config::limits, http::persistence::SessionKey, upstream::Backend};
 use endpoints::EndpointsUpdate;
 
 /// Puts trust anchors (DER) of a trust domain in force, or says why not.
@@ -256,7 +256,26 @@ fn parse_settings(settings: v1::Settings) -> Result<Settings, Invalid> {
         [] => None,
         bytes => Some(SessionKey::new(bytes).ok_or_else(|| Invalid::new("session_key", "not 32 bytes"))?),
     };
-    Ok(Settings { trust_domain: settings.trust_domain, mesh_networks, session_key: session_key.map(Arc::new) })
+    let explain = match settings.explain {
+        Some(explain) => parse_explain(explain).map_err(|invalid| invalid.within("explain"))?,
+        None => Explain::default(),
+    };
+    let session_key = session_key.map(Arc::new);
+    Ok(Settings { trust_domain: settings.trust_domain, mesh_networks, session_key, explain })
+}
+
+fn parse_explain(explain: v1::Explain) -> Result<Explain, Invalid> {
+    if explain.headers.len() > limits::KEPT_HEADERS {
+        let reason = format!("{} headers; at most {} are possible", explain.headers.len(), limits::KEPT_HEADERS);
+        return Err(Invalid::new("headers", reason));
+    }
+    for (index, name) in explain.headers.iter().enumerate() {
+        if ::http::HeaderName::from_lowercase(name.as_bytes()).is_err() {
+            return Err(Invalid::new(format!("headers[{index}]"), format!("{name:?} is not a header in lower case")));
+        }
+    }
+    let headers = explain.headers.into_iter().map(String::into_boxed_str).collect();
+    Ok(Explain { sampled: !explain.ignore_sampled, headers: Arc::new(headers) })
 }
 
 /// As it was sent; None if it was not.

@@ -28,7 +28,7 @@ use super::{
     session::{Denied, Session},
     store::{self, Ask},
 };
-use crate::{config::Config, net::connect::connect_host, tls::CredentialStore};
+use crate::{config::Config, net::connect::connect_host, telemetry::Telemetry, tls::CredentialStore};
 
 mod metrics;
 use metrics::Metrics;
@@ -55,6 +55,7 @@ pub async fn run(
     config: Arc<Config>,
     store: Arc<Store>,
     credentials: Arc<CredentialStore>,
+    telemetry: Arc<Telemetry>,
     asks: mpsc::Receiver<Ask>,
     shutdown: impl Future<Output = ()>,
 ) {
@@ -64,6 +65,7 @@ pub async fn run(
         config,
         store,
         credentials,
+        telemetry,
         asks,
         session,
         instance: instance(),
@@ -140,6 +142,7 @@ struct Client {
     config: Arc<Config>,
     store: Arc<Store>,
     credentials: Arc<CredentialStore>,
+    telemetry: Arc<Telemetry>,
     asks: mpsc::Receiver<Ask>,
     session: Session,
     instance: u64,
@@ -293,14 +296,18 @@ impl Client {
 
     /// Answers an operator's question, for which a destination may have to be asked for first.
     fn explain(&self, question: Question, stream: &Stream) {
-        let (store, requests) = (Arc::clone(&self.store), stream.requests.clone());
+        let (store, telemetry) = (Arc::clone(&self.store), Arc::clone(&self.telemetry));
+        let requests = stream.requests.clone();
         tokio::spawn(async move {
-            let explained = explain::explain(&store, &question.request.unwrap_or_default()).await;
-            let (decisions, error) = match explained {
-                Ok(decisions) => (decisions, String::new()),
-                Err(error) => (Vec::new(), error),
-            };
-            let answer = Request::Explanation(Explanation { id: question.id, decisions, error });
+            let mut answer = Explanation { id: question.id, ..Explanation::default() };
+            match question.find {
+                Some(wanted) => answer.requests = telemetry.kept.find(&wanted, Instant::now()),
+                None => match explain::explain(&store, &question.request.unwrap_or_default()).await {
+                    Ok(told) => (answer.decisions, answer.generation) = (told.decisions, told.generation),
+                    Err(error) => answer.error = error,
+                },
+            }
+            let answer = Request::Explanation(answer);
             // If the stream is gone, so is who asked.
             let _ = requests.send(SubscribeRequest { request: Some(answer) }).await;
         });
@@ -329,6 +336,9 @@ impl Client {
             );
         }
         let snapshot = self.store.snapshot();
+        if let Some(settings) = &snapshot.settings {
+            self.telemetry.kept.follow(&settings.explain);
+        }
         let gone = self.session.follow(&snapshot, &removed, &rejected);
         self.metrics.took(rejected.len());
         self.metrics.holds(&snapshot);
@@ -398,6 +408,7 @@ impl Client {
 
     /// Lets go what is idle, and those who gave up waiting.
     fn sweep(&mut self) {
+        self.telemetry.kept.sweep(Instant::now());
         let snapshot = self.store.snapshot();
         let Self { waiting, session, .. } = self;
         waiting.retain(|key, replies| {

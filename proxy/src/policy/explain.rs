@@ -18,9 +18,15 @@ use super::{
 };
 use crate::{
     config::limits,
-    http::head::RequestHead,
+    http::{
+        filter::{Filters, PathChange},
+        head::RequestHead,
+    },
     upstream::{Backend, Endpoint, outlier::Health},
 };
+
+mod inbound;
+mod tcp;
 
 /// Rules that are told of, beside the one that holds; of the others, how many there are.
 const RULES_TOLD: usize = 32;
@@ -31,13 +37,30 @@ const ENDPOINTS_TOLD: usize = 32;
 ///
 /// # Errors
 /// If the question makes no sense, or the destination is not known.
-pub(super) async fn explain(store: &Store, question: &RequestToExplain) -> Result<Vec<Decision>, String> {
+pub(super) async fn explain(store: &Store, question: &RequestToExplain) -> Result<Told, String> {
+    if question.inbound_port != 0 {
+        return inbound::explain(store, question, Instant::now());
+    }
     let key: DestinationKey = question.destination.as_str().into();
     let head = head(question)?;
     let destination = store.resolve(&key).await.map_err(|error| error.to_string())?;
+    // Who asks first asks for the endpoints, too.
+    let known = async {
+        for backend in destination.backends() {
+            backend.known().await;
+        }
+    };
+    let _ = tokio::time::timeout(limits::CONNECT_TIMEOUT, known).await;
     let mut explanation = Explainer { snapshot: &store.snapshot(), now: Instant::now(), decisions: Vec::new() };
     explanation.destination(&destination, &head);
-    Ok(explanation.decisions)
+    Ok(explanation.told())
+}
+
+/// Decisions, and the mesh-wide generation by which they were made.
+#[derive(Debug)]
+pub(super) struct Told {
+    pub(super) decisions: Vec<Decision>,
+    pub(super) generation: u64,
 }
 
 fn head(question: &RequestToExplain) -> Result<RequestHead, String> {
@@ -64,22 +87,28 @@ struct Explainer<'a> {
 }
 
 impl Explainer<'_> {
+    fn told(self) -> Told {
+        Told { decisions: self.decisions, generation: self.snapshot.generation }
+    }
+
     fn add(&mut self, subject: &str, applies: bool, text: String) {
         self.add_by(subject, applies, text, String::new(), 0);
     }
 
     fn add_by(&mut self, subject: &str, applies: bool, text: String, origin: String, generation: u64) {
-        self.decisions.push(Decision { subject: subject.to_owned(), text, applies, origin, generation });
+        self.decisions.push(Decision {
+            subject: subject.to_owned(),
+            text,
+            applies,
+            origin,
+            generation,
+            ..Decision::default()
+        });
     }
 
     /// The generation of an object ("HTTPRoute shop/cart") by which a resource was compiled.
     fn generation(&self, object: &str) -> u64 {
-        let origins = self.snapshot.provenance.values().flat_map(|held| &held.origins);
-        let named = |origin: &&leno_proto::v1::ObjectGeneration| {
-            let found = origin.object.as_ref();
-            found.is_some_and(|found| format!("{} {}/{}", found.kind, found.namespace, found.name) == object)
-        };
-        origins.filter(named).map(|origin| origin.generation).max().unwrap_or_default()
+        self.snapshot.generation_of(object)
     }
 
     fn by(&mut self, subject: &str, applies: bool, text: String, origin: &RuleOrigin) {
@@ -126,8 +155,7 @@ impl Explainer<'_> {
 
     fn service(&mut self, port: &ServicePort, head: &RequestHead) {
         let Some(routes) = &port.http else {
-            self.add("rule", false, "the port does not speak HTTP: nothing in a request is looked at".to_owned());
-            return;
+            return self.connection(port);
         };
         match self.rule(routes, head) {
             Some(action) => self.action(&action, head),
@@ -196,6 +224,7 @@ impl Explainer<'_> {
             };
             self.by_rule("hedging", text, origin, said);
         }
+        self.changes(&action.filters, origin);
         let total = action.backends.iter().map(|(weight, _)| u64::from(*weight)).sum::<u64>();
         if total == 0 {
             return self.by("answer", true, "500: the rule has no backend".to_owned(), origin);
@@ -256,11 +285,34 @@ impl Explainer<'_> {
         match &backend.backend {
             Ok(to) => {
                 self.by("backend", weight > 0, format!("{} gets {share:.4} % of these requests", to.key), origin);
+                self.changes(&backend.filters, origin);
                 self.backend(to);
             }
             Err(reason) => {
                 self.by("backend", weight > 0, format!("{share:.4} % is answered with 500: {reason}"), origin)
             }
+        }
+    }
+
+    /// What filters change.
+    fn changes(&mut self, filters: &Filters, origin: &RuleOrigin) {
+        for (changes, what) in [(&filters.request, "request"), (&filters.response, "response")] {
+            let names: Vec<&str> = changes.names().collect();
+            if !names.is_empty() {
+                self.by("filter", true, format!("{what} headers changed: {}", names.join(", ")), origin);
+            }
+        }
+        if let Some(rewrite) = &filters.rewrite {
+            let host = rewrite.hostname.as_deref().unwrap_or("the same host");
+            let path = match &rewrite.path {
+                None => "the same path".to_owned(),
+                Some(PathChange::ReplaceFull(path)) => path.clone(),
+                Some(PathChange::ReplacePrefix(prefix)) => format!("{prefix} in place of the prefix"),
+            };
+            self.by("filter", true, format!("rewritten to {host}, {path}"), origin);
+        }
+        if let Some(name) = &filters.unsupported {
+            self.by("filter", true, format!("500: the filter {name} is not supported"), origin);
         }
     }
 
@@ -289,6 +341,10 @@ impl Explainer<'_> {
         for endpoint in set.endpoints.iter().take(ENDPOINTS_TOLD) {
             let (applies, text) = endpoint_text(endpoint, self.now);
             self.add("endpoint", applies, text);
+            if let (Some(identity), Some(told)) = (&endpoint.identity, self.decisions.last_mut()) {
+                told.workload = format!("{}/{}", identity.namespace(), endpoint.workload);
+                told.port = endpoint.address.port().into();
+            }
         }
         let untold = set.endpoints.len().saturating_sub(ENDPOINTS_TOLD);
         if untold > 0 {

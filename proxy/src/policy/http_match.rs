@@ -66,7 +66,7 @@ impl HttpMatch {
 
 impl HttpMatch {
     /// As [`Self::holds`]; the first part that does not hold is told in words.
-    pub(super) fn fits(&self, request: &RequestHead) -> Result<(), String> {
+    pub(crate) fn fits(&self, request: &RequestHead) -> Result<(), String> {
         if self.holds(request).is_some() {
             return Ok(());
         }

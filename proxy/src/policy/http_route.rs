@@ -18,9 +18,9 @@ pub struct HttpRoutes {
 }
 
 /// A match, and what to do. A route's rule with several matches is several of these, with one action.
-pub(super) struct HttpRule {
-    pub(super) matches: HttpMatch,
-    pub(super) action: Arc<HttpAction>,
+pub(crate) struct HttpRule {
+    pub(crate) matches: HttpMatch,
+    pub(crate) action: Arc<HttpAction>,
 }
 
 /// What a rule does.
@@ -97,6 +97,11 @@ impl HttpAction {
 }
 
 impl HttpRoutes {
+    /// In the order in which they are looked at.
+    pub(crate) fn rules(&self) -> &[HttpRule] {
+        &self.rules
+    }
+
     /// Every backend that an action names.
     pub(super) fn backends(&self) -> impl Iterator<Item = &Arc<Backend>> {
         self.rules.iter().flat_map(|rule| rule.action.backends())

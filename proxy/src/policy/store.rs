@@ -68,6 +68,25 @@ pub struct Snapshot {
     pub provenance: HashMap<v1::ResourceName, Arc<Provenance>>,
 }
 
+impl Snapshot {
+    /// The generation of an object ("HTTPRoute shop/cart") by which a resource was compiled; 0: it is in none.
+    pub fn generation_of(&self, object: &str) -> u64 {
+        let origins = self.provenance.values().flat_map(|held| &held.origins);
+        let named = |origin: &&v1::ObjectGeneration| {
+            let found = origin.object.as_ref();
+            found.is_some_and(|found| is_named(found, object))
+        };
+        origins.filter(named).map(|origin| origin.generation).max().unwrap_or_default()
+    }
+}
+
+/// Whether it is the object of that text, "HTTPRoute shop/cart".
+fn is_named(object: &v1::ObjectRef, text: &str) -> bool {
+    let rest = text.strip_prefix(object.kind.as_str()).and_then(|rest| rest.strip_prefix(' '));
+    let rest = rest.and_then(|rest| rest.strip_prefix(object.namespace.as_str())?.strip_prefix('/'));
+    rest == Some(object.name.as_str())
+}
+
 /// A destination and whether it is used.
 pub struct HeldDestination {
     pub destination: Arc<Destination>,

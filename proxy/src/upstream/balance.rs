@@ -77,11 +77,22 @@ pub struct Choice {
     pub index: usize,
     /// As the probe that [`Candidates::admit`] agreed to.
     pub probe: bool,
+    /// The one that was drawn with it, and was not cheaper.
+    pub over: Option<usize>,
 }
 
 impl Choice {
-    fn of(index: usize) -> Self {
-        Self { index, probe: false }
+    pub fn of(index: usize) -> Self {
+        Self { index, probe: false, over: None }
+    }
+
+    /// One of those that were drawn; the other of the first two, if it is not the same, was passed over.
+    fn among(index: usize, drawn: [usize; 2]) -> Self {
+        Self { over: drawn.into_iter().find(|other| *other != index), ..Self::of(index) }
+    }
+
+    pub fn probe(index: usize) -> Self {
+        Self { probe: true, ..Self::of(index) }
     }
 }
 
@@ -129,7 +140,7 @@ pub fn cheapest_drawn(
             let standings = (view.standing(a), view.standing(b));
             for (index, standing) in [(a, standings.0), (b, standings.1)] {
                 if standing == Standing::ProbeDue && view.admit(index) {
-                    return Some(Choice { index, probe: true });
+                    return Some(Choice::probe(index));
                 }
             }
             if standings == (Standing::Ready, Standing::Ready) {
@@ -140,7 +151,8 @@ pub fn cheapest_drawn(
                 let more = (2..compared(view.count())).map(|_| sampler.draw(random()));
                 let more =
                     more.filter(|index| view.standing(*index) == Standing::Ready && is_warm(view, *index, random));
-                return Some(Choice::of(cheapest(view, cost, now, a, std::iter::once(b).chain(more))));
+                let chosen = cheapest(view, cost, now, a, std::iter::once(b).chain(more));
+                return Some(Choice::among(chosen, [a, b]));
             }
         }
     }
@@ -148,15 +160,14 @@ pub fn cheapest_drawn(
     let best = best_standing(view)?;
     let alike = || of_standing(view, best);
     match alike().count() {
-        0 | 1 => alike().next(),
+        0 | 1 => alike().next().map(Choice::of),
         many => {
             let (a, b) = sampler::two_of(many, random());
             let (a, b) = (alike().nth(a)?, alike().nth(b)?);
             let explores = random().is_multiple_of(EXPLORE_ONE_IN);
-            Some(if explores { a } else { cheapest(view, cost, now, a, std::iter::once(b)) })
+            Some(Choice::among(if explores { a } else { cheapest(view, cost, now, a, std::iter::once(b)) }, [a, b]))
         }
     }
-    .map(Choice::of)
 }
 
 /// How many of so many endpoints are compared. Fewer of few: weights, which drawing goes by, are to count also while there is
@@ -189,7 +200,7 @@ pub fn random(view: &impl Candidates, sampler: &Sampler, random: &impl Fn() -> u
         for _ in 0..SINGLE_DRAWS {
             let index = sampler.draw(random());
             match view.standing(index) {
-                Standing::ProbeDue if view.admit(index) => return Some(Choice { index, probe: true }),
+                Standing::ProbeDue if view.admit(index) => return Some(Choice::probe(index)),
                 Standing::Ready if is_warm(view, index, random) => return Some(Choice::of(index)),
                 _ => {}
             }

@@ -23,6 +23,8 @@ use super::{
 };
 use crate::policy::BackendPolicy;
 
+mod why;
+
 /// See the module.
 pub struct Balancer {
     backend: SharedWeak<Backend>,
@@ -56,6 +58,8 @@ pub struct Wanted<'a> {
     /// See [`balance::settings::HashKey`].
     pub key: Option<u64>,
     pub now: Instant,
+    /// Where it is said why, if anybody wants to know.
+    pub why: Option<&'a RefCell<String>>,
 }
 
 impl Balancer {
@@ -133,6 +137,9 @@ impl Balancer {
             Health::InService => Role::Ordinary,
             Health::Ejected | Health::ProbeDue => Role::LastResort,
         };
+        if let Some(why) = wanted.why {
+            why.replace(why::of(&roster, choice, role, wanted));
+        }
         Some((local, role))
     }
 
@@ -255,7 +262,7 @@ impl Roster {
     fn reported(&self, settings: &prequal::Settings, view: &View<'_>, random: &impl Fn() -> u64) -> Option<Choice> {
         let any = Sampler::new_uniform(self.endpoints.len()).draw(random());
         match view.standing(any) {
-            Standing::ProbeDue if view.admit(any) => return Some(Choice { index: any, probe: true }),
+            Standing::ProbeDue if view.admit(any) => return Some(Choice::probe(any)),
             Standing::Ready if !view.local(any)?.pool.reports_load() => return None,
             _ => {}
         }
@@ -264,7 +271,7 @@ impl Roster {
         let usable = |index: usize| view.standing(index) == Standing::Ready && balance::is_warm(view, index, random);
         let penalty = |index: usize| view.estimate(index).penalty(view.now);
         let index = asked.pool.choose(settings, self.endpoints.len(), view.now, usable, penalty)?;
-        Some(Choice { index, probe: false })
+        Some(Choice::of(index))
     }
 
     /// Asks a few endpoints for their load, at random.

@@ -164,7 +164,7 @@ async fn an_endpoint_that_fails_is_ejected_and_comes_back_by_a_probe() {
         let mut probes = 0;
         for _ in 0..50 {
             let (local, role) = balancer
-                .choose(Wanted { tried: &[], key: None, now: later }, || upstreams.state.random.next())
+                .choose(Wanted { tried: &[], key: None, now: later, why: None }, || upstreams.state.random.next())
                 .unwrap();
             assert_eq!(role == Role::Probe, local.endpoint.address == dead);
             probes += usize::from(role == Role::Probe);
@@ -280,7 +280,7 @@ async fn a_new_endpoint_starts_as_its_peers_are() {
 }
 
 /// A name server that knows one name: A records with a TTL, both as the test says; and how often it was asked for them.
-async fn name_server(answer: Rc<std::cell::RefCell<(Vec<[u8; 4]>, u32)>>, asked: Rc<Cell<usize>>) -> SocketAddr {
+async fn name_server(answer: Rc<RefCell<(Vec<[u8; 4]>, u32)>>, asked: Rc<Cell<usize>>) -> SocketAddr {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let address = socket.local_addr().unwrap();
     tokio::task::spawn_local(async move {
@@ -318,7 +318,7 @@ async fn until(condition: impl AsyncFn() -> bool) {
 #[tokio::test]
 async fn names_are_resolved_and_followed_by_ttl() {
     on_worker(async {
-        let answer = Rc::new(std::cell::RefCell::new((vec![[127, 0, 0, 1], [127, 0, 0, 2]], 1)));
+        let answer = Rc::new(RefCell::new((vec![[127, 0, 0, 1], [127, 0, 0, 2]], 1)));
         let asked = Rc::new(Cell::new(0));
         let server = name_server(Rc::clone(&answer), Rc::clone(&asked)).await;
         let resolver = dns::Resolver::new(tokio::runtime::Handle::current(), Some(server));
@@ -363,7 +363,7 @@ async fn names_are_resolved_and_followed_by_ttl() {
 #[tokio::test]
 async fn an_external_name_and_what_does_not_exist() {
     on_worker(async {
-        let answer = Rc::new(std::cell::RefCell::new((vec![[127, 0, 0, 9]], 300)));
+        let answer = Rc::new(RefCell::new((vec![[127, 0, 0, 9]], 300)));
         let server = name_server(answer, Rc::default()).await;
         let resolver = dns::Resolver::new(tokio::runtime::Handle::current(), Some(server));
         let upstreams = Upstreams::new(None, Arc::new(CredentialStore::default()), resolver);

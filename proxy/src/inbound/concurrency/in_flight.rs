@@ -66,6 +66,10 @@ impl InFlight {
         }
     }
 
+    pub(super) fn all(&self) -> u32 {
+        self.all.load(Ordering::Relaxed)
+    }
+
     pub(super) fn recent(&self) -> u32 {
         self.recent.load(Ordering::Relaxed)
     }

@@ -509,6 +509,7 @@ fn everything() -> Delta {
                     trust_domain: "cluster.local".into(),
                     mesh_networks: vec!["10.0.0.0/8".into()],
                     session_key: vec![7; 32],
+                    explain: None,
                 }),
             ),
             resource(

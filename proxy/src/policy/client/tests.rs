@@ -128,7 +128,7 @@ impl Mesh {
         let shutdown = async move {
             let _ = stopped.wait_for(|stop| *stop).await;
         };
-        let client = tokio::spawn(run(Arc::new(config), store.clone(), credentials, asks, shutdown));
+        let client = tokio::spawn(run(Arc::new(config), store.clone(), credentials, Arc::default(), asks, shutdown));
         Self { store, subscribers, authority, stop, client }
     }
 

@@ -45,7 +45,7 @@ fn store() -> Arc<Store> {
 
 async fn told(target: &str) -> Vec<(String, bool, String)> {
     let question = RequestToExplain { destination: CART.into(), target: target.into(), ..RequestToExplain::default() };
-    let decisions = explain(&store(), &question).await.unwrap();
+    let decisions = explain(&store(), &question).await.unwrap().decisions;
     decisions.into_iter().map(|told| (format!("{}: {}", told.subject, told.text), told.applies, told.origin)).collect()
 }
 
@@ -75,7 +75,7 @@ async fn what_no_rule_takes_is_told() {
 #[tokio::test]
 async fn generations_are_those_in_force() {
     let question = RequestToExplain { destination: CART.into(), target: "/items".into(), ..Default::default() };
-    let decisions = explain(&store(), &question).await.unwrap();
+    let decisions = explain(&store(), &question).await.unwrap().decisions;
     assert!(decisions.iter().any(|told| told.subject == "rule" && told.applies && told.generation == 4));
 }
 
@@ -93,4 +93,23 @@ async fn nonsense_and_the_unknown_are_errors() {
     drop(asks);
     let unknown = explain(&store, &ask("a.b:80", "", "/")).await;
     assert!(unknown.is_err_and(|error| error.contains("a.b:80")));
+}
+
+#[tokio::test]
+async fn a_port_of_the_workload_tells_what_it_would_do() {
+    let (store, _) = Store::new();
+    let question = |client: &str, port| RequestToExplain {
+        inbound_port: port,
+        client: client.into(),
+        ..RequestToExplain::default()
+    };
+    let told = explain(&store, &question("spiffe://cluster.local/ns/shop/sa/client", 8080)).await.unwrap().decisions;
+    let has = |text: &str| told.iter().any(|one| one.text.contains(text));
+    assert!(
+        has("plaintext is refused") && has("let in as spiffe://") && has("requests at a time (adaptive)"),
+        "{told:#?}"
+    );
+    let told = explain(&store, &question("", 8080)).await.unwrap().decisions;
+    assert!(told.iter().any(|one| one.subject == "client" && !one.applies), "{told:#?}");
+    assert!(explain(&store, &question("", 70_000)).await.is_err());
 }

@@ -4,7 +4,12 @@ use crate::policy::Target;
 fn settled(networks: &[&str]) -> (Arc<Store>, mpsc::Receiver<Ask>) {
     let (store, asks) = Store::new();
     let mesh_networks = networks.iter().map(|network| network.parse().unwrap()).collect();
-    let settings = Settings { trust_domain: "cluster.local".to_owned(), mesh_networks, session_key: None };
+    let settings = Settings {
+        trust_domain: "cluster.local".to_owned(),
+        mesh_networks,
+        session_key: None,
+        explain: Default::default(),
+    };
     store.swap(Snapshot { settings: Some(Arc::new(settings)), ..Snapshot::default() });
     (store, asks)
 }

@@ -106,7 +106,7 @@ pub fn choose(view: &impl Candidates, table: &Table, most_load: u32, key: u64) -
         match view.standing(index) {
             // Keys stay where they are while an endpoint asks for patience: most likely it is one client that it means.
             Standing::Ready | Standing::Resting if bound.has_room(view, index) => return Some(Choice::of(index)),
-            Standing::ProbeDue if view.admit(index) => return Some(Choice { index, probe: true }),
+            Standing::ProbeDue if view.admit(index) => return Some(Choice::probe(index)),
             _ => {}
         }
     }

@@ -40,7 +40,7 @@ impl RoundRobin {
         for index in from_next() {
             match view.standing(index) {
                 Standing::Ready => chosen = Some(Choice::of(index)),
-                Standing::ProbeDue if view.admit(index) => chosen = Some(Choice { index, probe: true }),
+                Standing::ProbeDue if view.admit(index) => chosen = Some(Choice::probe(index)),
                 _ => continue,
             }
             break;
@@ -57,7 +57,7 @@ impl RoundRobin {
         let count = view.count();
         if let Some(index) = (0..count).find(|index| view.standing(*index) == Standing::ProbeDue && view.admit(*index))
         {
-            return Some(Choice { index, probe: true });
+            return Some(Choice::probe(index));
         }
         let best = best_standing(view)?;
         self.begins.resize(count, self.virtual_time);

@@ -105,7 +105,7 @@ fn a_probe_is_admitted_once_and_then_its_endpoint_is_left_alone() {
         let chosen: Vec<_> = chosen.collect();
         assert_eq!(chosen.len(), 200);
         let probes: Vec<_> = chosen.iter().filter(|choice| choice.index == 1).collect();
-        assert_eq!(probes, [&Choice { index: 1, probe: true }], "algorithm {algorithm}");
+        assert_eq!(probes, [&Choice::probe(1)], "algorithm {algorithm}");
     }
 }
 
@@ -180,7 +180,7 @@ proptest! {
             view.probes.set(probes);
             choices(&view, now, seed)
         } {
-            let Some(Choice { index, probe }) = choice else {
+            let Some(Choice { index, probe, .. }) = choice else {
                 prop_assert!(standings.is_empty(), "{name} chooses nothing of {standings:?}");
                 continue;
             };

@@ -95,7 +95,8 @@ fn load(view: &impl Candidates, index: usize) -> f64 {
 impl Part {
     fn choose(&self, view: &impl Candidates, cost: Cost, now: Instant, random: &impl Fn() -> u64) -> Option<Choice> {
         let choice = cheapest_drawn(&Of { view, members: &self.members }, &self.sampler, cost, now, random)?;
-        Some(Choice { index: *self.members.get(choice.index)?, ..choice })
+        let over = choice.over.and_then(|over| self.members.get(over).copied());
+        Some(Choice { index: *self.members.get(choice.index)?, over, ..choice })
     }
 }
 

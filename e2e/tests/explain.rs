@@ -1,0 +1,136 @@
+//! Why requests that were carried went as they did: what both sidecars decided, found by trace, by header, by failure.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use anyhow::{Context as _, Result, ensure};
+use http::Request;
+use leno_e2e::{
+    mesh::{LIMIT, Options, documents::route_head},
+    scenario::Scenario,
+    wait::eventually,
+};
+use serde_json::Value;
+
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+
+/// A rule that tries 503 again, once.
+const RULES: &str = "  rules:
+    - name: other
+      matches: [{path: {type: PathPrefix, value: /other}}]
+      backendRefs: [{name: shop, port: 80}]
+    - name: again
+      retry: {codes: [503], attempts: 1, backoff: 1ms}
+      backendRefs: [{name: shop, port: 80}]
+";
+
+async fn start() -> Result<Scenario> {
+    let flags = vec!["--explain-headers".to_owned(), "x-order".to_owned()];
+    let scenario = Scenario::with(Options { flags, ..Options::default() }, &["shop"], 1, "http").await?;
+    scenario.route(&format!("{}{RULES}", route_head("HTTPRoute", "shop", "shop")), "httproute/shop").await?;
+    Ok(scenario)
+}
+
+/// What is told once both sidecars' parts are there: a request is kept when it has ended, a moment after its answer.
+async fn told(scenario: &Scenario, arguments: &[&str], parts: &[&str]) -> Result<String> {
+    eventually("the request is explained", LIMIT, async || {
+        let told = scenario.mesh.leno(&[&["explain"], arguments].concat()).await?;
+        for part in parts {
+            ensure!(told.contains(part), "{part:?} is not told by {arguments:?}:\n{told}");
+        }
+        Ok(told)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sampled_request_is_explained_at_both_sidecars() -> Result<()> {
+    let scenario = start().await?;
+    let traceparent = format!("00-{TRACE}-00f067aa0ba902b7-01");
+    let request = || Request::get("/cart?card=4711").header("traceparent", traceparent.as_str());
+    ensure!(scenario.send(request().header("x-secret", "hush")).await?.status == 200, "the request itself");
+    let parts = [
+        "default/client, outbound: GET /cart of shop",
+        "kept: sampled",
+        "the path is not under /other  [HTTPRoute default/shop, rule other",
+        "matches  [HTTPRoute default/shop, rule again, generation 1]",
+        "default/shop:80, drawn with weight 1 of 1",
+        "must be spiffe://cluster.local/ns/default/sa/shop; PeakEwma: 0 in flight",
+        "1 of 1 endpoints are ready",
+        "a stream of HTTP/2",
+        "  default/shop-1, inbound: GET /cart of shop",
+        "spiffe://cluster.local/ns/default/sa/client at",
+        "requests at a time (adaptive)",
+        "200 OK",
+    ];
+    let shown = told(&scenario, &["--trace", &traceparent], &parts).await?;
+    ensure!(!shown.contains("4711") && !shown.contains("hush"), "queries and other headers are not kept:\n{shown}");
+    // What is not sampled leaves nothing.
+    let other = "00-aaaabbbbccccddddaaaabbbbccccdddd-00f067aa0ba902b7-00";
+    ensure!(scenario.send(Request::get("/").header("traceparent", other)).await?.status == 200, "the other request");
+    let nothing = scenario.mesh.leno(&["explain", "--trace", other]).await;
+    ensure!(nothing.is_err_and(|error| format!("{error:#}").contains("no connected proxy keeps")), "it was kept");
+    scenario.mesh.end().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failed_request_is_explained_without_a_trace() -> Result<()> {
+    let scenario = start().await?;
+    scenario.instance("shop-1")?.server.control().status.store(503, Relaxed);
+    let failed = scenario.get("/cart").await?;
+    ensure!(failed.status == 503, "{failed:?}");
+    let id = failed.header("leno-request-id").to_owned();
+    ensure!(id.len() == 32, "the answer names the request: {failed:?}");
+    let parts = [
+        "default/client, outbound: GET /cart of shop",
+        "kept: failed",
+        "try 1, ",
+        "503 Service Unavailable",
+        "tried again after 1.0ms, as the policy asks",
+        "try 2, ",
+        "no further try: all tries are used up",
+        "  default/shop-1, inbound: GET /cart of shop",
+    ];
+    told(&scenario, &["client", "--last-failed"], &parts).await?;
+    told(&scenario, &["--trace", &id], &parts).await?;
+    let json: Value = serde_json::from_str(&told(&scenario, &["--trace", &id, "-o", "json"], &[]).await?)?;
+    let requests = json["requests"].as_array().context("requests")?;
+    // Both tries came in at the server.
+    let depths: Vec<_> = requests.iter().map(|part| (part["direction"].as_str(), part["depth"].as_u64())).collect();
+    let (out, inbound) = ((Some("outbound"), Some(0)), (Some("inbound"), Some(1)));
+    ensure!(depths == [out, inbound, inbound] || depths == [out, inbound], "{json:#}");
+    ensure!(requests.iter().all(|part| part["failed"] == true && part["status"] == 503), "{json:#}");
+    scenario.mesh.end().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_is_found_by_a_header_that_is_asked_for() -> Result<()> {
+    let scenario = start().await?;
+    eventually("the header is asked for at the client", LIMIT, async || {
+        ensure!(scenario.send(Request::get("/cart").header("x-order", "7")).await?.status == 200, "the request itself");
+        scenario.mesh.leno(&["explain", "--header", "x-order=7"]).await
+    })
+    .await?;
+    let parts = ["kept: header", "x-order: 7", "default/client, outbound", "  default/shop-1, inbound"];
+    told(&scenario, &["--header", "x-order=7"], &parts).await?;
+    ensure!(scenario.mesh.leno(&["explain", "--header", "x-order=8"]).await.is_err(), "no such request");
+    scenario.mesh.end().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_server_would_do_is_told_with_what_its_client_would() -> Result<()> {
+    let scenario = start().await?;
+    let limit = "apiVersion: leno.dev/v1alpha1\nkind: InboundPolicy\nmetadata: {name: few}\nspec:\n  \
+                 targetRefs: [{group: \"\", kind: Service, name: shop}]\n  \
+                 rateLimits: [{name: all, requests: 5, per: 1h}]\n  concurrency: {mode: Fixed, limit: 7}\n";
+    scenario.mesh.change("few.yaml", limit, "inboundpolicy/few").await?;
+    // The first question of a destination waits for its endpoints.
+    let explained = scenario.mesh.leno(&["explain", "client", "http://shop.default/cart"]).await?;
+    ensure!(!explained.contains("not known yet"), "{explained}");
+    for part in ["then, at its server, by proxy default/shop-1", "plaintext is refused", "all: 5 in 3600 s", "5 left"] {
+        ensure!(explained.contains(part), "{part:?} is not told:\n{explained}");
+    }
+    ensure!(scenario.get("/cart").await?.status == 200, "a request");
+    let explained = scenario.mesh.leno(&["explain", "client", "http://shop.default/cart"]).await?;
+    ensure!(explained.contains("4 left") && explained.contains("of 7 requests at a time (fixed)"), "{explained}");
+    scenario.mesh.end().await
+}

@@ -1,0 +1,57 @@
+//! What the workload's own port would do with a request that comes in.
+
+use std::time::Instant;
+
+use leno_proto::{spiffe::SpiffeId, v1::RequestToExplain};
+
+use super::{Explainer, head};
+use crate::policy::{Protocol, Store};
+
+/// Decisions over a request to a port, by the limits' state at this moment. `question.client` names who comes by the mesh.
+pub(super) fn explain(store: &Store, question: &RequestToExplain, now: Instant) -> Result<super::Told, String> {
+    let port = u16::try_from(question.inbound_port).map_err(|_| format!("{} is no port", question.inbound_port))?;
+    let head = head(question)?;
+    let client: Option<SpiffeId> = question.client.parse().ok();
+    let inbound = store.inbound();
+    let snapshot = store.snapshot();
+    let mut explainer = Explainer { snapshot: &snapshot, now, decisions: Vec::new() };
+    let known = inbound.port(port);
+    let protocol = known.map_or(Protocol::Detect, |known| known.protocol);
+    explainer.add(
+        "port",
+        known.is_some(),
+        match known {
+            Some(_) => format!("{port}, declared {}", protocol.as_str()),
+            None => format!("{port}, which no Service names: what is spoken is found out"),
+        },
+    );
+    let mode = if inbound.strict {
+        "strict: mesh TLS alone; plaintext is refused (leno-reason: refused)"
+    } else {
+        "permissive: mesh TLS, and plaintext, too"
+    };
+    explainer.add("mode", true, mode.to_owned());
+    match &client {
+        Some(client) => explainer.add("client", true, format!("let in as {client}, once its certificate says so")),
+        None => explainer.add("client", !inbound.strict, "not in the mesh".to_owned()),
+    }
+    if matches!(protocol, Protocol::Tcp | Protocol::Tls) {
+        explainer.add("request", false, "the port carries bytes as they are: no request is looked at".to_owned());
+        return Ok(explainer.told());
+    }
+    let origin = known.and_then(|known| known.policy.origin.clone()).unwrap_or_default();
+    let generation = snapshot.generation_of(&origin);
+    let protection = store.protection(port);
+    if let Some(limits) = &*protection.rate_limits() {
+        for fill in limits.fills(&head, client.as_ref(), None, now) {
+            let lets_in = fill.matches && !fill.is_empty();
+            explainer.add_by("rate-limit", lets_in, fill.to_string(), origin.to_string(), generation);
+        }
+    }
+    explainer.add_by("concurrency", true, protection.concurrency.to_string(), origin.to_string(), generation);
+    if let Some((open, most)) = protection.connections() {
+        let text = format!("{open} of {most} connections are open");
+        explainer.add_by("connections", open < most, text, origin.to_string(), generation);
+    }
+    Ok(explainer.told())
+}
