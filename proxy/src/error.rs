@@ -42,6 +42,12 @@ pub enum Error {
     /// The client's deadline passed before the request was worked on.
     #[error("the request's deadline has passed")]
     Deadline,
+    /// The request's head is larger than the port's policy allows.
+    #[error("the request's head has {bytes} bytes, and may have {most}")]
+    HeadTooLarge { bytes: usize, most: usize },
+    /// The same of its body.
+    #[error("the request's body has more than {most} bytes")]
+    BodyTooLarge { most: u64 },
     /// The client has used up a rate limit.
     #[error("{0}")]
     RateLimited(Box<RateLimited>),
@@ -51,6 +57,9 @@ pub enum Error {
     /// A limit that a policy sets for calls of a backend was reached.
     #[error("limit reached: {limit} of {backend}")]
     Limit { limit: &'static str, backend: Arc<str> },
+    /// A try failed, and the backend's retry budget is spent, of which policy says that it is told (GEP-3388).
+    #[error("the retry budget of {0} is spent")]
+    RetryBudget(Arc<str>),
     /// The backend's circuit breaker is open.
     #[error("the circuit breaker of {backend} is open")]
     CircuitOpen { backend: Arc<str>, retry_after: Duration },
@@ -89,6 +98,9 @@ impl Error {
             Self::TryTimeout => Reason::TryTimeout,
             Self::Deadline => Reason::Deadline,
             Self::Overload(_) | Self::Limit { .. } => Reason::Overload,
+            Self::HeadTooLarge { .. } => Reason::HeadTooLarge,
+            Self::BodyTooLarge { .. } => Reason::BodyTooLarge,
+            Self::RetryBudget(_) => Reason::RetryBudget,
             Self::RateLimited(_) => Reason::RateLimit,
             Self::CircuitOpen { .. } => Reason::CircuitOpen,
             Self::Refused(_) => Reason::Refused,

@@ -50,6 +50,11 @@ pub trait Io: AsyncRead + AsyncWrite + Unpin + Send + 'static {
         None
     }
 
+    /// Whether the other end broke off, where that can be known without reading or writing. For the task that does both.
+    fn poll_broken(&self, _cx: &mut Context<'_>) -> Poll<()> {
+        Poll::Pending
+    }
+
     /// Reads from `source` and writes it, without a copy in between; how much it was, 0: `source` is at its end. Bytes may
     /// be held back as by any write: flush. None: this stream cannot do it.
     fn poll_write_from(&mut self, _cx: &mut Context<'_>, _source: &TcpStream) -> Option<Poll<io::Result<usize>>> {
@@ -76,6 +81,10 @@ impl<T: Io> Io for Prefixed<T> {
     fn reset(&self) {
         self.get_ref().reset();
     }
+
+    fn poll_broken(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.get_ref().poll_broken(cx)
+    }
 }
 
 /// Dropped, it sends no close_notify either.
@@ -96,6 +105,10 @@ impl Io for Box<dyn Io> {
 
     fn tcp(&self) -> Option<&TcpStream> {
         (**self).tcp()
+    }
+
+    fn poll_broken(&self, cx: &mut Context<'_>) -> Poll<()> {
+        (**self).poll_broken(cx)
     }
 
     fn poll_write_from(&mut self, cx: &mut Context<'_>, source: &TcpStream) -> Option<Poll<io::Result<usize>>> {

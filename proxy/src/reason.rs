@@ -87,6 +87,8 @@ const BAD_REQUEST: Option<StatusCode> = Some(StatusCode::BAD_REQUEST);
 const FORBIDDEN: Option<StatusCode> = Some(StatusCode::FORBIDDEN);
 const NOT_FOUND: Option<StatusCode> = Some(StatusCode::NOT_FOUND);
 const TOO_MANY: Option<StatusCode> = Some(StatusCode::TOO_MANY_REQUESTS);
+const BODY_TOO_LARGE: Option<StatusCode> = Some(StatusCode::PAYLOAD_TOO_LARGE);
+const HEAD_TOO_LARGE: Option<StatusCode> = Some(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
 const INTERNAL: Option<StatusCode> = Some(StatusCode::INTERNAL_SERVER_ERROR);
 const BAD_GATEWAY: Option<StatusCode> = Some(StatusCode::BAD_GATEWAY);
 const UNAVAILABLE: Option<StatusCode> = Some(StatusCode::SERVICE_UNAVAILABLE);
@@ -107,6 +109,12 @@ reasons! {
         "The backend has no endpoint that may be used.";
     CircuitOpen "circuit-open" UNAVAILABLE, Some(GrpcCode::Unavailable),
         "The backend's circuit breaker is open; Retry-After says for how long.";
+    RetryBudget "retry-budget" UNAVAILABLE, Some(GrpcCode::Unavailable),
+        "A try failed, and the retry budget that an XBackendTrafficPolicy sets is spent (GEP-3388).";
+    HeadTooLarge "head-too-large" HEAD_TOO_LARGE, Some(GrpcCode::ResourceExhausted),
+        "The request's target and header fields are larger than the workload's InboundPolicy allows.";
+    BodyTooLarge "body-too-large" BODY_TOO_LARGE, Some(GrpcCode::ResourceExhausted),
+        "The request's body is larger than the workload's InboundPolicy allows.";
     RateLimit "rate-limit" TOO_MANY, Some(GrpcCode::ResourceExhausted),
         "The client has used up a rate limit of the workload; Retry-After says until when.";
     Overload "overload" UNAVAILABLE, Some(GrpcCode::Unavailable),

@@ -28,6 +28,24 @@ pub(crate) struct InboundPolicySpec {
     /// limit.
     #[schemars(range(min = 1, max = 1_000_000), example = 5000)]
     pub(crate) max_connections: Option<i64>,
+    /// How large requests may be. Default: heads up to 64 KiB, bodies of any size.
+    pub(crate) request_size: Option<RequestSizeSpec>,
+}
+
+/// How large requests may be. Larger ones are refused before the application sees them, as far as that can be known: a body
+/// whose length is not said in advance is cut off where it becomes too large.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct RequestSizeSpec {
+    /// Bytes of the request's target and its header fields, names and values and 32 for each field (as RFC 9113 6.5.2 counts):
+    /// 1024 to 65536. Larger ones are answered 431.
+    /// Default: 65536.
+    #[schemars(range(min = 1024, max = 65_536), example = 16_384)]
+    pub(crate) head_bytes: Option<i64>,
+    /// Bytes of the request's body: 1 to 1099511627776. Larger ones are answered 413. Of gRPC, all messages of a call
+    /// together. Default: no limit.
+    #[schemars(range(min = 1, max = 1_099_511_627_776_i64), example = 1_048_576)]
+    pub(crate) body_bytes: Option<i64>,
 }
 
 /// So many requests in so much time: a token bucket that holds `burst` tokens and gets `requests` in every `per`.

@@ -134,13 +134,15 @@ pub(super) fn of_inbound(
         (created.is_none(), created, key.namespace.clone(), key.name.clone())
     });
     let (key, PolicySpec::Inbound(policy)) = oldest? else { return None };
-    let InboundPolicy { rate_limits, quiet, concurrency, max_connections } = policy;
+    let InboundPolicy { rate_limits, quiet, concurrency, max_connections, max_head, max_body } = policy;
     Some(v1::InboundPolicy {
         origin: Some(object_ref(key)),
         rate_limits: rate_limits.iter().map(rate_limit_of).collect(),
         quiet: *quiet,
         concurrency: concurrency.map(concurrency_of),
         max_connections: max_connections.unwrap_or_default(),
+        max_head_bytes: max_head.unwrap_or_default(),
+        max_body_bytes: max_body.unwrap_or_default(),
     })
 }
 

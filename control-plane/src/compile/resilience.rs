@@ -50,5 +50,10 @@ pub(super) fn limits(limits: &BackendLimits) -> v1::BackendLimits {
 }
 
 pub(super) fn retry_budget(budget: &RetryBudget) -> v1::RetryBudget {
-    v1::RetryBudget { percent: budget.percent, per_second: budget.per_second, burst: budget.burst }
+    v1::RetryBudget {
+        percent: budget.percent,
+        per_second: budget.per_second,
+        burst: budget.burst,
+        answer_unavailable: budget.answer_unavailable,
+    }
 }

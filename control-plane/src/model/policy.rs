@@ -93,6 +93,9 @@ pub struct InboundPolicy {
     pub quiet: bool,
     pub concurrency: Option<Concurrency>,
     pub max_connections: Option<u32>,
+    /// Bytes of a request's head, and of its body.
+    pub max_head: Option<u32>,
+    pub max_body: Option<u64>,
 }
 
 /// So many requests in so many seconds, and so many at once.

@@ -54,4 +54,6 @@ pub struct RetryBudget {
     pub percent: u32,
     pub per_second: u32,
     pub burst: u32,
+    /// A retry without budget is answered with 503, as XBackendTrafficPolicy has it (GEP-3388).
+    pub answer_unavailable: bool,
 }

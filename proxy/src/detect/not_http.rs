@@ -34,6 +34,10 @@ impl<T: Io> Io for NotHttp<T> {
         self.inner.reset();
     }
 
+    fn poll_broken(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.inner.poll_broken(cx)
+    }
+
     fn tcp(&self) -> Option<&TcpStream> {
         if self.seen.is_none() { self.inner.tcp() } else { None }
     }

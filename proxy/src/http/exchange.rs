@@ -72,6 +72,8 @@ pub(crate) struct Exchange {
     /// Outbound: the deadline without what was inherited, which ends with the answer's head: streams outlive what opened them.
     own_deadline: Option<Option<Instant>>,
     complete: bool,
+    /// Bytes that the request's body may have.
+    pub(crate) most_body: u64,
     /// What is told of how it was decided; mostly none.
     pub(super) notes: Option<Box<Notes>>,
 }
@@ -128,6 +130,7 @@ impl Exchange {
             hop: None,
             own_deadline: None,
             complete: false,
+            most_body: u64::MAX,
             notes: None,
         })
     }
@@ -298,8 +301,12 @@ impl Exchange {
 
     /// The server broke off, unless the client broke its own request first.
     pub(crate) fn broke(&mut self) {
-        let client_failed = self.request.as_ref().is_some_and(|request| request.failed());
-        self.record.reason.get_or_insert(if client_failed { Reason::ClientLeft } else { Reason::Reset });
+        let reason = match &self.request {
+            Some(request) if request.too_large().is_some() => Reason::BodyTooLarge,
+            Some(request) if request.failed() => Reason::ClientLeft,
+            _ => Reason::Reset,
+        };
+        self.record.reason.get_or_insert(reason);
     }
 
     /// Waits for a step on the way to the answer, no longer than the exchange may last, nor than `try_deadline`.

@@ -101,6 +101,7 @@ struct Failed {
 pub(crate) async fn forward(exchange: &mut Exchange, plan: Plan<'_>, outgoing: Outgoing<'_>) -> Result<Answer, Error> {
     let mut template = Template::new(outgoing, exchange.watch());
     exchange.request.clone_from(&template.body);
+    template.body.iter().for_each(|body| body.limit(exchange.most_body));
     let answer = make_tries(exchange, &plan, &mut template).await;
     if answer.is_err() {
         exchange.fails(Some(&template.head));
@@ -147,8 +148,11 @@ async fn make_tries(exchange: &mut Exchange, plan: &Plan<'_>, template: &mut Tem
         };
         let Failed { failure, error, reply } = failed;
         told::failed(exchange, &template.head, &pick, &error, reply.as_ref().map(|reply| &reply.head));
-        if template.body.as_ref().is_some_and(|body| body.failed()) {
+        if let Some(body) = template.body.as_ref().filter(|body| body.failed()) {
             pick.report(Outcome::Neutral, now);
+            if let Some(most) = body.too_large() {
+                return Err(Error::BodyTooLarge { most });
+            }
             exchange.record.reason = Some(Reason::ClientLeft);
             return Err(Error::BadRequest("the request's body broke off"));
         }
@@ -177,6 +181,7 @@ async fn make_tries(exchange: &mut Exchange, plan: &Plan<'_>, template: &mut Tem
                     exchange.retried_in_vain();
                 }
                 return match reply {
+                    _ if why == NoRetry::Budget && guarded.answers_unavailable() => Err(guarded.budget_spent(error)),
                     Some(reply) => accept(exchange, pick, template, &affinity, reply),
                     None => Err(error),
                 };
@@ -258,8 +263,15 @@ async fn try_once(
     let deadline = started.zip(guarded.try_timeout).and_then(|(started, timeout)| started.checked_add(timeout));
     let (pick, sent) = match (hedge, plan.to) {
         (Some(hedge), To::Backend(backend)) if carry != Carry::Alone && (tries.repeatable || hedge.any_method) => {
-            let twice =
-                Twice { hedge, backend, head: template.head, body: template.body.as_ref(), carry, attempt: tries.sent };
+            let twice = Twice {
+                hedge,
+                backend,
+                guarded,
+                head: template.head,
+                body: template.body.as_ref(),
+                carry,
+                attempt: tries.sent,
+            };
             // As large as two tries, and seldom wanted.
             Box::pin(hedged(exchange, deadline, pick, connection, (body, extras), twice, tries)).await
         }
@@ -364,7 +376,9 @@ fn refused(response: &ResponseHead, pick: &Pick, policy: Option<&Retry>, grpc: b
     }
     // gRPC's answers are all 200.
     let retry_after = || retry_after(response).filter(|_| matches!(status, 200 | 429 | 503));
+    let pushback = response.fields.values(b"grpc-retry-pushback-ms").next();
     Some(match code {
+        Some(code) if pushback.is_some() => Failure::PushedBack(code, pushback.and_then(retry::pushback)),
         Some(code) => Failure::Grpc(code, retry_after()),
         None => Failure::Status(status, retry_after()),
     })

@@ -17,7 +17,12 @@ use super::{
 };
 use crate::{
     error::Error,
-    upstream::{Backend, Outcome, Pick, breaker::Permit, bulkhead::What, shield::Rules},
+    upstream::{
+        Backend, Outcome, Pick,
+        breaker::Permit,
+        bulkhead::{Place, What},
+        shield::Rules,
+    },
 };
 
 /// One request's.
@@ -28,6 +33,22 @@ pub(super) struct Guarded<'a> {
     rules: Option<Arc<Rules>>,
     /// For one try.
     pub(super) try_timeout: Option<Duration>,
+}
+
+/// A second endpoint's try, as long as it lasts.
+#[derive(Default)]
+pub(super) struct Second {
+    permit: Option<Permit>,
+    _place: Option<Place>,
+}
+
+impl Second {
+    /// It was answered, well or not.
+    pub(super) fn answered(self, well: bool, now: Instant) {
+        if let Some(permit) = self.permit {
+            permit.report(Some(well), now);
+        }
+    }
 }
 
 impl<'a> Guarded<'a> {
@@ -93,6 +114,28 @@ impl<'a> Guarded<'a> {
             Poll::Pending
         })
         .await
+    }
+
+    /// Whether a retry that the budget refuses is answered with 503, whatever the try got.
+    pub(super) fn answers_unavailable(&self) -> bool {
+        self.backend.is_some_and(|backend| backend.endpoints.load().policy.retry_budget.answer_unavailable)
+    }
+
+    /// The answer then; `error`, if there is no budget.
+    pub(super) fn budget_spent(&self, error: Error) -> Error {
+        self.backend.map_or(error, |backend| Error::RetryBudget(Arc::clone(&backend.key)))
+    }
+
+    /// Leave for sending the request to a second endpoint while the first has not answered: of the breaker, the bulkheads and
+    /// the budget, as for a retry. None: one of them refuses.
+    pub(super) fn second(&self, now: Instant) -> Option<Second> {
+        let backend = self.backend?;
+        let mut second = Second::default();
+        if let Some(rules) = &self.rules {
+            second.permit = backend.shield.admit(rules, &backend.key, now).ok()?;
+            second._place = backend.shield.place(rules, What::Retry, &backend.key).ok()?;
+        }
+        backend.budget.withdraw(now).then_some(second)
     }
 
     /// How a try ended, to all who count that.

@@ -1,11 +1,12 @@
 //! Sends a request that is not answered in time to another endpoint too: the first good answer wins, and the other try is
-//! cancelled. Inside the retry budget, and only what can be sent whole.
+//! cancelled. Inside the retry budget, as breaker and bulkheads allow, and only what can be sent whole.
 
 use std::{net::SocketAddr, pin::pin, rc::Rc, sync::Arc, time::Instant};
 
 use super::{
     Body,
     exchange::{Exchange, grpc_status},
+    guarded::{Guarded, Second},
     head::{Name, RequestHead, ResponseHead},
     headers,
     request_body::RequestBody,
@@ -24,6 +25,7 @@ use crate::{
 pub(super) struct Twice<'a> {
     pub(super) hedge: &'a Hedge,
     pub(super) backend: &'a Arc<Backend>,
+    pub(super) guarded: &'a Guarded<'a>,
     pub(super) head: &'a RequestHead,
     pub(super) body: Option<&'a Rc<RequestBody>>,
     pub(super) carry: Carry,
@@ -55,10 +57,11 @@ pub(super) async fn send(
         }
         // None of it may be missing, or still be on its way from the client.
         let copy = twice.body.map_or_else(|| Some(Body::empty()), |body| body.whole());
-        let Some(copy) = copy.filter(|_| twice.backend.budget.withdraw(Instant::now())) else {
+        let leave = copy.and_then(|copy| Some((copy, twice.guarded.second(Instant::now())?)));
+        let Some((copy, leave)) = leave else {
             return Ok((None, sent.await, false));
         };
-        let mut second = pin!(elsewhere(&ctx, &twice, copy, first));
+        let mut second = pin!(elsewhere(&ctx, &twice, copy, first, leave));
         Ok(tokio::select! {
             biased;
             done = &mut sent => {
@@ -85,18 +88,20 @@ async fn elsewhere(
     twice: &Twice<'_>,
     body: Body,
     first: SocketAddr,
+    leave: Second,
 ) -> Option<(Pick, Result<Reply, SendError>)> {
     let pick = ctx.upstreams.pick(twice.backend, &[first], |_| None).await.ok()?;
     if pick.endpoint.address == first {
         return None;
     }
-    let connection = pick.http(twice.carry).await.ok()?;
+    let connection = twice.guarded.waiting(pick.http(twice.carry)).await.ok()?;
     let mut head = twice.head.clone();
     if connection.is_http1() {
         headers::for_http1(&mut head);
     }
     head.fields.set(Name::LenoAttempt, twice.attempt.saturating_add(1).to_string().as_bytes());
     let sent = connection.send(&head, body, Extras::default()).await;
+    leave.answered(is_good(&sent), Instant::now());
     Some((pick, sent))
 }
 

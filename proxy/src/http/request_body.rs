@@ -45,6 +45,8 @@ pub(crate) struct RequestBody {
     awaited: Cell<bool>,
     /// The client broke its own request: no endpoint is to blame, and nothing can be tried again.
     failed: Cell<bool>,
+    /// Bytes that it may have.
+    most: Cell<u64>,
     /// The try whose reader is current; readers of earlier ones get nothing more.
     attempt: Cell<u32>,
 }
@@ -76,6 +78,7 @@ impl RequestBody {
             received: Cell::new(0),
             awaited: Cell::new(false),
             failed: Cell::new(false),
+            most: Cell::new(u64::MAX),
             attempt: Cell::new(0),
         })
     }
@@ -161,6 +164,16 @@ impl RequestBody {
     pub(crate) fn failed(&self) -> bool {
         self.failed.get()
     }
+
+    /// It may have so many bytes, and is broken off beyond them.
+    pub(crate) fn limit(&self, most: u64) {
+        self.most.set(most);
+    }
+
+    /// Whether more came than it may have: how many that is.
+    pub(crate) fn too_large(&self) -> Option<u64> {
+        Some(self.most.get()).filter(|most| self.received.get() > *most)
+    }
 }
 
 /// One try's view of the body.
@@ -200,6 +213,11 @@ impl Reader {
         Poll::Ready(match polled {
             Some(Ok(frame)) => {
                 self.keep(&frame);
+                if self.shared.too_large().is_some() {
+                    self.shared.failed.set(true);
+                    self.done = true;
+                    return Poll::Ready(Some(Err("the request's body is larger than policy allows".into())));
+                }
                 Some(Ok(frame))
             }
             Some(Err(error)) => {

@@ -30,6 +30,9 @@ pub(crate) enum Failure {
     Status(u16, Option<Duration>),
     /// Answered with this gRPC code.
     Grpc(u16, Option<Duration>),
+    /// Answered with this gRPC code by a server that says when to try again (`grpc-retry-pushback-ms`, gRPC proposal A6);
+    /// None: not at all.
+    PushedBack(u16, Option<Duration>),
     /// The time for one try passed.
     TryTimeout,
     /// A hop further on has tried again, and failed all the same.
@@ -98,6 +101,8 @@ pub(crate) enum NoRetry {
     NotNamed,
     #[error("the server asks for a longer wait than {:?} (Retry-After)", limits::RETRY_WAIT)]
     LongWait,
+    #[error("the server asks for no further try (grpc-retry-pushback-ms)")]
+    PushedBack,
     #[error("the request's body is no longer there to be sent again")]
     BodyGone,
     #[error("the deadline comes before it")]
@@ -118,7 +123,8 @@ pub(crate) fn next_try(failure: Failure, tries: Tries, policy: Option<&Retry>, r
         Failure::NotConnected => tries.unconnected < CONNECTS,
         Failure::NotProcessed => tries.sent < TRIES,
         Failure::Reset => tries.repeatable && tries.sent < TRIES,
-        Failure::Status(..) | Failure::Grpc(..) | Failure::TryTimeout => false,
+        Failure::PushedBack(_, None) => return Err(NoRetry::PushedBack),
+        Failure::Status(..) | Failure::Grpc(..) | Failure::PushedBack(..) | Failure::TryTimeout => false,
         Failure::Final => return Err(NoRetry::Final),
         Failure::InVain => return Err(NoRetry::InVain),
     };
@@ -137,11 +143,23 @@ pub(crate) fn next_try(failure: Failure, tries: Tries, policy: Option<&Retry>, r
         Failure::TryTimeout if policy.try_timeout.includes(tries.repeatable) => None,
         Failure::Status(status, asked_for) if by_status(policy, status, tries.repeatable) => asked_for,
         Failure::Grpc(code, asked_for) if by_code(policy, code) => asked_for,
+        // In place of the backoff.
+        Failure::PushedBack(code, Some(wait)) if by_code(policy, code) => return within_bounds(wait),
         _ => return Err(NoRetry::NotNamed),
     };
     let wait = policy.backoff.wait(tries.by_policy, random).max(asked_for.unwrap_or_default());
     // A server that asks for more (`Retry-After`) gets no further try.
+    within_bounds(wait)
+}
+
+fn within_bounds(wait: Duration) -> Result<Next, NoRetry> {
     if wait <= limits::RETRY_WAIT { Ok(Next::ByPolicy(wait)) } else { Err(NoRetry::LongWait) }
+}
+
+/// What `grpc-retry-pushback-ms` says: so long, or (negative, or no number) never.
+pub(crate) fn pushback(value: &[u8]) -> Option<Duration> {
+    let millis: i64 = std::str::from_utf8(value).ok()?.trim().parse().ok()?;
+    u64::try_from(millis).ok().map(Duration::from_millis)
 }
 
 fn without_policy(failure: Failure, tries: Tries) -> NoRetry {
@@ -259,6 +277,19 @@ mod tests {
         assert_eq!(next_try(Failure::Status(503, None), served, Some(&route()), 0), None);
         assert_eq!(next_try(Failure::NotProcessed, served, Some(&route()), 0), AT_ONCE, "this multiplies nothing");
         assert_eq!(next_try(Failure::InVain, ONCE, Some(&route()), 0), None);
+    }
+
+    #[test]
+    fn a_server_that_pushes_back_is_obeyed() {
+        let policy = policy();
+        let wait = Some(Duration::from_millis(7));
+        assert_eq!(next_try(Failure::PushedBack(14, wait), ONCE, Some(&policy), u64::MAX), after(7), "no backoff");
+        assert_eq!(next_try(Failure::PushedBack(8, wait), ONCE, Some(&policy), 0), None, "not a code that is named");
+        assert_eq!(super::next_try(Failure::PushedBack(14, None), ONCE, Some(&policy), 0), Err(NoRetry::PushedBack));
+        let long = Some(limits::RETRY_WAIT + Duration::from_millis(1));
+        assert_eq!(super::next_try(Failure::PushedBack(14, long), ONCE, Some(&policy), 0), Err(NoRetry::LongWait));
+        assert_eq!(pushback(b"250"), Some(Duration::from_millis(250)));
+        assert_eq!((pushback(b"-1"), pushback(b"soon"), pushback(b"")), (None, None, None));
     }
 
     #[test]

@@ -172,10 +172,11 @@ fn name(pick: &Pick) -> String {
 /// There is a connection for the try.
 pub(super) fn connected(exchange: &mut Exchange, connection: &HttpConnection, carry: Carry) {
     let made = if connection.reused { "one that is open already" } else { "made for it" };
-    let carried = match (connection.is_http1(), carry) {
-        (_, Carry::Alone) => "for itself alone",
-        (false, _) => "a stream of HTTP/2",
-        (true, _) => "HTTP/1.1",
+    let carried = match (connection.is_stream(), connection.is_http1(), carry) {
+        (_, _, Carry::Alone) => "for itself alone",
+        (true, false, _) => "a stream of HTTP/2",
+        (true, true, _) => "HTTP/1.1 in a stream",
+        (false, ..) => "HTTP/1.1",
     };
     exchange.tell("connection", true, || format!("{made}, {carried}"));
 }

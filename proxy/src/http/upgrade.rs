@@ -1,6 +1,12 @@
 //! Connections that stop being HTTP: WebSocket and other upgrades, and CONNECT tunnels. After the answer's head,
 //! bytes go both ways until both sides are done; the exchange is recorded then.
 
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    task::Poll,
+};
+
 use http::Version;
 use hyper_util::rt::TokioIo;
 use tokio::sync::oneshot;
@@ -51,7 +57,17 @@ pub(crate) fn tunnel(sender: SendStream, receiver: RecvStream) -> Box<dyn Io> {
     let (near, mut far) = net::pipe::pipe(limits::HTTP1_BUFFER);
     tokio::task::spawn_local(async move {
         // The far side hears of it because its end of the pipe is dropped.
-        if tokio::io::copy_bidirectional(&mut stream, &mut far).await.is_err() {
+        let watch = stream.watch();
+        let failed = {
+            let mut copying = pin!(tokio::io::copy_bidirectional(&mut stream, &mut far));
+            poll_fn(|cx| match copying.as_mut().poll(cx) {
+                Poll::Ready(copied) => Poll::Ready(copied.is_err()),
+                // After the peer's END_STREAM nobody reads, and while there is nothing to write nobody else hears of it.
+                Poll::Pending => watch.poll(cx).map(|_| true),
+            })
+            .await
+        };
+        if failed {
             // RFC 9113 8.5.
             stream.reset(Code::CONNECT_ERROR);
         }

@@ -5,7 +5,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Instant,
 };
@@ -26,6 +26,10 @@ pub struct PortPolicy {
     pub concurrency: Concurrency,
     /// Open at a time; None: any number.
     pub max_connections: Option<u32>,
+    /// Bytes of a request's head; None: as many as the proxy itself takes.
+    pub max_head: Option<u32>,
+    /// Bytes of a request's body; None: any number.
+    pub max_body: Option<u64>,
 }
 
 /// See the module.
@@ -34,6 +38,8 @@ pub struct Protection {
     rate_limits: ArcSwapOption<RateLimits>,
     pub(crate) concurrency: Arc<Limiter>,
     max_connections: AtomicU32,
+    max_head: AtomicU32,
+    max_body: AtomicU64,
     connections: AtomicU32,
 }
 
@@ -47,6 +53,8 @@ impl Protection {
             rate_limits: ArcSwapOption::empty(),
             concurrency: Arc::new(Limiter::new(port, policy.concurrency, Instant::now())),
             max_connections: AtomicU32::new(u32::MAX),
+            max_head: AtomicU32::new(u32::MAX),
+            max_body: AtomicU64::new(u64::MAX),
             connections: AtomicU32::new(0),
         };
         made.set(policy);
@@ -58,6 +66,18 @@ impl Protection {
         self.rate_limits.store(policy.rate_limits.clone());
         self.concurrency.set(policy.concurrency, Instant::now());
         self.max_connections.store(policy.max_connections.unwrap_or(u32::MAX), Ordering::Relaxed);
+        self.max_head.store(policy.max_head.unwrap_or(u32::MAX), Ordering::Relaxed);
+        self.max_body.store(policy.max_body.unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Bytes that a request's head may have.
+    pub(crate) fn max_head(&self) -> usize {
+        self.max_head.load(Ordering::Relaxed) as usize
+    }
+
+    /// Bytes that a request's body may have.
+    pub(crate) fn max_body(&self) -> u64 {
+        self.max_body.load(Ordering::Relaxed)
     }
 
     pub(crate) fn rate_limits(&self) -> Guard<Option<Arc<RateLimits>>> {

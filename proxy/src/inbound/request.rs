@@ -72,6 +72,7 @@ async fn answer(
     };
     exchange.may_be_noted(head, asked);
     told::begin(exchange, client, application, head);
+    is_within_size(application, exchange, head, &body)?;
     let told = admit(client, application, exchange, head)?;
     let Ok(permit) = application.protection.concurrency.enter(exchange.started) else {
         exchange.fails(Some(&head));
@@ -88,6 +89,28 @@ async fn answer(
         told.write(&mut answer.response.head.fields);
     }
     answer
+}
+
+/// Whether the request is no larger than the port's policy allows, as far as its head tells.
+fn is_within_size(
+    application: &Application,
+    exchange: &mut Exchange,
+    head: &RequestHead,
+    body: &Body,
+) -> Result<(), Error> {
+    let (most_head, most_body) = (application.protection.max_head(), application.protection.max_body());
+    // Nothing is counted that the proxy's own limit does not leave to be refused.
+    let bytes = if most_head < limits::HEAD_BYTES { head.target().len() + head.fields.size() } else { 0 };
+    let refused = if bytes > most_head {
+        Error::HeadTooLarge { bytes, most: most_head }
+    } else if body.exact_length().is_some_and(|length| length > most_body) {
+        Error::BodyTooLarge { most: most_body }
+    } else {
+        exchange.most_body = most_body;
+        return Ok(());
+    };
+    exchange.fails(Some(head));
+    Err(refused)
 }
 
 /// Whether the port's rate limits admit the request; what its answer tells of them.
@@ -124,7 +147,7 @@ fn sample(answer: &Result<Answer, Error>, exchange: &Exchange) -> Option<Sample>
             let failed = refused || head.status.is_server_error();
             Some(if failed { Sample::Failed } else { Sample::Answered })
         }
-        Err(Error::BadRequest(_)) => None,
+        Err(Error::BadRequest(_) | Error::BodyTooLarge { .. }) => None,
         Err(Error::RequestTimeout | Error::TryTimeout | Error::Deadline) => Some(Sample::Unanswered),
         Err(_) => Some(Sample::Failed),
     }

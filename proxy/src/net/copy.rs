@@ -68,6 +68,10 @@ pub async fn relay<C: Io, S: Io>(client: C, server: S, idle: Duration, moved: &M
         if moved.to_server.get().wrapping_add(moved.to_client.get()) != before {
             last_move = Instant::now();
         }
+        // Nobody else asks a side whose end came already, and which is written nothing.
+        if client.poll_broken(cx).is_ready() || server.poll_broken(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
         // The timer is moved when it fires, not at each byte.
         while timer.as_mut().poll(cx).is_ready() {
             let deadline = last_move + idle;

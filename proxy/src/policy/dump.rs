@@ -271,7 +271,7 @@ fn backend(snapshot: &Snapshot, backend: &Backend, now: Instant) -> Value {
 
 /// What a port speaks and accepts.
 fn inbound_port(port: &InboundPort) -> (String, Value) {
-    let PortPolicy { origin, rate_limits, concurrency, max_connections } = &port.policy;
+    let PortPolicy { origin, rate_limits, concurrency, max_connections, max_head, max_body } = &port.policy;
     let limits = rate_limits.iter().flat_map(|held| &held.limits).map(|limit| {
         json!({
             "name": &*limit.name,
@@ -288,6 +288,8 @@ fn inbound_port(port: &InboundPort) -> (String, Value) {
         "rate_limits": (!limits.is_empty()).then_some(limits),
         "concurrency": format!("{concurrency:?}"),
         "max_connections": max_connections,
+        "max_head_bytes": max_head,
+        "max_body_bytes": max_body,
     });
     (port.port.to_string(), told)
 }

@@ -22,7 +22,7 @@ use crate::reason::Reason;
 const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
 
 /// Reasons that one family of handles tells apart; more (there are fewer) are counted as "other".
-pub(crate) const REASONS: usize = 24;
+pub(crate) const REASONS: usize = 32;
 
 /// Handles for requests of one (direction, service, route, rule, backend).
 #[derive(Debug, Clone)]

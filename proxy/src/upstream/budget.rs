@@ -22,11 +22,18 @@ pub struct Settings {
     pub per_second: u32,
     /// Tokens kept at most: what a burst of retries may spend.
     pub burst: u32,
+    /// What would be tried again, were there budget for it, is answered with 503 (GEP-3388).
+    pub answer_unavailable: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { percent: limits::RETRY_PERCENT, per_second: limits::RETRIES_PER_SECOND, burst: limits::RETRY_BURST }
+        Self {
+            percent: limits::RETRY_PERCENT,
+            per_second: limits::RETRIES_PER_SECOND,
+            burst: limits::RETRY_BURST,
+            answer_unavailable: false,
+        }
     }
 }
 
@@ -142,13 +149,14 @@ mod tests {
     #[test]
     fn settings_change_what_comes_and_what_may_be_kept() {
         let start = Instant::now();
-        let budget = RetryBudget::new(Settings { percent: 100, per_second: 50, burst: 60 }, start);
+        let budget =
+            RetryBudget::new(Settings { percent: 100, per_second: 50, burst: 60, ..Settings::default() }, start);
         (0..100).for_each(|_| budget.deposit());
-        budget.set(Settings { percent: 1, per_second: 0, burst: 5 });
+        budget.set(Settings { percent: 1, per_second: 0, burst: 5, ..Settings::default() });
         assert_eq!(withdraw_all(&budget, start), 5, "what was saved is cut");
         (0..199).for_each(|_| budget.deposit());
         assert_eq!(withdraw_all(&budget, start + Duration::from_secs(100)), 1, "one in a hundred, and no trickle");
-        budget.set(Settings { percent: 0, per_second: 0, burst: 0 });
+        budget.set(Settings { percent: 0, per_second: 0, burst: 0, ..Settings::default() });
         budget.deposit();
         assert!(!budget.withdraw(start + Duration::from_secs(200)), "off");
     }
@@ -171,7 +179,7 @@ mod tests {
         ) {
             let start = Instant::now();
             let mut now = start;
-            let budget = RetryBudget::new(Settings { percent, per_second, burst: 100 }, start);
+            let budget = RetryBudget::new(Settings { percent, per_second, burst: 100, ..Settings::default() }, start);
             let (mut requests, mut retries) = (0_u64, 0_u64);
             for (wait, deposits, withdrawals) in steps {
                 now += Duration::from_millis(wait);

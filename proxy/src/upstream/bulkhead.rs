@@ -76,7 +76,17 @@ impl Counts {
     pub fn take(self: &Arc<Self>, what: What, limit: u32) -> Option<Place> {
         let take = |held: u32| (held < limit).then(|| held + 1);
         self.of(what).fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).ok()?;
-        Some(Place { counts: Arc::clone(self), what })
+        Some(Place { counts: Arc::clone(self), what, owner: None })
+    }
+
+    /// A place for a connection of an owner (the pool of one endpoint), who may always have one: a limit below the number
+    /// of endpoints must not starve any (so it is in Envoy).
+    pub fn take_of(self: &Arc<Self>, owner: &Arc<AtomicU32>, limit: u32) -> Option<Place> {
+        let first = owner.load(Ordering::Relaxed) == 0;
+        let mut place = self.take(What::Connection, if first { u32::MAX } else { limit })?;
+        owner.fetch_add(1, Ordering::Relaxed);
+        place.owner = Some(Arc::clone(owner));
+        Some(place)
     }
 
     /// Places taken.
@@ -90,10 +100,15 @@ impl Counts {
 pub struct Place {
     counts: Arc<Counts>,
     what: What,
+    /// Whose connections are counted by themselves, too.
+    owner: Option<Arc<AtomicU32>>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
+        if let Some(owner) = &self.owner {
+            owner.fetch_sub(1, Ordering::Relaxed);
+        }
         self.counts.of(self.what).fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -113,6 +128,19 @@ mod tests {
         drop(first);
         assert!(counts.take(What::Request, 1).is_some());
         assert!(counts.take(What::Request, 0).is_none());
+    }
+
+    #[test]
+    fn each_owner_may_have_one() {
+        let (counts, pools) = (Arc::new(Counts::default()), [(); 3].map(|()| Arc::new(AtomicU32::new(0))));
+        let firsts: Vec<_> = pools.iter().map(|pool| counts.take_of(pool, 2)).collect();
+        assert!(firsts.iter().all(Option::is_some), "three endpoints, and a limit of two");
+        assert!(pools.iter().all(|pool| counts.take_of(pool, 2).is_none()));
+        drop(firsts);
+        assert_eq!(counts.held(What::Connection), 0);
+        let [one, ..] = &pools;
+        let held = [counts.take_of(one, 2), counts.take_of(one, 2), counts.take_of(one, 2)];
+        assert_eq!(held.iter().flatten().count(), 2);
     }
 
     proptest! {

@@ -16,7 +16,7 @@ mod tests;
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU32},
     time::{Duration, Instant},
 };
 
@@ -25,7 +25,7 @@ use self::idle_close::IdleClose;
 use super::{
     Backend, DialError, Endpoint,
     balance::prequal::Report,
-    bulkhead::{Counts, Place, What},
+    bulkhead::{Counts, Place},
     dial::{Dialed, Dialer},
     stats::BackendStats,
 };
@@ -56,6 +56,8 @@ pub struct Pool {
     connection_idle: Cell<Option<Duration>>,
     /// How many there may be, if that is limited.
     bulkhead: RefCell<Option<Bulkhead>>,
+    /// Connections that count, while that is so.
+    counted: Arc<AtomicU32>,
     /// The endpoint left its backend: what is in use finishes, nothing comes back.
     retired: Cell<bool>,
     idle: RefCell<Vec<http1::Idle>>,
@@ -147,6 +149,7 @@ impl Pool {
             connect_timeout: Cell::new(limits::CONNECT_TIMEOUT),
             connection_idle: Cell::new(None),
             bulkhead: RefCell::default(),
+            counted: Arc::default(),
             retired: Cell::new(false),
             idle: RefCell::default(),
             idle_close: Cell::default(),
@@ -174,7 +177,7 @@ impl Pool {
         let bulkhead = self.bulkhead.borrow();
         let Some(Bulkhead { counts, limit, backend }) = &*bulkhead else { return Ok(None) };
         let full = || DialError::Full { backend: Arc::clone(backend) };
-        counts.take(What::Connection, *limit).map(Some).ok_or_else(full)
+        counts.take_of(&self.counted, *limit).map(Some).ok_or_else(full)
     }
 
     /// A new connection, counted.
@@ -377,6 +380,11 @@ impl HttpConnection {
             // Only `drop` leaves it empty, after which nobody can call this.
             None => Err(SendError::unsent(body, "the connection was used already".into())),
         }
+    }
+
+    /// Whether it is shared with others.
+    pub fn is_stream(&self) -> bool {
+        matches!(self.kind, Some(Kind::Stream(..)))
     }
 
     /// Whether what is sent must be fit for HTTP/1.1.

@@ -27,6 +27,29 @@ pub struct SendStream {
     key: Key,
 }
 
+/// Hears of a stream's early end beside those who hold its halves, and no longer than they do.
+pub struct ResetWatch {
+    link: Link,
+    key: Key,
+}
+
+impl ResetWatch {
+    /// As [`SendStream::poll_reset`]. For the task that polls the halves, too. NO_ERROR is none: it only says that the rest is not
+    /// needed (RFC 9113 8.1).
+    pub fn poll(&self, cx: &mut Context<'_>) -> Poll<StreamError> {
+        let mut state = self.link.borrow_mut();
+        let Some(stream) = state.stream(self.key) else { return Poll::Pending };
+        match &stream.error {
+            Some(error) if error.code != Code::NO_ERROR => Poll::Ready(error.clone()),
+            Some(_) => Poll::Pending,
+            None => {
+                set_waker(&mut stream.send.waker, cx.waker());
+                Poll::Pending
+            }
+        }
+    }
+}
+
 /// Both halves of a stream just added.
 pub(super) fn halves(link: &Link, key: Key) -> (SendStream, RecvStream) {
     (SendStream { link: link.clone(), key }, RecvStream { link: link.clone(), key })
@@ -191,6 +214,11 @@ impl SendStream {
         }
         set_waker(&mut stream.send.waker, cx.waker());
         Poll::Pending
+    }
+
+    /// See [`ResetWatch`].
+    pub fn watch(&self) -> ResetWatch {
+        ResetWatch { link: self.link.clone(), key: self.key }
     }
 
     /// Whether the stream has ended early.

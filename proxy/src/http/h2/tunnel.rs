@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::{
     Frame,
     error::{Code, StreamError},
-    stream::{RecvStream, SendStream},
+    stream::{RecvStream, ResetWatch, SendStream},
 };
 
 /// Both halves of a stream that has become a tunnel. Shut down it sends END_STREAM; dropped before, it resets the stream.
@@ -31,6 +31,11 @@ impl Tunnel {
     /// Ends the stream early.
     pub fn reset(&mut self, code: Code) {
         self.send.reset(code);
+    }
+
+    /// Tells of a reset by the peer, as long as the tunnel is there.
+    pub fn watch(&self) -> ResetWatch {
+        self.send.watch()
     }
 }
 

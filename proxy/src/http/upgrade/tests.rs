@@ -79,6 +79,27 @@ async fn a_reset_of_the_stream_is_one_for_the_server() {
 }
 
 #[tokio::test]
+async fn a_reset_after_the_end_is_one_for_the_server_too() {
+    run(async {
+        let (_client, mut send, _receive, mut server) = tunnelled().await;
+        assert_eq!(send.send_data(b"all", true), 3);
+        let mut all = Vec::new();
+        server.read_to_end(&mut all).await.unwrap();
+        assert_eq!(all, b"all");
+        // The server has more to say, and nobody listens.
+        send.reset(Code::CANCEL);
+        let error = loop {
+            if let Err(error) = server.write_all(b"more").await {
+                break error;
+            }
+            tokio::task::yield_now().await;
+        };
+        assert!(matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe), "{error}");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn ends_are_passed_on_as_ends() {
     run(async {
         let (_client, mut send, mut receive, mut server) = tunnelled().await;

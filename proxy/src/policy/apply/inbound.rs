@@ -72,6 +72,8 @@ fn policy(port: u16, policy: v1::InboundPolicy) -> Result<PortPolicy, Invalid> {
         rate_limits,
         concurrency: concurrency(policy.concurrency).map_err(|invalid| invalid.within("concurrency"))?,
         max_connections: Some(policy.max_connections).filter(|most| *most != 0),
+        max_head: Some(policy.max_head_bytes).filter(|most| *most != 0),
+        max_body: Some(policy.max_body_bytes).filter(|most| *most != 0),
     })
 }
 

@@ -101,7 +101,12 @@ pub(super) fn bulkhead(limits: v1::BackendLimits) -> bulkhead::Limits {
 }
 
 pub(super) fn retry_budget(budget: v1::RetryBudget) -> budget::Settings {
-    budget::Settings { percent: budget.percent, per_second: budget.per_second, burst: budget.burst }
+    budget::Settings {
+        percent: budget.percent,
+        per_second: budget.per_second,
+        burst: budget.burst,
+        answer_unavailable: budget.answer_unavailable,
+    }
 }
 
 fn required(field: &str, duration: Option<prost_types::Duration>) -> Result<Duration, Invalid> {

@@ -15,6 +15,9 @@ const MAX_LIMITS: usize = 16;
 const MAX_MATCHES: usize = 16;
 /// Requests or connections at a time.
 const MAX_AT_A_TIME: i64 = 1_000_000;
+/// A request's head, of which the proxy itself takes no larger ones, and its body.
+const HEAD_BYTES: (i64, i64) = (1024, 64 * 1024);
+const BODY_BYTES: (i64, i64) = (1, 1 << 40);
 /// The proxy's own bounds of the adaptive limit, where a policy says only one.
 const DEFAULT_MIN: u32 = 100;
 const DEFAULT_MAX: u32 = 10_000;
@@ -33,8 +36,22 @@ pub(super) fn inbound_policy(raw: &InboundPolicySpec) -> Result<InboundPolicy, W
     let concurrency = wrong.note(raw.concurrency.as_ref().map(|raw| concurrency("spec.concurrency", raw)).transpose());
     let max_connections =
         wrong.note(raw.max_connections.map(|most| at_a_time("spec.maxConnections", most)).transpose());
+    let size = raw.request_size.as_ref();
+    let number = |field: &str, given: Option<i64>, bounds: (i64, i64)| {
+        given.map(|bytes| bytes_within(&format!("spec.requestSize.{field}"), bytes, bounds)).transpose()
+    };
+    let max_head = wrong.note(number("headBytes", size.and_then(|size| size.head_bytes), HEAD_BYTES));
+    let max_body = wrong.note(number("bodyBytes", size.and_then(|size| size.body_bytes), BODY_BYTES));
+    let max_head = max_head.and_then(|bytes| u32::try_from(bytes).ok());
     let quiet = !raw.rate_limit_headers.unwrap_or(true);
-    wrong.or(InboundPolicy { rate_limits, quiet, concurrency, max_connections })
+    wrong.or(InboundPolicy { rate_limits, quiet, concurrency, max_connections, max_head, max_body })
+}
+
+fn bytes_within(field: &str, bytes: i64, (least, most): (i64, i64)) -> Result<u64, FieldError> {
+    match u64::try_from(bytes) {
+        Ok(number) if (least..=most).contains(&bytes) => Ok(number),
+        _ => refuse(field, format!("{bytes} is not between {least} and {most} bytes")),
+    }
 }
 
 fn rate_limit(at: &str, raw: &RateLimitSpec) -> Result<RateLimit, Wrong> {

@@ -160,7 +160,7 @@ pub(super) fn retry_budget(raw: &api::RetryBudget) -> Result<RetryBudget, Wrong>
     let percent = section.number("percent", raw.percent, (0, 1000)).unwrap_or(20);
     let per_second = section.number("minPerSecond", raw.min_per_second, (0, 1_000_000)).unwrap_or(10);
     let burst = section.number("burst", raw.burst, (1, 1_000_000)).unwrap_or_else(|| per_second.max(100));
-    section.wrong.or(RetryBudget { percent, per_second, burst })
+    section.wrong.or(RetryBudget { percent, per_second, burst, answer_unavailable: false })
 }
 
 /// Gateway API's XBackendTrafficPolicy.
@@ -184,7 +184,7 @@ fn retry_constraint(raw: &api::RetryConstraint) -> Result<RetryBudget, Wrong> {
     let interval = section.duration("minRetryRate.interval", rate.interval.as_ref(), intervals).unwrap_or(SECOND);
     let per_second = u64::from(count).div_ceil(interval.as_secs().max(1));
     let per_second = u32::try_from(per_second).unwrap_or(u32::MAX);
-    section.wrong.or(RetryBudget { percent, per_second, burst: per_second.max(100) })
+    section.wrong.or(RetryBudget { percent, per_second, burst: per_second.max(100), answer_unavailable: true })
 }
 
 #[cfg(test)]
@@ -213,6 +213,7 @@ mod tests {
             json!({"targetRefs": target, "retryConstraint": {"minRetryRate": {"count": 300, "interval": "2s"}}});
         let budget = traffic_policy(&from_value(traffic).unwrap()).unwrap().retry_budget.unwrap();
         assert_eq!((budget.percent, budget.per_second, budget.burst), (20, 150, 150));
+        assert!(budget.answer_unavailable);
     }
 
     #[test]
