@@ -94,7 +94,7 @@ async fn elsewhere(
     if pick.endpoint.address == first {
         return None;
     }
-    let connection = twice.guarded.waiting(pick.http(twice.carry)).await.ok()?;
+    let connection = twice.guarded.waiting(pin!(pick.http(twice.carry))).await.ok()?;
     let mut head = twice.head.clone();
     if connection.is_http1() {
         headers::for_http1(&mut head);
