@@ -92,5 +92,5 @@ fn where_all_endpoints_are_terminating_those_that_serve_are_told_of() {
     let states: Vec<_> =
         endpoints(&world, "web/shop:80").endpoints.iter().map(|one| (one.address.clone(), one.state())).collect();
     // Which proxies take as their last resort.
-    assert_eq!(states, [("10.1.0.2:8080".to_owned(), leno_proto::v1::endpoint::State::Draining)]);
+    assert_eq!(states, [("10.1.0.2:8080".to_owned(), v1::endpoint::State::Draining)]);
 }
