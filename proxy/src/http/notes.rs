@@ -179,7 +179,8 @@ pub(crate) fn read_id(fields: &super::head::Fields) -> Option<Id> {
         return None;
     }
     let mut values = fields.values(HEADER);
-    let text = std::str::from_utf8(values.next().filter(|value| value.len() == 32)?).ok()?;
+    let digits = |value: &&[u8]| value.len() == 32 && value.iter().all(u8::is_ascii_hexdigit);
+    let text = std::str::from_utf8(values.next().filter(digits)?).ok()?;
     let id = u128::from_str_radix(text, 16).ok().filter(|id| *id != 0)?;
     values.next().is_none().then(|| id.to_be_bytes())
 }
