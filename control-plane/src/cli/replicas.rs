@@ -86,18 +86,13 @@ impl Replicas {
         Err(said(unknown))
     }
 
-    /// What all of them find; one that does not know the proxy that is asked is none the worse for it, if another does.
-    pub(super) async fn find_requests(&self, request: FindRequestsRequest) -> anyhow::Result<FindRequestsResponse> {
-        let mut found = None;
-        let mut unknown = Status::not_found("no replica knows that proxy");
+    /// What all of them find, as far as they answer.
+    pub(super) async fn find_requests(&self, request: FindRequestsRequest) -> anyhow::Result<Found> {
+        let mut answers = Vec::new();
         for mut replica in self.all() {
-            match replica.find_requests(request.clone()).await {
-                Ok(answer) => together(found.get_or_insert_default(), answer.into_inner()),
-                Err(status) if status.code() == Code::NotFound => unknown = status,
-                Err(status) => return Err(said(status)),
-            }
+            answers.push(replica.find_requests(request.clone()).await.map(tonic::Response::into_inner));
         }
-        found.ok_or_else(|| said(unknown))
+        all_found(answers).map_err(said)
     }
 
     /// All replicas have the same authority.
@@ -163,12 +158,43 @@ impl Statuses {
     }
 }
 
+/// See [`Replicas::find_requests`].
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub(super) all: FindRequestsResponse,
+    /// What replicas said that could not answer.
+    pub(super) failures: Vec<String>,
+}
+
+/// A replica that does not know the proxy that is asked is none the worse for it, if another does; and one that fails takes
+/// nothing from what the others found.
+fn all_found(answers: Vec<Result<FindRequestsResponse, Status>>) -> Result<Found, Status> {
+    let mut found: Option<Found> = None;
+    let mut failed = Vec::new();
+    let mut unknown = None;
+    for answer in answers {
+        match answer {
+            Ok(answer) => together(&mut found.get_or_insert_default().all, answer),
+            Err(status) if status.code() == Code::NotFound => unknown = Some(status),
+            Err(status) => failed.push(status),
+        }
+    }
+    if let Some(mut found) = found {
+        found.failures = failed.iter().map(|status| status.message().to_owned()).collect();
+        return Ok(found);
+    }
+    // That one failed weighs more than that another does not know the proxy.
+    let why = failed.into_iter().next().or(unknown);
+    Err(why.unwrap_or_else(|| Status::not_found("no replica knows that proxy")))
+}
+
 fn together(all: &mut FindRequestsResponse, one: FindRequestsResponse) {
     all.requests.extend(one.requests);
     all.requests.sort_by_key(|found| found.request.as_ref().map(|request| request.began_us));
     all.silent.extend(one.silent);
     all.asked += one.asked;
     all.not_asked += one.not_asked;
+    all.left_out += one.left_out;
 }
 
 fn objects(answers: Vec<ListObjectsResponse>, connected: &BTreeSet<String>) -> ListObjectsResponse {
@@ -293,6 +319,17 @@ mod tests {
         assert!(!all.absent && !all.settled);
         let all = merged(vec![absent.clone(), absent], &BTreeSet::new());
         assert!(all.absent && all.settled);
+    }
+
+    #[test]
+    fn a_replica_that_fails_takes_nothing_from_what_others_found() {
+        let answer = || Ok(FindRequestsResponse { asked: 2, left_out: 1, ..FindRequestsResponse::default() });
+        let (gone, unknown) = (|| Err(Status::unavailable("gone")), || Err(Status::not_found("who?")));
+        let found = all_found(vec![answer(), gone(), unknown(), answer()]).unwrap();
+        assert_eq!((found.all.asked, found.all.left_out, found.failures), (4, 2, vec!["gone".to_owned()]));
+        assert!(all_found(vec![unknown(), answer()]).unwrap().failures.is_empty());
+        assert_eq!(all_found(vec![unknown(), gone()]).unwrap_err().code(), Code::Unavailable);
+        assert_eq!(all_found(vec![unknown(), unknown()]).unwrap_err().code(), Code::NotFound);
     }
 
     #[test]

@@ -36,14 +36,9 @@ pub(super) async fn find(tracker: &Arc<Tracker>, request: FindRequestsRequest) -
     let mut answers = ask(tracker, proxies, &wanted);
     while let Some(answer) = answers.join_next().await {
         let Ok((proxy, answer)) = answer else { continue };
-        let Some(requests) = answer else {
-            found.silent.push(proxy);
-            continue;
-        };
-        for request in requests {
-            let Some(left) = room.checked_sub(request.encoded_len()) else { break };
-            room = left;
-            found.requests.push(FoundRequest { proxy: proxy.clone(), request: Some(request) });
+        match answer {
+            Some(kept) => take(&mut found, &mut room, &proxy, kept),
+            None => found.silent.push(proxy),
         }
     }
     found.silent.sort();
@@ -51,8 +46,25 @@ pub(super) async fn find(tracker: &Arc<Tracker>, request: FindRequestsRequest) -
     Ok(found)
 }
 
-/// What each proxy keeps of it; None: it did not answer.
-type Answers = JoinSet<(String, Option<Vec<CarriedRequest>>)>;
+/// Adds what one proxy keeps, as far as there is `room` for it, in bytes.
+fn take(found: &mut FindRequestsResponse, room: &mut usize, proxy: &str, (kept, mut left_out): KeptByOne) {
+    for request in kept {
+        match room.checked_sub(request.encoded_len()) {
+            Some(left) => {
+                *room = left;
+                found.requests.push(FoundRequest { proxy: proxy.to_owned(), request: Some(request) });
+            }
+            None => left_out = left_out.saturating_add(1),
+        }
+    }
+    found.left_out = found.left_out.saturating_add(left_out);
+}
+
+/// What a proxy keeps of it, and how many more, for which its answer had no room.
+type KeptByOne = (Vec<CarriedRequest>, u32);
+
+/// None: it did not answer.
+type Answers = JoinSet<(String, Option<KeptByOne>)>;
 
 fn ask(tracker: &Arc<Tracker>, proxies: Vec<String>, wanted: &RequestsToFind) -> Answers {
     let places = Arc::new(Semaphore::new(AT_A_TIME));
@@ -67,7 +79,7 @@ fn ask(tracker: &Arc<Tracker>, proxies: Vec<String>, wanted: &RequestsToFind) ->
             let answer = tracker.questions.ask(&proxy, question, limits::FIND_ANSWER, tell).await;
             // An older proxy takes it for another question, and says that it makes no sense.
             let answer = answer.ok().filter(|answer| answer.error.is_empty());
-            (proxy, answer.map(|answer| answer.requests))
+            (proxy, answer.map(|answer| (answer.requests, answer.requests_left_out)))
         });
     }
     answers
@@ -80,6 +92,15 @@ fn count(number: usize) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_there_is_no_room_for_is_counted() {
+        let request = |n: u8| CarriedRequest { id: vec![n; 16], path: "x".repeat(100), ..Default::default() };
+        let (mut found, mut room) = (FindRequestsResponse::default(), 2 * request(1).encoded_len() + 1);
+        take(&mut found, &mut room, "a/b", (vec![request(1)], 0));
+        take(&mut found, &mut room, "a/c", (vec![request(2), request(3)], 4));
+        assert_eq!((found.requests.len(), found.left_out), (2, 5));
+    }
 
     #[tokio::test]
     async fn who_is_not_connected_is_not_asked() {

@@ -21,7 +21,7 @@ pub(super) async fn ask(
     let identity = connected(client).map(|proxy| proxy.identity.clone()).unwrap_or_default();
     let mut explanations = Vec::new();
     for (workload, port) in servers(decisions, |name| connected(name).is_some()) {
-        let request = RequestToExplain { inbound_port: port, client: identity.clone(), ..request.clone() };
+        let request = as_it_comes_in(request, port, &identity);
         let answer = super::ask(tracker, workload, request, limits::FIND_ANSWER).await;
         let (decisions, error) = match answer {
             Ok(answer) => (answer.decisions, answer.error),
@@ -30,6 +30,17 @@ pub(super) async fn ask(
         explanations.push(ServerExplanation { proxy: workload.to_owned(), decisions, error });
     }
     explanations
+}
+
+/// The request as a server's proxy is asked of it. Without a destination: a proxy that knows no questions of what comes in would
+/// answer for what goes out, and has to say instead that it cannot.
+fn as_it_comes_in(request: &RequestToExplain, port: u32, client: &str) -> RequestToExplain {
+    let mut request = request.clone();
+    let destination = std::mem::take(&mut request.destination);
+    if request.authority.is_empty() {
+        request.authority = destination;
+    }
+    RequestToExplain { inbound_port: port, client: client.to_owned(), ..request }
 }
 
 /// The first usable endpoint of each backend, as far as they are connected.
@@ -56,6 +67,19 @@ fn servers(decisions: &[Decision], connected: impl Fn(&str) -> bool) -> Vec<(&st
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_is_asked_of_what_comes_in_alone() {
+        let asked = RequestToExplain { destination: "shop:80".into(), target: "/cart".into(), ..Default::default() };
+        let inbound = as_it_comes_in(&asked, 8080, "spiffe://a/b");
+        assert_eq!((inbound.destination.as_str(), inbound.authority.as_str()), ("", "shop:80"));
+        assert_eq!(
+            (inbound.target.as_str(), inbound.inbound_port, inbound.client.as_str()),
+            ("/cart", 8080, "spiffe://a/b")
+        );
+        let named = RequestToExplain { authority: "shop.example".into(), ..asked };
+        assert_eq!(as_it_comes_in(&named, 8080, "").authority, "shop.example");
+    }
 
     #[test]
     fn one_endpoint_of_each_backend_is_asked() {

@@ -11,6 +11,7 @@ use crate::{
     cli::{
         FAILURE, SUCCESS, block_on,
         print::{Style, clean},
+        replicas::Found,
     },
 };
 
@@ -90,10 +91,11 @@ pub(super) fn run(args: &Args, wanted: &Wanted) -> anyhow::Result<u8> {
             (_, None) => Vec::new(),
             (_, Some(question)) => {
                 let found = client.find_requests(question).await?;
-                let Some(latest) = found.requests.iter().rev().find_map(|found| found.request.as_ref()) else {
+                let Some(latest) = found.all.requests.iter().rev().find_map(|found| found.request.as_ref()) else {
                     return Ok((found, 0));
                 };
-                let mut ids: Vec<_> = found.requests.iter().flat_map(|found| &found.request).map(|r| &r.id).collect();
+                let mut ids: Vec<_> =
+                    found.all.requests.iter().flat_map(|found| &found.request).map(|r| &r.id).collect();
                 ids.sort();
                 ids.dedup();
                 others = ids.len() - 1;
@@ -104,13 +106,23 @@ pub(super) fn run(args: &Args, wanted: &Wanted) -> anyhow::Result<u8> {
         let asked = FindRequestsRequest { proxy: String::new(), find };
         Ok((client.find_requests(asked).await?, others))
     })?;
-    let FindRequestsResponse { requests, silent, not_asked, .. } = found;
+    let Found { all: FindRequestsResponse { requests, silent, not_asked, left_out, .. }, failures } = found;
     let parts =
         hops::in_order(requests.into_iter().filter_map(|FoundRequest { proxy, request }| Some((proxy, request?))));
     match args.output {
         Output::Json => {
             let parts = parts.iter().map(|part| as_json(part.depth, &part.proxy, &part.request));
-            outln!("{:#}", json!({ "requests": parts.collect::<Vec<_>>(), "silent": silent, "not_asked": not_asked }));
+            let parts = parts.collect::<Vec<_>>();
+            outln!(
+                "{:#}",
+                json!({
+                    "requests": parts,
+                    "silent": silent,
+                    "not_asked": not_asked,
+                    "left_out": left_out,
+                    "failures": failures,
+                })
+            );
         }
         Output::Text => {
             for part in &parts {
@@ -123,6 +135,15 @@ pub(super) fn run(args: &Args, wanted: &Wanted) -> anyhow::Result<u8> {
     }
     if not_asked > 0 {
         eprintln!("leno: {not_asked} more proxies were not asked");
+    }
+    if left_out > 0 {
+        eprintln!("leno: {left_out} more parts fit, for which there was no room");
+    }
+    for failure in &failures {
+        eprintln!(
+            "leno: no answer from a replica of the control plane, whose proxies' parts are missing: {}",
+            clean(failure)
+        );
     }
     if others > 0 {
         eprintln!("leno: the latest; {others} more fit");
