@@ -2,6 +2,7 @@
 //! workload's identity, the protocols spoken between proxies, and which headers and patterns policy may use.
 
 pub mod alpn;
+pub mod capability;
 pub mod grpc;
 pub mod headers;
 pub mod pattern;

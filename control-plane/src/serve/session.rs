@@ -10,7 +10,10 @@ use std::{
     sync::Arc,
 };
 
-use leno_proto::v1::{Interest, ObjectGeneration, Open, ResourceKind, ResourceName, Verdict, resource::Body};
+use leno_proto::{
+    capability,
+    v1::{InboundPolicy, Interest, ObjectGeneration, Open, ResourceKind, ResourceName, Verdict, resource::Body},
+};
 
 use super::{
     compiled::{Compiled, View},
@@ -468,12 +471,16 @@ fn unsupported(compiled: &Compiled, capabilities: &HashSet<String>) -> Option<St
     (!capabilities.contains(needed)).then(|| format!("the proxy lacks the capability {needed:?}: upgrade it"))
 }
 
-/// The capability that a proxy must have named to be sent such a resource. All of version 1 need none.
+/// The capability that a proxy must have named to be sent such a resource. What version 1 knows needs none.
 fn needed_capability(body: &Body) -> Option<&'static str> {
     match body {
+        Body::Inbound(inbound) => {
+            let limits_size = |policy: &InboundPolicy| policy.max_head_bytes != 0 || policy.max_body_bytes != 0;
+            let limits_size = inbound.ports.iter().filter_map(|port| port.policy.as_ref()).any(limits_size);
+            limits_size.then_some(capability::REQUEST_SIZE)
+        }
         Body::Settings(_)
         | Body::TrustBundle(_)
-        | Body::Inbound(_)
         | Body::Destination(_)
         | Body::Endpoints(_)
         | Body::EndpointsDelta(_) => None,

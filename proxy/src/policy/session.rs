@@ -97,7 +97,7 @@ impl Session {
         };
         Open {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            capabilities: Vec::new(),
+            capabilities: leno_proto::capability::ALL.map(str::to_owned).into(),
             workload: workload.to_owned(),
             instance,
             held: self.wanted.iter().map(held).collect(),

@@ -462,3 +462,24 @@ fn a_probe_is_answered_like_a_delta() {
     session.verdict(Verdict { nonce: probe.nonce, rejected: Vec::new() }).unwrap();
     assert!(session.probe().unwrap().nonce > probe.nonce);
 }
+
+#[test]
+fn a_proxy_is_not_sent_limits_that_it_would_pass_over() {
+    use leno_proto::v1::{Inbound, InboundPolicy, InboundPort};
+    let compiled = |policy: InboundPolicy| {
+        let port = InboundPort { port: 80, policy: Some(policy), ..InboundPort::default() };
+        let body = Some(Body::Inbound(Inbound { ports: vec![port], ..Inbound::default() }));
+        Compiled::new(Some(Resource { body, ..Resource::default() }), Vec::new(), 1)
+    };
+    let (older, newer) = (HashSet::new(), HashSet::from([capability::REQUEST_SIZE.to_owned()]));
+    for policy in [
+        InboundPolicy { max_head_bytes: 2048, ..InboundPolicy::default() },
+        InboundPolicy { max_body_bytes: 1, ..InboundPolicy::default() },
+    ] {
+        let compiled = compiled(policy);
+        assert!(unsupported(&compiled, &older).is_some_and(|why| why.contains("request-size")));
+        assert_eq!(unsupported(&compiled, &newer), None);
+    }
+    let plain = compiled(InboundPolicy { max_connections: 7, ..InboundPolicy::default() });
+    assert_eq!(unsupported(&plain, &older), None);
+}
