@@ -79,11 +79,26 @@ pub struct Choice {
     pub probe: bool,
     /// The one that was drawn with it, and was not cheaper.
     pub over: Option<usize>,
+    pub by: By,
+}
+
+/// What decided, where an algorithm has more than one way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum By {
+    /// What every choice of the kind goes by; where there is a better way, what is left without it.
+    #[default]
+    Default,
+    /// What endpoints say of their load ([`prequal`]).
+    Report,
+    /// The place of the request's key ([`maglev`]).
+    Place,
+    /// That place has no room, or is not ready: another.
+    Moved,
 }
 
 impl Choice {
     pub fn of(index: usize) -> Self {
-        Self { index, probe: false, over: None }
+        Self { index, probe: false, over: None, by: By::Default }
     }
 
     /// One of those that were drawn; the other of the first two, if it is not the same, was passed over.
@@ -93,6 +108,10 @@ impl Choice {
 
     pub fn probe(index: usize) -> Self {
         Self { probe: true, ..Self::of(index) }
+    }
+
+    pub fn decided(self, by: By) -> Self {
+        Self { by, ..self }
     }
 }
 

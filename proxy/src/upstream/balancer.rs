@@ -13,7 +13,7 @@ use std::{
 use super::{
     Backend, EndpointSet,
     balance::{
-        self, Algorithm, Candidates, Choice, Cost, Estimate, RoundRobin, Sampler, Standing, maglev, prequal,
+        self, Algorithm, By, Candidates, Choice, Cost, Estimate, RoundRobin, Sampler, Standing, maglev, prequal,
         settings::HashKey, zone::Zones,
     },
     dial::Dialer,
@@ -271,7 +271,7 @@ impl Roster {
         let usable = |index: usize| view.standing(index) == Standing::Ready && balance::is_warm(view, index, random);
         let penalty = |index: usize| view.estimate(index).penalty(view.now);
         let index = asked.pool.choose(settings, self.endpoints.len(), view.now, usable, penalty)?;
-        Some(Choice::of(index))
+        Some(Choice::of(index).decided(By::Report))
     }
 
     /// Asks a few endpoints for their load, at random.

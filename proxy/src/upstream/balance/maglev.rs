@@ -2,7 +2,7 @@
 //! when endpoints come or go; no endpoint gets more than its bound of what is in flight (Mirrokni, Thorup, Zadimoghaddam,
 //! SODA '18), and what it does not get jumps on by the key alone (Chen, Coleman, Shrivastava, AAAI '21).
 
-use super::{Candidates, Choice, Standing, best_standing, hash, of_standing};
+use super::{By, Candidates, Choice, Standing, best_standing, hash, of_standing};
 
 /// Slots of a table: a prime, a hundred times the endpoints of most backends. The same for all, since with another number of
 /// slots nearly every key would move.
@@ -103,10 +103,13 @@ pub fn choose(view: &impl Candidates, table: &Table, most_load: u32, key: u64) -
     let mut bound = Bound::new(most_load);
     for turn in 0..JUMPS {
         let Some(index) = table.at(key, turn) else { break };
+        let by = if turn == 0 { By::Place } else { By::Moved };
         match view.standing(index) {
             // Keys stay where they are while an endpoint asks for patience: most likely it is one client that it means.
-            Standing::Ready | Standing::Resting if bound.has_room(view, index) => return Some(Choice::of(index)),
-            Standing::ProbeDue if view.admit(index) => return Some(Choice::probe(index)),
+            Standing::Ready | Standing::Resting if bound.has_room(view, index) => {
+                return Some(Choice::of(index).decided(by));
+            }
+            Standing::ProbeDue if view.admit(index) => return Some(Choice::probe(index).decided(by)),
             _ => {}
         }
     }
@@ -116,7 +119,7 @@ pub fn choose(view: &impl Candidates, table: &Table, most_load: u32, key: u64) -
         let other = || hash::mix(key, *a as u64).cmp(&hash::mix(key, *b as u64));
         load(*a).total_cmp(&load(*b)).then_with(other)
     });
-    least.map(Choice::of)
+    least.map(|index| Choice::of(index).decided(By::Moved))
 }
 
 /// How much an endpoint may have in flight. Counted only if some endpoint has more than little.
