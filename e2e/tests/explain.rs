@@ -52,7 +52,7 @@ async fn a_sampled_request_is_explained_at_both_sidecars() -> Result<()> {
         "default/client, outbound: GET /cart of shop",
         "kept: sampled",
         "the path is not under /other  [HTTPRoute default/shop, rule other",
-        "matches  [HTTPRoute default/shop, rule again, generation 1]",
+        "matches  [HTTPRoute default/shop, rule again]",
         "default/shop:80, drawn with weight 1 of 1",
         "must be spiffe://cluster.local/ns/default/sa/shop; PeakEwma: 0 in flight",
         "1 of 1 endpoints are ready",

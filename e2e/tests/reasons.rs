@@ -61,6 +61,11 @@ const RULES: &str = r#"  rules:
       backendRefs: [{name: failing, port: 80}]
     - matches: [{path: {value: /rate-limit}}]
       backendRefs: [{name: limited, port: 80}]
+    - matches: [{path: {value: /head-too-large}}, {path: {value: /body-too-large}}]
+      backendRefs: [{name: small, port: 80}]
+    - matches: [{path: {value: /retry-budget}}]
+      retry: {codes: [500], attempts: 1, backoff: 1ms}
+      backendRefs: [{name: few, port: 80}]
     - matches: [{path: {value: /overload}}]
       backendRefs: [{name: busy, port: 80}]
     - matches: [{path: {value: /connect}}]
@@ -87,6 +92,15 @@ const RULES: &str = r#"  rules:
       backendRefs: [{name: slow, port: 80}]
 "#;
 
+/// Hardly any retries, and 503 for those that there is no budget for (GEP-3388).
+const FEW_RETRIES: &str = "apiVersion: gateway.networking.x-k8s.io/v1alpha1
+kind: XBackendTrafficPolicy
+metadata: {name: few, namespace: default}
+spec:
+  targetRefs: [{group: \"\", kind: Service, name: few}]
+  retryConstraint: {budget: {percent: 0, interval: 10s}, minRetryRate: {count: 1, interval: 10m}}
+";
+
 fn rule_policy(kind: &str, rule: &str, says: &str) -> String {
     format!(
         "apiVersion: leno.dev/v1alpha1
@@ -112,8 +126,9 @@ struct Cast {
 impl Cast {
     async fn assemble() -> Result<Self> {
         let mesh = Mesh::start().await?;
-        let http = ["shop", "failing", "limited", "busy", "slow", "opened", "empty", "dead", "imposter", "broken"];
-        let mut known: Vec<String> = http.map(|name| service("default", name, 80, "http")).into();
+        let served = ["shop", "failing", "limited", "busy", "slow", "opened", "small", "few"];
+        let http = served.into_iter().chain(["empty", "dead", "imposter", "broken"]);
+        let mut known: Vec<String> = http.map(|name| service("default", name, 80, "http")).collect();
         known.push(service("default", "lines", 80, ""));
         mesh.apply("services.yaml", &documents::file(&known))?;
         let mut client = mesh.workload("client").access_log();
@@ -122,7 +137,7 @@ impl Cast {
         }
         let client = client.start().await?;
         let mut servers = BTreeMap::new();
-        for name in ["shop", "failing", "limited", "busy", "slow", "opened"] {
+        for name in served {
             let server = Server::start(name).await?;
             let sidecar = mesh.workload(name).serves(name, server.address()).access_log().start().await?;
             servers.insert(name, (server, sidecar));
@@ -148,6 +163,8 @@ impl Cast {
         let policies = [
             backend_policy("failing", "failing", "  circuitBreaker: {consecutiveFailures: 1, openTime: 10m}\n"),
             backend_policy("busy", "busy", "  limits: {requests: 1}\n"),
+            inbound_policy("small", "small", "  requestSize: {headBytes: 1024, bodyBytes: 1000}\n"),
+            FEW_RETRIES.to_owned(),
             inbound_policy("limited", "limited", "  rateLimits: [{name: all, requests: 1, per: 24h}]\n"),
             route_head("HTTPRoute", "shop", "shop") + RULES,
             rule_policy("FaultPolicy", "fault", "abort: {httpStatus: 418, grpcStatus: ABORTED}"),
@@ -155,10 +172,18 @@ impl Cast {
             rule_policy("RoutePolicy", "idle", "timeouts: {streamIdle: 300ms}"),
         ];
         self.mesh.apply("policies.yaml", &documents::file(&policies))?;
-        for object in ["faultpolicy/fault", "routepolicy/direct", "routepolicy/idle", "inboundpolicy/limited"] {
+        for object in [
+            "faultpolicy/fault",
+            "routepolicy/direct",
+            "routepolicy/idle",
+            "inboundpolicy/limited",
+            "inboundpolicy/small",
+            "xbackendtrafficpolicy/few",
+        ] {
             self.mesh.wait(object).await?;
         }
         self.server("failing")?.control().status.store(503, Relaxed);
+        self.server("few")?.control().status.store(500, Relaxed);
         for name in ["slow", "busy"] {
             self.server(name)?.control().delay_ms.store(60_000, Relaxed);
         }
@@ -261,6 +286,18 @@ async fn produce<'a>(cast: &'a Cast, reason: &str) -> Result<Produced<'a>> {
             produced.at = cast.sidecar("limited")?;
             produced.answers = cast.both(reason).await?;
         }
+        "retry-budget" => produced.answers = retry_budget(cast).await?,
+        "head-too-large" => {
+            produced.at = cast.sidecar("small")?;
+            let long = "x".repeat(2000);
+            let headers = [("x-long", long.as_str())];
+            let plain = cast.http(Method::GET, "/head-too-large", &headers).await?;
+            produced.answers = vec![plain, cast.grpc(cast.shop()?, "/head-too-large", &headers).await?];
+        }
+        "body-too-large" => {
+            produced.at = cast.sidecar("small")?;
+            produced.answers = too_large_bodies(cast.shop()?).await?;
+        }
         "overload" => produced.answers = overload(cast).await?,
         "reset" => {
             produced.at = &cast.broken;
@@ -290,6 +327,28 @@ async fn produce<'a>(cast: &'a Cast, reason: &str) -> Result<Produced<'a>> {
         other => bail!("the reason {other} has no producer: add one to this table"),
     }
     Ok(produced)
+}
+
+/// What fails is tried again until there is no budget for that.
+async fn retry_budget(cast: &Cast) -> Result<Vec<client::Answer>> {
+    let mut spent = cast.http(Method::GET, "/retry-budget", &[]).await?;
+    for _ in 0..40 {
+        if spent.status == 503 {
+            break;
+        }
+        ensure!(spent.status == 500 && spent.header("leno-reason").is_empty(), "the server's own: {spent:?}");
+        spent = cast.http(Method::GET, "/retry-budget", &[]).await?;
+    }
+    Ok(vec![spent, cast.grpc(cast.shop()?, "/retry-budget", &[]).await?])
+}
+
+/// One byte more than the policy allows, which their length says in advance.
+async fn too_large_bodies(shop: SocketAddr) -> Result<Vec<client::Answer>> {
+    let body = || Bytes::from(vec![0; 1001]);
+    let plain = Request::post("/body-too-large").header("host", "shop").body(body())?;
+    let call = Request::post("http://shop/body-too-large").header("content-type", "application/grpc");
+    let call = call.header("te", "trailers").body(body())?;
+    Ok(vec![client::http1(shop, plain).await?, client::http2(shop, call).await?])
 }
 
 /// More than the one request at a time that is allowed.

@@ -304,6 +304,23 @@ async fn a_slow_answer_is_overtaken_by_another_endpoint() -> Result<()> {
     let before = slow.requests() + other.requests();
     ensure!(scenario.get("/").await?.status == 200, "answered");
     ensure!(slow.requests() + other.requests() - before == 2, "not sent twice");
+    // Unless retries have no place.
+    backend_policy(&scenario, "  limits: {retries: 0}\n").await?;
+    let before = slow.requests() + other.requests();
+    ensure!(scenario.get("/").await?.status == 200, "answered");
+    ensure!(slow.requests() + other.requests() - before == 1, "sent twice without a place for it");
+    // Who is overtaken opens no breaker.
+    backend_policy(
+        &scenario,
+        "  circuitBreaker: {consecutiveFailures: 1}\n  retryBudget: {percent: 100, minPerSecond: 100}\n",
+    )
+    .await?;
+    slow.control().delay_ms.store(15_000, Relaxed);
+    other.control().delay_ms.store(0, Relaxed);
+    for _ in 0..10 {
+        let answer = scenario.get("/").await?;
+        ensure!(answer.status == 200 && answer.seen()?.instance == "shop-2", "{answer:?}");
+    }
     scenario.mesh.end().await
 }
 

@@ -211,7 +211,8 @@ pub mod limits {
     pub const PROBE_BYTES: usize = 10 * 1024;
     /// Longest that a probe or hook may take, whatever it says.
     pub const PROBE_TIMEOUT: Duration = Duration::from_secs(600);
-    /// Requests whose decisions are kept for operators, of those that failed and of others each.
+    /// Requests whose decisions are kept for operators, of each cause that there is to keep them for (failures, refusals of
+    /// clients, headers that are asked for, others).
     pub const KEPT_REQUESTS: usize = 256;
     /// Bytes of all of them.
     pub const KEPT_BYTES: usize = 512 * 1024;
@@ -221,7 +222,7 @@ pub mod limits {
     pub const KEPT_TEXT_CHARS: usize = 512;
     /// For so long.
     pub const KEPT_FOR: Duration = Duration::from_secs(600);
-    /// Requests that notes are taken of per second, of those that fail and of others each.
+    /// Requests that notes are taken of per second, of each cause.
     pub const KEPT_PER_SECOND: u64 = 100;
     /// Bytes of one answer to an operator's question for them.
     pub const ANSWER_BYTES: usize = 256 * 1024;

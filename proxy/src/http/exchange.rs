@@ -74,6 +74,8 @@ pub(crate) struct Exchange {
     complete: bool,
     /// Bytes that the request's body may have.
     pub(crate) most_body: u64,
+    /// Path and host before they were rewritten, if they were and there are no notes.
+    pub(super) asked_for: Option<Box<(String, Option<String>)>>,
     /// What is told of how it was decided; mostly none.
     pub(super) notes: Option<Box<Notes>>,
 }
@@ -131,6 +133,7 @@ impl Exchange {
             own_deadline: None,
             complete: false,
             most_body: u64::MAX,
+            asked_for: None,
             notes: None,
         })
     }
@@ -251,7 +254,7 @@ impl Exchange {
             let reason = *self.record.reason.get_or_insert_with(|| error.reason());
             let response = respond::failure(&error, reason, grpc, self.record.version);
             self.answered(&response.head);
-            self.fails(None);
+            self.fails_for(Some(reason), None);
             self.tell("answer", true, || format!("{} by the proxy: {error}", error.status().as_u16()));
             Answer { response, upgraded: None }
         });

@@ -1,7 +1,7 @@
 //! Sends a request to an endpoint, again to another if that is safe, and takes the answer.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     fmt::Display,
     net::SocketAddr,
     pin::pin,
@@ -19,7 +19,7 @@ use super::{
     guarded::Guarded,
     head::{Name, RequestHead, ResponseHead},
     headers,
-    hedge::{self, Twice},
+    hedge::{self, Elsewhere, Ended, Twice},
     notes,
     persistence::Session,
     request_body::{ContinueGate, RequestBody},
@@ -34,6 +34,7 @@ use crate::{
     reason::Reason,
     upstream::{
         Backend, Outcome, Pick,
+        breaker::Permit,
         pool::{Carry, Extras, HttpConnection, Reply, SendError},
     },
     worker::Context,
@@ -94,6 +95,14 @@ struct Failed {
     reply: Option<Reply>,
 }
 
+/// A try that ended: where, by whose leave, and which of the request's it was (None: it found no connection).
+struct Tried {
+    pick: Pick,
+    permit: Option<Permit>,
+    number: Option<u32>,
+    result: Result<Reply, Failed>,
+}
+
 /// Sends the request and waits for the head of an answer that is to be passed on.
 ///
 /// # Errors
@@ -102,9 +111,13 @@ pub(crate) async fn forward(exchange: &mut Exchange, plan: Plan<'_>, outgoing: O
     let mut template = Template::new(outgoing, exchange.watch());
     exchange.request.clone_from(&template.body);
     template.body.iter().for_each(|body| body.limit(exchange.most_body));
+    let noted = exchange.is_told();
     let answer = make_tries(exchange, &plan, &mut template).await;
-    if answer.is_err() {
-        exchange.fails(Some(&template.head));
+    if let Err(error) = &answer {
+        exchange.fails_for(Some(error.reason()), Some(template.head));
+        if let To::Backend(backend) = plan.to {
+            told::refused(exchange, backend, error, noted);
+        }
     }
     answer
 }
@@ -132,12 +145,13 @@ async fn make_tries(exchange: &mut Exchange, plan: &Plan<'_>, template: &mut Tem
         };
         exchange.record.endpoint = Some(pick.endpoint.address);
         told::picked(exchange, &pick, why);
-        let (pick, result) = try_once(exchange, plan, &guarded, template, pick, &mut tries).await;
+        let ended = try_once(exchange, plan, &guarded, template, (pick, permit), &mut tries).await;
+        let Tried { pick, permit, number, result } = ended;
         let now = Instant::now();
         let failed = match result {
             Ok(reply) => {
                 let verdict = outcome(&reply.head, &pick, exchange);
-                told::answered(exchange, &template.head, &reply.head, &pick, verdict);
+                told::answered(exchange, template.head, (&reply.head, number), &pick, verdict);
                 guarded.report(permit, &pick, verdict, now);
                 if matches!(verdict, Outcome::Failure | Outcome::Refused) && !tried.is_empty() {
                     exchange.retried_in_vain();
@@ -147,7 +161,7 @@ async fn make_tries(exchange: &mut Exchange, plan: &Plan<'_>, template: &mut Tem
             Err(failed) => failed,
         };
         let Failed { failure, error, reply } = failed;
-        told::failed(exchange, &template.head, &pick, &error, reply.as_ref().map(|reply| &reply.head));
+        told::failed(exchange, template.head, &pick, (&error, number), reply.as_ref().map(|reply| &reply.head));
         if let Some(body) = template.body.as_ref().filter(|body| body.failed()) {
             pick.report(Outcome::Neutral, now);
             if let Some(most) = body.too_large() {
@@ -181,7 +195,7 @@ async fn make_tries(exchange: &mut Exchange, plan: &Plan<'_>, template: &mut Tem
                     exchange.retried_in_vain();
                 }
                 return match reply {
-                    _ if why == NoRetry::Budget && guarded.answers_unavailable() => Err(guarded.budget_spent(error)),
+                    _ if tries.spent_budget(why) && guarded.answers_unavailable() => Err(guarded.budget_spent(error)),
                     Some(reply) => accept(exchange, pick, template, &affinity, reply),
                     None => Err(error),
                 };
@@ -228,15 +242,16 @@ impl Choosing<'_> {
     }
 }
 
-/// One try: a connection, the request, the head of the response; and the endpoint that it came from.
+/// One try: a connection, the request, the head of the response; and the endpoint that it came from. If it was hedged, what is
+/// said is of the one of both that counts.
 async fn try_once(
     exchange: &mut Exchange,
     plan: &Plan<'_>,
     guarded: &Guarded<'_>,
     template: &mut Template<'_>,
-    pick: Pick,
+    (pick, permit): (Pick, Option<Permit>),
     tries: &mut Tries,
-) -> (Pick, Result<Reply, Failed>) {
+) -> Tried {
     let carry = template.carry(plan.http2);
     // Pinned where they are made: what is as large as a try is moved nowhere.
     let connected = exchange.within(None, pin!(guarded.waiting(pin!(pick.http(carry))))).await;
@@ -246,22 +261,23 @@ async fn try_once(
             tries.unconnected += 1;
             let for_good = matches!(error, Error::RequestTimeout | Error::Limit { .. });
             let failure = if for_good { Failure::Final } else { Failure::NotConnected };
-            return (pick, Err(Failed { failure, error, reply: None }));
+            return Tried { pick, permit, number: None, result: Err(Failed { failure, error, reply: None }) };
         }
     };
     tries.sent += 1;
+    let number = Some(tries.sent);
     exchange.record.attempts = tries.sent;
     told::connected(exchange, &connection, carry);
     let meshed = pick.endpoint.identity.is_some();
     let (body, extras) = match template.prepare(connection.is_http1(), meshed, tries.sent, exchange) {
         Ok(prepared) => prepared,
-        Err(error) => return (pick, Err(Failed::for_good(error))),
+        Err(error) => return Tried { pick, permit, number, result: Err(Failed::for_good(error)) },
     };
     let hedge = plan.action.and_then(|action| action.hedge.as_ref());
     // The time is read only for who wants to know.
     let started = (hedge.is_some() || guarded.try_timeout.is_some()).then(Instant::now);
     let deadline = started.zip(guarded.try_timeout).and_then(|(started, timeout)| started.checked_add(timeout));
-    let (pick, sent) = match (hedge, plan.to) {
+    let (won, sent) = match (hedge, plan.to) {
         (Some(hedge), To::Backend(backend)) if carry != Carry::Alone && (tries.repeatable || hedge.any_method) => {
             let twice = Twice {
                 hedge,
@@ -270,16 +286,19 @@ async fn try_once(
                 head: template.head,
                 body: template.body.as_ref(),
                 carry,
-                attempt: tries.sent,
+                attempt: attempt_told(tries.sent.saturating_add(1), exchange),
+                sent: Cell::new(false),
             };
             // As large as two tries, and seldom wanted.
-            Box::pin(hedged(exchange, deadline, pick, connection, (body, extras), twice, tries)).await
+            Box::pin(hedged(exchange, deadline, (pick, permit), connection, (body, extras), twice, tries)).await
         }
         _ => {
             let sent = async { Ok(connection.send(template.head, body, extras).await) };
-            (pick, exchange.within(deadline, pin!(sent)).await)
+            let sent = exchange.within(deadline, pin!(sent)).await;
+            (Won { pick, permit, number: tries.sent }, sent)
         }
     };
+    let Won { pick, permit, number } = won;
     let result = match sent {
         Ok(Ok(reply)) => {
             if let Some((hedge, started)) = hedge.zip(started) {
@@ -301,37 +320,87 @@ async fn try_once(
             Err(Failed { failure, error, reply: None })
         }
     };
-    (pick, result)
+    Tried { pick, permit, number: Some(number), result }
 }
 
-/// As [`hedge::send`]; the endpoint is the one that answered.
+/// The one of two tries that counts.
+struct Won {
+    pick: Pick,
+    permit: Option<Permit>,
+    number: u32,
+}
+
+/// As [`hedge::send`]. The try that does not count is judged by the same rules, if it has ended; if it was cancelled, it says
+/// nothing of the backend, and of its endpoint only that it was slower.
 async fn hedged(
     exchange: &mut Exchange,
     deadline: Option<Instant>,
-    pick: Pick,
+    (pick, permit): (Pick, Option<Permit>),
     connection: HttpConnection,
     message: (Body, Extras),
     twice: Twice<'_>,
     tries: &mut Tries,
-) -> (Pick, Result<Result<Reply, SendError>, Error>) {
-    match hedge::send(exchange, deadline, (pick.endpoint.address, connection), message, twice).await {
-        Ok((winner, sent, twice)) => {
-            if twice {
-                exchange.metrics.retried();
-                tries.sent += 1;
-                exchange.record.attempts = tries.sent;
-            }
-            if twice {
-                exchange.tell("hedging", true, || "not answered in time: sent to another endpoint, too".to_owned());
-            }
-            let Some(winner) = winner else { return (pick, Ok(sent)) };
-            // It was not the faster one.
-            pick.report(Outcome::GivenUp, Instant::now());
-            exchange.record.endpoint = Some(winner.endpoint.address);
-            (winner, Ok(sent))
-        }
-        Err(error) => (pick, Err(error)),
+) -> (Won, Result<Result<Reply, SendError>, Error>) {
+    let number = tries.sent;
+    let ended = hedge::send(exchange, deadline, (pick.endpoint.address, connection), message, &twice).await;
+    if twice.sent.get() {
+        exchange.metrics.retried();
+        tries.sent += 1;
+        exchange.record.attempts = tries.sent;
+        let second = tries.sent;
+        exchange
+            .tell("hedging", true, || format!("not answered in time: sent to another endpoint too, as try {second}"));
     }
+    let first = Won { pick, permit, number };
+    let Ended { first: of_first, second, second_won } = match ended {
+        Ok(ended) => ended,
+        Err(error) => return (first, Err(error)),
+    };
+    let (second, of_second) = match second {
+        Some(Elsewhere { pick, leave, sent }) => {
+            if second_won {
+                exchange.places.extend(leave.place);
+            }
+            (Some(Won { pick, permit: leave.permit, number: number + 1 }), Some(sent))
+        }
+        None => (None, None),
+    };
+    match (second, of_first, of_second) {
+        (Some(second), of_first, Some(Ok(sent))) if second_won => {
+            exchange.record.endpoint = Some(second.pick.endpoint.address);
+            lose(exchange, twice.guarded, first, of_first.map(Ok));
+            (second, Ok(sent))
+        }
+        (second, Some(sent), of_second) => {
+            if let Some(second) = second {
+                lose(exchange, twice.guarded, second, of_second);
+            }
+            (first, Ok(sent))
+        }
+        // Neither ended, which a race has no word for.
+        (_, None, _) => (first, Err(Error::RequestTimeout)),
+    }
+}
+
+/// The other try of a hedged request was better. `sent`: how this one ended; None: it was cancelled.
+fn lose(
+    exchange: &mut Exchange,
+    guarded: &Guarded<'_>,
+    loser: Won,
+    sent: Option<Result<Result<Reply, SendError>, Error>>,
+) {
+    let Won { pick, permit, number } = loser;
+    told::lost(exchange, &pick, number, sent.as_ref());
+    let verdict = match sent {
+        None => {
+            pick.report(Outcome::GivenUp, Instant::now());
+            return;
+        }
+        Some(Ok(Ok(reply))) => outcome(&reply.head, &pick, exchange),
+        Some(Ok(Err(error))) => blame(&unanswered(&pick, error).error, exchange),
+        Some(Err(error)) => blame(&error, exchange),
+    };
+    guarded.report(permit, &pick, verdict, Instant::now());
 }
 
 /// An exchange that broke before its answer.
@@ -367,6 +436,8 @@ fn refused(response: &ResponseHead, pick: &Pick, policy: Option<&Retry>, grpc: b
     match peers_reason(response, pick) {
         Some(b"connect" | b"overload") => return Some(Failure::NotProcessed),
         Some(b"reset") => return Some(Failure::Reset),
+        // It is as large next time, whatever a policy says of its status or code.
+        Some(b"head-too-large" | b"body-too-large") => return None,
         _ => {}
     }
     let policy = policy?;
@@ -405,6 +476,8 @@ fn outcome(response: &ResponseHead, pick: &Pick, exchange: &Exchange) -> Outcome
         pick.rest(wait, Instant::now());
     }
     match peers_reason(response, pick) {
+        // The request's own fault.
+        Some(b"head-too-large" | b"body-too-large") => Outcome::Neutral,
         _ if refused => Outcome::Refused,
         _ if !failed => Outcome::Success,
         // The peer was told the deadline, and noticed first.
@@ -456,6 +529,11 @@ fn accept(
     Ok(Answer { response: Response { head, body }, upgraded })
 }
 
+/// The number of a try as the next hop is told it: a try made to serve a try made again is one itself.
+fn attempt_told(number: u32, exchange: &Exchange) -> u32 {
+    number.saturating_add(exchange.serves_attempt.saturating_sub(1))
+}
+
 fn broken(pick: &Pick, reason: &str) -> Error {
     Error::Reset { endpoint: pick.endpoint.address.to_string(), reason: reason.to_owned() }
 }
@@ -491,8 +569,11 @@ impl<'a> Template<'a> {
         exchange: &Exchange,
     ) -> Result<(Body, Extras), Error> {
         headers::settle(self.head, self.host);
-        if let Some(id) = exchange.noted_as().filter(|_| meshed) {
-            self.head.fields.set_named(notes::HEADER, id.as_bytes());
+        match exchange.noted_as() {
+            Some(id) if meshed => self.head.fields.set_named(notes::HEADER, id.as_bytes()),
+            // An earlier try may have been to a peer.
+            Some(_) => self.head.fields.remove_named(notes::HEADER),
+            None => {}
         }
         if http1 {
             if self.head.protocol.is_some() {
@@ -503,8 +584,7 @@ impl<'a> Template<'a> {
                 headers::set_upgrade(&mut self.head.fields, protocol);
             }
         }
-        // A try made to serve a try made again is one itself.
-        let attempt = attempt.saturating_add(exchange.serves_attempt.saturating_sub(1));
+        let attempt = attempt_told(attempt, exchange);
         if attempt > 1 {
             self.head.fields.set(Name::LenoAttempt, attempt.to_string().as_bytes());
         }

@@ -35,20 +35,11 @@ pub(super) struct Guarded<'a> {
     pub(super) try_timeout: Option<Duration>,
 }
 
-/// A second endpoint's try, as long as it lasts.
+/// Leave for a second endpoint's try, and its place among the retries. Dropped: it says nothing of the backend.
 #[derive(Default)]
 pub(super) struct Second {
-    permit: Option<Permit>,
-    _place: Option<Place>,
-}
-
-impl Second {
-    /// It was answered, well or not.
-    pub(super) fn answered(self, well: bool, now: Instant) {
-        if let Some(permit) = self.permit {
-            permit.report(Some(well), now);
-        }
-    }
+    pub(super) permit: Option<Permit>,
+    pub(super) place: Option<Place>,
 }
 
 impl<'a> Guarded<'a> {
@@ -116,7 +107,8 @@ impl<'a> Guarded<'a> {
         .await
     }
 
-    /// Whether a retry that the budget refuses is answered with 503, whatever the try got.
+    /// Whether a retry that the budget refuses is answered with 503, whatever the try got, once one was sent: who was never
+    /// reached is not spoken for by the budget, and may have a fallback.
     pub(super) fn answers_unavailable(&self) -> bool {
         self.backend.is_some_and(|backend| backend.endpoints.load().policy.retry_budget.answer_unavailable)
     }
@@ -133,7 +125,7 @@ impl<'a> Guarded<'a> {
         let mut second = Second::default();
         if let Some(rules) = &self.rules {
             second.permit = backend.shield.admit(rules, &backend.key, now).ok()?;
-            second._place = backend.shield.place(rules, What::Retry, &backend.key).ok()?;
+            second.place = backend.shield.place(rules, What::Retry, &backend.key).ok()?;
         }
         backend.budget.withdraw(now).then_some(second)
     }
@@ -175,5 +167,59 @@ impl<'a> Guarded<'a> {
             }
         }
         if backend.budget.withdraw(now) { Ok(()) } else { Err(NoRetry::Budget) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upstream::{breaker::Settings, bulkhead::Limits};
+
+    fn settings() -> Arc<Settings> {
+        Arc::new(Settings {
+            consecutive: Some(1),
+            percent: None,
+            window: Duration::from_secs(10),
+            minimum_volume: 1,
+            open: Duration::from_secs(10),
+            open_max: Duration::from_secs(10),
+            probes: 1,
+            successes: 1,
+        })
+    }
+
+    fn guarded<'a>(backend: &'a Arc<Backend>, breaker: Option<Arc<Settings>>, retries: Option<u32>) -> Guarded<'a> {
+        let limits = Limits { retries, ..Limits::default() };
+        let rules = Rules { breaker, limits, request_timeout: None, try_timeout: None, stream_idle: None };
+        Guarded { backend: Some(backend), rules: Some(Arc::new(rules)), try_timeout: None }
+    }
+
+    #[test]
+    fn an_open_breaker_lets_no_second_try_out() {
+        let (backend, now) = (Arc::new(Backend::new("shop/cart:80".into())), Instant::now());
+        let guarded = guarded(&backend, Some(settings()), None);
+        assert!(guarded.second(now).is_some_and(|second| second.permit.is_some()));
+        let first = guarded.admit().unwrap().unwrap();
+        assert!(first.report(Some(false), now), "it has just been opened");
+        assert!(guarded.second(now).is_none());
+        // Half-open, with one probe at a time: the first try has its place, until it is cancelled and says nothing.
+        let later = now + Duration::from_secs(20);
+        let probe = backend.shield.breaker.admit(&settings(), later).unwrap();
+        assert!(guarded.second(later).is_none());
+        drop(probe);
+        let second = guarded.second(later).unwrap();
+        second.permit.unwrap().report(Some(true), later);
+        assert_eq!(backend.shield.breaker.state(), "closed", "who wins decides");
+    }
+
+    #[test]
+    fn no_retries_at_a_time_are_no_second_tries() {
+        let (backend, now) = (Arc::new(Backend::new("shop/cart:80".into())), Instant::now());
+        assert!(guarded(&backend, None, Some(0)).second(now).is_none());
+        let one = guarded(&backend, None, Some(1));
+        let held = one.second(now);
+        assert!(held.is_some() && one.second(now).is_none(), "its place is taken");
+        drop(held);
+        assert!(one.second(now).is_some());
     }
 }

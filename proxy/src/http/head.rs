@@ -140,6 +140,9 @@ impl Name {
     }
 }
 
+/// What counts for a field beside its name and value (RFC 9113 6.5.2), in bytes.
+pub const FIELD_OVERHEAD: usize = 32;
+
 /// The names of a set, as [`Fields::has_any`] asks for them.
 pub const fn names<const N: usize>(names: [Name; N]) -> u32 {
     let mut bits = 0;
@@ -192,7 +195,7 @@ impl Fields {
 
     /// Bytes of names and values, with what RFC 9113 6.5.2 adds for each field (32), as limits count it.
     pub fn size(&self) -> usize {
-        self.entries.iter().map(|entry| usize::from(entry.name) + entry.value as usize + 32).sum()
+        self.entries.iter().map(|entry| usize::from(entry.name) + entry.value as usize + FIELD_OVERHEAD).sum()
     }
 
     /// Drops all fields and keeps the room.

@@ -1,14 +1,14 @@
 //! Sends a request that is not answered in time to another endpoint too: the first good answer wins, and the other try is
 //! cancelled. Inside the retry budget, as breaker and bulkheads allow, and only what can be sent whole.
 
-use std::{net::SocketAddr, pin::pin, rc::Rc, sync::Arc, time::Instant};
+use std::{cell::Cell, net::SocketAddr, pin::pin, rc::Rc, sync::Arc, time::Instant};
 
 use super::{
     Body,
     exchange::{Exchange, grpc_status},
     guarded::{Guarded, Second},
     head::{Name, RequestHead, ResponseHead},
-    headers,
+    headers, notes,
     request_body::RequestBody,
 };
 use crate::{
@@ -29,12 +29,42 @@ pub(super) struct Twice<'a> {
     pub(super) head: &'a RequestHead,
     pub(super) body: Option<&'a Rc<RequestBody>>,
     pub(super) carry: Carry,
-    /// The number of the first.
+    /// The number of the second, as its head tells it.
     pub(super) attempt: u32,
+    /// The second is on its way.
+    pub(super) sent: Cell<bool>,
 }
 
-/// How the first to answer ended, and which endpoint that was if not the first; whether there were two.
-pub(super) type Won = (Option<Pick>, Result<Reply, SendError>, bool);
+/// The second endpoint's try, once it has ended.
+pub(super) struct Elsewhere {
+    pub(super) pick: Pick,
+    pub(super) leave: Second,
+    /// The outer error: no connection could be made.
+    pub(super) sent: Result<Result<Reply, SendError>, Error>,
+}
+
+impl Elsewhere {
+    fn is_good(&self) -> bool {
+        self.sent.as_ref().is_ok_and(is_good)
+    }
+}
+
+/// How the tries ended: at least one of them did. Who is missing was never begun, or was cancelled because the other won.
+pub(super) struct Ended {
+    pub(super) first: Option<Result<Reply, SendError>>,
+    pub(super) second: Option<Elsewhere>,
+    pub(super) second_won: bool,
+}
+
+impl Ended {
+    fn with_first(first: Result<Reply, SendError>, second: Option<Elsewhere>) -> Self {
+        Self { first: Some(first), second, second_won: false }
+    }
+
+    fn with_second(first: Option<Result<Reply, SendError>>, second: Elsewhere) -> Self {
+        Self { first, second: Some(second), second_won: true }
+    }
+}
 
 /// Sends on `connection` to `first` and, in time, to another endpoint.
 ///
@@ -45,64 +75,63 @@ pub(super) async fn send(
     deadline: Option<Instant>,
     (first, connection): (SocketAddr, HttpConnection),
     (body, extras): (Body, Extras),
-    twice: Twice<'_>,
-) -> Result<Won, Error> {
+    twice: &Twice<'_>,
+) -> Result<Ended, Error> {
     let ctx = Rc::clone(exchange.ctx());
     let wait = twice.hedge.wait();
     let race = async {
         let mut sent = pin!(connection.send(twice.head, body, extras));
-        let Some(wait) = wait else { return Ok((None, sent.await, false)) };
+        let Some(wait) = wait else { return Ok(Ended::with_first(sent.await, None)) };
         if let Ok(done) = tokio::time::timeout(wait, &mut sent).await {
-            return Ok((None, done, false));
+            return Ok(Ended::with_first(done, None));
         }
         // None of it may be missing, or still be on its way from the client.
         let copy = twice.body.map_or_else(|| Some(Body::empty()), |body| body.whole());
-        let leave = copy.and_then(|copy| Some((copy, twice.guarded.second(Instant::now())?)));
-        let Some((copy, leave)) = leave else {
-            return Ok((None, sent.await, false));
-        };
-        let mut second = pin!(elsewhere(&ctx, &twice, copy, first, leave));
+        let Some(copy) = copy else { return Ok(Ended::with_first(sent.await, None)) };
+        let mut second = pin!(elsewhere(&ctx, twice, copy, first));
         Ok(tokio::select! {
             biased;
             done = &mut sent => {
                 if is_good(&done) {
-                    return Ok((None, done, true));
+                    return Ok(Ended::with_first(done, None));
                 }
                 match second.await {
-                    Some((pick, other)) if is_good(&other) => (Some(pick), other, true),
-                    _ => (None, done, true),
+                    Some(second) if second.is_good() => Ended::with_second(Some(done), second),
+                    second => Ended::with_first(done, second),
                 }
             }
-            other = &mut second => match other {
-                Some((pick, other)) if is_good(&other) => (Some(pick), other, true),
-                _ => (None, sent.await, true),
+            second = &mut second => match second {
+                Some(second) if second.is_good() => Ended::with_second(None, second),
+                second => Ended::with_first(sent.await, second),
             },
         })
     };
     exchange.within(deadline, pin!(race)).await
 }
 
-/// The second try; None: there is no other endpoint, or it cannot be reached.
-async fn elsewhere(
-    ctx: &Context,
-    twice: &Twice<'_>,
-    body: Body,
-    first: SocketAddr,
-    leave: Second,
-) -> Option<(Pick, Result<Reply, SendError>)> {
+/// The second try; None: there is no other endpoint, or no leave for it.
+async fn elsewhere(ctx: &Context, twice: &Twice<'_>, body: Body, first: SocketAddr) -> Option<Elsewhere> {
     let pick = ctx.upstreams.pick(twice.backend, &[first], |_| None).await.ok()?;
     if pick.endpoint.address == first {
         return None;
     }
-    let connection = twice.guarded.waiting(pin!(pick.http(twice.carry))).await.ok()?;
+    let leave = twice.guarded.second(Instant::now())?;
+    let connected = twice.guarded.waiting(pin!(pick.http(twice.carry))).await;
+    let connection = match connected {
+        Ok(connection) => connection,
+        Err(error) => return Some(Elsewhere { pick, leave, sent: Err(error) }),
+    };
     let mut head = twice.head.clone();
     if connection.is_http1() {
         headers::for_http1(&mut head);
     }
-    head.fields.set(Name::LenoAttempt, twice.attempt.saturating_add(1).to_string().as_bytes());
+    if pick.endpoint.identity.is_none() {
+        head.fields.remove_named(notes::HEADER);
+    }
+    head.fields.set(Name::LenoAttempt, twice.attempt.to_string().as_bytes());
+    twice.sent.set(true);
     let sent = connection.send(&head, body, Extras::default()).await;
-    leave.answered(is_good(&sent), Instant::now());
-    Some((pick, sent))
+    Some(Elsewhere { pick, leave, sent: Ok(sent) })
 }
 
 fn is_good(sent: &Result<Reply, SendError>) -> bool {

@@ -14,7 +14,8 @@ use super::head::{Name, RequestHead};
 use crate::{
     config::limits,
     policy::RuleOrigin,
-    telemetry::{Direction, RequestRecord},
+    reason::Reason,
+    telemetry::{Direction, RequestRecord, kept::Cause},
 };
 
 /// By this header the client's proxy has the server's take notes, and either tells the other by which id they are found.
@@ -109,12 +110,22 @@ impl Notes {
         }
     }
 
-    pub(crate) fn add(&mut self, subject: &str, applies: bool, text: String, origin: (String, u64), now: Instant) {
-        let (origin, generation) = origin;
+    pub(crate) fn is_by_header(&self) -> bool {
+        self.because == Because::Header
+    }
+
+    /// What its client asked for, if the request was rewritten since.
+    pub(crate) fn asked_for(&mut self, path: &str, authority: Option<&str>) {
+        self.path = cut(path);
+        self.authority = authority.map(cut).unwrap_or_default();
+    }
+
+    /// `origin`: the object or rule that decided; empty: none.
+    pub(crate) fn add(&mut self, subject: &str, applies: bool, text: String, origin: String, now: Instant) {
         let after_us = now.saturating_duration_since(self.started).as_micros().try_into().unwrap_or(u64::MAX);
         let subject = subject.to_owned();
         let text = cut(&text);
-        let decision = Decision { subject, text, applies, origin, generation, after_us, ..Decision::default() };
+        let decision = Decision { subject, text, applies, origin, after_us, ..Decision::default() };
         let bytes = decision.encoded_len();
         if self.bytes + bytes > limits::KEPT_REQUEST_BYTES {
             self.left_out = self.left_out.saturating_add(1);
@@ -157,6 +168,25 @@ pub(crate) fn failed(record: &RequestRecord) -> bool {
     record.reason.is_some()
         || record.status.is_some_and(|status| status.is_server_error())
         || record.grpc_status.is_some_and(is_fault)
+}
+
+/// For what a request that failed is kept. Clients that are refused for what they sent, or leave, can be many, and are not to
+/// drive out what is broken.
+pub(crate) fn cause(reason: Option<Reason>) -> Cause {
+    match reason {
+        Some(
+            Reason::BadRequest
+            | Reason::RateLimit
+            | Reason::Refused
+            | Reason::ClientLeft
+            | Reason::HeadTooLarge
+            | Reason::BodyTooLarge
+            | Reason::Cors
+            | Reason::Fault
+            | Reason::DirectResponse,
+        ) => Cause::Refusal,
+        _ => Cause::Failure,
+    }
 }
 
 /// gRPC's codes for what is the server's fault: UNKNOWN, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, INTERNAL, UNAVAILABLE,
@@ -221,7 +251,7 @@ mod tests {
         let start = Instant::now();
         let mut notes = Notes::begin(Because::Sampled, ([1; 16], true), start, None, &[]);
         for _ in 0..10_000 {
-            notes.add("endpoint", true, "é".repeat(10 * limits::KEPT_TEXT_CHARS), Default::default(), start);
+            notes.add("endpoint", true, "é".repeat(10 * limits::KEPT_TEXT_CHARS), String::new(), start);
         }
         assert!(notes.bytes <= limits::KEPT_REQUEST_BYTES && notes.left_out > 0);
         let longest = notes.decisions.iter().map(|decision| decision.text.chars().count()).max();

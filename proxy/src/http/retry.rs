@@ -56,6 +56,13 @@ pub(crate) struct Tries {
     pub(crate) by_policy: u32,
 }
 
+impl Tries {
+    /// Whether it is for want of budget alone that an answer is not tried again: something was sent.
+    pub(crate) fn spent_budget(self, why: NoRetry) -> bool {
+        why == NoRetry::Budget && self.sent > 0
+    }
+}
+
 /// A further try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Next {
@@ -99,6 +106,8 @@ pub(crate) enum NoRetry {
     UsedUp,
     #[error("the policy does not name this failure")]
     NotNamed,
+    #[error("status {0} is never tried again: it is the request that is at fault")]
+    NeverRetried(u16),
     #[error("the server asks for a longer wait than {:?} (Retry-After)", limits::RETRY_WAIT)]
     LongWait,
     #[error("the server asks for no further try (grpc-retry-pushback-ms)")]
@@ -145,7 +154,7 @@ pub(crate) fn next_try(failure: Failure, tries: Tries, policy: Option<&Retry>, r
         Failure::Grpc(code, asked_for) if by_code(policy, code) => asked_for,
         // In place of the backoff.
         Failure::PushedBack(code, Some(wait)) if by_code(policy, code) => return within_bounds(wait),
-        _ => return Err(NoRetry::NotNamed),
+        _ => return Err(unasked_for(failure, tries.repeatable, policy)),
     };
     let wait = policy.backoff.wait(tries.by_policy, random).max(asked_for.unwrap_or_default());
     // A server that asks for more (`Retry-After`) gets no further try.
@@ -171,11 +180,25 @@ fn without_policy(failure: Failure, tries: Tries) -> NoRetry {
     }
 }
 
+/// Why a policy asks for no further try after this failure: a method that stands in the way is said to.
+fn unasked_for(failure: Failure, repeatable: bool, policy: &Retry) -> NoRetry {
+    let for_others = match failure {
+        Failure::Status(status, _) if is_clients(status) => return NoRetry::NeverRetried(status),
+        Failure::Status(status, _) => by_status(policy, status, true),
+        Failure::Reset => policy.reset.includes(true),
+        Failure::TryTimeout => policy.try_timeout.includes(true),
+        _ => false,
+    };
+    if for_others && !repeatable { NoRetry::NotRepeatable } else { NoRetry::NotNamed }
+}
+
 fn by_status(policy: &Retry, status: u16, repeatable: bool) -> bool {
-    // The client's own faults do not go away.
-    !matches!(status, 400 | 401 | 403 | 404)
-        && (policy.any_method || repeatable)
-        && policy.statuses.binary_search(&status).is_ok()
+    !is_clients(status) && (policy.any_method || repeatable) && policy.statuses.binary_search(&status).is_ok()
+}
+
+/// The client's own faults do not go away.
+fn is_clients(status: u16) -> bool {
+    matches!(status, 400 | 401 | 403 | 404)
 }
 
 fn by_code(policy: &Retry, code: u16) -> bool {
@@ -295,11 +318,22 @@ mod tests {
     #[test]
     fn it_is_said_why_not() {
         let post = Tries { repeatable: false, ..ONCE };
-        let (policy, status) = (policy(), Failure::Status(503, None));
+        let (policy, route, status) = (policy(), route(), Failure::Status(503, None));
+        let idempotent = Retry { reset: Whom::Repeatable, try_timeout: Whom::Repeatable, ..policy.clone() };
         for (failure, tries, policy, why) in [
             (Failure::Reset, post, None, NoRetry::NotRepeatable),
             (status, ONCE, None, NoRetry::NoPolicy),
             (Failure::Status(500, None), ONCE, Some(&policy), NoRetry::NotNamed),
+            (Failure::Status(500, None), post, Some(&policy), NoRetry::NotNamed),
+            (status, post, Some(&policy), NoRetry::NotRepeatable),
+            (Failure::Reset, post, Some(&idempotent), NoRetry::NotRepeatable),
+            (Failure::TryTimeout, post, Some(&idempotent), NoRetry::NotRepeatable),
+            (Failure::TryTimeout, post, Some(&policy), NoRetry::NotNamed),
+            (Failure::Status(400, None), ONCE, Some(&policy), NoRetry::NeverRetried(400)),
+            (Failure::Status(401, None), post, Some(&route), NoRetry::NeverRetried(401)),
+            (Failure::Status(403, None), ONCE, Some(&route), NoRetry::NeverRetried(403)),
+            (Failure::Status(404, None), ONCE, Some(&route), NoRetry::NeverRetried(404)),
+            (Failure::Grpc(8, None), post, Some(&policy), NoRetry::NotNamed),
             (status, Tries { by_policy: 2, ..ONCE }, Some(&policy), NoRetry::UsedUp),
             (status, Tries { of_retry: true, ..ONCE }, Some(&policy), NoRetry::OfRetry),
             (Failure::Status(503, Some(Duration::from_secs(60))), ONCE, Some(&policy), NoRetry::LongWait),
@@ -307,6 +341,13 @@ mod tests {
         ] {
             assert_eq!(super::next_try(failure, tries, policy, 0), Err(why));
         }
+    }
+
+    #[test]
+    fn the_budget_does_not_speak_for_who_was_never_reached() {
+        assert!(ONCE.spent_budget(NoRetry::Budget));
+        assert!(!Tries { sent: 0, unconnected: 1, ..ONCE }.spent_budget(NoRetry::Budget), "a fallback is left");
+        assert!(!ONCE.spent_budget(NoRetry::UsedUp));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::{
     cell::RefCell,
+    fmt::Display,
     time::{Instant, SystemTime},
 };
 
@@ -14,13 +15,14 @@ use super::{
 use crate::{
     error::Error,
     policy::RuleOrigin,
+    reason::Reason,
     telemetry::{
         Direction, RequestRecord,
         kept::{Cause, Kept},
     },
     upstream::{
         Backend, Outcome, Pick,
-        pool::{Carry, HttpConnection},
+        pool::{Carry, HttpConnection, Reply, SendError},
         shield::Rules,
     },
     worker::{Context, Random},
@@ -49,27 +51,32 @@ impl Exchange {
             (false, None) if sampled => Because::Sampled,
             (false, None) => return,
         };
-        self.take_notes(because, asked, Some(head));
+        let cause = if because == Because::Header { Cause::Header } else { Cause::Other };
+        self.take_notes(because, asked, Some(head), cause);
     }
 
-    fn take_notes(&mut self, because: Because, asked: Option<Id>, head: Option<&RequestHead>) {
-        let cause = if because == Because::Failed { Cause::Failure } else { Cause::Other };
+    fn take_notes(&mut self, because: Because, asked: Option<Id>, head: Option<&RequestHead>, cause: Cause) {
         let kept = &self.ctx().telemetry.kept;
         if !kept.allows(cause, self.started) {
             return;
         }
         let id = identify(&self.record, asked, &self.ctx().random);
-        self.notes = Some(Notes::begin(because, id, self.started, head, &kept.headers()));
+        let mut notes = Notes::begin(because, id, self.started, head, &kept.headers());
+        if let Some(target) = self.asked_for.take() {
+            let (path, authority) = *target;
+            notes.asked_for(&path, authority.as_deref());
+        }
+        self.notes = Some(notes);
     }
 
     /// A decision. What it says is only made if it is read.
     pub(crate) fn tell(&mut self, subject: &str, applies: bool, text: impl FnOnce() -> String) {
         if let Some(notes) = &mut self.notes {
-            notes.add(subject, applies, text(), Default::default(), Instant::now());
+            notes.add(subject, applies, text(), String::new(), Instant::now());
         }
     }
 
-    /// As [`Self::tell`], by a rule.
+    /// As [`Self::tell`], by a rule. Of which generation it is, is not said: the store may hold a newer one than decided.
     pub(crate) fn tell_by_rule(
         &mut self,
         subject: &str,
@@ -78,32 +85,41 @@ impl Exchange {
         text: impl FnOnce() -> String,
     ) {
         if self.notes.is_some() {
-            let generation = self.ctx().policy.snapshot().generation_of(&rule.route);
-            let origin = (notes::origin_text(rule), generation);
-            self.note(subject, applies, origin, text());
+            self.note(subject, applies, notes::origin_text(rule), text());
         }
     }
 
     /// As [`Self::tell`], by an object ("BackendPolicy shop/cart").
     pub(crate) fn tell_by(&mut self, subject: &str, applies: bool, object: &str, text: impl FnOnce() -> String) {
         if self.notes.is_some() {
-            let generation = self.ctx().policy.snapshot().generation_of(object);
-            self.note(subject, applies, (object.to_owned(), generation), text());
+            self.note(subject, applies, object.to_owned(), text());
         }
     }
 
-    fn note(&mut self, subject: &str, applies: bool, origin: (String, u64), text: String) {
+    fn note(&mut self, subject: &str, applies: bool, origin: String, text: String) {
         if let Some(notes) = &mut self.notes {
             notes.add(subject, applies, text, origin, Instant::now());
         }
     }
 
+    /// The request is about to be rewritten: should it fail, it is to be known by what its client asked for.
+    pub(crate) fn remember_target(&mut self, head: &RequestHead) {
+        if self.notes.is_none() {
+            self.asked_for = Some(Box::new((head.path().to_owned(), head.authority().map(str::to_owned))));
+        }
+    }
+
     /// Something went wrong: from here on notes are taken, of what was decided already too. `head`: None if it is gone.
     pub(crate) fn fails(&mut self, head: Option<&RequestHead>) {
+        self.fails_for(None, head);
+    }
+
+    /// As [`Self::fails`], if it is known for which reason.
+    pub(crate) fn fails_for(&mut self, reason: Option<Reason>, head: Option<&RequestHead>) {
         if self.notes.is_some() {
             return;
         }
-        self.take_notes(Because::Failed, None, head);
+        self.take_notes(Because::Failed, None, head, notes::cause(reason));
         if self.notes.is_none() {
             return;
         }
@@ -185,7 +201,7 @@ pub(super) fn connected(exchange: &mut Exchange, connection: &HttpConnection, ca
 pub(super) fn answered(
     exchange: &mut Exchange,
     request: &RequestHead,
-    answer: &ResponseHead,
+    (answer, number): (&ResponseHead, Option<u32>),
     pick: &Pick,
     verdict: Outcome,
 ) {
@@ -196,9 +212,30 @@ pub(super) fn answered(
             exchange.known_as(&answer.fields);
         }
     }
-    let tries = exchange.record.attempts;
-    exchange
-        .tell("try", verdict == Outcome::Success, || format!("try {tries}, {}: {}", name(pick), answer_text(answer)));
+    exchange.tell("try", verdict == Outcome::Success, || try_text(number, pick, answer_text(answer, pick)));
+}
+
+/// "try 2, 10.0.0.1:80 (shop-0): 200 OK"
+fn try_text(number: Option<u32>, pick: &Pick, ended: impl Display) -> String {
+    match number {
+        Some(number) => format!("try {number}, {}: {ended}", name(pick)),
+        None => format!("not sent to {}: {ended}", name(pick)),
+    }
+}
+
+/// The other try of a hedged request was better; None: this one was cancelled.
+pub(super) fn lost(
+    exchange: &mut Exchange,
+    pick: &Pick,
+    number: u32,
+    sent: Option<&Result<Result<Reply, SendError>, Error>>,
+) {
+    exchange.tell("try", false, || match sent {
+        None => try_text(Some(number), pick, "cancelled: the other was answered first"),
+        Some(Ok(Ok(reply))) => try_text(Some(number), pick, answer_text(&reply.head, pick)),
+        Some(Ok(Err(error))) => try_text(Some(number), pick, &error.reason),
+        Some(Err(error)) => try_text(None, pick, error),
+    });
 }
 
 /// A try failed, or was answered in a way that asks for another.
@@ -206,30 +243,30 @@ pub(super) fn failed(
     exchange: &mut Exchange,
     request: &RequestHead,
     pick: &Pick,
-    error: &Error,
+    (error, number): (&Error, Option<u32>),
     answer: Option<&ResponseHead>,
 ) {
     exchange.fails(Some(request));
     if let Some(answer) = answer.filter(|_| pick.endpoint.identity.is_some()) {
         exchange.known_as(&answer.fields);
     }
-    let tries = exchange.record.attempts.max(1);
     exchange.tell("try", false, || match answer {
-        Some(answer) => format!("try {tries}, {}: {}", name(pick), answer_text(answer)),
-        None => format!("try {tries}, {}: {error}", name(pick)),
+        Some(answer) => try_text(number, pick, answer_text(answer, pick)),
+        None => try_text(number, pick, error),
     });
 }
 
-/// "503 Service Unavailable, leno-reason overload, grpc-status 14"
-fn answer_text(answer: &ResponseHead) -> String {
+/// "503 Service Unavailable, leno-reason overload, grpc-status 14". What servers outside the mesh say in our name is nothing.
+fn answer_text(answer: &ResponseHead, pick: &Pick) -> String {
+    let meshed = pick.endpoint.identity.is_some();
     let mut text = answer.status.to_string();
-    if let Some(reason) = answer.fields.text(Name::LenoReason) {
+    if let Some(reason) = answer.fields.text(Name::LenoReason).filter(|_| meshed) {
         text += &format!(", leno-reason {reason}");
     }
     if let Some(code) = grpc_status(&answer.fields) {
         text += &format!(", grpc-status {code}");
     }
-    if answer.fields.has(Name::LenoRetried) {
+    if meshed && answer.fields.has(Name::LenoRetried) {
         text += ", tried again in vain further on";
     }
     text
@@ -241,6 +278,25 @@ pub(super) fn again(exchange: &mut Exchange, next: Next) {
         Next::AtOnce => "tried again at once: it was not processed, or may be repeated".to_owned(),
         Next::ByPolicy(wait) => format!("tried again after {wait:.1?}, as the policy asks"),
     });
+}
+
+/// The request failed on its way to a backend. What stands before that is told with its policy; `noted`: but for what was told
+/// when the request came to it.
+pub(super) fn refused(exchange: &mut Exchange, backend: &Backend, error: &Error, noted: bool) {
+    if !exchange.is_told() {
+        return;
+    }
+    if !noted && let Some(rules) = backend.shield.rules() {
+        shielded(exchange, backend, &rules);
+    }
+    let subject = match error {
+        Error::CircuitOpen { .. } => "circuit",
+        Error::Limit { .. } => "limit",
+        Error::RetryBudget(_) => "budget",
+        _ => return,
+    };
+    let origin = backend.endpoints.load().policy.origin.clone().unwrap_or_default();
+    exchange.tell_by(subject, false, &origin, || error.to_string());
 }
 
 /// What policy puts before a backend let the request in.
@@ -282,30 +338,34 @@ pub(super) fn keep(ctx: &Context, notes: Option<Box<Notes>>, record: &RequestRec
     let kept: &Kept = &ctx.telemetry.kept;
     let notes = match notes {
         Some(notes) => notes,
-        None if failed && kept.allows(Cause::Failure, now) => of_record(ctx, record, now),
+        None if failed && kept.allows(notes::cause(record.reason), now) => of_record(ctx, record, now),
         None => return,
     };
-    kept.put(notes.end(record, failed, SystemTime::now()), now);
+    let cause = match (notes.is_by_header(), failed) {
+        (true, _) => Cause::Header,
+        (false, true) => notes::cause(record.reason),
+        (false, false) => Cause::Other,
+    };
+    kept.put(notes.end(record, failed, SystemTime::now()), cause, now);
 }
 
 fn of_record(ctx: &Context, record: &RequestRecord, now: Instant) -> Box<Notes> {
     let started = now.checked_sub(record.duration).unwrap_or(now);
     let id = identify(record, None, &ctx.random);
     let mut notes = Notes::begin(Because::Failed, id, started, None, &[]);
-    let mut add = |subject: &str, text: String, origin: (String, u64)| notes.add(subject, true, text, origin, now);
+    let mut add = |subject: &str, text: String, origin: String| notes.add(subject, true, text, origin, now);
     if let Some(rule) = &record.route {
-        let generation = ctx.policy.snapshot().generation_of(&rule.route);
-        add("rule", "matches".to_owned(), (notes::origin_text(rule), generation));
+        add("rule", "matches".to_owned(), notes::origin_text(rule));
     }
     if let Some(backend) = &record.backend {
-        add("backend", backend.to_string(), Default::default());
+        add("backend", backend.to_string(), String::new());
     }
     if let Some(endpoint) = &record.endpoint {
         let server = if record.direction == Direction::Inbound { "application" } else { "endpoint" };
-        add(server, format!("{endpoint}, try {}", record.attempts), Default::default());
+        add(server, format!("{endpoint}, try {}", record.attempts), String::new());
     }
     if let Some(reason) = record.reason {
-        add("end", reason.meaning().to_owned(), Default::default());
+        add("end", reason.meaning().to_owned(), String::new());
     }
     notes
 }

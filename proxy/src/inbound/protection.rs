@@ -35,6 +35,8 @@ pub struct PortPolicy {
 /// See the module.
 #[derive(Debug)]
 pub struct Protection {
+    /// Of the policy in force, if there is one.
+    origin: ArcSwapOption<Arc<str>>,
     rate_limits: ArcSwapOption<RateLimits>,
     pub(crate) concurrency: Arc<Limiter>,
     max_connections: AtomicU32,
@@ -50,6 +52,7 @@ pub struct Connected(Arc<Protection>);
 impl Protection {
     pub fn new(port: u16, policy: &PortPolicy) -> Arc<Self> {
         let made = Self {
+            origin: ArcSwapOption::empty(),
             rate_limits: ArcSwapOption::empty(),
             concurrency: Arc::new(Limiter::new(port, policy.concurrency, Instant::now())),
             max_connections: AtomicU32::new(u32::MAX),
@@ -63,11 +66,17 @@ impl Protection {
 
     /// Puts a policy in force, for requests and connections to come.
     pub fn set(&self, policy: &PortPolicy) {
+        self.origin.store(policy.origin.clone().map(Arc::new));
         self.rate_limits.store(policy.rate_limits.clone());
         self.concurrency.set(policy.concurrency, Instant::now());
         self.max_connections.store(policy.max_connections.unwrap_or(u32::MAX), Ordering::Relaxed);
         self.max_head.store(policy.max_head.unwrap_or(u32::MAX), Ordering::Relaxed);
         self.max_body.store(policy.max_body.unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// "InboundPolicy shop/cart"; None: defaults.
+    pub(crate) fn origin(&self) -> Option<Arc<str>> {
+        self.origin.load().as_deref().cloned()
     }
 
     /// Bytes that a request's head may have.

@@ -10,11 +10,12 @@ use crate::{
         Body,
         exchange::{Exchange, grpc_status},
         forward::{self, Answer, Outgoing, Plan, To},
-        head::{Name, RequestHead, names},
+        head::{FIELD_OVERHEAD, Name, RequestHead, names},
         headers, notes,
         serve::{Answering, Begun, Received},
     },
     policy::{Protocol, RuleOrigin},
+    reason::Reason,
     telemetry::Direction,
     worker::Context,
 };
@@ -53,11 +54,13 @@ async fn answer(
     body: Body,
 ) -> Result<Answer, Error> {
     let upgrade = exchange.receive(head)?;
+    // Before anything is written into it; not at all, if the proxy's own limit leaves nothing to be refused.
+    let bytes = if application.protection.max_head() < limits::HEAD_BYTES { size(head) } else { 0 };
     let ctx = exchange.ctx();
     // The connection may be older than the policy. What became opaque bytes cannot be looked at again, and goes on.
     if client.identity.is_none() && ctx.policy.inbound().strict {
         ctx.telemetry.refused(Direction::Inbound, PLAINTEXT, client.address, &STRICT);
-        exchange.fails(Some(&head));
+        exchange.fails_for(Some(Reason::Refused), Some(head));
         return Err(Error::Refused(STRICT));
     }
     let asked = client.identity.as_ref().and_then(|_| notes::read_id(&head.fields));
@@ -72,10 +75,11 @@ async fn answer(
     };
     exchange.may_be_noted(head, asked);
     told::begin(exchange, client, application, head);
-    is_within_size(application, exchange, head, &body)?;
+    is_within_size(application, exchange, (&*head, bytes), &body)?;
     let told = admit(client, application, exchange, head)?;
     let Ok(permit) = application.protection.concurrency.enter(exchange.started) else {
-        exchange.fails(Some(&head));
+        exchange.fails(Some(head));
+        told::refused(exchange, application, "concurrency", &CROWDED);
         exchange.ctx().telemetry.refused(Direction::Inbound, OVERLOAD, client.address, &CROWDED);
         return Err(Error::Overload(CROWDED));
     };
@@ -95,22 +99,33 @@ async fn answer(
 fn is_within_size(
     application: &Application,
     exchange: &mut Exchange,
-    head: &RequestHead,
+    (head, bytes): (&RequestHead, usize),
     body: &Body,
 ) -> Result<(), Error> {
-    let (most_head, most_body) = (application.protection.max_head(), application.protection.max_body());
-    // Nothing is counted that the proxy's own limit does not leave to be refused.
-    let bytes = if most_head < limits::HEAD_BYTES { head.target().len() + head.fields.size() } else { 0 };
-    let refused = if bytes > most_head {
-        Error::HeadTooLarge { bytes, most: most_head }
-    } else if body.exact_length().is_some_and(|length| length > most_body) {
-        Error::BodyTooLarge { most: most_body }
-    } else {
-        exchange.most_body = most_body;
+    let protection = &application.protection;
+    exchange.most_body = protection.max_body();
+    let Some(refused) = too_large((bytes, protection.max_head()), (body.exact_length(), protection.max_body())) else {
         return Ok(());
     };
-    exchange.fails(Some(head));
+    exchange.fails_for(Some(refused.reason()), Some(head));
+    told::refused(exchange, application, "size", &refused);
     Err(refused)
+}
+
+/// Bytes of a request's head as its client made it: what proxies of the mesh write into it for each other is not its own.
+fn size(head: &RequestHead) -> usize {
+    let ours = head.fields.iter_known().filter(|(name, ..)| name.is_ours());
+    let ours: usize = ours.map(|(_, name, value)| name.len() + value.len() + FIELD_OVERHEAD).sum();
+    (head.target().len() + head.fields.size()).saturating_sub(ours)
+}
+
+/// Each is what there is, as far as it is known, and what may be.
+fn too_large(head: (usize, usize), body: (Option<u64>, u64)) -> Option<Error> {
+    let ((bytes, most_head), (length, most_body)) = (head, body);
+    if bytes > most_head {
+        return Some(Error::HeadTooLarge { bytes, most: most_head });
+    }
+    length.filter(|length| *length > most_body).map(|_| Error::BodyTooLarge { most: most_body })
 }
 
 /// Whether the port's rate limits admit the request; what its answer tells of them.
@@ -125,7 +140,7 @@ fn admit(
     limits.admit(head, client, exchange.started).map_err(|limited| {
         let RateLimited { origin, limit, .. } = &*limited;
         exchange.record.route = Some(RuleOrigin { route: Arc::clone(origin), rule: Arc::clone(limit) });
-        exchange.fails(Some(head));
+        exchange.fails_for(Some(Reason::RateLimit), Some(head));
         exchange.ctx().telemetry.refused(Direction::Inbound, RATE_LIMIT, client.address, &limited);
         Error::RateLimited(limited)
     })
@@ -174,4 +189,28 @@ fn identify(client: &Client, exchange: &mut Exchange, head: &mut RequestHead) {
         Name::LenoTimeoutMs,
     ]));
     head.fields.push_known(Name::LenoClientId, id.as_str().as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Method, Version};
+
+    use super::*;
+
+    #[test]
+    fn heads_and_bodies_may_be_as_large_as_the_limit_and_no_larger() {
+        let mut head = RequestHead::new(Version::HTTP_11, Method::GET, "/cart?a=b");
+        head.fields.push(b"x-long", b"0123456789");
+        let bytes = size(&head);
+        assert_eq!(bytes, "/cart?a=b".len() + "x-long".len() + 10 + 32);
+        assert!(too_large((bytes, bytes), (None, 0)).is_none());
+        assert!(matches!(too_large((bytes, bytes - 1), (None, 0)), Some(Error::HeadTooLarge { .. })));
+        assert!(too_large((bytes, bytes), (Some(1000), 1000)).is_none());
+        assert!(matches!(too_large((bytes, bytes), (Some(1001), 1000)), Some(Error::BodyTooLarge { most: 1000 })));
+        // What its client's proxy adds takes nothing away from it.
+        for (name, value) in [("leno-attempt", "2"), ("leno-timeout-ms", "250"), ("leno-request-id", "00ff")] {
+            head.fields.push(name.as_bytes(), value.as_bytes());
+        }
+        assert_eq!(size(&head), bytes);
+    }
 }

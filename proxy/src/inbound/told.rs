@@ -1,6 +1,6 @@
 //! What a request's notes are told of its way into the workload; see [`crate::http::notes`]. Nothing, for a request without notes.
 
-use std::time::Instant;
+use std::{fmt::Display, time::Instant};
 
 use super::{Application, Client};
 use crate::http::{exchange::Exchange, head::RequestHead, headers};
@@ -34,4 +34,10 @@ pub(super) fn begin(exchange: &mut Exchange, client: &Client, application: &Appl
     }
     let limiter = &application.protection.concurrency;
     exchange.tell("concurrency", true, || limiter.to_string());
+}
+
+/// The port refuses the request, by its policy if there is one.
+pub(super) fn refused(exchange: &mut Exchange, application: &Application, subject: &str, why: &dyn Display) {
+    let origin = application.protection.origin().unwrap_or_default();
+    exchange.tell_by(subject, false, &origin, || why.to_string());
 }

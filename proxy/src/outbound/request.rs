@@ -114,7 +114,7 @@ impl Request<'_> {
         let matched = service.http.as_ref().and_then(|routes| routes.decide(head));
         told::rule(exchange, service, head, matched.as_ref().map(|matched| &**matched.action));
         let Some(matched) = matched else {
-            exchange.fails(Some(&head));
+            exchange.fails(Some(head));
             exchange.metrics = unrouted(self.ctx, &service.service);
             return Err(Error::NoRule);
         };
@@ -217,7 +217,7 @@ impl Request<'_> {
         let Some(abort) = faults.abort(head, self.ctx.random.next()) else { return Ok(None) };
         exchange.record.fault = Some(Arc::clone(&faults.origin));
         exchange.record.reason = Some(Reason::Fault);
-        exchange.fails(Some(head));
+        exchange.fails_for(Some(Reason::Fault), Some(head));
         let status = abort.status.as_u16();
         exchange.tell_by("fault", true, &faults.origin, || format!("answered with {status} on purpose"));
         Ok(Some(own(exchange, abort.response(self.grpc, Reason::Fault))))
@@ -239,6 +239,9 @@ impl Request<'_> {
             filters.request.apply(&mut head.fields);
         }
         let rewrites = [chosen.filters.rewrite.as_ref(), action.filters.rewrite.as_ref()];
+        if rewrites.iter().any(Option::is_some) {
+            exchange.remember_target(head);
+        }
         filter::rewrite(rewrites, head, prefix_len)?;
         told::filtered(exchange, action, chosen, head);
         let mirrors = [&action.filters.mirrors, &chosen.filters.mirrors];

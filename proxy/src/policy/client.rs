@@ -301,7 +301,9 @@ impl Client {
         tokio::spawn(async move {
             let mut answer = Explanation { id: question.id, ..Explanation::default() };
             match question.find {
-                Some(wanted) => answer.requests = telemetry.kept.find(&wanted, Instant::now()),
+                Some(wanted) => {
+                    (answer.requests, answer.requests_left_out) = telemetry.kept.find(&wanted, Instant::now());
+                }
                 None => match explain::explain(&store, &question.request.unwrap_or_default()).await {
                     Ok(told) => (answer.decisions, answer.generation) = (told.decisions, told.generation),
                     Err(error) => answer.error = error,

@@ -1,5 +1,6 @@
 //! Requests whose decisions are kept for operators who ask ([`crate::http::notes`]): the latest, within bounds of number, bytes
-//! and time. Those that failed have room of their own, so that what is merely sampled drives none of them out.
+//! and time. What each is kept for ([`Cause`]) has room and an allowance of its own, so that what is merely sampled drives out no
+//! failure, clients that are refused drive out nothing that is broken, and who asks for a request by header finds it.
 
 use std::{
     collections::VecDeque,
@@ -17,9 +18,7 @@ use crate::{config::limits, policy::Explain};
 /// See the module. Shared by all workers; its locks are taken only for requests that are kept.
 #[derive(Debug)]
 pub struct Kept {
-    failed: Mutex<Ring>,
-    others: Mutex<Ring>,
-    allowances: [Allowance; 2],
+    rooms: [Room; 4],
     /// Bits of what [`Self::follow`] was told, so that a request for which nothing is to be kept costs one load.
     wanted: AtomicU8,
     headers: ArcSwap<Vec<Box<str>>>,
@@ -50,15 +49,24 @@ impl Wanted {
 pub enum Cause {
     /// Something went wrong.
     Failure,
+    /// Its client was refused for what it sent, or left.
+    Refusal,
+    /// It has a header that is asked for.
+    Header,
     Other,
+}
+
+/// Of one cause.
+#[derive(Debug, Default)]
+struct Room {
+    ring: Mutex<Ring>,
+    allowance: Allowance,
 }
 
 impl Default for Kept {
     fn default() -> Self {
         Self {
-            failed: Mutex::default(),
-            others: Mutex::default(),
-            allowances: Default::default(),
+            rooms: Default::default(),
             wanted: AtomicU8::new(SAMPLED),
             headers: ArcSwap::default(),
             begun: Instant::now(),
@@ -88,23 +96,30 @@ impl Kept {
 
     /// Whether notes may be taken of one more request.
     pub fn allows(&self, cause: Cause, now: Instant) -> bool {
-        let [failures, others] = &self.allowances;
-        let allowance = if cause == Cause::Failure { failures } else { others };
-        allowance.take(now.saturating_duration_since(self.begun).as_secs())
+        self.room(cause).allowance.take(now.saturating_duration_since(self.begun).as_secs())
     }
 
     /// Keeps a request that ended.
-    pub fn put(&self, request: CarriedRequest, now: Instant) {
-        let ring = if request.failed { &self.failed } else { &self.others };
-        ring.lock().put(request, now);
+    pub fn put(&self, request: CarriedRequest, cause: Cause, now: Instant) {
+        self.room(cause).ring.lock().put(request, now);
     }
 
-    /// The requests that are asked for, the latest first, as many as fit into an answer.
-    pub fn find(&self, wanted: &RequestsToFind, now: Instant) -> Vec<CarriedRequest> {
+    fn room(&self, cause: Cause) -> &Room {
+        let [failures, refusals, by_header, others] = &self.rooms;
+        match cause {
+            Cause::Failure => failures,
+            Cause::Refusal => refusals,
+            Cause::Header => by_header,
+            Cause::Other => others,
+        }
+    }
+
+    /// The requests that are asked for, the latest first, as many as fit into an answer; and how many did not.
+    pub fn find(&self, wanted: &RequestsToFind, now: Instant) -> (Vec<CarriedRequest>, u32) {
         let most = if wanted.most == 0 { usize::MAX } else { wanted.most as usize };
-        let mut found = self.failed.lock().find(wanted, most, now);
-        if !wanted.failed {
-            found.extend(self.others.lock().find(wanted, most, now));
+        let mut found: Vec<CarriedRequest> = Vec::new();
+        for room in &self.rooms {
+            found.extend(room.ring.lock().find(wanted, most, now));
         }
         found.sort_by_key(|request| std::cmp::Reverse(request.began_us));
         found.truncate(most);
@@ -113,13 +128,15 @@ impl Kept {
             let size = request.encoded_len();
             room.checked_sub(size).map(|left| room = left).is_some()
         };
-        found.into_iter().take_while(fits).collect()
+        let count = found.len();
+        let fitting: Vec<_> = found.into_iter().take_while(fits).collect();
+        let left_out = count.saturating_sub(fitting.len());
+        (fitting, left_out.try_into().unwrap_or(u32::MAX))
     }
 
     /// Forgets what is too old.
     pub fn sweep(&self, now: Instant) {
-        self.failed.lock().age(now);
-        self.others.lock().age(now);
+        self.rooms.iter().for_each(|room| room.ring.lock().age(now));
     }
 }
 
@@ -202,7 +219,7 @@ mod tests {
         CarriedRequest { id: vec![id; 16], failed, began_us: id.into(), ..CarriedRequest::default() }
     }
 
-    fn ids(found: &[CarriedRequest]) -> Vec<u8> {
+    fn ids((found, _): &(Vec<CarriedRequest>, u32)) -> Vec<u8> {
         found.iter().filter_map(|request| request.id.first().copied()).collect()
     }
 
@@ -210,33 +227,39 @@ mod tests {
     fn requests_are_found_by_what_is_asked() {
         let (kept, now) = (Kept::default(), Instant::now());
         let header = Header { name: "x-order".into(), value: "7".into() };
-        kept.put(request(1, true), now);
-        kept.put(CarriedRequest { headers: vec![header.clone()], ..request(2, false) }, now);
-        kept.put(request(3, true), now);
+        kept.put(request(1, true), Cause::Refusal, now);
+        kept.put(CarriedRequest { headers: vec![header.clone()], ..request(2, false) }, Cause::Header, now);
+        kept.put(request(3, true), Cause::Failure, now);
         let all = RequestsToFind::default();
         assert_eq!(ids(&kept.find(&all, now)), [3, 2, 1]);
         assert_eq!(ids(&kept.find(&RequestsToFind { failed: true, most: 1, ..all.clone() }, now)), [3]);
         assert_eq!(ids(&kept.find(&RequestsToFind { header: Some(header), ..all.clone() }, now)), [2]);
         assert_eq!(ids(&kept.find(&RequestsToFind { id: vec![1; 16], ..all.clone() }, now)), [1]);
         kept.sweep(now + limits::KEPT_FOR);
-        assert!(kept.find(&all, now).is_empty());
+        assert!(kept.find(&all, now).0.is_empty());
     }
 
     #[test]
-    fn room_is_bounded_and_others_drive_out_no_failure() {
+    fn room_is_bounded_and_what_is_kept_for_one_cause_drives_out_nothing_else() {
         let (kept, now) = (Kept::default(), Instant::now());
-        kept.put(request(1, true), now);
+        kept.put(request(1, true), Cause::Failure, now);
+        kept.put(request(3, true), Cause::Refusal, now);
+        kept.put(request(4, false), Cause::Header, now);
         let text = "x".repeat(limits::KEPT_REQUEST_BYTES);
         for _ in 0..2 * limits::KEPT_REQUESTS {
             let decision = Decision { text: text.clone(), ..Decision::default() };
-            kept.put(CarriedRequest { decisions: vec![decision], ..request(2, false) }, now);
+            kept.put(CarriedRequest { decisions: vec![decision], ..request(2, false) }, Cause::Other, now);
         }
-        let (failed, others) = (kept.failed.lock(), kept.others.lock());
-        assert!(failed.requests.len() == 1 && others.requests.len() <= limits::KEPT_REQUESTS);
-        assert!(others.bytes <= limits::KEPT_BYTES);
-        drop((failed, others));
-        let told: usize = kept.find(&RequestsToFind::default(), now).iter().map(|one| one.encoded_len()).sum();
-        assert!(told <= limits::ANSWER_BYTES);
+        let [failed, refused, by_header, others] = kept.rooms.each_ref().map(|room| room.ring.lock());
+        for few in [failed, refused, by_header] {
+            assert_eq!(few.requests.len(), 1);
+        }
+        let held = others.requests.len();
+        assert!(held <= limits::KEPT_REQUESTS && others.bytes <= limits::KEPT_BYTES);
+        drop(others);
+        let (found, left_out) = kept.find(&RequestsToFind::default(), now);
+        assert!(found.iter().map(|one| one.encoded_len()).sum::<usize>() <= limits::ANSWER_BYTES);
+        assert_eq!(found.len() + left_out as usize, held + 3, "what does not fit is counted");
     }
 
     #[test]
