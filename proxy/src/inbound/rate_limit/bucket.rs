@@ -1,11 +1,18 @@
 //! A token bucket as one number, the moment at which it will be full again: the generic cell rate algorithm (GCRA,
 //! ITU-T I.371 annex A, "theoretical arrival time"). Pure; times are nanoseconds since some moment of this process.
 
-use std::{sync::LazyLock, time::Instant};
+use std::{
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
 
 use leno_proto::rate_limit;
 
-static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
+/// Before any moment that is asked about: the first request's is older than the look at it.
+static EPOCH: LazyLock<Instant> = LazyLock::new(|| {
+    let now = Instant::now();
+    now.checked_sub(Duration::from_secs(3600)).unwrap_or(now)
+});
 
 /// An instant as buckets count it.
 pub fn nanos(at: Instant) -> u64 {

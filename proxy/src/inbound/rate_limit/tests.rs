@@ -93,6 +93,13 @@ fn all_must_admit_and_nothing_is_taken_if_one_refuses() {
 }
 
 #[test]
+fn moments_before_the_first_look_are_told_apart() {
+    let now = Instant::now();
+    let length = nanos(now + Duration::from_millis(200)) - nanos(now);
+    assert_eq!(length, 200_000_000);
+}
+
+#[test]
 fn the_admitted_are_told_where_they_stand() {
     let now = Instant::now();
     let mut limits = limits(vec![limit("a", 3, None)]);
