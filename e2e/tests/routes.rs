@@ -324,6 +324,16 @@ async fn answers_are_spelled_out_and_backends_stood_in_for() -> Result<()> {
     let fallbacks = scenario.client.metrics().await?.sum("leno_fallbacks_total", &[("reason", "connect")]);
     ensure!(fallbacks >= 2.0, "{fallbacks}");
 
+    // A retry budget that is spent, and said to be (GEP-3388), stands in no fallback's way.
+    let few = "apiVersion: gateway.networking.x-k8s.io/v1alpha1\nkind: XBackendTrafficPolicy\nmetadata: {name: few}\nspec:\n  \
+               targetRefs: [{group: \"\", kind: Service, name: a}]\n  \
+               retryConstraint: {budget: {percent: 0, interval: 10s}, minRetryRate: {count: 1, interval: 10m}}\n";
+    scenario.mesh.change("few.yaml", few, "xbackendtrafficpolicy/few").await?;
+    for _ in 0..40 {
+        let answer = scenario.get("/answered").await?;
+        ensure!(answer.status == 200 && answer.header("leno-reason") == "connect", "{answer:?}");
+    }
+
     // Without any endpoint. One that vanishes is tried for a while, one that drained is not.
     let sidecar = &scenario.instances.get(index).context("a-1")?.sidecar;
     sidecar.declare(&scenario.mesh, false)?;
