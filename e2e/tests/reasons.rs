@@ -61,11 +61,6 @@ const RULES: &str = r#"  rules:
       backendRefs: [{name: failing, port: 80}]
     - matches: [{path: {value: /rate-limit}}]
       backendRefs: [{name: limited, port: 80}]
-    - matches: [{path: {value: /head-too-large}}, {path: {value: /body-too-large}}]
-      backendRefs: [{name: small, port: 80}]
-    - matches: [{path: {value: /retry-budget}}]
-      retry: {codes: [500], attempts: 1, backoff: 1ms}
-      backendRefs: [{name: few, port: 80}]
     - matches: [{path: {value: /overload}}]
       backendRefs: [{name: busy, port: 80}]
     - matches: [{path: {value: /connect}}]
@@ -90,6 +85,15 @@ const RULES: &str = r#"  rules:
     - {name: idle, matches: [{path: {value: /idle}}], backendRefs: [{name: slow, port: 80}]}
     - matches: [{path: {value: /client-left}}]
       backendRefs: [{name: slow, port: 80}]
+"#;
+
+/// As [`RULES`], of the route `more`: a route has 16 rules at most.
+const MORE_RULES: &str = r#"  rules:
+    - matches: [{path: {value: /head-too-large}}, {path: {value: /body-too-large}}]
+      backendRefs: [{name: small, port: 80}]
+    - matches: [{path: {value: /retry-budget}}]
+      retry: {codes: [500], attempts: 1, backoff: 1ms}
+      backendRefs: [{name: few, port: 80}]
 "#;
 
 /// Hardly any retries, and 503 for those that there is no budget for (GEP-3388).
@@ -167,6 +171,7 @@ impl Cast {
             FEW_RETRIES.to_owned(),
             inbound_policy("limited", "limited", "  rateLimits: [{name: all, requests: 1, per: 24h}]\n"),
             route_head("HTTPRoute", "shop", "shop") + RULES,
+            route_head("HTTPRoute", "more", "shop") + MORE_RULES,
             rule_policy("FaultPolicy", "fault", "abort: {httpStatus: 418, grpcStatus: ABORTED}"),
             rule_policy("RoutePolicy", "direct", "directResponse: {status: 451, grpcStatus: DATA_LOSS}"),
             rule_policy("RoutePolicy", "idle", "timeouts: {streamIdle: 300ms}"),
@@ -178,6 +183,7 @@ impl Cast {
             "routepolicy/idle",
             "inboundpolicy/limited",
             "inboundpolicy/small",
+            "httproute/more",
             "xbackendtrafficpolicy/few",
         ] {
             self.mesh.wait(object).await?;

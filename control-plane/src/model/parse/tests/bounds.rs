@@ -58,6 +58,7 @@ fn full(kind: &str) -> Vec<Value> {
                 "rateLimitHeaders": false,
                 "concurrency": {"mode": "Adaptive", "min": 10, "max": 100},
                 "maxConnections": 10,
+                "requestSize": {"headBytes": 16384, "bodyBytes": 1_048_576},
             }),
             json!({"concurrency": {"mode": "Fixed", "limit": 10}}),
         ],
