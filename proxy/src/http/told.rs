@@ -327,7 +327,7 @@ fn identify(record: &RequestRecord, asked: Option<Id>, random: &Random) -> (Id, 
         Some(trace) => (trace.trace_id, true),
         None => {
             let made = u128::from(random.next()) << 64 | u128::from(random.next());
-            (asked.unwrap_or(made.max(1).to_be_bytes()), false)
+            (asked.unwrap_or_else(|| made.max(1).to_be_bytes()), false)
         }
     }
 }

@@ -85,9 +85,9 @@ impl Request<'_> {
         exchange.join_trace(&mut head.fields);
         exchange.inherit();
         exchange.limit(headers::grpc_timeout(&head.fields));
-        exchange.may_be_noted(&head, None);
+        exchange.may_be_noted(head, None);
         let (ctx, key) = (self.ctx, self.key);
-        let destination = destination(ctx, key).await.inspect_err(|_| exchange.fails(Some(&head)))?;
+        let destination = destination(ctx, key).await.inspect_err(|_| exchange.fails(Some(head)))?;
         told::begin(exchange, self.client, &destination);
         match &destination.target {
             Target::Service(service) => self.routed(exchange, service, head, rest).await,
