@@ -91,9 +91,7 @@ const RULES: &str = r#"  rules:
 const MORE_RULES: &str = r#"  rules:
     - matches: [{path: {value: /head-too-large}}, {path: {value: /body-too-large}}]
       backendRefs: [{name: small, port: 80}]
-    - matches: [{path: {value: /retry-budget}}]
-      retry: {codes: [500], attempts: 1, backoff: 1ms}
-      backendRefs: [{name: few, port: 80}]
+    - {name: again, matches: [{path: {value: /retry-budget}}], backendRefs: [{name: few, port: 80}]}
 "#;
 
 /// Hardly any retries, and 503 for those that there is no budget for (GEP-3388).
@@ -172,6 +170,13 @@ impl Cast {
             inbound_policy("limited", "limited", "  rateLimits: [{name: all, requests: 1, per: 24h}]\n"),
             route_head("HTTPRoute", "shop", "shop") + RULES,
             route_head("HTTPRoute", "more", "shop") + MORE_RULES,
+            // The server knows no call of that name.
+            rule_policy(
+                "RoutePolicy",
+                "again",
+                "retry: {attempts: 1, statuses: [\"500\"], grpcCodes: [UNIMPLEMENTED]}",
+            )
+            .replace("name: shop", "name: more"),
             rule_policy("FaultPolicy", "fault", "abort: {httpStatus: 418, grpcStatus: ABORTED}"),
             rule_policy("RoutePolicy", "direct", "directResponse: {status: 451, grpcStatus: DATA_LOSS}"),
             rule_policy("RoutePolicy", "idle", "timeouts: {streamIdle: 300ms}"),
@@ -183,7 +188,7 @@ impl Cast {
             "routepolicy/idle",
             "inboundpolicy/limited",
             "inboundpolicy/small",
-            "httproute/more",
+            "routepolicy/again",
             "xbackendtrafficpolicy/few",
         ] {
             self.mesh.wait(object).await?;

@@ -324,16 +324,6 @@ async fn answers_are_spelled_out_and_backends_stood_in_for() -> Result<()> {
     let fallbacks = scenario.client.metrics().await?.sum("leno_fallbacks_total", &[("reason", "connect")]);
     ensure!(fallbacks >= 2.0, "{fallbacks}");
 
-    // A retry budget that is spent, and said to be (GEP-3388), stands in no fallback's way.
-    let few = "apiVersion: gateway.networking.x-k8s.io/v1alpha1\nkind: XBackendTrafficPolicy\nmetadata: {name: few}\nspec:\n  \
-               targetRefs: [{group: \"\", kind: Service, name: a}]\n  \
-               retryConstraint: {budget: {percent: 0, interval: 10s}, minRetryRate: {count: 1, interval: 10m}}\n";
-    scenario.mesh.change("few.yaml", few, "xbackendtrafficpolicy/few").await?;
-    for _ in 0..40 {
-        let answer = scenario.get("/answered").await?;
-        ensure!(answer.status == 200 && answer.header("leno-reason") == "connect", "{answer:?}");
-    }
-
     // Without any endpoint. One that vanishes is tried for a while, one that drained is not.
     let sidecar = &scenario.instances.get(index).context("a-1")?.sidecar;
     sidecar.declare(&scenario.mesh, false)?;
@@ -346,6 +336,35 @@ async fn answers_are_spelled_out_and_backends_stood_in_for() -> Result<()> {
     })
     .await?;
     ensure!(scenario.answered_by(Request::get("/backed")).await? == "b-1");
+    scenario.mesh.end().await.or_else(|error| if format!("{error:#}").contains("a-1") { Ok(()) } else { Err(error) })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_spent_retry_budget_stands_in_no_fallbacks_way() -> Result<()> {
+    let mut scenario = Scenario::start(&["shop", "a"]).await?;
+    let rules = "    - {name: answered, backendRefs: [{name: a, port: 80}]}\n";
+    scenario.route(&http_route(rules), "httproute/shop").await?;
+    let answered = "  fallback: {answer: {status: 200, body: stands-in}}\n";
+    let answered = policy("RoutePolicy", "answered", "HTTPRoute", Some("answered"), answered);
+    scenario.mesh.change("policies.yaml", &answered, "routepolicy/answered").await?;
+    // Said to be spent (GEP-3388).
+    let few = "apiVersion: gateway.networking.x-k8s.io/v1alpha1\nkind: XBackendTrafficPolicy\nmetadata: {name: few}\nspec:\n  \
+               targetRefs: [{group: \"\", kind: Service, name: a}]\n  \
+               retryConstraint: {budget: {percent: 0, interval: 10s}, minRetryRate: {count: 1, interval: 10m}}\n";
+    scenario.mesh.change("few.yaml", few, "xbackendtrafficpolicy/few").await?;
+    ensure!(scenario.answered_by(Request::get("/")).await? == "a-1");
+    let index = scenario.instances.iter().position(|one| one.server.name() == "a-1").context("a-1")?;
+    scenario.instances.get_mut(index).context("a-1")?.kill().await?;
+    eventually("the fallback serves", LIMIT, async || {
+        let answer = scenario.get("/").await?;
+        ensure!(answer.body == "stands-in", "{answer:?}");
+        Ok(())
+    })
+    .await?;
+    for _ in 0..40 {
+        let answer = scenario.get("/").await?;
+        ensure!(answer.status == 200 && answer.header("leno-reason") == "connect", "{answer:?}");
+    }
     scenario.mesh.end().await.or_else(|error| if format!("{error:#}").contains("a-1") { Ok(()) } else { Err(error) })
 }
 
