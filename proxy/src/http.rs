@@ -4,6 +4,7 @@
 
 pub(crate) mod adapt;
 pub(crate) mod affinity;
+mod attempt;
 pub mod body;
 mod client_stream;
 pub mod cors;
@@ -29,6 +30,7 @@ pub mod serve;
 mod told;
 pub mod trace_context;
 pub mod upgrade;
+mod verdict;
 mod watch;
 
 pub use body::Body;

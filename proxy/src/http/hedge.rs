@@ -5,17 +5,21 @@ use std::{cell::Cell, net::SocketAddr, pin::pin, rc::Rc, sync::Arc, time::Instan
 
 use super::{
     Body,
+    attempt::{self, Try},
     exchange::{Exchange, grpc_status},
     guarded::{Guarded, Second},
     head::{Name, RequestHead, ResponseHead},
     headers, notes,
     request_body::RequestBody,
+    retry::Tries,
+    told, verdict,
 };
 use crate::{
     error::Error,
     policy::hedging::Hedge,
     upstream::{
-        Backend, Pick,
+        Backend, Outcome, Pick,
+        breaker::Permit,
         pool::{Carry, Extras, HttpConnection, Reply, SendError},
     },
     worker::Context,
@@ -36,11 +40,11 @@ pub(super) struct Twice<'a> {
 }
 
 /// The second endpoint's try, once it has ended.
-pub(super) struct Elsewhere {
-    pub(super) pick: Pick,
-    pub(super) leave: Second,
+struct Elsewhere {
+    pick: Pick,
+    leave: Second,
     /// The outer error: no connection could be made.
-    pub(super) sent: Result<Result<Reply, SendError>, Error>,
+    sent: Result<Result<Reply, SendError>, Error>,
 }
 
 impl Elsewhere {
@@ -50,10 +54,10 @@ impl Elsewhere {
 }
 
 /// How the tries ended: at least one of them did. Who is missing was never begun, or was cancelled because the other won.
-pub(super) struct Ended {
-    pub(super) first: Option<Result<Reply, SendError>>,
-    pub(super) second: Option<Elsewhere>,
-    pub(super) second_won: bool,
+struct Ended {
+    first: Option<Result<Reply, SendError>>,
+    second: Option<Elsewhere>,
+    second_won: bool,
 }
 
 impl Ended {
@@ -66,11 +70,85 @@ impl Ended {
     }
 }
 
-/// Sends on `connection` to `first` and, in time, to another endpoint.
+/// Sends on `connection` to the first endpoint, and to another if it does not answer in time; the try that counts, and how it
+/// ended. The other is judged by the same rules, if it has ended; if it was cancelled, it says nothing of the backend, and of
+/// its endpoint only that it was slower.
+pub(super) async fn send(
+    exchange: &mut Exchange,
+    deadline: Option<Instant>,
+    (pick, permit): (Pick, Option<Permit>),
+    connection: HttpConnection,
+    message: (Body, Extras),
+    twice: Twice<'_>,
+    tries: &mut Tries,
+) -> (Try, Result<Result<Reply, SendError>, Error>) {
+    let number = tries.sent;
+    let ended = race(exchange, deadline, (pick.endpoint.address, connection), message, &twice).await;
+    if twice.sent.get() {
+        exchange.metrics.retried();
+        tries.sent += 1;
+        exchange.record.attempts = tries.sent;
+        let second = tries.sent;
+        exchange
+            .tell("hedging", true, || format!("not answered in time: sent to another endpoint too, as try {second}"));
+    }
+    let first = Try { pick, permit, number };
+    let Ended { first: of_first, second, second_won } = match ended {
+        Ok(ended) => ended,
+        Err(error) => return (first, Err(error)),
+    };
+    let (second, of_second) = match second {
+        Some(Elsewhere { pick, leave, sent }) => {
+            if second_won {
+                exchange.places.extend(leave.place);
+            }
+            (Some(Try { pick, permit: leave.permit, number: number + 1 }), Some(sent))
+        }
+        None => (None, None),
+    };
+    match (second, of_first, of_second) {
+        (Some(second), of_first, Some(Ok(sent))) if second_won => {
+            exchange.record.endpoint = Some(second.pick.endpoint.address);
+            lose(exchange, twice.guarded, first, of_first.map(Ok));
+            (second, Ok(sent))
+        }
+        (second, Some(sent), of_second) => {
+            if let Some(second) = second {
+                lose(exchange, twice.guarded, second, of_second);
+            }
+            (first, Ok(sent))
+        }
+        // Neither ended, which a race has no word for.
+        (_, None, _) => (first, Err(Error::RequestTimeout)),
+    }
+}
+
+/// The other try of a hedged request was better. `sent`: how this one ended; None: it was cancelled.
+fn lose(
+    exchange: &mut Exchange,
+    guarded: &Guarded<'_>,
+    loser: Try,
+    sent: Option<Result<Result<Reply, SendError>, Error>>,
+) {
+    let Try { pick, permit, number } = loser;
+    told::lost(exchange, &pick, number, sent.as_ref());
+    let verdict = match sent {
+        None => {
+            pick.report(Outcome::GivenUp, Instant::now());
+            return;
+        }
+        Some(Ok(Ok(reply))) => verdict::outcome(&reply.head, &pick, exchange),
+        Some(Ok(Err(error))) => verdict::blame(&attempt::unanswered(&pick, error).error, exchange),
+        Some(Err(error)) => verdict::blame(&error, exchange),
+    };
+    guarded.report(permit, &pick, verdict, Instant::now());
+}
+
+/// Sends on `connection` to `first` and, in time, to another endpoint; who of both is first.
 ///
 /// # Errors
 /// If time runs out.
-pub(super) async fn send(
+async fn race(
     exchange: &mut Exchange,
     deadline: Option<Instant>,
     (first, connection): (SocketAddr, HttpConnection),
@@ -79,7 +157,7 @@ pub(super) async fn send(
 ) -> Result<Ended, Error> {
     let ctx = Rc::clone(exchange.ctx());
     let wait = twice.hedge.wait();
-    let race = async {
+    let both = async {
         let mut sent = pin!(connection.send(twice.head, body, extras));
         let Some(wait) = wait else { return Ok(Ended::with_first(sent.await, None)) };
         if let Ok(done) = tokio::time::timeout(wait, &mut sent).await {
@@ -106,7 +184,7 @@ pub(super) async fn send(
             },
         })
     };
-    exchange.within(deadline, pin!(race)).await
+    exchange.within(deadline, pin!(both)).await
 }
 
 /// The second try; None: there is no other endpoint, or no leave for it.

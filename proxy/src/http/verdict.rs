@@ -1,0 +1,89 @@
+//! What an answer, or the lack of one, says: whether the request is to be tried again, and how its endpoint does.
+
+use std::time::{Duration, Instant};
+
+use http::StatusCode;
+
+use super::{
+    exchange::{Exchange, grpc_status},
+    head::{Name, ResponseHead},
+    retry::{self, Failure},
+};
+use crate::{
+    error::Error,
+    policy::retry_policy::Retry,
+    upstream::{Outcome, Pick},
+};
+
+/// Whether an answer is one to try again: the mesh peer says why the application never saw the request, or
+/// the route's policy names the status or gRPC code (of an answer without a body: then it is in the head). Never if a hop
+/// further on has tried again already.
+pub(super) fn refused(response: &ResponseHead, pick: &Pick, policy: Option<&Retry>, grpc: bool) -> Option<Failure> {
+    let status = response.status.as_u16();
+    let peers = pick.endpoint.identity.is_some();
+    if peers && response.fields.has(Name::LenoRetried) {
+        return Some(Failure::InVain);
+    }
+    match peers_reason(response, pick) {
+        Some(b"connect" | b"overload") => return Some(Failure::NotProcessed),
+        Some(b"reset") => return Some(Failure::Reset),
+        // It is as large next time, whatever a policy says of its status or code.
+        Some(b"head-too-large" | b"body-too-large") => return None,
+        _ => {}
+    }
+    let policy = policy?;
+    let code = if grpc { grpc_status(&response.fields).filter(|code| *code != 0) } else { None };
+    if code.is_none() && policy.statuses.binary_search(&status).is_err() {
+        return None;
+    }
+    // gRPC's answers are all 200.
+    let retry_after = || retry_after(response).filter(|_| matches!(status, 200 | 429 | 503));
+    let pushback = response.fields.values(b"grpc-retry-pushback-ms").next();
+    Some(match code {
+        Some(code) if pushback.is_some() => Failure::PushedBack(code, pushback.and_then(retry::pushback)),
+        Some(code) => Failure::Grpc(code, retry_after()),
+        None => Failure::Status(status, retry_after()),
+    })
+}
+
+/// How long the server asks to be left alone (RFC 9110 10.2.3), if it says so in seconds.
+fn retry_after(response: &ResponseHead) -> Option<Duration> {
+    response.fields.text(Name::RetryAfter)?.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// Why the mesh peer's proxy answered itself.
+fn peers_reason<'a>(response: &'a ResponseHead, pick: &Pick) -> Option<&'a [u8]> {
+    response.fields.get(Name::LenoReason).filter(|_| pick.endpoint.identity.is_some())
+}
+
+/// What an answer says about its endpoint: HTTP's server errors, and gRPC's UNAVAILABLE; 429 and RESOURCE_EXHAUSTED.
+pub(super) fn outcome(response: &ResponseHead, pick: &Pick, exchange: &Exchange) -> Outcome {
+    let (status, grpc) = (response.status, grpc_status(&response.fields));
+    let failed = status.is_server_error() || grpc == Some(14);
+    let refused = status == StatusCode::TOO_MANY_REQUESTS || grpc == Some(8);
+    if (refused || status == StatusCode::SERVICE_UNAVAILABLE)
+        && let Some(wait) = retry_after(response)
+    {
+        pick.rest(wait, Instant::now());
+    }
+    match peers_reason(response, pick) {
+        // The request's own fault.
+        Some(b"head-too-large" | b"body-too-large") => Outcome::Neutral,
+        _ if refused => Outcome::Refused,
+        _ if !failed => Outcome::Success,
+        // The peer was told the deadline, and noticed first.
+        Some(b"request-timeout") => blame(&Error::RequestTimeout, exchange),
+        _ => Outcome::Failure,
+    }
+}
+
+/// What a try without an answer says about its endpoint: nothing, if the request was not fit to be sent, or the client is
+/// still sending it, or wanted to wait no longer. Clients must not be able to have healthy endpoints ejected.
+pub(super) fn blame(error: &Error, exchange: &Exchange) -> Outcome {
+    match error {
+        Error::BadRequest(_) | Error::InvalidBackend(_) | Error::Overload(_) | Error::Limit { .. } => Outcome::Neutral,
+        Error::RequestTimeout | Error::TryTimeout if exchange.awaits_client() => Outcome::Neutral,
+        Error::RequestTimeout if exchange.given_up_by_client() => Outcome::GivenUp,
+        _ => Outcome::Failure,
+    }
+}
