@@ -1,10 +1,11 @@
 //! Programs nobody here wrote, on hosts of their own, through both sidecars by transparent redirect, with mTLS between.
 
-use std::{fs, time::Duration};
+use std::{fs, net::Ipv4Addr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use leno_e2e::{
-    netns::sandbox,
+    mesh::{Mesh, Options},
+    netns::{Network, name_hosts, sandbox},
     process::run,
     transparent::{LIMIT, TwoHosts, program},
     wait::eventually,
@@ -239,5 +240,38 @@ fn what_is_not_tcp_is_left_alone() -> Result<()> {
         let printed = run(ask, LIMIT).await?;
         ensure!(printed.contains("there and back"), "{printed}");
         two.mesh.end().await
+    })
+}
+
+/// A cluster's DNS is away while the control plane starts anew: proxies go to where it was, and renew their certificates there.
+#[test]
+fn the_control_plane_is_found_without_dns() -> Result<()> {
+    sandbox("the_control_plane_is_found_without_dns", async || {
+        let _network = Network::new().await?;
+        let mesh = Mesh::with(Options { certificate_lifetime: Duration::from_secs(10), ..Options::default() }).await?;
+        name_hosts(mesh.folder(), &[("control-plane.test", Ipv4Addr::LOCALHOST.into())]).await?;
+        let web = mesh.workload("web").finds_control_plane_at("control-plane.test").start().await?;
+        let end = async || {
+            let end = web.metrics().await?.sum("leno_certificate_not_after_timestamp_seconds", &[]);
+            ensure!(end > 0.0, "it has no certificate");
+            Ok::<_, anyhow::Error>(end)
+        };
+        let first = end().await?;
+        // Names that nobody knows any more.
+        name_hosts(mesh.folder(), &[]).await?;
+        mesh.control_plane().kill()?;
+        mesh.restart_control_plane().await?;
+        eventually("the proxy is back", LIMIT, async || {
+            let status = mesh.proxy("web").await?;
+            ensure!(status.get("connected") == Some(&true.into()), "{status}");
+            Ok(())
+        })
+        .await?;
+        eventually("its certificate is renewed", LIMIT, async || {
+            ensure!(end().await? > first, "not yet");
+            Ok(())
+        })
+        .await?;
+        mesh.end().await
     })
 }

@@ -106,6 +106,8 @@ pub mod limits {
 
     /// To make a connection, TCP and TLS together; also to discover a destination.
     pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+    /// Addresses of the control plane that are tried, and kept for when its name cannot be looked up.
+    pub const HOST_ADDRESSES: usize = 16;
     /// A peer's part of a TLS handshake at the inbound side.
     pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
     /// From the first byte of a request head to its end.

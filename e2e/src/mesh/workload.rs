@@ -37,6 +37,8 @@ pub struct WorkloadBuilder<'m> {
     host: Option<Host>,
     flags: Vec<String>,
     access_log: &'static str,
+    /// See [`WorkloadBuilder::finds_control_plane_at`].
+    control_plane_name: Option<String>,
 }
 
 impl<'m> WorkloadBuilder<'m> {
@@ -52,6 +54,7 @@ impl<'m> WorkloadBuilder<'m> {
             host: None,
             flags: Vec::new(),
             access_log: "off",
+            control_plane_name: None,
         }
     }
 
@@ -105,6 +108,13 @@ impl<'m> WorkloadBuilder<'m> {
         self
     }
 
+    /// It is told the control plane's name, in place of its address.
+    #[must_use]
+    pub fn finds_control_plane_at(mut self, name: &str) -> Self {
+        self.control_plane_name = Some(name.to_owned());
+        self
+    }
+
     /// Writes a JSON line for each request to the log.
     #[must_use]
     pub fn access_log(mut self) -> Self {
@@ -147,7 +157,9 @@ impl<'m> WorkloadBuilder<'m> {
         let ip = *self.ips.first().context("an address")?;
         let mut arguments = vec!["run".to_owned()];
         let mut flag = |flag: &str, value: String| arguments.extend([flag.to_owned(), value]);
-        flag("--control-plane", self.mesh.address().to_string());
+        let control_plane = self.mesh.address();
+        let by_name = self.control_plane_name.as_ref().map(|name| format!("{name}:{}", control_plane.port()));
+        flag("--control-plane", by_name.unwrap_or_else(|| control_plane.to_string()));
         flag("--trust-bundle", self.mesh.state().join("trust-bundle.pem").display().to_string());
         flag("--token-file", self.token_file().display().to_string());
         flag("--workload", self.name.clone());

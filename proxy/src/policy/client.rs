@@ -28,7 +28,7 @@ use super::{
     session::{Denied, Session},
     store::{self, Ask},
 };
-use crate::{config::Config, net::connect::connect_host, telemetry::Telemetry, tls::CredentialStore};
+use crate::{config::Config, net::connect::KnownHost, telemetry::Telemetry, tls::CredentialStore};
 
 mod metrics;
 use metrics::Metrics;
@@ -61,7 +61,9 @@ pub async fn run(
 ) {
     let pinned = config.outbound.iter().map(|listener| listener.destination.as_str().into());
     let session = Session::new(pinned, Instant::now());
+    let mark = config.transparent.as_ref().and_then(|transparent| transparent.mark);
     let mut client = Client {
+        control_plane: KnownHost::new(&config.control_plane, mark),
         config,
         store,
         credentials,
@@ -139,6 +141,7 @@ type Reply = oneshot::Sender<Result<Arc<Destination>, Unavailable>>;
 
 /// What outlives a stream.
 struct Client {
+    control_plane: KnownHost,
     config: Arc<Config>,
     store: Arc<Store>,
     credentials: Arc<CredentialStore>,
@@ -220,9 +223,8 @@ impl Client {
     /// A stream that has said `Open`, over a connection of its own. Waits for the first certificate.
     async fn open(&mut self) -> Result<Stream, Failure> {
         let credentials = self.credentials.ready().await;
-        let mark = self.config.transparent.as_ref().and_then(|transparent| transparent.mark);
         let connect = async {
-            let tcp = connect_host(&self.config.control_plane, mark).await.map_err(Failure::Unreachable)?;
+            let tcp = self.control_plane.connect().await.map_err(Failure::Unreachable)?;
             let mut tls = Some(TokioIo::new(credentials.connect_control_plane(tcp).await?));
             let hand_over = tower::service_fn(move |_| {
                 let tls = tls.take().ok_or_else(|| io::Error::other("one stream, one connection"));

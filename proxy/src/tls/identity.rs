@@ -29,7 +29,7 @@ use tokio::{
 use tonic::{Code, Status, transport::Endpoint};
 
 use super::{CredentialStore, Credentials, FirstContact, InvalidCredentials, TlsError, TlsStream, schedule};
-use crate::{config::Config, net::connect::connect_host};
+use crate::{config::Config, net::connect::KnownHost};
 
 /// One try: connecting, handshake and answer.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -38,9 +38,9 @@ const REMINDER: Duration = Duration::from_secs(60);
 
 /// Keeps `store` supplied with a valid certificate, for ever.
 pub async fn run(config: Arc<Config>, store: Arc<CredentialStore>) {
+    let mark = config.transparent.as_ref().and_then(|transparent| transparent.mark);
     let applicant = Applicant {
-        control_plane: config.control_plane.clone(),
-        mark: config.transparent.as_ref().and_then(|transparent| transparent.mark),
+        control_plane: KnownHost::new(&config.control_plane, mark),
         trust_bundle: config.trust_bundle.clone(),
         token_file: config.token_file.clone(),
         renew_by_token: AtomicBool::new(false),
@@ -140,8 +140,7 @@ impl Failure {
 
 /// Who asks for certificates, and what it has to show.
 struct Applicant {
-    control_plane: String,
-    mark: Option<u32>,
+    control_plane: KnownHost,
     trust_bundle: PathBuf,
     token_file: Option<PathBuf>,
     /// As the control plane said with the last certificate.
@@ -196,9 +195,8 @@ impl Applicant {
     }
 
     async fn connect(&self) -> Result<TcpStream, Failure> {
-        connect_host(&self.control_plane, self.mark)
-            .await
-            .map_err(|error| Failure::Unreachable { address: self.control_plane.clone(), error })
+        let unreachable = |error| Failure::Unreachable { address: self.control_plane.as_str().to_owned(), error };
+        self.control_plane.connect().await.map_err(unreachable)
     }
 
     fn warn(&self, failure: &Failure, failures: u32, retry_in: Duration) {

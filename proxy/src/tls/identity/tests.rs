@@ -78,8 +78,7 @@ async fn applicant(control_plane: ControlPlane, dir: &Path) -> Applicant {
     fs::write(&token_file, "good\n").unwrap();
     let store = Arc::new(CredentialStore::default());
     Applicant {
-        control_plane: address,
-        mark: None,
+        control_plane: KnownHost::new(&address, None),
         trust_bundle,
         token_file: Some(token_file),
         renew_by_token: AtomicBool::new(false),
