@@ -123,10 +123,14 @@ impl<'a> Sources<'a> {
     }
 
     fn object_generations(&self) -> Vec<ObjectGeneration> {
-        let generation = |key: &ObjectKey| self.world.objects.get(key).map_or(0, |stored| stored.generation);
+        let stored = |key: &ObjectKey| self.world.objects.get(key);
         self.origins
             .iter()
-            .map(|key| ObjectGeneration { object: Some(object_ref(key)), generation: generation(key) })
+            .map(|key| ObjectGeneration {
+                object: Some(object_ref(key)),
+                generation: stored(key).map_or(0, |stored| stored.generation),
+                uid: stored(key).map(|stored| stored.uid.to_string()).unwrap_or_default(),
+            })
             .collect()
     }
 }

@@ -90,8 +90,10 @@ pub mod limits {
     pub const STATUS_READ_PAUSE: Duration = Duration::from_millis(20);
     /// Before each status that is written, beyond the former: some 10 a second at most.
     pub const STATUS_WRITE_PAUSE: Duration = Duration::from_millis(80);
-    /// Between comparisons of every object with what it should say.
+    /// Between comparisons of an object with what it should say, at most; half of that at least.
     pub const STATUS_RESYNC: Duration = Duration::from_secs(600);
+    /// Objects in a row, before it is looked whether others are more urgent.
+    pub const STATUS_ROUND: usize = 50;
     /// Before something that failed is tried again.
     pub const RETRY: Duration = Duration::from_secs(2);
 }
@@ -165,7 +167,7 @@ impl Cluster {
         parts: Parts,
         world: &watch::Receiver<Arc<World>>,
         stopping: &watch::Receiver<bool>,
-    ) {
+    ) -> Started {
         let Parts { authority, tracker, peers } = parts;
         // Until they are here, or another replica says that they are there, what they run is not known.
         tracker.expect(meshed_pods(&world.borrow()), Instant::now());
@@ -175,11 +177,19 @@ impl Cluster {
         let publisher = bundle::Publisher::new(self.client(), Arc::clone(&authority));
         tasks.spawn(publisher.run(world.clone(), leader.clone(), stopping.clone()));
         let writer = status::writer::Writer::new(self.client(), tracker, Arc::clone(&peers));
+        let started = Started { leader: leader.clone(), status: writer.counts() };
         tasks.spawn(writer.run(world.clone(), leader.clone(), stopping.clone()));
         tasks.spawn(mesh::keep(self.client(), leader.clone(), stopping.clone()));
         tasks.spawn(peers.run(leader, stopping.clone()));
         tasks.spawn(self.keeper.keep(authority, stopping.clone()));
+        started
     }
+}
+
+/// What is to be seen of [`Cluster::start`].
+pub struct Started {
+    pub leader: watch::Receiver<lease::Leader>,
+    pub status: Arc<status::writer::Counts>,
 }
 
 /// What the rest of the control plane lends to [`Cluster::start`].

@@ -146,6 +146,8 @@ pub struct DocumentError {
     /// "spec.rules[0].backendRefs[0].port"; empty: the document as a whole.
     pub field: String,
     pub reason: String,
+    /// Of the object, as the API server counts: what is wrong may be mended by now. None: it is not numbered.
+    pub generation: Option<u64>,
 }
 
 /// A fact about an object, as Kubernetes words it.
@@ -165,6 +167,8 @@ pub struct Condition {
 pub struct ObjectInfo {
     pub key: ObjectKey,
     pub generation: u64,
+    /// Another for an object that was deleted and made again, whose generations begin anew. Empty: from a folder.
+    pub uid: Arc<str>,
     /// "shop.yaml#2"
     pub source: String,
     /// Its document no longer holds: what is described is the last good version.

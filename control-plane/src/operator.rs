@@ -178,7 +178,7 @@ impl Answers {
 
     fn status(&self, world: &World, info: &ObjectInfo, settled: bool) -> ObjectStatus {
         let object = object_ref(&info.key);
-        let progress = self.tracker.progress(&object, Some(info.generation));
+        let progress = self.tracker.progress(&object, Some(info.generation), &info.uid);
         ObjectStatus {
             generation: info.generation,
             source: info.source.clone(),
@@ -198,7 +198,7 @@ impl Answers {
         if let Some(info) = object_key(object).and_then(|key| world.info(&key)) {
             return self.status(world, &info, settled);
         }
-        let progress = self.tracker.progress(object, None);
+        let progress = self.tracker.progress(object, None, "");
         ObjectStatus {
             object: Some(object.clone()),
             subscribed: progress.subscribed,

@@ -109,7 +109,8 @@ pub mod limits {
     pub const RESOURCE_BYTES: usize = 12 << 20;
     /// Text of a rejection that is kept, in characters.
     pub const REASON_CHARS: usize = 1024;
-    /// How long a proxy that vanished is still named.
+    /// How long a proxy that vanished is still named: from a folder, or without a Pod; in Kubernetes it is for as long as its Pod is up.
+    /// Also how long one that was connected before a restart is waited for.
     pub const DISCONNECTED_KEPT: Duration = Duration::from_secs(300);
     /// Proxies that vanished and are still named, at most.
     pub const DISCONNECTED: usize = 10_000;
@@ -272,7 +273,7 @@ impl ControlPlane {
             connections = listener::connections(),
             "serving"
         );
-        let prompt = self.prompt.clone();
+        let (prompt, contacts) = (self.prompt.clone(), self.prompt.contacts());
         let on_issued = {
             let metrics = Arc::clone(&self.metrics);
             move || metrics.certificate_issued()
@@ -314,24 +315,32 @@ impl ControlPlane {
             ),
             stopping.clone(),
         ));
+        let webhook_not_after = self.webhooks.as_ref().map(Webhooks::not_after);
         if let Some(webhooks) = self.webhooks {
             tasks.spawn(webhooks.serve(stopping.clone()));
         }
+        if let Some(state) = self.state.clone() {
+            tasks.spawn(roster::keep(state, Arc::clone(&self.tracker), stopping.clone()));
+        }
+        let in_cluster = self.cluster.is_some();
+        tasks.spawn(follow(self.world.clone(), Arc::clone(&self.tracker), in_cluster, stopping.clone()));
+        let started = self.cluster.zip(peers).map(|(cluster, peers)| {
+            let (authority, tracker) = (Arc::clone(&self.authority), Arc::clone(&self.tracker));
+            cluster.start(&mut tasks, kubernetes::Parts { authority, tracker, peers }, &self.world, &stopping)
+        });
+        let cluster = started.zip(contacts).map(|(started, contacts)| metrics::cluster::ClusterView {
+            contacts,
+            leader: started.leader,
+            status: started.status,
+            webhook_not_after,
+        });
         self.health.ready(metrics::View::new(
             Arc::clone(&self.metrics),
             Arc::clone(&self.tracker),
             Arc::clone(&self.authority),
             self.world.clone(),
+            cluster,
         ));
-        tasks.spawn(follow(self.world.clone(), Arc::clone(&self.tracker), stopping.clone()));
-        if let Some(state) = self.state.clone() {
-            tasks.spawn(roster::keep(state, Arc::clone(&self.tracker), stopping.clone()));
-        }
-        let in_cluster = self.cluster.is_some();
-        if let (Some(cluster), Some(peers)) = (self.cluster, peers) {
-            let (authority, tracker) = (Arc::clone(&self.authority), Arc::clone(&self.tracker));
-            cluster.start(&mut tasks, kubernetes::Parts { authority, tracker, peers }, &self.world, &stopping);
-        }
         tasks.spawn(upkeep(Arc::clone(&self.authority), self.credentials, stopping));
 
         let ended = tokio::select! {
@@ -387,16 +396,26 @@ async fn lock(state: &Path) -> anyhow::Result<File> {
     }
 }
 
+/// How long a proxy that vanished counts with what it may still serve: where an API server tells when a Pod ends, until then.
+fn kept(world: &World, in_cluster: bool, namespace: &str, pod: &str) -> Duration {
+    match in_cluster {
+        true if world.pod_is_up(namespace, pod) => Duration::MAX,
+        false if world.service_account(namespace, pod).is_some() => limits::DISCONNECTED_KEPT,
+        _ => Duration::ZERO,
+    }
+}
+
 /// Says each bad document once when it appears, and once when it is mended; forgets proxies whose Pods are gone.
 async fn follow(
     mut world: watch::Receiver<Arc<World>>,
     tracker: Arc<Tracker>,
+    in_cluster: bool,
     mut stopping: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     let mut known: Vec<crate::model::DocumentError> = Vec::new();
     loop {
         let now = Arc::clone(&world.borrow_and_update());
-        tracker.forget_vanished(Instant::now(), |namespace, pod| now.service_account(namespace, pod).is_some());
+        tracker.forget_vanished(Instant::now(), |namespace, pod| kept(&now, in_cluster, namespace, pod));
         for error in now.errors().iter().filter(|e| !known.contains(e)) {
             tracing::error!(
                 file = %error.file,
@@ -404,7 +423,7 @@ async fn follow(
                 object = error.object.as_ref().map(ToString::to_string),
                 field = error.field,
                 reason = error.reason,
-                "a document is not in force: the last good version of its object stays"
+                "a document is not in force: the last good version of its object stays, or a route is answered with 500"
             );
         }
         for error in known.iter().filter(|e| !now.errors().contains(e)) {

@@ -66,6 +66,14 @@ impl Prompt {
         }
     }
 
+    /// When the API server was last heard of each kind; None: it is a folder.
+    pub fn contacts(&self) -> Option<Arc<kubernetes::Contacts>> {
+        match self {
+            Self::Folder(_) => None,
+            Self::Kubernetes(prompt) => Some(prompt.contacts()),
+        }
+    }
+
     /// Returns once what must survive a restart is kept, or cannot be.
     pub async fn saved(&self) {
         match self {

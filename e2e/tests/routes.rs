@@ -537,3 +537,45 @@ async fn sessions_stay_with_their_endpoint() -> Result<()> {
     scenario.instances.clear();
     scenario.mesh.end().await
 }
+
+/// One that never was in force: nothing else is in its place. Mended, it is; bad again, it stays.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_route_that_cannot_be_read_answers_500_for_what_it_would_match() -> Result<()> {
+    let scenario = Scenario::start(&["shop"]).await?;
+    let status = async |path: &str| anyhow::Ok(scenario.get(path).await?.status.as_u16());
+    ensure!(status("/cart").await? == 200, "without a route");
+    let route = |timeout: &str| {
+        http_route(&format!(
+            "    - matches: [{{path: {{value: /cart}}}}]\n      timeouts: {{request: {timeout}}}\n      backendRefs: [{{name: shop, port: 80}}]\n"
+        ))
+    };
+    let becomes = async |expected: u16| {
+        eventually(&format!("/cart is answered with {expected}"), LIMIT, async || {
+            let status = status("/cart").await?;
+            ensure!(status == expected, "{status}");
+            Ok(())
+        })
+        .await
+    };
+    scenario.mesh.apply("route.yaml", &route("soon"))?;
+    becomes(500).await?;
+    // As with any route, what it does not match is nobody's.
+    ensure!(status("/").await? == 404, "beside it");
+    let shown = scenario
+        .mesh
+        .leno(&["get", "httproute", "shop", "-n", "default"])
+        .await
+        .unwrap_or_else(|error| error.to_string());
+    ensure!(shown.contains("spec.rules[0].timeouts.request"), "{shown}");
+    scenario.mesh.apply("route.yaml", &route("5s"))?;
+    becomes(200).await?;
+    scenario.mesh.apply("route.yaml", &route("later"))?;
+    eventually("it is held over", LIMIT, async || {
+        let object = scenario.mesh.object("httproute/shop").await?.context("no route")?;
+        ensure!(object.get("heldOver") == Some(&true.into()), "{object}");
+        Ok(())
+    })
+    .await?;
+    ensure!(status("/cart").await? == 200, "its last good version");
+    scenario.mesh.end().await
+}

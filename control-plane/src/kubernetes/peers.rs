@@ -81,13 +81,13 @@ impl Peers {
     }
 
     /// Adds what the other replicas said of `object` to what is known here.
-    pub fn add(&self, standing: &mut Standing, object: &ObjectRef, generation: u64, now: Instant) {
+    pub fn add(&self, standing: &mut Standing, object: &ObjectRef, (generation, uid): (u64, &str), now: Instant) {
         let latest = self.latest.lock();
         for address in addresses(&self.world.borrow()) {
             match latest.get(&address) {
                 Some(Latest { report: None, .. }) => {}
                 Some(Latest { report: Some(report), at }) if now < *at + limits::PEER_SILENT => {
-                    merge(standing, report, object, generation);
+                    merge(standing, report, object, (generation, uid));
                 }
                 _ => standing.silent.push(address.to_string().into()),
             }
@@ -189,7 +189,7 @@ impl Peers {
         let objects = world.objects.iter().filter(|(key, _)| request.progress && has_status(key.kind));
         let objects = objects.map(|(key, stored)| {
             let object = object_ref(key);
-            let mut progress = self.tracker.progress(&object, Some(stored.generation));
+            let mut progress = self.tracker.progress(&object, Some(stored.generation), &stored.uid);
             progress.laggards.truncate(super::status::NAMED);
             ObjectProgress {
                 object: Some(object),
@@ -197,6 +197,8 @@ impl Peers {
                 subscribed: progress.subscribed,
                 programmed: progress.programmed,
                 laggards: progress.laggards,
+                uid: stored.uid.to_string(),
+                awaited: progress.awaited,
             }
         });
         ReplicaReport {
@@ -233,7 +235,7 @@ pub(super) fn object_ref(key: &ObjectKey) -> ObjectRef {
     ObjectRef { kind: key.kind.as_str().to_owned(), namespace: key.namespace.to_string(), name: key.name.to_string() }
 }
 
-fn merge(standing: &mut Standing, report: &Reported, object: &ObjectRef, generation: u64) {
+fn merge(standing: &mut Standing, report: &Reported, object: &ObjectRef, (generation, uid): (u64, &str)) {
     standing.settled &= report.settled;
     let Some(theirs) = report.objects.get(object) else {
         // Its API server has not told it yet.
@@ -241,7 +243,8 @@ fn merge(standing: &mut Standing, report: &Reported, object: &ObjectRef, generat
         return;
     };
     standing.subscribed += theirs.subscribed;
-    if theirs.generation == generation {
+    standing.awaited += theirs.awaited;
+    if theirs.generation == generation && theirs.uid == uid {
         standing.programmed += theirs.programmed;
         standing.laggards.extend(theirs.laggards.iter().cloned());
     } else {
@@ -283,20 +286,30 @@ mod tests {
             reason: "pending".to_owned(),
             ..Laggard::default()
         });
-        let progress =
-            ObjectProgress { object: Some(object()), generation, subscribed, programmed, laggards: laggards.collect() };
+        let progress = ObjectProgress {
+            object: Some(object()),
+            generation,
+            subscribed,
+            programmed,
+            laggards: laggards.collect(),
+            uid: "a".to_owned(),
+            awaited: 0,
+        };
         Reported { settled: true, objects: HashMap::from([(object(), progress)]) }
     }
 
     #[test]
     fn what_replicas_say_adds_up_only_for_the_same_generation() {
         let mut standing = Standing { subscribed: 2, programmed: 2, settled: true, ..Standing::default() };
-        merge(&mut standing, &reported(3, 2, 1), &object(), 3);
+        merge(&mut standing, &reported(3, 2, 1), &object(), (3, "a"));
         assert_eq!((standing.subscribed, standing.programmed, standing.laggards.len()), (4, 3, 1));
         assert!(standing.settled);
-        merge(&mut standing, &reported(2, 5, 5), &object(), 3);
+        merge(&mut standing, &reported(2, 5, 5), &object(), (3, "a"));
         assert_eq!((standing.subscribed, standing.programmed), (9, 3));
         assert!(!standing.settled, "it has not heard of this generation");
+        let mut standing = Standing { settled: true, ..Standing::default() };
+        merge(&mut standing, &reported(3, 1, 1), &object(), (3, "b"));
+        assert_eq!((standing.programmed, standing.settled), (0, false), "that was another object of the same name");
     }
 
     #[test]

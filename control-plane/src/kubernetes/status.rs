@@ -12,8 +12,9 @@ use leno_proto::v1::Laggard;
 use serde_json::{Value, json};
 
 use super::CONTROLLER_NAME;
-use crate::model::{Condition, DocumentError, Kind};
+use crate::model::{Condition, DocumentError, Kind, ObjectInfo, Route};
 
+mod plan;
 pub mod writer;
 
 /// Laggards that are named.
@@ -30,6 +31,8 @@ pub struct Standing {
     pub subscribed: u32,
     pub programmed: u32,
     pub laggards: Vec<Laggard>,
+    /// Of the laggards, those that have not come since a control plane started: they may run it.
+    pub awaited: u32,
     /// Replicas of the control plane that do not say what their proxies run.
     pub silent: Vec<Arc<str>>,
     /// Every connected proxy has been compared with this generation.
@@ -41,6 +44,8 @@ pub struct Standing {
 pub struct Verdict {
     /// The generation that it is about; None: of the document that was refused, whichever that is.
     pub generation: Option<u64>,
+    /// Of the object that it is about; empty: of whichever has the name.
+    pub uid: Arc<str>,
     pub conditions: Vec<Condition>,
     /// None: the object is ours no more, and what it was told is taken back.
     programmed: Option<Programmed>,
@@ -55,36 +60,43 @@ struct Programmed {
 
 impl Verdict {
     /// Of an object that is in force.
-    pub fn in_force(generation: u64, conditions: Vec<Condition>, standing: &Standing) -> Self {
-        Self { generation: Some(generation), conditions, programmed: Some(programmed(generation, standing)) }
+    pub fn in_force(info: &ObjectInfo, standing: &Standing) -> Self {
+        Self {
+            generation: Some(info.generation),
+            uid: Arc::clone(&info.uid),
+            conditions: info.conditions.clone(),
+            programmed: Some(programmed(info.generation, standing)),
+        }
     }
 
     /// Of an object that is no longer for us to serve.
     pub fn withdrawn() -> Self {
-        Self { generation: None, conditions: Vec::new(), programmed: None }
+        Self { generation: None, uid: Arc::default(), conditions: Vec::new(), programmed: None }
     }
 
-    /// Of an object whose document is bad; `held_over`: the generation that stays in force.
-    pub fn refused(errors: &[&DocumentError], held_over: Option<u64>) -> Self {
+    /// Of an object whose document is bad; `in_force`: what is served of it all the same.
+    pub fn refused(errors: &[&DocumentError], in_force: Option<&ObjectInfo>) -> Self {
         let said = errors.iter().map(|error| match error.field.as_str() {
             "" => error.reason.clone(),
             field => format!("{field}: {}", error.reason),
         });
         let mut message = said.collect::<Vec<_>>().join("; ");
-        let stays = match held_over {
-            Some(generation) => format!("generation {generation} stays in force"),
+        let stays = match in_force {
+            Some(held_over) if held_over.held_over => format!("generation {} stays in force", held_over.generation),
+            Some(_) => Route::REFUSED.to_owned(),
             None => "nothing of it is in force".to_owned(),
         };
         let _ = write!(message, " ({stays})");
         let accepted =
             Condition { kind: "Accepted", status: false, reason: "UnsupportedValue".to_owned(), message, parent: None };
         let programmed = Programmed { status: "False", reason: "NotAccepted", message: stays };
-        Self { generation: None, conditions: vec![accepted], programmed: Some(programmed) }
+        let generation = errors.iter().filter_map(|error| error.generation).max();
+        Self { generation, uid: Arc::default(), conditions: vec![accepted], programmed: Some(programmed) }
     }
 }
 
 fn programmed(generation: u64, standing: &Standing) -> Programmed {
-    let Standing { subscribed, programmed, laggards, silent, settled } = standing;
+    let Standing { subscribed, programmed, laggards, awaited, silent, settled } = standing;
     let count = format!("{programmed} of {subscribed} subscribed proxies run generation {generation}");
     if !silent.is_empty() {
         let message = format!("{count}; not heard of: what the proxies of {} run", silent.join(", "));
@@ -92,6 +104,11 @@ fn programmed(generation: u64, standing: &Standing) -> Programmed {
     }
     if !settled {
         return Programmed { status: "Unknown", reason: "Pending", message: format!("{count}; more may be concerned") };
+    }
+    if *awaited > 0 && programmed.saturating_add(*awaited) >= *subscribed {
+        let names: Vec<&str> = laggards.iter().take(NAMED).map(|laggard| laggard.proxy.as_str()).collect();
+        let message = format!("{count}; not back since the control plane started: {}", named(&names, *awaited));
+        return Programmed { status: "Unknown", reason: "ProxiesAwaited", message };
     }
     if laggards.is_empty() && programmed == subscribed {
         return match subscribed {
@@ -119,6 +136,14 @@ fn programmed(generation: u64, standing: &Standing) -> Programmed {
     }
     let reason = if *programmed == 0 { "Pending" } else { "PartiallyProgrammed" };
     Programmed { status: "False", reason, message }
+}
+
+/// "a, b, and 3 more"
+fn named(names: &[&str], of: u32) -> String {
+    match usize::try_from(of).unwrap_or(usize::MAX).saturating_sub(names.len()) {
+        0 => names.join(", "),
+        more => format!("{}, and {more} more", names.join(", ")),
+    }
 }
 
 /// What to change in `object`, as the API server has it, so that it is told `verdict`; None: nothing. A merge patch of the

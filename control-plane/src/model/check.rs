@@ -38,7 +38,9 @@ pub fn check(settings: MeshSettings, documents: Vec<Document>, unreadable: Vec<D
             message: format!("{what} is of a kind that is not read"),
         });
     }
-    for object in world.objects() {
+    let stands_in = |key: &ObjectKey| world.objects.get(key).is_some_and(|stored| stored.stands_in());
+    let objects: Vec<_> = world.objects().into_iter().filter(|object| !stands_in(&object.key)).collect();
+    for object in &objects {
         let mut warn = |message: String| {
             warnings.push(Warning { source: object.source.clone(), object: object.key.to_string(), message });
         };
@@ -56,7 +58,7 @@ pub fn check(settings: MeshSettings, documents: Vec<Document>, unreadable: Vec<D
             warn(message);
         }
     }
-    Report { errors: world.errors().to_vec(), objects: world.objects.len(), warnings }
+    Report { errors: world.errors().to_vec(), objects: objects.len(), warnings }
 }
 
 fn surprises(world: &World, key: &ObjectKey) -> Vec<String> {

@@ -90,6 +90,8 @@ pub(super) struct Intake {
     files: SharedMap<Arc<str>, Arc<ReadFile>>,
     /// In the order of documents; never empty.
     claims: SharedMap<ObjectKey, Vec<Claim>>,
+    /// What stands in for objects of which there are only bad documents, in the order of these; never empty.
+    stand_ins: SharedMap<ObjectKey, Vec<Claim>>,
     /// How many bad documents name an object.
     bad: SharedMap<ObjectKey, usize>,
     /// Objects that several documents claim.
@@ -169,6 +171,15 @@ impl Intake {
                     self.dispute(&parsed.key);
                     concerned.insert(parsed.key.clone());
                 }
+                Item::StandIn(parsed) => {
+                    let claim = Claim { parsed: Arc::clone(parsed), place: place.clone() };
+                    let add = |claims: &mut Vec<Claim>| {
+                        let at = claims.partition_point(|known| known.place <= claim.place);
+                        claims.insert(at, claim);
+                    };
+                    self.stand_ins.change(&parsed.key, add, |_| true);
+                    concerned.insert(parsed.key.clone());
+                }
                 Item::Bad(DocumentError { object: Some(key), .. }) => {
                     self.bad.change(key, |count| *count += 1, |_| true);
                     concerned.insert(key.clone());
@@ -192,6 +203,13 @@ impl Intake {
                     };
                     self.claims.change(&parsed.key, remove, |claims| !claims.is_empty());
                     self.dispute(&parsed.key);
+                    concerned.insert(parsed.key.clone());
+                }
+                Item::StandIn(parsed) => {
+                    let remove = |claims: &mut Vec<Claim>| {
+                        claims.retain(|known| known.place != place || !Arc::ptr_eq(&known.parsed, parsed));
+                    };
+                    self.stand_ins.change(&parsed.key, remove, |claims| !claims.is_empty());
                     concerned.insert(parsed.key.clone());
                 }
                 Item::Bad(DocumentError { object: Some(key), .. }) => {
@@ -218,13 +236,15 @@ impl Intake {
 
     /// `in_force`: what the object is now.
     pub(super) fn verdict(&self, key: &ObjectKey, in_force: Option<&Arc<Stored>>) -> Verdict<'_> {
+        let good = in_force.filter(|stored| !stored.stands_in());
         match (self.claims.get(key).map(Vec::as_slice).unwrap_or_default(), in_force) {
             ([only], _) => Verdict::Is(only),
             // Which of several is meant is not ours to guess.
-            ([_, ..], Some(_)) => Verdict::Stays,
-            ([first, ..], None) => Verdict::Is(first),
-            ([], Some(stored)) if self.bad.contains_key(key) || self.is_broken(&stored.place.0) => Verdict::Stays,
-            ([], _) => Verdict::IsNot,
+            ([_, ..], Some(_)) if good.is_some() => Verdict::Stays,
+            ([first, ..], _) => Verdict::Is(first),
+            ([], Some(_)) if good.is_some() && self.bad.contains_key(key) => Verdict::Stays,
+            ([], Some(stored)) if self.is_broken(&stored.place.0) => Verdict::Stays,
+            ([], _) => self.stand_ins.get(key).and_then(|all| all.first()).map_or(Verdict::IsNot, Verdict::Is),
         }
     }
 
@@ -250,6 +270,7 @@ impl Intake {
                 object: Some(key.clone()),
                 field: "metadata.name".to_owned(),
                 reason: format!("{key} is also in {}: remove one of the two", source(&first.place)),
+                generation: None,
             }));
         }
         errors.sort_by(|a, b| (&a.file, a.document, &a.field).cmp(&(&b.file, b.document, &b.field)));
@@ -264,7 +285,7 @@ impl Intake {
                 Item::Ignored(what) => {
                     Some(format!("{}: {what}", source(&(read.document.file.clone(), read.document.index))))
                 }
-                Item::Object(_) | Item::Bad(_) => None,
+                Item::Object(_) | Item::StandIn(_) | Item::Bad(_) => None,
             })
         });
         ignored.collect()
@@ -281,7 +302,7 @@ impl ReadFile {
     fn errors(&self) -> impl Iterator<Item = &DocumentError> {
         let bad = self.read.iter().flat_map(|read| read.items.iter()).filter_map(|item| match item {
             Item::Bad(error) => Some(error),
-            Item::Object(_) | Item::Ignored(_) => None,
+            Item::Object(_) | Item::StandIn(_) | Item::Ignored(_) => None,
         });
         self.unreadable.iter().chain(bad)
     }
@@ -289,7 +310,7 @@ impl ReadFile {
     /// Objects that it says something of.
     fn keys(&self) -> impl Iterator<Item = &ObjectKey> {
         self.read.iter().flat_map(|read| read.items.iter()).filter_map(|item| match item {
-            Item::Object(parsed) => Some(&parsed.key),
+            Item::Object(parsed) | Item::StandIn(parsed) => Some(&parsed.key),
             Item::Bad(error) => error.object.as_ref(),
             Item::Ignored(_) => None,
         })

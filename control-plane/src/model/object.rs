@@ -134,6 +134,13 @@ pub struct Route {
     pub rules: Rules,
     /// Parts that are not supported, and answered with 500: "spec.rules[0].filters[1]: ExternalAuth".
     pub unsupported: Vec<String>,
+    /// Why its document is bad: this stands in for it, and answers with 500.
+    pub refused: Option<Arc<str>>,
+}
+
+impl Route {
+    /// What becomes of one that is refused, and has no earlier version.
+    pub const REFUSED: &str = "nothing of it is in force: what it would match is answered with 500";
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -345,6 +352,8 @@ pub enum BackendTarget {
     },
     /// A kind that cannot be a backend: "example.org/Bucket".
     InvalidKind(Arc<str>),
+    /// There is none: the route is not in force, for this reason.
+    OfRefused(Arc<str>),
 }
 
 /// An object with what the model knows about it.
@@ -353,6 +362,8 @@ pub(crate) struct Stored {
     pub(crate) key: ObjectKey,
     pub(crate) object: Arc<Object>,
     pub(crate) generation: u64,
+    /// As [`super::parse::Parsed::uid`].
+    pub(crate) uid: Arc<str>,
     /// Of what counts as its spec.
     pub(crate) hash: Arc<str>,
     /// File, and place in it.
@@ -361,4 +372,11 @@ pub(crate) struct Stored {
     pub(crate) content: Arc<serde_json::Value>,
     /// Fields that have no effect.
     pub(crate) unknown: Arc<[String]>,
+}
+
+impl Stored {
+    /// It is no author's version, but what is done in place of one that is bad.
+    pub(crate) fn stands_in(&self) -> bool {
+        matches!(self.object.as_ref(), Object::Route(Route { refused: Some(_), .. }))
+    }
 }

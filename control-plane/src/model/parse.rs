@@ -3,6 +3,8 @@
 //! A field or filter newer than we know never makes a document bad: it is noted, and reported as a condition. A
 //! value that Gateway API does not allow does; errors name the fields, all of them at once ([`Wrong`]), unless a field is of the
 //! wrong type: then nothing can be said of the others.
+//!
+//! Of a route that is bad enough is read to know whose traffic it is about ([`Item::StandIn`]).
 
 use std::sync::Arc;
 
@@ -10,7 +12,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use self::reader::Reader;
-use super::{Document, DocumentError, Kind, Object, ObjectKey, hash::ContentHash};
+use super::{Document, DocumentError, Kind, Object, ObjectKey, Route, hash::ContentHash};
 use crate::{api, webhook::inject};
 
 mod core;
@@ -29,6 +31,9 @@ pub(crate) enum Item {
     /// A kind that is not read: "apps/v1 Deployment".
     Ignored(String),
     Bad(DocumentError),
+    /// What stands in for a route whose document is bad ([`Item::Bad`] says why), where no earlier version is in force: its traffic is
+    /// answered with 500, and does not go past it.
+    StandIn(Arc<Parsed>),
 }
 
 /// What is kept of documents once they are parsed.
@@ -64,6 +69,8 @@ pub(crate) struct Parsed {
     /// The generation that an API server gives it: `metadata.generation` where it stands for all that is read of the object, else
     /// `metadata.resourceVersion`; 0: it has none.
     pub(crate) number: u64,
+    /// `metadata.uid`: another for an object that was deleted and made again, whose numbers begin anew; empty: not said.
+    pub(crate) uid: Arc<str>,
     /// The document, or the item of a List.
     pub(crate) content: Arc<Value>,
 }
@@ -73,6 +80,15 @@ pub(crate) struct Parsed {
 struct FieldError {
     field: String,
     reason: String,
+}
+
+impl std::fmt::Display for FieldError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.field.as_str() {
+            "" => f.write_str(&self.reason),
+            field => write!(f, "{field}: {}", self.reason),
+        }
+    }
 }
 
 fn refuse<T, E: From<FieldError>>(field: impl Into<String>, reason: impl Into<String>) -> Result<T, E> {
@@ -149,6 +165,7 @@ fn walk(of @ (document, keep): &(&Document, Keep), content: &Value, at: &str, de
                 (at, field) => format!("{at}.{field}"),
             },
             reason: error.reason,
+            generation: None,
         })
     };
     if !content.is_object() {
@@ -181,22 +198,40 @@ fn walk(of @ (document, keep): &(&Document, Keep), content: &Value, at: &str, de
         Ok(key) => key,
         Err(error) => return items.push(bad(None, error)),
     };
-    match object(&key, &identity, content) {
-        Ok((object, unknown)) => items.push(Item::Object(Arc::new(Parsed {
+    let number = number(kind, &identity.metadata);
+    let parsed = |object: Object, unknown: Arc<[String]>| {
+        Arc::new(Parsed {
             object: Arc::new(object),
             hash: significant(kind, &identity.metadata, content).to_string().into(),
             unknown,
-            number: number(kind, &identity.metadata),
+            number,
+            uid: identity.metadata.uid.as_deref().unwrap_or_default().into(),
             // An item of its own, so that it does not keep the whole List in memory.
             content: if at.is_empty() {
                 keep.content(&document.content)
             } else {
                 keep.content(&Arc::new(content.clone()))
             },
-            key,
-        }))),
-        Err(wrong) => items.extend(wrong.0.into_iter().map(|error| bad(Some(key.clone()), error))),
+            key: key.clone(),
+        })
+    };
+    match object(&key, &identity, content) {
+        Ok((object, unknown)) => items.push(Item::Object(parsed(object, unknown))),
+        Err(wrong) => {
+            let because = wrong.0.first().map(ToString::to_string).unwrap_or_default();
+            let stand_in = stand_in(&key, &identity.metadata, content, &because);
+            items.extend(wrong.0.into_iter().map(|error| match bad(Some(key.clone()), error) {
+                Item::Bad(error) => Item::Bad(DocumentError { generation: (number > 0).then_some(number), ..error }),
+                other => other,
+            }));
+            items.extend(stand_in.map(|route| Item::StandIn(parsed(Object::Route(route), Arc::default()))));
+        }
     }
+}
+
+/// See [`Item::StandIn`]. Only a route leads traffic elsewhere than where it would go without it.
+fn stand_in(key: &ObjectKey, metadata: &Metadata, content: &Value, because: &str) -> Option<Route> {
+    if key.kind.is_route() { route::stand_in(key, metadata, content, because) } else { None }
 }
 
 /// What every object has.
@@ -217,6 +252,7 @@ struct Metadata {
     labels: std::collections::BTreeMap<String, String>,
     annotations: std::collections::BTreeMap<String, String>,
     creation_timestamp: Option<String>,
+    uid: Option<String>,
     /// As text, since a document may say anything.
     resource_version: Option<Value>,
     generation: Option<Value>,

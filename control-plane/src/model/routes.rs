@@ -89,7 +89,7 @@ pub(crate) fn backend_service(target: &BackendTarget) -> Option<(ObjectKey, u16)
             let key = ObjectKey { kind: Kind::Service, namespace: namespace.clone(), name: name.clone() };
             Some((key, *port))
         }
-        BackendTarget::InvalidKind(_) => None,
+        BackendTarget::InvalidKind(_) | BackendTarget::OfRefused(_) => None,
     }
 }
 
@@ -212,6 +212,9 @@ fn conditions_of(
         let parent_text = Some(parent_text(parent));
         let (status, reason, message) = match attachment {
             Attachment::Refused { reason, message } => (false, *reason, message.clone()),
+            Attachment::To(..) if let Some(because) = &route.refused => {
+                (false, "UnsupportedValue", format!("{because} ({})", Route::REFUSED))
+            }
             Attachment::To(service, ports) => accepted(in_force, key, service, ports),
             Attachment::Elsewhere => continue,
         };
@@ -299,6 +302,9 @@ fn resolved(objects: &Objects, route: &Route) -> (bool, &'static str, String) {
 pub(crate) fn resolve(objects: &Objects, target: &BackendTarget) -> Result<(ObjectKey, u16), (&'static str, String)> {
     let (key, port) = match (backend_service(target), target) {
         (Some(service), _) => service,
+        (None, BackendTarget::OfRefused(because)) => {
+            return Err(("UnsupportedValue", format!("the route is refused: {because}")));
+        }
         (None, BackendTarget::InvalidKind(kind)) => return Err(("InvalidKind", format!("{kind} cannot be a backend"))),
         (None, BackendTarget::Service { .. }) => return Err(("InvalidKind", "not a Service".to_owned())),
     };

@@ -211,8 +211,9 @@ impl World {
             };
         }
         // What an API server gives a number may change without it: a mark among the annotations.
-        let state =
-            |stored: &Option<Arc<Stored>>| stored.as_ref().map(|stored| (stored.generation, Arc::clone(&stored.hash)));
+        let state = |stored: &Option<Arc<Stored>>| {
+            stored.as_ref().map(|stored| (stored.generation, Arc::clone(&stored.hash), Arc::clone(&stored.uid)))
+        };
         if state(&before) != state(&stored) {
             self.changed.push(key.clone());
         }
@@ -234,10 +235,15 @@ impl World {
     }
 
     fn stored(&self, Claim { parsed, place }: &Claim, before: Option<&Arc<Stored>>, mesh: u64) -> Arc<Stored> {
+        let given = self.numbering == Numbering::Given;
+        // Others' numbers grow with what is not read of them, too. These are what status is about.
+        let exact = given && (parsed.key.kind.is_route() || parsed.key.kind.is_policy());
         let generation = match before {
-            Some(old) if old.is(parsed, place) => return Arc::clone(old),
-            Some(old) if self.numbering == Numbering::Given && old.hash == parsed.hash => old.generation,
-            _ if self.numbering == Numbering::Given => parsed.number,
+            Some(old) if old.is(parsed, place) && !(exact && old.generation != parsed.number) => {
+                return Arc::clone(old);
+            }
+            Some(old) if given && !exact && old.hash == parsed.hash => old.generation,
+            _ if given => parsed.number,
             Some(old) => old.generation + u64::from(old.hash != parsed.hash),
             None => match self.gone.get(&parsed.key.to_string()) {
                 Some((generation, hash)) if **hash == *parsed.hash => *generation,
@@ -341,7 +347,7 @@ impl World {
 
     /// Every object in force as a document of its own, to be kept in the state folder: see [`World::restored`].
     pub fn last_good(&self) -> impl Iterator<Item = Document> {
-        self.objects.values().map(|stored| Document {
+        self.objects.values().filter(|stored| !stored.stands_in()).map(|stored| Document {
             file: stored.place.0.clone(),
             index: stored.place.1,
             content: stored.content.clone(),
@@ -409,6 +415,7 @@ impl World {
         ObjectInfo {
             key: stored.key.clone(),
             generation: stored.generation,
+            uid: Arc::clone(&stored.uid),
             source: source(&stored.place),
             held_over: self.held_over.contains(&stored.key),
             conditions: self.conditions(stored),
@@ -467,6 +474,12 @@ impl World {
         index::pod(&self.objects, &key).map(|pod| pod.service_account.clone())
     }
 
+    /// Whether there is such a Pod, and it has an address: one that has ended has none.
+    pub fn pod_is_up(&self, namespace: &str, pod: &str) -> bool {
+        let key = ObjectKey { kind: Kind::Pod, namespace: namespace.into(), name: pod.into() };
+        index::pod(&self.objects, &key).is_some_and(|pod| !pod.ips.is_empty())
+    }
+
     /// What a document says, once validated.
     pub fn object(&self, key: &ObjectKey) -> Option<&Object> {
         self.objects.get(key).map(|stored| stored.object.as_ref())
@@ -478,6 +491,7 @@ fn store(parsed: &Parsed, place: &Place, generation: u64) -> Arc<Stored> {
         key: parsed.key.clone(),
         object: parsed.object.clone(),
         generation,
+        uid: parsed.uid.clone(),
         hash: parsed.hash.clone(),
         place: place.clone(),
         content: parsed.content.clone(),
@@ -488,7 +502,10 @@ fn store(parsed: &Parsed, place: &Place, generation: u64) -> Arc<Stored> {
 impl Stored {
     /// Nothing about it is new, be it only a comment.
     fn is(&self, parsed: &Parsed, place: &Place) -> bool {
-        self.hash == parsed.hash && self.place == *place && Arc::ptr_eq(&self.content, &parsed.content)
+        self.hash == parsed.hash
+            && self.uid == parsed.uid
+            && self.place == *place
+            && Arc::ptr_eq(&self.content, &parsed.content)
     }
 }
 

@@ -17,6 +17,10 @@ use crate::{
     model::World,
 };
 
+pub mod cluster;
+
+use cluster::ClusterView;
+
 /// Upper bounds of the latency histogram, in milliseconds.
 const BUCKETS_MS: [u64; 12] = [1, 2, 5, 10, 20, 50, 100, 250, 500, 1000, 2500, 10_000];
 
@@ -68,6 +72,7 @@ pub struct View {
     tracker: Arc<Tracker>,
     authority: Arc<Authority>,
     world: watch::Receiver<Arc<World>>,
+    cluster: Option<ClusterView>,
 }
 
 impl View {
@@ -76,8 +81,9 @@ impl View {
         tracker: Arc<Tracker>,
         authority: Arc<Authority>,
         world: watch::Receiver<Arc<World>>,
+        cluster: Option<ClusterView>,
     ) -> Self {
-        Self { metrics, tracker, authority, world }
+        Self { metrics, tracker, authority, world, cluster }
     }
 
     pub(super) fn render(&self) -> String {
@@ -143,6 +149,9 @@ impl View {
             m.refused.load(Relaxed),
         );
         self.render_latency(&mut text);
+        if let Some(cluster) = &self.cluster {
+            cluster.render(&mut text);
+        }
         text
     }
 

@@ -441,7 +441,7 @@ impl Entry {
             let mut known = in_force.as_deref().unwrap_or_default().to_vec();
             for origin in sent.resource.iter().flat_map(|r| &r.origins) {
                 if !known.iter().any(|o| o.object == origin.object) {
-                    known.push(ObjectGeneration { object: origin.object.clone(), generation: 0 });
+                    known.push(ObjectGeneration { object: origin.object.clone(), ..ObjectGeneration::default() });
                 }
             }
             in_force = Some(Origins::Known(known));

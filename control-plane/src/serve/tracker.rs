@@ -124,6 +124,8 @@ pub struct Progress {
     pub subscribed: u32,
     pub programmed: u32,
     pub laggards: Vec<Laggard>,
+    /// Of the laggards, those that have not come yet since the control plane started: they may run it.
+    pub awaited: u32,
 }
 
 /// Shared by all streams; each step of a stream takes its lock once, briefly.
@@ -254,14 +256,16 @@ impl Tracker {
         self.bump();
     }
 
-    /// Forgets those that vanished long ago, and those that vanished and whose Pod (namespace, name) is gone.
-    pub fn forget_vanished(&self, now: Instant, pod_exists: impl Fn(&str, &str) -> bool) {
+    /// Forgets those that vanished, and are not kept any more. `kept`: how long those of a Pod (namespace, name) are; zero: the Pod is
+    /// gone, and they with it. Without a Pod it is [`limits::DISCONNECTED_KEPT`], and so at most for those that were only expected, or
+    /// refused their name.
+    pub fn forget_vanished(&self, now: Instant, kept: impl Fn(&str, &str) -> Duration) {
+        let usual = limits::DISCONNECTED_KEPT;
         let is_gone = |record: &Record| {
             let Opened { identity, workload, has_pod, .. } = &record.opened;
-            record.vanished.is_some_and(|at| {
-                now.saturating_duration_since(at) >= limits::DISCONNECTED_KEPT
-                    || (*has_pod && !pod_exists(identity.namespace(), workload))
-            })
+            let kept = if *has_pod { kept(identity.namespace(), workload) } else { usual };
+            let kept = if record.duplicate { kept.min(usual) } else { kept };
+            record.vanished.is_some_and(|at| now.saturating_duration_since(at) >= kept)
         };
         let mut state = self.state.lock();
         let old: Vec<StreamId> =
@@ -271,8 +275,8 @@ impl Tracker {
         }
         let missing = state.missing.len();
         state.missing.retain(|_, (name, since)| {
-            now.saturating_duration_since(*since) < limits::DISCONNECTED_KEPT
-                && (!name.has_pod || pod_exists(&name.namespace, &name.workload))
+            let kept = if name.has_pod { kept(&name.namespace, &name.workload).min(usual) } else { usual };
+            now.saturating_duration_since(*since) < kept
         });
         let forgot = !old.is_empty() || state.missing.len() != missing;
         drop(state);
@@ -282,8 +286,9 @@ impl Tracker {
         }
     }
 
-    /// How far `object` at `generation` has come; None: it was removed, and whoever still has it lags.
-    pub fn progress(&self, object: &ObjectRef, generation: Option<u64>) -> Progress {
+    /// How far `object` at `generation` has come; None: it was removed, and whoever still has it lags. `uid`: whose generation it is,
+    /// since one that is deleted and made again begins anew; empty: of whichever there is.
+    pub fn progress(&self, object: &ObjectRef, generation: Option<u64>, uid: &str) -> Progress {
         let state = self.state.lock();
         let mut progress = Progress::default();
         let concerned = state.by_object.get(object).into_iter().flat_map(HashMap::keys);
@@ -293,7 +298,7 @@ impl Tracker {
             None => Box::new(state.streams.values()),
         };
         for record in concerned {
-            match record.judge(object, generation) {
+            match record.judge(object, generation, uid) {
                 Judgement::Unconcerned => {}
                 Judgement::Programmed => {
                     progress.subscribed += 1;
@@ -307,6 +312,7 @@ impl Tracker {
         }
         for name in state.missing.keys() {
             progress.subscribed += 1;
+            progress.awaited += 1;
             progress.laggards.push(names::missing(name));
         }
         progress.laggards.sort_by(|a, b| (&a.proxy, &a.reason).cmp(&(&b.proxy, &b.reason)));
@@ -401,14 +407,14 @@ enum Judgement {
 
 impl Record {
     /// Whether everything here that is, or should be, made from `object` is made from `generation` or a later one.
-    fn judge(&self, object: &ObjectRef, generation: Option<u64>) -> Judgement {
+    fn judge(&self, object: &ObjectRef, generation: Option<u64>, uid: &str) -> Judgement {
         let mut concerned = false;
         let mut oldest = u64::MAX;
         let mut lag: Option<&Standing> = None;
         for (name, standing) in &self.standings {
             let unknown = generation.is_none() && standing.is_unknown(name);
-            let in_force = standing.in_force_generation(object);
-            let wanted = standing.wanted_generation(object);
+            let in_force = standing.in_force_generation(object, uid);
+            let wanted = standing.wanted_generation(object, uid);
             let behind = match generation {
                 // It is gone: whatever is still made from it is behind.
                 None => in_force.is_some() || unknown,
@@ -490,12 +496,12 @@ impl Record {
 }
 
 impl Standing {
-    fn wanted_generation(&self, object: &ObjectRef) -> Option<u64> {
-        generation_of(self.wanted.origins(), object)
+    fn wanted_generation(&self, object: &ObjectRef, uid: &str) -> Option<u64> {
+        generation_of(self.wanted.origins(), object, uid)
     }
 
-    fn in_force_generation(&self, object: &ObjectRef) -> Option<u64> {
-        generation_of(self.in_force(), object)
+    fn in_force_generation(&self, object: &ObjectRef, uid: &str) -> Option<u64> {
+        generation_of(self.in_force(), object, uid)
     }
 
     /// What is in force is from an earlier stream, and of a version that is not known here: it may be made from anything.
@@ -524,8 +530,11 @@ impl Standing {
     }
 }
 
-fn generation_of(origins: &[ObjectGeneration], object: &ObjectRef) -> Option<u64> {
-    origins.iter().find(|origin| origin.object.as_ref() == Some(object)).map(|origin| origin.generation)
+/// 0: of another object of that name, deleted since, or made since.
+fn generation_of(origins: &[ObjectGeneration], object: &ObjectRef, uid: &str) -> Option<u64> {
+    let found = origins.iter().find(|origin| origin.object.as_ref() == Some(object))?;
+    let another = !uid.is_empty() && !found.uid.is_empty() && found.uid != uid;
+    Some(if another { 0 } else { found.generation })
 }
 
 fn count(by_object: &mut HashMap<ObjectRef, HashMap<StreamId, u32>>, id: StreamId, standing: &Standing) {

@@ -20,10 +20,12 @@ use tokio::{
 
 use crate::model::{FileContent, Kind, MeshSettings, ObjectKey, World};
 
+mod contacts;
 mod reflector;
 mod resources;
 mod trim;
 
+pub use contacts::Contacts;
 use resources::is_missing;
 use trim::Seen;
 
@@ -82,9 +84,15 @@ pub struct Prompt {
     client: Client,
     world: watch::Receiver<Arc<World>>,
     versions: watch::Receiver<Versions>,
+    contacts: Arc<Contacts>,
 }
 
 impl Prompt {
+    /// When the API server was last heard of each kind.
+    pub fn contacts(&self) -> Arc<Contacts> {
+        Arc::clone(&self.contacts)
+    }
+
     /// Returns once the API server's newest version of `object` is published; false: it cannot be asked.
     pub(super) async fn look(&self, object: Option<&ObjectKey>) -> bool {
         let Some(key) = object else { return true };
@@ -117,8 +125,9 @@ pub async fn watch(
     waiting: impl Fn(String) + Send + 'static,
 ) -> anyhow::Result<(watch::Receiver<Arc<World>>, Prompt)> {
     let (found, updates) = mpsc::channel(limits::QUEUE);
+    let contacts: Arc<Contacts> = Arc::default();
     for resource in resources::ALL {
-        tokio::spawn(reflector::run(client.clone(), resource, found.clone()));
+        tokio::spawn(reflector::run(client.clone(), resource, Arc::clone(&contacts), found.clone()));
     }
     let (first, first_world) = oneshot::channel();
     let versions = watch::Sender::new(Versions::new());
@@ -135,7 +144,7 @@ pub async fn watch(
         .spawn(move || intake.run(first, waiting))
         .context("cannot start the thread that takes in what the API server says")?;
     let world = first_world.await.context("the API server is not read any more")?;
-    Ok((world.clone(), Prompt { client, world, versions: seen }))
+    Ok((world.clone(), Prompt { client, world, versions: seen, contacts }))
 }
 
 /// Makes worlds of updates.

@@ -50,6 +50,7 @@ pub(crate) fn documents(file: &Arc<str>, text: &str, before: &Known) -> Contents
                     ..MAX_EXACT => why(line, part),
                     _ => format!("not YAML: {error} (lines counted from the document's first)"),
                 },
+                generation: None,
             }),
         }
     }

@@ -7,7 +7,14 @@
 
 mod pems;
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::SystemTime,
+};
 
 use anyhow::bail;
 use arc_swap::ArcSwapOption;
@@ -20,11 +27,12 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client,
-    api::{ObjectMeta, Patch, PatchParams, PostParams},
+    api::{ObjectMeta, Patch, PatchParams, PostParams, WatchEvent, WatchParams},
 };
 use rustls::ServerConfig;
 use serde_json::json;
 use tokio::time::sleep;
+use tokio_stream::StreamExt as _;
 
 use self::pems::Pems;
 use super::limits;
@@ -77,13 +85,18 @@ pub(super) struct Certificates {
     serving: Arc<ArcSwapOption<ServerConfig>>,
     /// The certificate that is served.
     served: Option<Vec<u8>>,
+    /// Its end, Unix time; 0: there is none.
+    not_after: Arc<AtomicU64>,
+    /// The Secret's version that was last read.
+    version: Option<String>,
     /// Looks that failed one after another.
     failures: u32,
 }
 
 impl Certificates {
     pub(super) fn new(client: Client, options: Options) -> Self {
-        Self { client, options, serving: Arc::default(), served: None, failures: 0 }
+        let (serving, not_after) = (Arc::default(), Arc::default());
+        Self { client, options, serving, served: None, not_after, version: None, failures: 0 }
     }
 
     /// What to serve with; none as long as there is no certificate.
@@ -91,13 +104,38 @@ impl Certificates {
         Arc::clone(&self.serving)
     }
 
-    /// Looks again and again.
+    /// End of the certificate that is served, Unix time; 0: there is none.
+    pub(super) fn not_after(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.not_after)
+    }
+
+    /// Looks again and again, and at once when somebody else has changed the Secret.
     pub(super) async fn keep(mut self) {
         loop {
             let soon = self.served.is_none();
-            sleep(if soon { limits::CERTIFICATE_RETRY } else { limits::CERTIFICATE_CHECK }).await;
+            tokio::select! {
+                () = sleep(if soon { limits::CERTIFICATE_RETRY } else { limits::CERTIFICATE_CHECK }) => {}
+                () = self.changed() => {}
+            }
             self.look().await;
         }
+    }
+
+    /// Returns when the Secret has changed since it was last read; never, if that cannot be seen: it is looked at now and again.
+    async fn changed(&self) {
+        if let (Some(version), false) = (&self.version, self.options.managed) {
+            let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.options.namespace);
+            let only = WatchParams::default().fields(&format!("metadata.name={}", self.options.secret));
+            if let Ok(events) = secrets.watch(&only, version).await {
+                let mut events = pin!(events);
+                while let Some(Ok(event)) = events.next().await {
+                    if matches!(event, WatchEvent::Added(_) | WatchEvent::Modified(_) | WatchEvent::Deleted(_)) {
+                        return;
+                    }
+                }
+            }
+        }
+        std::future::pending().await
     }
 
     /// One look; what fails is logged, and what is served stays.
@@ -124,13 +162,14 @@ impl Certificates {
             let (tls, not_after) = pems.server_config()?;
             tracing::info!(not_after = %issue::display(not_after), "webhooks serve a new certificate");
             self.serving.store(Some(tls));
+            self.not_after.store(issue::unix(not_after), Relaxed);
             self.served = Some(pems.certificate);
         }
         Ok(())
     }
 
     /// What is in the Secret, made or renewed first if need be.
-    async fn current(&self, now: SystemTime) -> anyhow::Result<Pems> {
+    async fn current(&mut self, now: SystemTime) -> anyhow::Result<Pems> {
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.options.namespace);
         let name = &self.options.secret;
         let found = find(&format!("read the Secret {name}"), secrets.get(name)).await?;
@@ -144,6 +183,7 @@ impl Certificates {
             // Another replica may have been first; what is there counts.
             return created.and_then(|secret| Pems::of(&secret));
         };
+        self.version.clone_from(&secret.metadata.resource_version);
         let held = Pems::of(&secret);
         if !self.options.managed {
             return held;

@@ -1,7 +1,12 @@
 //! HTTPS for the API server's questions. One connection carries many, one after another. Who only connects keeps nobody out:
 //! when there are too many connections, the one that has waited longest for its client goes.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{Arc, atomic::AtomicU64},
+    time::Instant,
+};
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -60,6 +65,11 @@ impl Webhooks {
         let mut certificates = Certificates::new(client, options.certificates);
         certificates.look().await;
         Ok(Self { tcp, settings: Arc::new(options.settings), certificates })
+    }
+
+    /// End of the certificate that is served with, Unix time; 0: there is none.
+    pub fn not_after(&self) -> Arc<AtomicU64> {
+        self.certificates.not_after()
     }
 
     /// Answers until `stopping`.

@@ -51,6 +51,7 @@ pub(super) fn validate(object: &Value, old: &Value) -> Found {
             Item::Object(parsed) => {
                 found.warnings.extend(parsed.unknown.iter().map(|field| format!("{field} has no effect")));
             }
+            Item::StandIn(_) => {}
             Item::Ignored(kind) => found.warnings.push(format!("{kind} is not a kind that is read")),
             Item::Bad(error) if error.field.is_empty() => found.wrong.push(error.reason),
             Item::Bad(error) => found.wrong.push(format!("{}: {}", error.field, error.reason)),

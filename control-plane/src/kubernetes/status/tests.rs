@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::ObjectKey;
 
 const NOW: &str = "2026-03-01T12:00:00Z";
 const BEFORE: &str = "2026-02-01T12:00:00Z";
@@ -24,6 +25,17 @@ fn accepted(parent: &str) -> Vec<Condition> {
     vec![condition("Accepted", true, Some(parent)), condition("ResolvedRefs", true, Some(parent))]
 }
 
+fn info(generation: u64, conditions: Vec<Condition>) -> ObjectInfo {
+    ObjectInfo {
+        key: ObjectKey { kind: Kind::HttpRoute, namespace: "shop".into(), name: "cart".into() },
+        generation,
+        uid: Arc::default(),
+        source: String::new(),
+        held_over: false,
+        conditions,
+    }
+}
+
 fn all_run_it() -> Standing {
     Standing { subscribed: 2, programmed: 2, settled: true, ..Standing::default() }
 }
@@ -33,7 +45,7 @@ fn laggard(name: &str, reason: &str) -> Laggard {
 }
 
 fn cart() -> Verdict {
-    Verdict::in_force(3, accepted("Service shop/cart"), &all_run_it())
+    Verdict::in_force(&info(3, accepted("Service shop/cart")), &all_run_it())
 }
 
 /// Type, status and reason of each condition of the entry.
@@ -93,7 +105,7 @@ fn a_time_of_transition_is_kept_while_the_status_is() {
         settled: true,
         ..Standing::default()
     };
-    let later = Verdict::in_force(4, accepted("Service shop/cart"), &lagging);
+    let later = Verdict::in_force(&info(4, accepted("Service shop/cart")), &lagging);
     let object = route(parents, first["status"]["parents"].clone());
     let second = patch(Kind::HttpRoute, &object, &later, NOW).unwrap();
     let conditions = &second["status"]["parents"][0]["conditions"];
@@ -119,6 +131,13 @@ fn programmed_is_true_only_if_it_is_known() {
     assert_eq!(of(silent).0, "Unknown");
     assert_eq!(of(Standing { settled: false, ..all_run_it() }).0, "Unknown");
     assert_eq!(of(Standing { settled: true, ..Standing::default() }).1, "NotSubscribed");
+    let awaited = vec![laggard("shop/web-1", "disconnected")];
+    let (status, reason, message) =
+        of(Standing { subscribed: 3, awaited: 1, laggards: awaited.clone(), ..all_run_it() });
+    assert_eq!((status, reason), ("Unknown", "ProxiesAwaited"));
+    assert!(message.ends_with("not back since the control plane started: shop/web-1"), "{message}");
+    // Another lags for sure.
+    assert_eq!(of(Standing { subscribed: 4, awaited: 1, laggards: awaited, ..all_run_it() }).0, "False");
     let laggards = (0..13).map(|n| laggard(&format!("shop/web-{n}"), "disconnected")).collect();
     let (status, reason, message) = of(Standing { subscribed: 13, laggards, settled: true, ..Standing::default() });
     assert_eq!((status, reason), ("False", "Pending"));
@@ -130,7 +149,7 @@ fn what_is_not_accepted_is_not_programmed() {
     let conflicted =
         Condition { reason: "Conflicted".to_owned(), ..condition("Accepted", false, Some("Service shop/cart:80")) };
     let other = accepted("Service shop/web");
-    let verdict = Verdict::in_force(3, [vec![conflicted], other].concat(), &all_run_it());
+    let verdict = Verdict::in_force(&info(3, [vec![conflicted], other].concat()), &all_run_it());
     let mut with_port = service("cart");
     with_port["port"] = json!(80);
     let object = route(json!([with_port, service("web")]), json!(null));
@@ -150,12 +169,21 @@ fn a_document_that_is_refused_says_so_at_the_generation_that_it_has() {
         object: None,
         field: "spec.rules[0]".to_owned(),
         reason: "is wrong".to_owned(),
+        generation: Some(3),
     };
-    let verdict = Verdict::refused(&[&error], Some(2));
+    let held_over = ObjectInfo { held_over: true, ..info(2, Vec::new()) };
+    let verdict = Verdict::refused(&[&error], Some(&held_over));
+    assert_eq!(verdict.generation, Some(3), "of the document that is wrong, whichever the live one is");
     let patch = patch(Kind::HttpRoute, &route(json!([service("cart")]), json!(null)), &verdict, NOW).unwrap();
     let accepted = &patch["status"]["parents"][0]["conditions"][0];
     assert_eq!((&accepted["status"], &accepted["observedGeneration"]), (&json!("False"), &json!(3)));
     assert_eq!(accepted["message"], "spec.rules[0]: is wrong (generation 2 stays in force)");
+    let message = |verdict: Verdict| verdict.conditions[0].message.clone();
+    assert_eq!(
+        message(Verdict::refused(&[&error], Some(&info(3, Vec::new())))),
+        "spec.rules[0]: is wrong (nothing of it is in force: what it would match is answered with 500)"
+    );
+    assert_eq!(message(Verdict::refused(&[&error], None)), "spec.rules[0]: is wrong (nothing of it is in force)");
 }
 
 #[test]
@@ -170,7 +198,7 @@ fn a_policy_is_told_of_each_target() {
     let missing =
         Condition { reason: "TargetNotFound".to_owned(), ..condition("Accepted", false, Some("Service shop/gone")) };
     let conditions = vec![condition("Accepted", true, Some("Service shop/cart:http")), missing];
-    let verdict = Verdict::in_force(1, conditions, &all_run_it());
+    let verdict = Verdict::in_force(&info(1, conditions), &all_run_it());
     let patch = patch(Kind::InboundPolicy, &object, &verdict, NOW).unwrap();
     let refer = json!({ "group": "", "kind": "Service", "namespace": "shop", "name": "cart", "sectionName": "http" });
     assert_eq!(patch["status"]["ancestors"][0]["ancestorRef"], refer);
@@ -187,7 +215,7 @@ fn a_full_list_is_not_made_longer() {
         "spec": { "targetRefs": [{ "group": "", "kind": "Service", "name": "cart" }] },
         "status": { "ancestors": full },
     });
-    let verdict = Verdict::in_force(1, accepted("Service shop/cart"), &all_run_it());
+    let verdict = Verdict::in_force(&info(1, accepted("Service shop/cart")), &all_run_it());
     assert_eq!(patch(Kind::BackendPolicy, &object, &verdict, NOW), None);
 }
 

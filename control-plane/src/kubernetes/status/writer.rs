@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -16,10 +19,14 @@ use kube::{
 use serde_json::Value;
 use tokio::{
     sync::watch,
+    task::spawn_blocking,
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{Standing, Verdict, patch};
+use super::{
+    Standing, Verdict, patch,
+    plan::{Memory, Told, rest_after},
+};
 use crate::{
     kubernetes::{
         FIELD_MANAGER, call, find, is_conflict,
@@ -27,14 +34,30 @@ use crate::{
         limits,
         peers::{Peers, object_ref},
     },
-    model::{DocumentError, Kind, ObjectKey, World},
+    model::{DocumentError, Kind, ObjectInfo, ObjectKey, World},
     serve::tracker::Tracker,
 };
 
-/// What was last told, and when.
-struct Told {
-    verdict: Verdict,
-    at: Instant,
+/// How many statuses were written.
+#[derive(Debug, Default)]
+pub struct Counts {
+    written: AtomicU64,
+    failed: AtomicU64,
+}
+
+impl Counts {
+    fn written(&self) {
+        self.written.fetch_add(1, Relaxed);
+    }
+
+    fn failed(&self) {
+        self.failed.fetch_add(1, Relaxed);
+    }
+
+    /// Written, and failed to be.
+    pub fn get(&self) -> (u64, u64) {
+        (self.written.load(Relaxed), self.failed.load(Relaxed))
+    }
 }
 
 /// What came of one object.
@@ -52,7 +75,10 @@ pub struct Writer {
     client: Client,
     tracker: Arc<Tracker>,
     peers: Arc<Peers>,
-    told: HashMap<ObjectKey, Told>,
+    memory: Memory,
+    /// What others tell the objects was not compared yet.
+    has_come_to_lead: bool,
+    counts: Arc<Counts>,
     resources: HashMap<Kind, ApiResource>,
     /// When resources that are not served were last looked for.
     looked_for: HashMap<Kind, Instant>,
@@ -60,8 +86,14 @@ pub struct Writer {
 
 impl Writer {
     pub fn new(client: Client, tracker: Arc<Tracker>, peers: Arc<Peers>) -> Self {
-        let (told, resources, looked_for) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Self { client, tracker, peers, told, resources, looked_for }
+        let (resources, looked_for) = (HashMap::new(), HashMap::new());
+        let (memory, counts) = (Memory::default(), Arc::default());
+        Self { client, tracker, peers, memory, has_come_to_lead: true, counts, resources, looked_for }
+    }
+
+    /// What is written, for metrics.
+    pub fn counts(&self) -> Arc<Counts> {
+        Arc::clone(&self.counts)
     }
 
     /// Until `stopping`.
@@ -75,29 +107,24 @@ impl Writer {
         mut stopping: watch::Receiver<bool>,
     ) -> anyhow::Result<()> {
         let (mut revision, mut news) = (self.tracker.revision(), self.peers.news());
-        let mut resync = Instant::now() + limits::STATUS_RESYNC;
         loop {
             let is_me = leader.borrow_and_update().is_me;
-            let mut again = None;
+            let (mut again, mut thinking) = (None, Duration::ZERO);
             if is_me {
-                if Instant::now() >= resync {
-                    self.told.clear();
-                    resync = Instant::now() + limits::STATUS_RESYNC;
-                }
                 world.mark_unchanged();
                 revision.mark_unchanged();
                 news.mark_unchanged();
-                again = tokio::select! {
-                    again = self.round(&world) => again,
+                (again, thinking) = tokio::select! {
+                    round = self.round(&world) => round,
                     // Who no longer leads leaves the rest to who does.
                     Ok(()) = leader.changed() => continue,
                     _ = stopping.wait_for(|stop| *stop) => return Ok(()),
                 };
             } else {
                 // Whoever comes to lead compares everything once.
-                self.told.clear();
+                (self.memory, self.has_come_to_lead) = (Memory::default(), true);
             }
-            let next = again.map_or(resync, |again| again.min(resync));
+            let next = again.unwrap_or_else(|| Instant::now() + limits::STATUS_RESYNC);
             tokio::select! {
                 _ = stopping.wait_for(|stop| *stop) => return Ok(()),
                 Ok(()) = leader.changed() => {}
@@ -110,68 +137,72 @@ impl Writer {
             }
             tokio::select! {
                 _ = stopping.wait_for(|stop| *stop) => return Ok(()),
-                () = sleep(limits::STATUS_PACE) => {}
+                () = sleep(rest_after(thinking)) => {}
             }
         }
     }
 
-    /// Tells every object what it has not been told. Returns when to look again, if there is something left to tell.
-    async fn round(&mut self, world: &watch::Receiver<Arc<World>>) -> Option<Instant> {
+    /// Tells objects what they have not been told, the most urgent first. Returns when to look again, if there is something left to
+    /// tell, and how long the thinking took.
+    async fn round(&mut self, world: &watch::Receiver<Arc<World>>) -> (Option<Instant>, Duration) {
         let now = Arc::clone(&world.borrow());
         let settled = self.tracker.settles(now.generation(), limits::STATUS_SETTLE).await;
-        let verdicts = verdicts(&now, |object, generation| self.standing(object, generation, settled));
-        let mut again: Option<Instant> = None;
+        let began = Instant::now();
+        let (tracker, peers) = (Arc::clone(&self.tracker), Arc::clone(&self.peers));
+        // With thousands of objects it takes a while: proxies are not to wait for it.
+        let decided = spawn_blocking(move || verdicts(&now, |info| standing(&tracker, &peers, info, settled))).await;
+        let Ok(verdicts) = decided else { return (Some(Instant::now() + limits::RETRY), began.elapsed()) };
+        if std::mem::take(&mut self.has_come_to_lead) {
+            self.memory = Memory { found: verdicts.clone().into_iter().collect(), ..Memory::default() };
+        }
+        self.memory.retain(&verdicts);
+        let plan = self.memory.plan(&verdicts, Instant::now());
+        let thinking = began.elapsed();
+        let mut again = plan.again;
         let mut later = |at: Instant| again = Some(again.map_or(at, |before| before.min(at)));
-        let left: Vec<ObjectKey> = self.told.keys().filter(|key| !verdicts.contains_key(*key)).cloned().collect();
-        for key in left {
+        let left: Vec<ObjectKey> =
+            self.memory.told.keys().filter(|key| !verdicts.contains_key(*key)).cloned().collect();
+        for key in left.into_iter().take(limits::STATUS_ROUND) {
+            if let Some(at) = self.memory.put_off.get(&key).copied().filter(|at| *at > Instant::now()) {
+                later(at);
+                continue;
+            }
             match self.tell(&key, &Verdict::withdrawn()).await {
-                Ok(Outcome::Later) => later(Instant::now() + limits::STATUS_COALESCE),
-                Ok(Outcome::Told | Outcome::Gone) => drop(self.told.remove(&key)),
+                Ok(Outcome::Later) => later(self.put_off(key, limits::STATUS_COALESCE)),
+                Ok(Outcome::Told | Outcome::Gone) => drop(self.memory.told.remove(&key)),
                 Err(error) => {
                     tracing::warn!(object = %key, error = format!("{error:#}"), "cannot take back its status");
-                    self.told.remove(&key);
+                    self.counts.failed();
+                    self.memory.told.remove(&key);
                 }
             }
         }
-        for (key, verdict) in verdicts {
-            if let Some(told) = self.told.get(&key) {
-                if told.verdict == verdict {
-                    continue;
+        for key in plan.now {
+            let Some(verdict) = verdicts.get(&key) else { continue };
+            match self.tell(&key, verdict).await {
+                Ok(Outcome::Told) => {
+                    self.memory.found.remove(&key);
+                    let told = Told::now(verdict.clone(), Instant::now(), fastrand::f64());
+                    later(told.compare_at);
+                    self.memory.told.insert(key, told);
                 }
-                // How far it has come changes with every proxy.
-                let due = told.at + limits::STATUS_COALESCE;
-                let only_progress =
-                    told.verdict.generation == verdict.generation && told.verdict.conditions == verdict.conditions;
-                if only_progress && Instant::now() < due {
-                    later(due);
-                    continue;
-                }
-            }
-            match self.tell(&key, &verdict).await {
-                Ok(Outcome::Told) => drop(self.told.insert(key, Told { verdict, at: Instant::now() })),
-                Ok(Outcome::Gone) => {}
-                Ok(Outcome::Later) => later(Instant::now() + limits::STATUS_COALESCE),
+                Ok(Outcome::Gone) => later(self.put_off(key, limits::RETRY)),
+                Ok(Outcome::Later) => later(self.put_off(key, limits::STATUS_PACE)),
                 Err(error) => {
                     tracing::warn!(object = %key, error = format!("{error:#}"), "cannot write its status");
-                    later(Instant::now() + limits::RETRY);
+                    self.counts.failed();
+                    later(self.put_off(key, limits::RETRY));
                 }
             }
         }
-        again
+        (again, thinking)
     }
 
-    fn standing(&self, key: &ObjectKey, generation: u64, settled: bool) -> Standing {
-        let object = object_ref(key);
-        let progress = self.tracker.progress(&object, Some(generation));
-        let mut standing = Standing {
-            subscribed: progress.subscribed,
-            programmed: progress.programmed,
-            laggards: progress.laggards,
-            silent: Vec::new(),
-            settled,
-        };
-        self.peers.add(&mut standing, &object, generation, Instant::now());
-        standing
+    /// Until when.
+    fn put_off(&mut self, key: ObjectKey, rest: Duration) -> Instant {
+        let at = Instant::now() + rest;
+        self.memory.put_off.insert(key, at);
+        at
     }
 
     async fn tell(&mut self, key: &ObjectKey, verdict: &Verdict) -> anyhow::Result<Outcome> {
@@ -180,7 +211,8 @@ impl Writer {
         sleep(limits::STATUS_READ_PAUSE).await;
         let Some(object) = find("read it", api.get(&key.name)).await? else { return Ok(Outcome::Gone) };
         let generation = object.metadata.generation.and_then(|generation| u64::try_from(generation).ok());
-        if verdict.generation.is_some() && verdict.generation != generation {
+        let another = |uid: &str| !uid.is_empty() && object.metadata.uid.as_deref() != Some(uid);
+        if (verdict.generation.is_some() && verdict.generation != generation) || another(&verdict.uid) {
             return Ok(Outcome::Later);
         }
         let object: Value = serde_json::to_value(&object).context("it cannot be put into JSON")?;
@@ -190,7 +222,10 @@ impl Writer {
         sleep(limits::STATUS_WRITE_PAUSE).await;
         let options = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
         match call("write it", api.patch_status(&key.name, &options, &Patch::Merge(&patch))).await {
-            Ok(_) => Ok(Outcome::Told),
+            Ok(_) => {
+                self.counts.written();
+                Ok(Outcome::Told)
+            }
             Err(error) if is_conflict(&error) => Ok(Outcome::Later),
             Err(error) => Err(error),
         }
@@ -232,14 +267,29 @@ fn group(kind: Kind) -> &'static str {
     }
 }
 
+fn standing(tracker: &Tracker, peers: &Peers, info: &ObjectInfo, settled: bool) -> Standing {
+    let object = object_ref(&info.key);
+    let progress = tracker.progress(&object, Some(info.generation), &info.uid);
+    let mut standing = Standing {
+        subscribed: progress.subscribed,
+        programmed: progress.programmed,
+        laggards: progress.laggards,
+        awaited: progress.awaited,
+        silent: Vec::new(),
+        settled,
+    };
+    peers.add(&mut standing, &object, (info.generation, &info.uid), Instant::now());
+    standing
+}
+
 /// What every route and policy is to be told.
-fn verdicts(world: &World, standing: impl Fn(&ObjectKey, u64) -> Standing) -> BTreeMap<ObjectKey, Verdict> {
+fn verdicts(world: &World, standing: impl Fn(&ObjectInfo) -> Standing) -> BTreeMap<ObjectKey, Verdict> {
     let has_status = |kind: Kind| kind.is_route() || kind.is_policy();
     let mut verdicts: BTreeMap<ObjectKey, Verdict> = BTreeMap::new();
     for key in world.objects.keys().filter(|key| has_status(key.kind)) {
         let Some(info) = world.info(key) else { continue };
-        let standing = standing(key, info.generation);
-        verdicts.insert(key.clone(), Verdict::in_force(info.generation, info.conditions, &standing));
+        let standing = standing(&info);
+        verdicts.insert(key.clone(), Verdict::in_force(&info, &standing));
     }
     let mut refused: BTreeMap<&ObjectKey, Vec<&DocumentError>> = BTreeMap::new();
     for error in world.errors() {
@@ -248,8 +298,7 @@ fn verdicts(world: &World, standing: impl Fn(&ObjectKey, u64) -> Standing) -> BT
         }
     }
     for (key, errors) in refused {
-        let held_over = world.info(key).map(|info| info.generation);
-        verdicts.insert(key.clone(), Verdict::refused(&errors, held_over));
+        verdicts.insert(key.clone(), Verdict::refused(&errors, world.info(key).as_ref()));
     }
     verdicts
 }

@@ -2,7 +2,8 @@
 
 use std::{cmp::Reverse, collections::HashSet, sync::Arc, time::Duration};
 
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
 
 use super::{
     FieldError, Wrong,
@@ -10,11 +11,11 @@ use super::{
     persistence::persistence,
     refuse,
     route::{self, Context, RawBackendRef, RawParentRef},
-    value,
+    typed, value,
 };
 use crate::{
     api::{NamedValue, PathValue, RequestMatch, SessionPersistenceSpec},
-    model::object::{HttpFilter, HttpMatch, HttpRule, PathMatch, PathRank, Precedence, Retry, ValueMatch},
+    model::object::{Backend, HttpFilter, HttpMatch, HttpRule, PathMatch, PathRank, Precedence, Retry, ValueMatch},
 };
 
 /// As Gateway API limits them.
@@ -90,6 +91,48 @@ pub(super) fn http_rules(context: &mut Context<'_>, raw: Option<Vec<RawHttpRule>
     value::at_most("spec.rules", raw.len(), MAX_RULES)?;
     let rules = Wrong::each(raw.iter().enumerate().map(|(index, rule)| http_rule(context, index, rule)))?;
     whole(rules, raw.iter().map(|rule| rule.name.as_deref()))
+}
+
+/// Rules in place of those of an HTTPRoute that is bad: see [`stand_ins`].
+pub(super) fn http_stand_ins(spec: &Value, backends: &[Backend]) -> Vec<HttpRule> {
+    stand_ins(spec, backends, &RequestMatch::default(), http_match)
+}
+
+/// The same of a GRPCRoute.
+pub(super) fn grpc_stand_ins(spec: &Value, backends: &[Backend]) -> Vec<HttpRule> {
+    stand_ins(spec, backends, &RawGrpcMatch::default(), grpc_match)
+}
+
+/// One rule for each, with nothing but its matches; one whose matches cannot be read matches everything.
+fn stand_ins<R: DeserializeOwned>(
+    spec: &Value,
+    backends: &[Backend],
+    any: &R,
+    parse: impl Fn(&str, &R) -> Result<HttpMatch, Wrong> + Copy,
+) -> Vec<HttpRule> {
+    let rule = |index: usize, matches: Vec<HttpMatch>| HttpRule {
+        name: index.to_string().into(),
+        matches,
+        filters: Vec::new(),
+        backends: backends.to_vec(),
+        request_timeout: None,
+        backend_request_timeout: None,
+        retry: None,
+        session_persistence: None,
+    };
+    let everything = || parse("", any).into_iter().collect::<Vec<_>>();
+    let raw = spec.get("rules").and_then(Value::as_array).filter(|rules| rules.len() <= MAX_RULES);
+    let Some(raw) = raw else { return vec![rule(0, everything())] };
+    let readable = |raw: &Value| {
+        let stated = raw.get("matches").map_or(Ok(Vec::new()), |stated| typed::<Vec<R>>(stated).map(|(raw, _)| raw));
+        matches("", &stated.ok()?, any, parse).ok()
+    };
+    let rules: Vec<HttpRule> =
+        raw.iter().enumerate().map(|(index, raw)| rule(index, readable(raw).unwrap_or_else(everything))).collect();
+    match rules.iter().map(|rule| rule.matches.len()).sum::<usize>() {
+        0..=MAX_MATCHES_OF_ALL => rules,
+        _ => vec![rule(0, everything())],
+    }
 }
 
 /// What holds for the rules of a route together.

@@ -104,7 +104,56 @@ pub(super) fn route(key: &ObjectKey, metadata: &Metadata, content: &Value) -> Re
     let unsupported = context.unsupported;
     let parents = wrong.note(parents(&key.namespace, &raw_parents));
     let created = metadata.creation_timestamp.as_deref().map(Arc::from);
-    wrong.or((Route { created, parents, rules, unsupported }, unknown))
+    wrong.or((Route { created, parents, rules, unsupported, refused: None }, unknown))
+}
+
+/// What stands in for a route that is bad, `because` of that: for the same parents, what it matches, as far as that can be read, has no
+/// backend. None: no Service is known to be its parent.
+pub(super) fn stand_in(key: &ObjectKey, metadata: &Metadata, content: &Value, because: &str) -> Option<Route> {
+    let spec = content.get("spec")?;
+    let stated = spec.get("parentRefs")?.as_array()?;
+    let mut parents: Vec<ParentRef> = Vec::new();
+    for parent in stated.iter().take(MAX_PARENTS).filter_map(|raw| readable_parent(&key.namespace, raw)) {
+        if !parents.contains(&parent) {
+            parents.push(parent);
+        }
+    }
+    if !parents.iter().any(|parent| parent.is_service) {
+        return None;
+    }
+    let target = BackendTarget::OfRefused(because.into());
+    let backends = vec![Backend { weight: 1, target, filters: Vec::new() }];
+    let rules = match key.kind {
+        Kind::GrpcRoute => Rules::Http(http::grpc_stand_ins(spec, &backends)),
+        Kind::TlsRoute => Rules::Tls { server_names: readable_names(spec), backends },
+        Kind::TcpRoute => Rules::Tcp { backends },
+        _ => Rules::Http(http::http_stand_ins(spec, &backends)),
+    };
+    let created = metadata.creation_timestamp.as_deref().map(Arc::from);
+    Some(Route { created, parents, rules, unsupported: Vec::new(), refused: Some(because.into()) })
+}
+
+/// A parent, if it can be told which. What would narrow it down, and cannot be read, does not.
+fn readable_parent(namespace: &str, raw: &Value) -> Option<ParentRef> {
+    let text = |name: &str| match raw.get(name) {
+        None => Some(None),
+        Some(value) => value.as_str().map(|text| Some(text.to_owned())),
+    };
+    let read = RawParentRef {
+        group: text("group")?,
+        kind: text("kind")?,
+        namespace: text("namespace")?,
+        name: text("name")??,
+        port: raw.get("port").and_then(Value::as_i64).filter(|port| value::port("", *port).is_ok()),
+        section_name: text("sectionName").flatten(),
+    };
+    parent_ref(namespace, 0, &read).ok()
+}
+
+/// None: any.
+fn readable_names(spec: &Value) -> Vec<Arc<str>> {
+    let names: Option<Vec<String>> = spec.get("hostnames").and_then(|names| serde_json::from_value(names.clone()).ok());
+    names.and_then(|names| server_names(&names).ok()).unwrap_or_default()
 }
 
 fn parents(namespace: &str, raw: &[RawParentRef]) -> Result<Vec<ParentRef>, Wrong> {

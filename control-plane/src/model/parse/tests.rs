@@ -6,7 +6,9 @@ mod bounds;
 mod inbound_policy;
 
 fn items(content: Value) -> Vec<Item> {
-    parse(&Document { file: "f.yaml".into(), index: 3, content: Arc::new(content) }, Keep::Documents)
+    let document = Document { file: "f.yaml".into(), index: 3, content: Arc::new(content) };
+    // What stands in for a bad route is said elsewhere.
+    parse(&document, Keep::Documents).into_iter().filter(|item| !matches!(item, Item::StandIn(_))).collect()
 }
 
 /// "field: reason" of a document with one thing wrong.

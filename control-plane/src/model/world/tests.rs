@@ -116,6 +116,7 @@ fn a_bad_document_leaves_its_last_good_version() {
         object: None,
         field: String::new(),
         reason: "not YAML".into(),
+        generation: None,
     };
     let third = second.apply(documents("b.yaml", &[service("c", 80)]), vec![broken]);
     assert_eq!(generations(&third), [("a".into(), 1), ("b".into(), 2), ("c".into(), 1)]);
@@ -164,7 +165,7 @@ fn restarted(world: &World, documents: Vec<Document>, unreadable: Vec<DocumentEr
 
 fn not_yaml(file: &str) -> DocumentError {
     let reason = "not YAML".into();
-    DocumentError { file: file.into(), document: 2, object: None, field: String::new(), reason }
+    DocumentError { file: file.into(), document: 2, object: None, field: String::new(), reason, generation: None }
 }
 
 #[test]
@@ -338,4 +339,87 @@ fn old_topics_are_forgotten_towards_more_work_not_less() {
     assert!(next.changed_since(&[Topic::Settings.id()], 1));
     assert!(!next.changed_since(&[Topic::Settings.id()], world.generation));
     assert!(touched(&world, &next, &Topic::Service("default/a".into())));
+}
+
+fn bad_route(parent: &str, rules: Value) -> Value {
+    let mut bad = route("r", parent, "b");
+    bad["spec"]["rules"] = rules;
+    bad
+}
+
+/// What clients of `service` get by its routes: the refusal of each backend, if that is what it is.
+fn refusals(world: &World, service: &str) -> Vec<bool> {
+    let key = ObjectKey { kind: Kind::Service, namespace: "default".into(), name: service.into() };
+    let Some(attached) = world.routes.at(&key, 80, "default") else { return Vec::new() };
+    let routes = attached.routes.iter().filter_map(|key| index::route(&world.objects, key));
+    routes
+        .flat_map(|route| route.rules.targets())
+        .map(|target| matches!(target, crate::model::BackendTarget::OfRefused(_)))
+        .collect()
+}
+
+#[test]
+fn a_bad_route_without_a_last_good_version_is_stood_in_for() {
+    let services = |route: Value| [service("a", 80), service("b", 80), route];
+    let bad =
+        || bad_route("a", json!([{"matches": [{"path": {"value": "/x"}}], "backendRefs": [{"name": "b", "port": 0}]}]));
+    let first = apply(&empty(), &services(bad()));
+    assert_eq!(first.errors().len(), 1);
+    assert_eq!(refusals(&first, "a"), [true]);
+    assert_eq!(
+        conditions(&first, "r")[0],
+        "Accepted=false UnsupportedValue @Service default/a spec.rules[0].backendRefs[0].port: 0 is not a port (1 to 65535) \
+         (nothing of it is in force: what it would match is answered with 500)"
+    );
+    let info = first.objects().into_iter().find(|object| &*object.key.name == "r").unwrap();
+    assert!(!info.held_over);
+    // Bad in another way, and of another parent: that one's traffic, and not the former's.
+    let second = apply(&first, &services(bad_route("b", json!("none"))));
+    assert_eq!((refusals(&second, "a"), refusals(&second, "b")), (vec![], vec![true]));
+    // Mended; and from then on there is a version to stay with.
+    let third = apply(&second, &services(route("r", "a", "b")));
+    assert_eq!((third.errors().len(), refusals(&third, "a")), (0, vec![false]));
+    let fourth = apply(&third, &services(bad()));
+    assert_eq!((fourth.errors().len(), refusals(&fourth, "a"), fourth.held_over()), (1, vec![false], 1));
+    // Over a restart with a state folder too.
+    let after = restarted(&fourth, documents("a.yaml", &services(bad())), Vec::new());
+    assert_eq!((refusals(&after, "a"), after.generation()), (vec![false], fourth.generation()));
+    // It goes with its document.
+    assert_eq!(refusals(&apply(&first, &[service("a", 80), service("b", 80)]), "a"), [] as [bool; 0]);
+}
+
+#[test]
+fn what_stands_in_keeps_to_the_matches_that_can_be_read() {
+    let rules = json!([
+        {"matches": [{"path": {"value": "/x"}}], "timeouts": {"request": "soon"}},
+        {"matches": [{"path": {"type": "Guess", "value": "/y"}}]},
+    ]);
+    let world = apply(&empty(), &[service("a", 80), bad_route("a", rules)]);
+    let route = world.objects.values().find_map(|stored| match stored.object.as_ref() {
+        Object::Route(route) => Some(route.clone()),
+        _ => None,
+    });
+    let crate::model::Rules::Http(rules) = route.unwrap().rules else { panic!() };
+    let paths: Vec<_> = rules.iter().map(|rule| rule.matches[0].path.clone()).collect();
+    assert_eq!(paths, [Some(crate::model::PathMatch::Prefix("/x".into())), None]);
+    // Nobody's traffic that can be told.
+    let mut stray = bad_route("a", json!("none"));
+    stray["spec"]["parentRefs"] = json!([{"name": "gateway"}]);
+    assert!(apply(&empty(), &[stray]).objects().is_empty());
+}
+
+#[test]
+fn what_is_made_again_under_a_name_is_another() {
+    let of = |uid: &str, generation: u64| {
+        let mut route = route("r", "a", "b");
+        route["metadata"]["uid"] = json!(uid);
+        route["metadata"]["generation"] = json!(generation);
+        FileContent::object("HTTPRoute default/r".into(), route)
+    };
+    let first = World::of_api_server(MeshSettings::strict("cluster.local")).change([of("1", 5)]);
+    let second = first.change([of("2", 1)]);
+    let info = &second.objects()[0];
+    assert_eq!((&*info.uid, info.generation, second.generation()), ("2", 1, first.generation() + 1));
+    // There and back again, before anybody looked: the status is about the newest.
+    assert_eq!(second.change([of("2", 3)]).objects()[0].generation, 3);
 }

@@ -64,7 +64,7 @@ fn resource(name: &ResourceName, value: u64, generation: u64) -> Resource {
     Resource {
         name: Some(name.clone()),
         version: format!("v{value}"),
-        origins: vec![ObjectGeneration { object: Some(object), generation }],
+        origins: vec![ObjectGeneration { object: Some(object), generation, ..ObjectGeneration::default() }],
         body: Some(body),
     }
 }

@@ -41,11 +41,11 @@ fn contest(tracker: &Tracker, opened: &Opened) -> Holder {
 }
 
 fn laggards(tracker: &Tracker, generation: Option<u64>) -> Vec<(String, String)> {
-    tracker.progress(&route(), generation).laggards.into_iter().map(|l| (l.proxy, l.reason)).collect()
+    tracker.progress(&route(), generation, "").laggards.into_iter().map(|l| (l.proxy, l.reason)).collect()
 }
 
 fn origins(generation: u64) -> Vec<ObjectGeneration> {
-    vec![ObjectGeneration { object: Some(route()), generation }]
+    vec![ObjectGeneration { object: Some(route()), generation, ..ObjectGeneration::default() }]
 }
 
 fn name() -> ResourceName {
@@ -78,7 +78,7 @@ fn proxies_that_lag_are_named_with_the_reason() {
     let rejected = Lag::Rejected { version: "v".into(), field: "http.rules[0]".into(), reason: "bad regex".into() };
     tracker.report(c, report(2, Some(standing(Some(2), None, Some(rejected)))));
 
-    let progress = tracker.progress(&route(), Some(2));
+    let progress = tracker.progress(&route(), Some(2), "");
     assert_eq!((progress.subscribed, progress.programmed), (3, 1));
     let laggards: Vec<_> =
         progress.laggards.iter().map(|l| (l.proxy.as_str(), l.generation, l.reason.as_str())).collect();
@@ -113,10 +113,10 @@ fn a_removed_object_lags_where_it_is_still_in_force() {
     let tracker = Tracker::default();
     let (a, _keep) = open(&tracker, opened("a"));
     tracker.report(a, report(3, Some(standing(None, Some(2), Some(Lag::Pending)))));
-    let progress = tracker.progress(&route(), None);
+    let progress = tracker.progress(&route(), None, "");
     assert_eq!((progress.subscribed, progress.programmed, progress.laggards.len()), (1, 0, 1));
     tracker.report(a, report(3, Some(standing(None, None, None))));
-    assert_eq!(tracker.progress(&route(), None), Progress::default());
+    assert_eq!(tracker.progress(&route(), None, ""), Progress::default());
     tracker.report(a, report(3, None));
     assert!(tracker.state.lock().by_object.is_empty());
 }
@@ -133,8 +133,8 @@ fn a_proxy_that_vanishes_is_named_for_a_while_and_one_that_leaves_is_not() {
     tracker.closed(a, false, now);
     tracker.closed(b, true, now);
     assert_eq!(tracker.connected(), 0);
-    assert_eq!(tracker.progress(&route(), Some(1)).programmed, 1, "what it had then is in force");
-    let behind = tracker.progress(&route(), Some(2));
+    assert_eq!(tracker.progress(&route(), Some(1), "").programmed, 1, "what it had then is in force");
+    let behind = tracker.progress(&route(), Some(2), "");
     assert_eq!(behind.laggards[0].reason, "disconnected");
     assert!(!tracker.settled(2), "nobody was told of it");
     tracker.tell(Some(&HashSet::from([a])), 2);
@@ -142,17 +142,24 @@ fn a_proxy_that_vanishes_is_named_for_a_while_and_one_that_leaves_is_not() {
     tracker.report(a, report(2, Some(standing(Some(2), Some(1), Some(Lag::Pending)))));
     assert!(tracker.settled(2));
 
-    tracker.forget_vanished(now + limits::DISCONNECTED_KEPT - Duration::from_secs(1), |_, _| true);
+    tracker.forget_vanished(now + limits::DISCONNECTED_KEPT - Duration::from_secs(1), |_, _| limits::DISCONNECTED_KEPT);
     assert_eq!(tracker.proxies().len(), 1);
-    tracker.forget_vanished(now + limits::DISCONNECTED_KEPT, |_, _| true);
+    tracker.forget_vanished(now + limits::DISCONNECTED_KEPT, |_, _| limits::DISCONNECTED_KEPT);
     assert_eq!(tracker.proxies().len(), 0);
     assert!(tracker.state.lock().by_name.is_empty());
 
     let (c, _keep_c) = open(&tracker, opened("c"));
-    tracker.forget_vanished(now, |_, _| false);
+    tracker.forget_vanished(now, |_, _| Duration::ZERO);
     assert_eq!(tracker.proxies().len(), 1, "it is connected, Pod or not");
     tracker.closed(c, false, now);
-    tracker.forget_vanished(now, |namespace, pod| (namespace, pod) != ("shop", "c"));
+    // As long as its Pod is there, whatever it serves is served.
+    tracker.forget_vanished(now + limits::DISCONNECTED_KEPT * 100, |_, _| Duration::MAX);
+    assert_eq!(tracker.proxies().len(), 1);
+    let kept = |namespace: &str, pod: &str| match (namespace, pod) {
+        ("shop", "c") => Duration::ZERO,
+        _ => Duration::MAX,
+    };
+    tracker.forget_vanished(now, kept);
     assert_eq!(tracker.proxies().len(), 0);
 }
 
@@ -163,13 +170,13 @@ fn a_second_stream_supersedes_the_first() {
     tracker.report(first, report(1, Some(standing(Some(1), Some(1), None))));
     let (second, _keep) = open(&tracker, opened("a"));
     assert!(superseded.has_changed().is_err());
-    assert_eq!(tracker.progress(&route(), Some(1)), Progress::default());
+    assert_eq!(tracker.progress(&route(), Some(1), ""), Progress::default());
     // Late words of the first change nothing.
     tracker.report(first, report(1, Some(standing(Some(1), Some(1), None))));
     tracker.closed(first, false, Instant::now());
     assert_eq!(tracker.proxies().len(), 1);
     tracker.report(second, report(1, Some(standing(Some(1), Some(1), None))));
-    assert_eq!(tracker.progress(&route(), Some(1)).programmed, 1);
+    assert_eq!(tracker.progress(&route(), Some(1), "").programmed, 1);
 }
 
 #[test]
@@ -189,7 +196,7 @@ fn a_second_process_of_the_same_name_is_a_laggard_and_does_not_throw_out_the_fir
     assert!(news && !tracker.settled(2));
     tracker.report(refused, report(2, Some(standing(Some(2), None, Some(Lag::Pending)))));
     assert_eq!(laggards(&tracker, Some(2)), [("shop/a".into(), "duplicate-name".into())]);
-    assert_eq!(tracker.progress(&route(), Some(2)).programmed, 1);
+    assert_eq!(tracker.progress(&route(), Some(2), "").programmed, 1);
     // It tries again and again, and is one.
     let (again, _keep, news) = tracker.refused(process("a", 2), now);
     assert!(!news);
@@ -202,7 +209,7 @@ fn a_second_process_of_the_same_name_is_a_laggard_and_does_not_throw_out_the_fir
     tracker.report(second, report(2, Some(standing(Some(2), Some(2), None))));
     tracker.report(first, report(3, Some(standing(Some(3), Some(2), Some(Lag::Pending)))));
     assert_eq!(laggards(&tracker, Some(3)).iter().filter(|(_, reason)| reason == "duplicate-name").count(), 1);
-    tracker.forget_vanished(now + limits::DISCONNECTED_KEPT, |_, _| true);
+    tracker.forget_vanished(now + limits::DISCONNECTED_KEPT, |_, _| limits::DISCONNECTED_KEPT);
     assert_eq!(tracker.proxies().len(), 1);
     assert!(tracker.state.lock().duplicates.is_empty());
 }
@@ -241,10 +248,11 @@ fn those_that_an_earlier_control_plane_knew_are_missed_until_they_are_back() {
     assert_eq!((tracker.proxies().len(), tracker.connected()), (3, 0));
     open(&tracker, opened("a"));
     assert_eq!(tracker.names().len(), 3, "until all are back, the next control plane misses them too");
-    tracker.forget_vanished(now, |_, pod| pod != "b");
+    assert_eq!(tracker.progress(&route(), Some(1), "").awaited, 2);
+    tracker.forget_vanished(now, |_, pod| if pod == "b" { Duration::ZERO } else { Duration::MAX });
     assert_eq!(laggards(&tracker, Some(1)), [missed("shop/c")]);
-    tracker.forget_vanished(now + limits::DISCONNECTED_KEPT, |_, _| true);
-    assert_eq!(tracker.progress(&route(), Some(1)), Progress::default());
+    tracker.forget_vanished(now + limits::DISCONNECTED_KEPT, |_, _| Duration::MAX);
+    assert_eq!(tracker.progress(&route(), Some(1), ""), Progress::default());
 }
 
 #[test]
@@ -255,7 +263,7 @@ fn what_is_held_in_an_unknown_version_may_be_made_from_what_is_gone() {
     tracker.report(a, report(1, Some(held)));
     assert_eq!(laggards(&tracker, None), [("shop/a".into(), "pending".into())]);
     tracker.report(a, report(1, Some(standing(None, None, None))));
-    assert_eq!(tracker.progress(&route(), None), Progress::default());
+    assert_eq!(tracker.progress(&route(), None, ""), Progress::default());
 }
 
 #[test]
@@ -273,4 +281,27 @@ fn a_proxy_that_went_to_another_replica_is_that_replicas_to_answer_for() {
     tracker.found_elsewhere(&asked);
     assert_eq!(laggards(&tracker, Some(2)), []);
     assert_eq!((tracker.connected(), tracker.lost(10)), (1, Vec::new()));
+}
+
+#[test]
+fn who_runs_an_object_that_was_made_again_lags() {
+    let tracker = Tracker::default();
+    let (a, _keep) = open(&tracker, opened("a"));
+    let of = |uid: &str| vec![ObjectGeneration { uid: uid.into(), ..origins(1).remove(0) }];
+    let with = |wanted: &str, in_force: &str| {
+        let resource = Resource { origins: of(wanted), ..Resource::default() };
+        Standing {
+            wanted: Arc::new(Compiled::new(Some(resource), Vec::new(), 1)),
+            in_force: Some(Origins::Known(of(in_force))),
+            lag: (wanted != in_force).then_some(Lag::Pending),
+        }
+    };
+    let programmed = |uid: &str| tracker.progress(&route(), Some(1), uid).programmed;
+    tracker.report(a, report(1, Some(with("old", "old"))));
+    // A replica that has not heard of the new one says so by this.
+    assert_eq!((programmed("old"), programmed("new"), programmed("")), (1, 0, 1));
+    tracker.report(a, report(2, Some(with("new", "old"))));
+    assert_eq!((programmed("old"), programmed("new")), (0, 0));
+    tracker.report(a, report(2, Some(with("new", "new"))));
+    assert_eq!((programmed("new"), laggards(&tracker, Some(1))), (1, vec![]));
 }

@@ -280,7 +280,14 @@ fn name_of(folder: &Path, path: &Path) -> Arc<str> {
 fn read(folder: &Path, path: &Path, before: Option<&Content>) -> Option<Content> {
     let name = name_of(folder, path);
     let failed = |id, reason: String| {
-        let error = DocumentError { file: name.clone(), document: 0, object: None, field: String::new(), reason };
+        let error = DocumentError {
+            file: name.clone(),
+            document: 0,
+            object: None,
+            field: String::new(),
+            reason,
+            generation: None,
+        };
         let name = name.clone();
         Some(Content { name, id, documents: Vec::new(), unreadable: vec![error], known: yaml::Known::new() })
     };

@@ -1,6 +1,6 @@
 //! One kind: listed, then watched, for as long as somebody listens.
 
-use std::{pin::pin, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use kube::{
@@ -17,7 +17,9 @@ use tokio::{
 use tokio_stream::StreamExt as _;
 
 use super::{
-    Update, is_missing, jittered, limits,
+    Contacts, Update,
+    contacts::Contact,
+    is_missing, jittered, limits,
     resources::{Resource, number},
     trim::{self, Seen},
 };
@@ -53,6 +55,7 @@ struct ListMeta {
 struct Reflector {
     client: Client,
     resource: Resource,
+    contacts: Arc<Contacts>,
     found: mpsc::Sender<Update>,
     retry: Duration,
     /// How often in a row the kind was not served.
@@ -63,9 +66,9 @@ struct Reflector {
     away: bool,
 }
 
-pub(super) async fn run(client: Client, resource: Resource, found: mpsc::Sender<Update>) {
-    let mut reflector =
-        Reflector { client, resource, found, retry: limits::RETRY_FIRST, unserved: 0, listed: false, away: false };
+pub(super) async fn run(client: Client, resource: Resource, contacts: Arc<Contacts>, found: mpsc::Sender<Update>) {
+    let retry = limits::RETRY_FIRST;
+    let mut reflector = Reflector { client, resource, contacts, found, retry, unserved: 0, listed: false, away: false };
     while let Ok(()) = reflector.round().await {}
 }
 
@@ -77,6 +80,7 @@ impl Reflector {
             Ok(Err(error)) => return self.failed("cannot tell whether the kind is served", error.into()).await,
             Err(_) => return self.failed("cannot tell whether the kind is served", anyhow!("no answer")).await,
         };
+        self.contact().heard();
         let Some(api) = served else { return self.is_not_served().await };
         let (objects, mut version) = match self.list(api).await {
             Ok(listed) => listed,
@@ -166,12 +170,16 @@ impl Reflector {
         if std::mem::take(&mut self.away) {
             tracing::info!(kind = self.resource.kind.as_str(), "watched again");
         }
+        self.contact().heard();
         let mut events = pin!(events);
         loop {
             let event = tokio::select! {
                 event = timeout(limits::WATCH_SILENCE, events.next()) => event,
                 () = self.found.closed() => return Ok(Over::Unwanted),
             };
+            if matches!(event, Ok(Some(Ok(_)))) {
+                self.contact().heard();
+            }
             let update = match event {
                 Err(_) | Ok(None) => return Ok(Over::Resume),
                 Ok(Some(Err(error))) if is_gone(&error) => return Ok(Over::Relist),
@@ -211,9 +219,14 @@ impl Reflector {
         self.found.send(update).await.map_err(|_| Unwanted)
     }
 
+    fn contact(&self) -> &Contact {
+        self.contacts.of(self.resource.kind)
+    }
+
     async fn failed(&mut self, what: &'static str, error: anyhow::Error) -> Result<(), Unwanted> {
         let stays = if self.listed { "what is known stays in force" } else { "nothing is served before it is read" };
         let (kind, error) = (self.resource.kind.as_str(), format!("{error:#}"));
+        self.contact().failed();
         // Once for each time that the API server is away.
         if std::mem::replace(&mut self.away, true) {
             tracing::debug!(kind, error, "{what}, still");

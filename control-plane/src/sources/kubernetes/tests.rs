@@ -277,7 +277,8 @@ async fn a_watch_goes_on_where_it_was_and_lists_again_when_it_must() {
         ("limit=500", 200, list("20", "", &[service("a", 11)])),
     ])));
     let (sender, mut found) = mpsc::channel(8);
-    let reflector = tokio::spawn(reflector::run(scripted(&script), Resource::of(Kind::Service).unwrap(), sender));
+    let reflector =
+        tokio::spawn(reflector::run(scripted(&script), Resource::of(Kind::Service).unwrap(), Arc::default(), sender));
     assert_eq!(next(&mut found).await, "listed Service shop/a@3 Service shop/b@4");
     assert_eq!(next(&mut found).await, "is Service shop/a@11");
     assert_eq!(next(&mut found).await, "is not Service shop/b@13");

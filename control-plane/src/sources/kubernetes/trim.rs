@@ -36,7 +36,8 @@ pub(crate) fn seen(kind: Kind, api_version: &str, object: Value) -> Option<Seen>
 pub(super) fn trimmed(kind: Kind, api_version: &str, mut object: Value) -> Option<(Arc<str>, u64, Value)> {
     let file = file(kind, &object).filter(|_| concerns_mesh(kind, &object))?;
     let version = number(object.pointer("/metadata/resourceVersion").and_then(Value::as_str));
-    let mut content = json!({ "apiVersion": api_version, "kind": kind.as_str(), "metadata": metadata(&mut object) });
+    let mut content =
+        json!({ "apiVersion": api_version, "kind": kind.as_str(), "metadata": metadata(kind, &mut object) });
     match kind {
         Kind::Namespace => settle_marks(&mut content),
         Kind::Service => keep(&mut object, &mut content, &SERVICE_FIELDS),
@@ -111,7 +112,7 @@ fn set(object: &mut Value, path: &[&str], value: Value) {
     }
 }
 
-fn metadata(object: &mut Value) -> Value {
+fn metadata(kind: Kind, object: &mut Value) -> Value {
     let Some(mut from) = object.get_mut("metadata").map(Value::take) else { return Value::Null };
     let mut to = Value::Object(Map::new());
     keep(
@@ -119,6 +120,10 @@ fn metadata(object: &mut Value) -> Value {
         &mut to,
         &[&["name"], &["namespace"], &["generation"], &["resourceVersion"], &["creationTimestamp"]],
     );
+    // What is tracked at proxies: made again under the same name, it begins at generation 1.
+    if kind.is_route() || kind.is_policy() {
+        keep(&mut from, &mut to, &[&["uid"]]);
+    }
     for map in ["labels", "annotations"] {
         let Some(Value::Object(marks)) = from.get_mut(map).map(Value::take) else { continue };
         let used = |name: &str| {

@@ -32,7 +32,7 @@ fn store() -> Arc<Store> {
     .into_iter()
     .unzip();
     let destination = Resource {
-        origins: vec![ObjectGeneration { object: Some(route()), generation: 4 }],
+        origins: vec![ObjectGeneration { object: Some(route()), generation: 4, ..ObjectGeneration::default() }],
         ..resource(ResourceKind::Destination, CART, "1", Body::Destination(routed(rules, actions)))
     };
     let known = endpoints(&["10.0.0.2:80", "10.0.0.3:80"]);
