@@ -3,8 +3,10 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use anyhow::{Context as _, Result, ensure};
+use bytes::Bytes;
 use http::Request;
 use leno_e2e::{
+    client,
     mesh::{LIMIT, Options, documents::route_head},
     scenario::Scenario,
     wait::eventually,
@@ -132,5 +134,47 @@ async fn what_a_server_would_do_is_told_with_what_its_client_would() -> Result<(
     ensure!(scenario.get("/cart").await?.status == 200, "a request");
     let explained = scenario.mesh.leno(&["explain", "client", "http://shop.default/cart"]).await?;
     ensure!(explained.contains("4 left") && explained.contains("of 7 requests at a time (fixed)"), "{explained}");
+    scenario.mesh.end().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_not_let_in_is_told_with_the_object_that_says_so() -> Result<()> {
+    let scenario = start().await?;
+    let shop = scenario.instance("shop-1")?.sidecar.listener(0)?;
+    let plain = || Request::get("/cart").header("host", "shop").header("x-order", "8").body(Bytes::new());
+    ensure!(client::http1(shop, plain()?).await.is_err(), "plaintext was let in by a strict port");
+    let last = ["shop-1", "--last-refused"];
+    let parts =
+        ["default/shop-1, inbound: a connection", "not let in (plaintext)", "only mesh TLS is accepted (strict)"];
+    let shown = told(&scenario, &last, &parts).await?;
+    ensure!(!shown.contains("[Namespace"), "neither Pod nor Namespace says so:\n{shown}");
+    // It is no request, and hides none that failed.
+    let failed = scenario.mesh.leno(&["explain", "shop-1", "--last-failed"]).await;
+    ensure!(
+        failed.is_err_and(|error| format!("{error:#}").contains("keeps no request that failed")),
+        "a connection is told"
+    );
+
+    let namespace = |mode| {
+        let name = format!("metadata: {{name: default, annotations: {{leno.dev/inbound: {mode}}}}}");
+        scenario.mesh.apply("namespace.yaml", &format!("apiVersion: v1\nkind: Namespace\n{name}\n"))
+    };
+    namespace("permissive")?;
+    eventually("plaintext is let in", LIMIT, async || {
+        ensure!(client::http1(shop, plain()?).await?.status == 200, "not yet");
+        Ok(())
+    })
+    .await?;
+    told(&scenario, &["--header", "x-order=8"], &["in plaintext: the port is permissive  [Namespace default"]).await?;
+
+    namespace("strict")?;
+    eventually("plaintext is refused again", LIMIT, async || {
+        ensure!(client::http1(shop, plain()?).await.is_err(), "still let in");
+        Ok(())
+    })
+    .await?;
+    told(&scenario, &last, &["only mesh TLS is accepted (strict)  [Namespace default]"]).await?;
+    let explained = scenario.mesh.leno(&["explain", "client", "http://shop.default/cart"]).await?;
+    ensure!(explained.contains("plaintext is refused (leno-reason: refused)  [Namespace default"), "{explained}");
     scenario.mesh.end().await
 }

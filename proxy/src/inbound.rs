@@ -28,7 +28,7 @@ use crate::{
         serve::{self, Wire},
     },
     net::{Accepted, Backlog, Io, Prefixed, listener},
-    policy::Protocol,
+    policy::{Inbound, Protocol},
     tcp::{self, Carried},
     telemetry::{ConnectionMetrics, ConnectionRecord, Direction, RouteMetrics},
     tls::{MeshProtocol, TlsError},
@@ -72,9 +72,10 @@ pub async fn run(ctx: Context, listener: TcpListener, application: Option<Socket
 
 /// Serves one connection to the workload to its end; a drain waits for it from the moment it was accepted.
 pub async fn serve(ctx: Context, accepted: Accepted, application: SocketAddr, _waited_for: Drain) {
-    let address = accepted.peer;
+    let (address, began) = (accepted.peer, Instant::now());
     if let Err(refusal) = connection(&ctx, accepted, application).await {
         ctx.telemetry.refused(Direction::Inbound, refusal.reason, address, &refusal.detail);
+        told::not_let_in(&ctx, address, application, &refusal, began);
     }
 }
 
@@ -89,23 +90,25 @@ const TOO_MANY_CONNECTIONS: &str = "connections";
 struct Refusal {
     reason: &'static str,
     detail: String,
+    /// The object by whose word it is.
+    origin: Option<Arc<str>>,
 }
 
 impl Refusal {
-    fn strict(reason: &'static str) -> Self {
-        Self { reason, detail: STRICT.to_owned() }
+    fn strict(reason: &'static str, policy: &Inbound) -> Self {
+        Self { reason, detail: STRICT.to_owned(), origin: policy.mode_origin.clone() }
     }
 }
 
 impl From<TlsError> for Refusal {
     fn from(error: TlsError) -> Self {
-        Self { reason: error.reason(), detail: error.to_string() }
+        Self { reason: error.reason(), detail: error.to_string(), origin: None }
     }
 }
 
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
-        Self { reason: error.reason().as_str(), detail: error.to_string() }
+        Self { reason: error.reason().as_str(), detail: error.to_string(), origin: None }
     }
 }
 
@@ -119,6 +122,7 @@ async fn connection(ctx: &Context, accepted: Accepted, address: SocketAddr) -> R
         return Err(Refusal {
             reason: TOO_MANY_CONNECTIONS,
             detail: format!("port {called} has as many connections as its policy allows"),
+            origin: application.protection.origin(),
         });
     };
     let peer = accepted.peer;
@@ -129,11 +133,11 @@ async fn connection(ctx: &Context, accepted: Accepted, address: SocketAddr) -> R
         Ok(FirstBytes::Spoken(spoken, stream)) => {
             if policy.strict {
                 let reason = if matches!(spoken, Spoken::Tls { .. }) { "unmeshed-tls" } else { PLAINTEXT };
-                return Err(Refusal::strict(reason));
+                return Err(Refusal::strict(reason, &policy));
             }
             unmeshed(ctx, spoken, stream, peer, application).await
         }
-        Ok(FirstBytes::Silent(_)) if policy.strict => Err(Refusal::strict(PLAINTEXT)),
+        Ok(FirstBytes::Silent(_)) if policy.strict => Err(Refusal::strict(PLAINTEXT, &policy)),
         Ok(FirstBytes::Silent(stream)) => silent(ctx, stream, peer, application).await,
         // Of a ClientHello, the one thing that is waited for so.
         Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(TlsError::Timeout.into()),
@@ -162,6 +166,7 @@ async fn meshed(
             return Err(Refusal {
                 reason: "not-http",
                 detail: format!("opaque bytes to port {}, which is declared HTTP", application.address.port()),
+                origin: None,
             });
         }
         (MeshProtocol::Tcp, Protocol::Detect) => {

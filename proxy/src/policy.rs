@@ -137,7 +137,10 @@ impl Protocol {
 /// The workload's own inbound policy.
 #[derive(Debug, Clone)]
 pub struct Inbound {
+    /// Only mesh TLS is accepted.
     pub strict: bool,
+    /// The object that says so, or that says otherwise ("Namespace shop"); None: neither Pod nor Namespace does.
+    pub mode_origin: Option<Arc<str>>,
     /// The zone that the workload runs in; empty: not known.
     pub zone: Arc<str>,
     /// Sorted by port; ports not listed are detected, and have the defaults.

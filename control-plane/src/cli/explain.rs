@@ -23,20 +23,23 @@ const DEFAULT_PORT: u16 = 80;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  leno explain client http://shop.default/cart\n  leno explain shop/client \
                         http://cart.shop:8080/items -X POST -H 'x-version: two' -o json\n  leno explain client \
-                        --last-failed\n  leno explain --trace 4bf92f3577b34da6a3ce929d0e0e4736\n  leno explain --header \
+                        --last-failed\n  leno explain shop-1 --last-refused\n  leno explain --trace 4bf92f3577b34da6a3ce929d0e0e4736\n  leno explain --header \
                         x-request-id=7f3a\n\nExit codes: 0 explained; 1 the proxy is not connected, or cannot tell, or nobody \
                         keeps such a request; 2 the command line is wrong.")]
 pub(super) struct Args {
-    /// The client: WORKLOAD or NAMESPACE/WORKLOAD, as `leno get proxies` names it. With --last-failed or --header: whose requests
+    /// The client: WORKLOAD or NAMESPACE/WORKLOAD, as `leno get proxies` names it. With --last-failed, --last-refused or --header: whose
     workload: Option<String>,
     /// What it calls: http://SERVICE.NAMESPACE[:PORT]/PATH?QUERY, or an address instead of the name
     url: Option<String>,
     /// A request that was carried: its trace id, traceparent, or the leno-request-id of its answer
-    #[arg(long, value_name = "ID", env = "LENO_TRACE", conflicts_with_all = ["workload", "url", "last_failed", "headers"])]
+    #[arg(long, value_name = "ID", env = "LENO_TRACE", conflicts_with_all = ["workload", "url", "last_failed", "last_refused", "headers"])]
     trace: Option<String>,
     /// The latest request of the workload, or to it, that failed
     #[arg(long, env = "LENO_LAST_FAILED", conflicts_with_all = ["url", "headers"])]
     last_failed: bool,
+    /// The latest connection to the workload that was not let in
+    #[arg(long, env = "LENO_LAST_REFUSED", conflicts_with_all = ["url", "headers", "last_failed"])]
+    last_refused: bool,
     /// The request's method
     #[arg(short = 'X', long = "request", value_name = "METHOD", env = "LENO_REQUEST", default_value = "GET")]
     method: String,

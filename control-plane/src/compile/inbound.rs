@@ -1,8 +1,8 @@
 //! INBOUND: what the subscriber's own ports accept.
 
-use leno_proto::v1::{Inbound, InboundPort, ObjectRef, inbound::Mode};
+use leno_proto::v1::{Inbound, InboundPort, inbound::Mode};
 
-use super::{Sources, Subscriber, policy};
+use super::{Sources, Subscriber, object_ref, policy};
 use crate::model::{self, InboundMode, Kind, ObjectKey};
 
 /// A workload without a Pod gets the defaults.
@@ -15,7 +15,12 @@ pub(super) fn inbound(sources: &mut Sources<'_>, subscriber: &Subscriber) -> Inb
     let world = sources.world;
     let of_pod = model::pod(&world.objects, &key).and_then(|pod| pod.inbound);
     let of_namespace = model::namespace(&world.objects, &namespace_key).and_then(|namespace| namespace.inbound);
-    let mode = match of_pod.or(of_namespace).unwrap_or(world.settings.inbound) {
+    let (mode, mode_origin) = match (of_pod, of_namespace) {
+        (Some(mode), _) => (mode, Some(object_ref(&key))),
+        (None, Some(mode)) => (mode, Some(object_ref(&namespace_key))),
+        (None, None) => (world.settings.inbound, None),
+    };
+    let mode = match mode {
         InboundMode::Strict => Mode::Strict,
         InboundMode::Permissive => Mode::Permissive,
     };
@@ -27,14 +32,10 @@ pub(super) fn inbound(sources: &mut Sources<'_>, subscriber: &Subscriber) -> Inb
         let policy = policy::of_inbound(sources, &port.services);
         ports.push(InboundPort { port: u32::from(number), protocol: port.protocol().into(), policy });
     }
-    let workload = ObjectRef {
-        kind: Kind::Pod.as_str().to_owned(),
-        namespace: namespace.to_owned(),
-        name: subscriber.workload.clone(),
-    };
     Inbound {
-        workload: Some(workload),
+        workload: Some(object_ref(&key)),
         mode: mode.into(),
+        mode_origin,
         ports,
         zone: world.index.zone_of(&world.objects, &key).to_string(),
     }

@@ -207,7 +207,9 @@ fn inbound_says_mode_and_ports() {
     let own = inbound(&world, "web", "shop-a");
     let ports: Vec<_> = own.ports.iter().map(|port| (port.port, port.protocol())).collect();
     assert_eq!((own.mode(), ports), (Mode::Strict, vec![(8080, Protocol::Detect), (9999, Protocol::Http)]));
-    assert_eq!(inbound(&world, "web", "shop-b").mode(), Mode::Permissive);
+    let of_pod = inbound(&world, "web", "shop-b");
+    assert_eq!((of_pod.mode(), of_pod.mode_origin.unwrap().kind.as_str()), (Mode::Permissive, "Pod"));
+    assert_eq!(own.mode_origin, None, "the mesh's default");
     let unknown = inbound(&world, "web", "nobody");
     assert_eq!((unknown.mode(), unknown.ports.len()), (Mode::Strict, 0));
 }
@@ -498,7 +500,8 @@ status: {podIP: 10.1.0.1}
 fn namespace_and_pod_decide_on_inbound() {
     let world =
         shop("apiVersion: v1\nkind: Namespace\nmetadata: {name: web, labels: {leno.dev/inbound: permissive}}\n");
-    assert_eq!(inbound(&world, "web", "shop-a").mode(), Mode::Permissive);
+    let of_namespace = inbound(&world, "web", "shop-a");
+    assert_eq!((of_namespace.mode(), of_namespace.mode_origin.unwrap().kind.as_str()), (Mode::Permissive, "Namespace"));
     let name = ResourceName { kind: ResourceKind::Inbound.into(), key: String::new() };
     let (_, topics) = compile(&world, &client("web"), &name);
     assert!(topics.contains(&Topic::Namespace("web".into())));

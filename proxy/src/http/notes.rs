@@ -159,6 +159,7 @@ impl Notes {
             headers: self.headers,
             decisions: self.decisions,
             left_out: self.left_out,
+            connection: false,
         }
     }
 }

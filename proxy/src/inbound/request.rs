@@ -61,6 +61,7 @@ async fn answer(
     if client.identity.is_none() && ctx.policy.inbound().strict {
         ctx.telemetry.refused(Direction::Inbound, PLAINTEXT, client.address, &STRICT);
         exchange.fails_for(Some(Reason::Refused), Some(head));
+        told::unmeshed(exchange, client);
         return Err(Error::Refused(STRICT));
     }
     let asked = client.identity.as_ref().and_then(|_| notes::read_id(&head.fields));
@@ -138,9 +139,10 @@ fn admit(
     let limits = application.protection.rate_limits();
     let Some(limits) = &*limits else { return Ok(None) };
     limits.admit(head, client, exchange.started).map_err(|limited| {
+        exchange.fails_for(Some(Reason::RateLimit), Some(head));
+        told::refused(exchange, application, "rate-limit", &limited);
         let RateLimited { origin, limit, .. } = &*limited;
         exchange.record.route = Some(RuleOrigin { route: Arc::clone(origin), rule: Arc::clone(limit) });
-        exchange.fails_for(Some(Reason::RateLimit), Some(head));
         exchange.ctx().telemetry.refused(Direction::Inbound, RATE_LIMIT, client.address, &limited);
         Error::RateLimited(limited)
     })

@@ -1,21 +1,35 @@
 //! What a request's notes are told of its way into the workload; see [`crate::http::notes`]. Nothing, for a request without notes.
 
-use std::{fmt::Display, time::Instant};
+use std::{
+    fmt::Display,
+    net::SocketAddr,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
 
-use super::{Application, Client};
-use crate::http::{exchange::Exchange, head::RequestHead, headers};
+use leno_proto::v1::{CarriedRequest, Decision};
+
+use super::{Application, Client, Refusal};
+use crate::{
+    http::{exchange::Exchange, head::RequestHead, headers},
+    telemetry::kept::Cause,
+    worker::Context,
+};
 
 /// Who calls, what is let in, and how full the port's limits are.
 pub(super) fn begin(exchange: &mut Exchange, client: &Client, application: &Application, head: &RequestHead) {
     if !exchange.is_told() {
         return;
     }
-    let strict = exchange.ctx().policy.inbound().strict;
-    exchange.tell("client", true, || match &client.identity {
-        Some(identity) => format!("{identity} at {}, proven by its certificate", client.address),
-        None if strict => format!("{}, in plaintext, which the port refuses: it is strict", client.address),
-        None => format!("{}, in plaintext: the port is permissive", client.address),
-    });
+    let address = client.address;
+    match &client.identity {
+        Some(identity) => {
+            exchange.tell("client", true, || format!("{identity} at {address}, proven by its certificate"));
+        }
+        None => {
+            let origin = exchange.ctx().policy.inbound().mode_origin.clone().unwrap_or_default();
+            exchange.tell_by("client", true, &origin, || format!("{address}, in plaintext: the port is permissive"));
+        }
+    }
     exchange
         .tell("port", true, || format!("{}, declared {}", application.address.port(), application.protocol.as_str()));
     let attempt = headers::attempt(&head.fields);
@@ -33,7 +47,59 @@ pub(super) fn begin(exchange: &mut Exchange, client: &Client, application: &Appl
         }
     }
     let limiter = &application.protection.concurrency;
-    exchange.tell("concurrency", true, || limiter.to_string());
+    let origin = application.protection.origin().unwrap_or_default();
+    exchange.tell_by("concurrency", true, &origin, || limiter.to_string());
+}
+
+/// The client is not of the mesh, and its connection older than the mode that refuses it.
+pub(super) fn unmeshed(exchange: &mut Exchange, client: &Client) {
+    if exchange.is_told() {
+        let origin = exchange.ctx().policy.inbound().mode_origin.clone().unwrap_or_default();
+        let address = client.address;
+        exchange.tell_by("client", false, &origin, || format!("{address}, in plaintext: the port is strict by now"));
+    }
+}
+
+/// A connection that was not let in is kept for whoever looks for its reason, as a request would be.
+pub(super) fn not_let_in(
+    ctx: &Context,
+    client: SocketAddr,
+    application: SocketAddr,
+    refusal: &Refusal,
+    accepted: Instant,
+) {
+    let (kept, now) = (&ctx.telemetry.kept, Instant::now());
+    if !kept.allows(Cause::Connection, now) {
+        return;
+    }
+    let lasted = now.saturating_duration_since(accepted);
+    let began = SystemTime::now().checked_sub(lasted).and_then(|began| began.duration_since(UNIX_EPOCH).ok());
+    let micros = |duration: std::time::Duration| duration.as_micros();
+    let decision = |subject: &str, applies, text: String, origin: &str| Decision {
+        subject: subject.to_owned(),
+        applies,
+        text,
+        origin: origin.to_owned(),
+        after_us: micros(lasted).try_into().unwrap_or(u64::MAX),
+        ..Decision::default()
+    };
+    let id = u128::from(ctx.random.next()) << 64 | u128::from(ctx.random.next());
+    let origin = refusal.origin.as_deref().unwrap_or_default();
+    let request = CarriedRequest {
+        id: id.max(1).to_be_bytes().to_vec(),
+        inbound: true,
+        connection: true,
+        began_us: began.map_or(0, |began| micros(began).try_into().unwrap_or(i64::MAX)),
+        duration_us: micros(lasted).try_into().unwrap_or(u64::MAX),
+        reason: refusal.reason.to_owned(),
+        kept_because: "not let in".to_owned(),
+        decisions: vec![
+            decision("port", true, application.port().to_string(), ""),
+            decision("client", false, format!("{client}: {}", refusal.detail), origin),
+        ],
+        ..CarriedRequest::default()
+    };
+    kept.put(request, Cause::Connection, now);
 }
 
 /// The port refuses the request, by its policy if there is one.

@@ -45,7 +45,14 @@ impl Store {
             let name = ResourceName { kind: ResourceKind::Inbound.into(), key: String::new() };
             let (version, origins) = provenance(snapshot.provenance.get(&name));
             let ports = inbound.ports.iter().map(inbound_port).collect::<Map<_, _>>();
-            json!({ "version": version, "origins": origins, "mode": mode, "zone": &*inbound.zone, "ports": ports })
+            json!({
+                "version": version,
+                "origins": origins,
+                "mode": mode,
+                "mode_origin": inbound.mode_origin.as_deref(),
+                "zone": &*inbound.zone,
+                "ports": ports,
+            })
         });
         let mut destinations: Vec<_> = snapshot.destinations.values().map(|held| &held.destination).collect();
         destinations.sort_by_key(|destination| destination.key.to_string());

@@ -80,10 +80,13 @@ impl Snapshot {
     }
 }
 
-/// Whether it is the object of that text, "HTTPRoute shop/cart".
+/// Whether it is the object of that text, "HTTPRoute shop/cart" or "Namespace shop".
 fn is_named(object: &v1::ObjectRef, text: &str) -> bool {
     let rest = text.strip_prefix(object.kind.as_str()).and_then(|rest| rest.strip_prefix(' '));
-    let rest = rest.and_then(|rest| rest.strip_prefix(object.namespace.as_str())?.strip_prefix('/'));
+    let rest = rest.and_then(|rest| match object.namespace.as_str() {
+        "" => Some(rest),
+        namespace => rest.strip_prefix(namespace)?.strip_prefix('/'),
+    });
     rest == Some(object.name.as_str())
 }
 
@@ -143,11 +146,9 @@ impl Store {
 
     /// The workload's inbound policy; strict until the control plane said otherwise.
     pub fn inbound(&self) -> Arc<Inbound> {
-        self.snapshot
-            .load()
-            .inbound
-            .clone()
-            .unwrap_or_else(|| Arc::new(Inbound { strict: true, zone: "".into(), ports: Vec::new() }))
+        self.snapshot.load().inbound.clone().unwrap_or_else(|| {
+            Arc::new(Inbound { strict: true, mode_origin: None, zone: "".into(), ports: Vec::new() })
+        })
     }
 
     /// Whether settings, trust bundle and inbound policy were received.

@@ -18,7 +18,7 @@ use crate::{config::limits, policy::Explain};
 /// See the module. Shared by all workers; its locks are taken only for requests that are kept.
 #[derive(Debug)]
 pub struct Kept {
-    rooms: [Room; 4],
+    rooms: [Room; 5],
     /// Bits of what [`Self::follow`] was told, so that a request for which nothing is to be kept costs one load.
     wanted: AtomicU8,
     headers: ArcSwap<Vec<Box<str>>>,
@@ -53,6 +53,8 @@ pub enum Cause {
     Refusal,
     /// It has a header that is asked for.
     Header,
+    /// No request: a connection that was not let in.
+    Connection,
     Other,
 }
 
@@ -105,11 +107,12 @@ impl Kept {
     }
 
     fn room(&self, cause: Cause) -> &Room {
-        let [failures, refusals, by_header, others] = &self.rooms;
+        let [failures, refusals, by_header, connections, others] = &self.rooms;
         match cause {
             Cause::Failure => failures,
             Cause::Refusal => refusals,
             Cause::Header => by_header,
+            Cause::Connection => connections,
             Cause::Other => others,
         }
     }
@@ -182,6 +185,7 @@ impl Ring {
         self.age(now);
         let fits = |request: &&CarriedRequest| {
             (wanted.id.is_empty() || wanted.id == request.id)
+                && (!wanted.connection || request.connection)
                 && (!wanted.failed || request.failed)
                 && wanted.header.as_ref().is_none_or(|header| request.headers.contains(header))
         };
@@ -235,6 +239,8 @@ mod tests {
         assert_eq!(ids(&kept.find(&RequestsToFind { failed: true, most: 1, ..all.clone() }, now)), [3]);
         assert_eq!(ids(&kept.find(&RequestsToFind { header: Some(header), ..all.clone() }, now)), [2]);
         assert_eq!(ids(&kept.find(&RequestsToFind { id: vec![1; 16], ..all.clone() }, now)), [1]);
+        kept.put(CarriedRequest { connection: true, ..request(4, false) }, Cause::Connection, now);
+        assert_eq!(ids(&kept.find(&RequestsToFind { connection: true, ..all.clone() }, now)), [4]);
         kept.sweep(now + limits::KEPT_FOR);
         assert!(kept.find(&all, now).0.is_empty());
     }
@@ -245,13 +251,14 @@ mod tests {
         kept.put(request(1, true), Cause::Failure, now);
         kept.put(request(3, true), Cause::Refusal, now);
         kept.put(request(4, false), Cause::Header, now);
+        kept.put(CarriedRequest { connection: true, ..request(5, false) }, Cause::Connection, now);
         let text = "x".repeat(limits::KEPT_REQUEST_BYTES);
         for _ in 0..2 * limits::KEPT_REQUESTS {
             let decision = Decision { text: text.clone(), ..Decision::default() };
             kept.put(CarriedRequest { decisions: vec![decision], ..request(2, false) }, Cause::Other, now);
         }
-        let [failed, refused, by_header, others] = kept.rooms.each_ref().map(|room| room.ring.lock());
-        for few in [failed, refused, by_header] {
+        let [failed, refused, by_header, connections, others] = kept.rooms.each_ref().map(|room| room.ring.lock());
+        for few in [failed, refused, by_header, connections] {
             assert_eq!(few.requests.len(), 1);
         }
         let held = others.requests.len();
@@ -259,7 +266,7 @@ mod tests {
         drop(others);
         let (found, left_out) = kept.find(&RequestsToFind::default(), now);
         assert!(found.iter().map(|one| one.encoded_len()).sum::<usize>() <= limits::ANSWER_BYTES);
-        assert_eq!(found.len() + left_out as usize, held + 3, "what does not fit is counted");
+        assert_eq!(found.len() + left_out as usize, held + 4, "what does not fit is counted");
     }
 
     #[test]

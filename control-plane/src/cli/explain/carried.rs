@@ -27,6 +27,10 @@ pub(super) enum Wanted {
     LastFailed {
         proxy: String,
     },
+    /// A connection that was not let in.
+    LastRefused {
+        proxy: String,
+    },
     /// `proxy`: empty for any.
     Header {
         proxy: String,
@@ -45,8 +49,15 @@ impl Wanted {
             let proxy = proxy.ok_or("--last-failed needs the workload whose request it was")?.to_owned();
             return Ok(Self::LastFailed { proxy });
         }
+        if args.last_refused {
+            let proxy = proxy.ok_or("--last-refused needs the workload that was connected to")?.to_owned();
+            return Ok(Self::LastRefused { proxy });
+        }
         match args.headers.as_slice() {
-            [] => Err("explain what? A WORKLOAD and a URL, or --trace, --last-failed, --header".to_owned()),
+            [] => {
+                Err("explain what? A WORKLOAD and a URL, or --trace, --last-failed, --last-refused, --header"
+                    .to_owned())
+            }
             [header] => {
                 let at = header.find([':', '=']).ok_or_else(|| format!("{header:?} is not a header (NAME=VALUE)"))?;
                 let (name, value) = header.split_at(at);
@@ -63,6 +74,7 @@ impl Wanted {
         let (proxy, find) = match self {
             Self::Id(_) => return None,
             Self::LastFailed { proxy } => (proxy, RequestsToFind { failed: true, most: 1, ..Default::default() }),
+            Self::LastRefused { proxy } => (proxy, RequestsToFind { connection: true, most: 1, ..Default::default() }),
             Self::Header { proxy, header } => {
                 (proxy, RequestsToFind { header: Some(header.clone()), most: CANDIDATES, ..Default::default() })
             }
@@ -74,6 +86,7 @@ impl Wanted {
         match self {
             Self::Id(id) => format!("no connected proxy keeps a request {}", hex(id)),
             Self::LastFailed { proxy } => format!("proxy {proxy} keeps no request that failed"),
+            Self::LastRefused { proxy } => format!("proxy {proxy} keeps no connection that was not let in"),
             Self::Header { header, .. } => format!(
                 "no proxy keeps a request with {}: {} (is the control plane told of it by --explain-headers?)",
                 header.name, header.value
@@ -90,7 +103,10 @@ pub(super) fn run(args: &Args, wanted: &Wanted) -> anyhow::Result<u8> {
             (Wanted::Id(id), _) => id.clone(),
             (_, None) => Vec::new(),
             (_, Some(question)) => {
-                let found = client.find_requests(question).await?;
+                let connection = question.find.as_ref().is_some_and(|find| find.connection);
+                let mut found = client.find_requests(question).await?;
+                // An older proxy knows of no connections, and answers with any request.
+                found.all.requests.retain(|found| found.request.as_ref().is_some_and(|r| !connection || r.connection));
                 let Some(latest) = found.all.requests.iter().rev().find_map(|found| found.request.as_ref()) else {
                     return Ok((found, 0));
                 };
@@ -198,6 +214,7 @@ fn as_json(depth: usize, proxy: &str, request: &CarriedRequest) -> Value {
         "peer": known(&request.peer),
         "failed": request.failed,
         "kept_because": request.kept_because,
+        "connection": request.connection,
         "headers": request.headers.iter().map(|h| json!({"name": h.name, "value": h.value})).collect::<Vec<_>>(),
         "decisions": decisions.collect::<Vec<_>>(),
         "left_out": request.left_out,
@@ -212,13 +229,14 @@ fn text(depth: usize, proxy: &str, request: &CarriedRequest, style: Style) -> St
     let indent = "  ".repeat(depth);
     let began = UNIX_EPOCH + Duration::from_micros(request.began_us.try_into().unwrap_or_default());
     let what = match (request.method.as_str(), request.path.as_str()) {
+        _ if request.connection => "a connection".to_owned(),
         ("", _) => "a request (its path is not known any more)".to_owned(),
         (method, path) => format!("{method} {path} of {}", request.authority),
     };
     let title = format!("{proxy}, {}: {what}", direction(request));
     let mut text = format!("{indent}{}\n", style.bold(&clean(&title)));
     let result = clean(&format!("{}, {:.1} ms", result(request), request.duration_us as f64 / 1e3));
-    let result = if request.failed { style.red(&result) } else { style.green(&result) };
+    let result = if request.failed || request.connection { style.red(&result) } else { style.green(&result) };
     let kind = if request.traced { "trace" } else { "request" };
     let kept = format!("{}; {kind} {}; kept: {}", issue::display(began), hex(&request.id), request.kept_because);
     text += &format!("{indent}  {result}; {}\n", clean(&kept));
@@ -240,6 +258,9 @@ fn text(depth: usize, proxy: &str, request: &CarriedRequest, style: Style) -> St
 
 /// "503, leno-reason circuit-open"
 fn result(request: &CarriedRequest) -> String {
+    if request.connection {
+        return format!("not let in ({})", request.reason);
+    }
     let mut text = if request.status == 0 { "no answer".to_owned() } else { request.status.to_string() };
     if let Some(code) = request.grpc_status {
         text += &format!(", grpc-status {code}");

@@ -92,7 +92,7 @@ fn parse_tcp(service: &str, route: v1::TcpRoute, backends: &mut Backends<'_>) ->
 
 /// "HTTPRoute shop/cart"
 pub(super) fn object_text(v1::ObjectRef { kind, namespace, name }: &v1::ObjectRef) -> Arc<str> {
-    format!("{kind} {namespace}/{name}").into()
+    if namespace.is_empty() { format!("{kind} {name}") } else { format!("{kind} {namespace}/{name}") }.into()
 }
 
 /// "HTTPRoute shop/cart"; "default" for what no route says.

@@ -25,6 +25,7 @@ pub(super) fn parse(inbound: v1::Inbound, held: Option<&Inbound>) -> Result<Inbo
             return Err(Invalid::new("mode", format!("{} is not a mode that is known", inbound.mode)));
         }
     };
+    let mode_origin = inbound.mode_origin.as_ref().map(object_text);
     let zone = inbound.zone.as_str().into();
     let mut ports = Vec::with_capacity(inbound.ports.len());
     for (index, entry) in inbound.ports.into_iter().enumerate() {
@@ -32,7 +33,7 @@ pub(super) fn parse(inbound: v1::Inbound, held: Option<&Inbound>) -> Result<Inbo
     }
     ports.sort_by_key(|port| port.port);
     ports.dedup_by_key(|port| port.port);
-    Ok(Inbound { strict, zone, ports })
+    Ok(Inbound { strict, mode_origin, zone, ports })
 }
 
 fn port(entry: v1::InboundPort, held: Option<&Inbound>) -> Result<InboundPort, Invalid> {

@@ -30,7 +30,8 @@ pub(super) fn explain(store: &Store, question: &RequestToExplain, now: Instant) 
     } else {
         "permissive: mesh TLS, and plaintext, too"
     };
-    explainer.add("mode", true, mode.to_owned());
+    let by = inbound.mode_origin.as_deref().unwrap_or_default();
+    explainer.add_by("mode", true, mode.to_owned(), by.to_owned(), snapshot.generation_of(by));
     match &client {
         Some(client) => explainer.add("client", true, format!("let in as {client}, once its certificate says so")),
         None => explainer.add("client", !inbound.strict, "not in the mesh".to_owned()),
