@@ -147,7 +147,7 @@ async fn make_tries(exchange: &mut Exchange, plan: &Plan<'_>, template: &mut Tem
                 };
             }
         };
-        told::again(exchange, next);
+        told::again(exchange, next, failure);
         tracing::debug!(endpoint = %pick.endpoint.address, %error, ?failure, "trying again");
         exchange.metrics.retried();
         tries.by_policy += u32::from(matches!(next, Next::ByPolicy(_)));

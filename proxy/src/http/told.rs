@@ -10,7 +10,7 @@ use super::{
     exchange::{Exchange, grpc_status},
     head::{Fields, Name, RequestHead, ResponseHead},
     notes::{self, Because, HEADER, Id, Notes},
-    retry::Next,
+    retry::{Failure, Next},
 };
 use crate::{
     error::Error,
@@ -272,10 +272,17 @@ fn answer_text(answer: &ResponseHead, pick: &Pick) -> String {
     text
 }
 
-/// There is to be another try.
-pub(super) fn again(exchange: &mut Exchange, next: Next) {
+/// There is to be another try after this failure.
+pub(super) fn again(exchange: &mut Exchange, next: Next, failure: Failure) {
     exchange.tell("retry", true, || match next {
-        Next::AtOnce => "tried again at once: it was not processed, or may be repeated".to_owned(),
+        Next::AtOnce => {
+            let why = match failure {
+                Failure::NotConnected => "nothing was sent",
+                Failure::NotProcessed => "the application has not seen it",
+                _ => "its method may be repeated",
+            };
+            format!("tried again at once: {why}")
+        }
         Next::ByPolicy(wait) => format!("tried again after {wait:.1?}, as the policy asks"),
     });
 }
