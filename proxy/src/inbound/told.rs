@@ -104,6 +104,8 @@ pub(super) fn not_let_in(
 
 /// The port refuses the request, by its policy if there is one.
 pub(super) fn refused(exchange: &mut Exchange, application: &Application, subject: &str, why: &dyn Display) {
-    let origin = application.protection.origin().unwrap_or_default();
-    exchange.tell_by(subject, false, &origin, || why.to_string());
+    if exchange.is_told() {
+        let origin = application.protection.origin().unwrap_or_default();
+        exchange.tell_by(subject, false, &origin, || why.to_string());
+    }
 }
