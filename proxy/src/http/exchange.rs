@@ -45,6 +45,8 @@ pub(crate) struct Exchange {
     /// Those of the route, once it is known.
     pub(crate) metrics: RouteMetrics,
     pub(crate) started: Instant,
+    /// When its last try ended, if there was one.
+    pub(crate) tried_at: Option<Instant>,
     /// The whole exchange must end by then.
     pub(crate) deadline: Option<Instant>,
     /// It is the route that set the deadline, not the client.
@@ -117,6 +119,7 @@ impl Exchange {
             },
             metrics: metrics.clone(),
             started: Instant::now(),
+            tried_at: None,
             deadline: None,
             limited_by_route: false,
             request: None,

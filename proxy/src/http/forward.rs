@@ -108,6 +108,7 @@ async fn make_tries(exchange: &mut Exchange, plan: &Plan<'_>, template: &mut Tem
         let ended = attempt::once(exchange, plan, &guarded, template, (pick, permit), &mut tries).await;
         let Tried { pick, permit, number, result } = ended;
         let now = Instant::now();
+        exchange.tried_at = Some(now);
         let Failed { failure, error, reply } = match result {
             Ok(reply) => {
                 let verdict = verdict::outcome(&reply.head, &pick, exchange);

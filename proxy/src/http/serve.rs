@@ -262,7 +262,9 @@ where
         };
         let answer = handle(Received { head, body, watch: Rc::clone(&watch), refused, upgrade });
         let answered = Rc::clone(&watch);
-        tokio::task::spawn_local(Watched::new(&watch, respond(answer, send, tunnel, answered)));
+        // On the heap by itself: it would be moved at every step to its task.
+        let respond = Box::pin(respond(answer, send, tunnel, answered));
+        tokio::task::spawn_local(Watched::new(&watch, respond));
     };
     let settings = h2::Settings { reports, ..h2::Settings::new() };
     Ok(h2::serve(stream, settings, drain, on_request).await?)

@@ -40,7 +40,7 @@ pub(super) fn serve(ctx: Context, client: Rc<Client>, application: Rc<Applicatio
         if let (Some(underway), Ok(answer)) = (&exchange.underway, &answer)
             && !answer.response.head.status.is_server_error()
         {
-            underway.answered(Instant::now());
+            underway.answered(answered_at(&exchange));
         }
         exchange.respond(answer, upgrade, grpc)
     })
@@ -88,12 +88,17 @@ async fn answer(
     let outgoing = Outgoing { head, body, upgrade, host: &application.address };
     let mut answer = forward::forward(exchange, plan, outgoing).await;
     if let Some(permit) = permit {
-        permit.answered(sample(&answer, exchange), Instant::now());
+        permit.answered(sample(&answer, exchange), answered_at(exchange));
     }
     if let (Some(told), Ok(answer)) = (told, &mut answer) {
         told.write(&mut answer.response.head.fields);
     }
     answer
+}
+
+/// The clock is not read again for what has just been answered.
+fn answered_at(exchange: &Exchange) -> Instant {
+    exchange.tried_at.unwrap_or_else(Instant::now)
 }
 
 /// Whether the request is no larger than the port's policy allows, as far as its head tells.

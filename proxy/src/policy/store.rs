@@ -56,7 +56,7 @@ pub struct Ask {
 pub struct Snapshot {
     /// The mesh-wide generation of the last delta.
     pub generation: u64,
-    pub destinations: HashMap<DestinationKey, Arc<HeldDestination>>,
+    pub destinations: HashMap<DestinationKey, Arc<HeldDestination>, foldhash::fast::RandomState>,
     /// By ENDPOINTS key; each is named by at least one destination.
     pub backends: HashMap<Arc<str>, Arc<Backend>>,
     pub settings: Option<Arc<Settings>>,

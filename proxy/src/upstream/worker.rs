@@ -9,6 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use foldhash::fast::RandomState;
+
 use super::{
     Backend, Endpoint,
     balance::{self, Estimate},
@@ -29,8 +31,8 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// What [`super::Upstreams`] holds.
 pub struct State {
     /// By the backend's address in memory, which the balancer's weak reference keeps from being used again.
-    balancers: RefCell<HashMap<usize, Rc<Balancer>>>,
-    plain: RefCell<HashMap<SocketAddr, Rc<LocalEndpoint>>>,
+    balancers: RefCell<HashMap<usize, Rc<Balancer>, RandomState>>,
+    plain: RefCell<HashMap<SocketAddr, Rc<LocalEndpoint>, RandomState>>,
     plain_stats: OnceCell<Rc<BackendStats>>,
     outside: RefCell<HashMap<Box<str>, Arc<Backend>>>,
     dialer: Rc<Dialer>,
