@@ -27,6 +27,8 @@ const EXPLORE_ONE_IN: u64 = 100;
 /// Endpoints that are compared for a request, at most. Two halve the queues that chance makes (Mitzenmacher 2001), but a balancer that sees
 /// only its own few requests, to servers that are not alike, meets two slow ones too often: docs/balancing.md has figures.
 const MOST_COMPARED: usize = 5;
+/// Where weights differ: how much more the one drawn by weight may cost that has nothing in flight, so that weights decide, and not noise.
+const IDLE_TOLERANCE: f64 = 2.0;
 /// Pairs drawn before all endpoints are looked at.
 const DRAWS: usize = 4;
 /// Single draws before all endpoints are looked at.
@@ -90,6 +92,8 @@ pub enum By {
     Default,
     /// What endpoints say of their load ([`prequal`]).
     Report,
+    /// It is in its slow start, and this is of its part.
+    Start,
     /// The place of the request's key ([`maglev`]).
     Place,
     /// That place has no room, or is not ready: another.
@@ -127,8 +131,12 @@ pub enum Cost {
 impl Cost {
     /// Expected cost of one more request: lower is better.
     fn of(self, view: &impl Candidates, index: usize, now: Instant) -> f64 {
-        let share = view.weight(index) * view.warmth(index);
-        let in_flight = f64::from(view.in_flight(index)) / share;
+        self.with(view, index, f64::from(view.in_flight(index)), now)
+    }
+
+    /// The same with so many requests in flight.
+    fn with(self, view: &impl Candidates, index: usize, in_flight: f64, now: Instant) -> f64 {
+        let in_flight = in_flight / (view.weight(index) * view.warmth(index));
         match self {
             Self::PeakEwma => view.estimate(index).seconds(now) * (in_flight + 1.0),
             Self::InFlight => in_flight,
@@ -144,7 +152,8 @@ pub fn warmth(ready_for: Duration, window: Duration) -> f64 {
     (ready_for.as_secs_f64() / window.as_secs_f64()).max(SLOW_START_FLOOR)
 }
 
-/// A few ready endpoints are drawn by weight, the first two of them distinct, and the cheapest is taken. An endpoint that is
+/// A few ready endpoints are drawn by weight, the first two of them distinct, and the cheapest is taken; what is in its slow start
+/// gets its part of what it is drawn for, and what failed of late less and less ([`Drawn::take`]). An endpoint that is
 /// due for a probe is taken if it is drawn and admitted. If none is ready, any of the best standing that exists.
 pub fn cheapest_drawn(
     view: &impl Candidates,
@@ -163,15 +172,13 @@ pub fn cheapest_drawn(
                 }
             }
             if standings == (Standing::Ready, Standing::Ready) {
-                let a = if is_warm(view, a, random) { a } else { b };
-                if random().is_multiple_of(EXPLORE_ONE_IN) {
-                    return Some(Choice::of(a));
+                let mut drawn = Drawn::new(view, sampler, cost, now, [a, b]);
+                let explores = random().is_multiple_of(EXPLORE_ONE_IN);
+                if !explores {
+                    let more = (2..compared(view.count())).map(|_| sampler.draw(random()));
+                    more.filter(|index| view.standing(*index) == Standing::Ready).for_each(|index| drawn.add(index));
                 }
-                let more = (2..compared(view.count())).map(|_| sampler.draw(random()));
-                let more =
-                    more.filter(|index| view.standing(*index) == Standing::Ready && is_warm(view, *index, random));
-                let chosen = cheapest(view, cost, now, a, std::iter::once(b).chain(more));
-                return Some(Choice::among(chosen, [a, b]));
+                return Some(Choice::among(drawn.take(explores, random), [a, b]));
             }
         }
     }
@@ -184,33 +191,105 @@ pub fn cheapest_drawn(
             let (a, b) = sampler::two_of(many, random());
             let (a, b) = (alike().nth(a)?, alike().nth(b)?);
             let explores = random().is_multiple_of(EXPLORE_ONE_IN);
-            Some(Choice::among(if explores { a } else { cheapest(view, cost, now, a, std::iter::once(b)) }, [a, b]))
+            Some(Choice::among(Drawn::new(view, sampler, cost, now, [a, b]).take(explores, random), [a, b]))
         }
     }
 }
 
-/// How many of so many endpoints are compared. Fewer of few: weights, which drawing goes by, are to count also while there is
-/// nothing in flight.
+/// How many of so many endpoints are compared. Fewer of few: else drawing, which goes by weight, would draw all.
 fn compared(count: usize) -> usize {
     (count / 2 + 1).clamp(2, MOST_COMPARED)
 }
 
-/// The first of those that cost the least.
-fn cheapest(
-    view: &impl Candidates,
+/// Endpoints drawn for one request, from which one is taken.
+struct Drawn<'a, V> {
+    view: &'a V,
     cost: Cost,
     now: Instant,
-    first: usize,
-    others: impl Iterator<Item = usize>,
-) -> usize {
-    let (mut best, mut least) = (first, cost.of(view, first, now));
-    for index in others {
+    indices: [usize; MOST_COMPARED],
+    count: usize,
+    /// Weights differ.
+    weighted: bool,
+}
+
+impl<'a, V: Candidates> Drawn<'a, V> {
+    /// The first two.
+    fn new(view: &'a V, sampler: &Sampler, cost: Cost, now: Instant, [a, b]: [usize; 2]) -> Self {
+        let weighted = !sampler.is_uniform();
+        let mut drawn = Self { view, cost, now, indices: [a; MOST_COMPARED], count: 1, weighted };
+        drawn.add(b);
+        drawn
+    }
+
+    fn add(&mut self, index: usize) {
+        if let Some(place) = self.indices.get_mut(self.count) {
+            *place = index;
+            self.count += 1;
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = usize> {
+        self.indices.iter().copied().take(self.count)
+    }
+
+    /// The cheapest, without those that are in their slow start and those that failed and do not take this draw. The first of all,
+    /// drawn by weight, is the one for which slow start counts: its chance to be first is its share, that it is among a few is not.
+    /// `explores`: the first that may be taken, whatever it costs.
+    fn take(&self, explores: bool, random: &impl Fn() -> u64) -> usize {
+        let Self { view, cost, now, indices: [first, ..], .. } = *self;
+        let starts = view.warmth(first) < 1.0 && is_warm(view, first, random);
+        let warm = || self.all().filter(|index| view.warmth(*index) >= 1.0);
+        if explores {
+            return if starts { first } else { warm().next().unwrap_or(first) };
+        }
+        if starts && is_trusted(view, first, now, random) && joins(view, cost, now, first, warm()) {
+            return first;
+        }
+        let mut trusted = warm().filter(|index| is_trusted(view, *index, now, random));
+        let Some(drawn) = trusted.next() else {
+            let any = cheapest(view, cost, now, warm()).or_else(|| cheapest(view, cost, now, self.all()));
+            return any.map_or(first, |(index, _)| index);
+        };
+        let tolerance = if self.weighted && view.in_flight(drawn) == 0 { IDLE_TOLERANCE } else { 1.0 };
+        let tolerated = cost.of(view, drawn, now) / tolerance;
+        let cheaper = cheapest(view, cost, now, trusted).filter(|(_, least)| *least < tolerated);
+        cheaper.map_or(drawn, |(index, _)| index)
+    }
+}
+
+/// The first of those that cost the least, and what it costs.
+fn cheapest(view: &impl Candidates, cost: Cost, now: Instant, of: impl Iterator<Item = usize>) -> Option<(usize, f64)> {
+    let mut best: Option<(usize, f64)> = None;
+    for index in of {
         let cost = cost.of(view, index, now);
-        if cost < least {
-            (best, least) = (index, cost);
+        if best.is_none_or(|(_, least)| cost < least) {
+            best = Some((index, cost));
         }
     }
     best
+}
+
+/// `index`, drawn by share, if it is in its slow start and takes this draw: for algorithms that compare in a way of their own.
+pub fn starting(view: &impl Candidates, index: usize, now: Instant, random: &impl Fn() -> u64) -> Option<Choice> {
+    let starts = view.standing(index) == Standing::Ready && view.warmth(index) < 1.0 && is_warm(view, index, random);
+    let others = || (1..MOST_COMPARED).map(|_| sampler::scale(random() as u32, view.count()));
+    let warm = |index: &usize| view.standing(*index) == Standing::Ready && view.warmth(*index) >= 1.0;
+    let joins = || joins(view, Cost::PeakEwma, now, index, others().filter(warm));
+    (starts && is_trusted(view, index, now, random) && joins()).then(|| Choice::of(index).decided(By::Start))
+}
+
+/// Whether an endpoint in its slow start, whose turn it is, costs no more than the dearest of `others`: it is not to be compared
+/// with the cheapest, since its share is small already. What it may have in flight is rounded up to a whole request.
+fn joins(
+    view: &impl Candidates,
+    cost: Cost,
+    now: Instant,
+    index: usize,
+    mut others: impl Iterator<Item = usize>,
+) -> bool {
+    let in_flight = f64::from(view.in_flight(index).saturating_sub(1));
+    let own = cost.with(view, index, in_flight, now);
+    others.any(|other| cost.of(view, other, now) >= own)
 }
 
 /// One that is ready, drawn by weight; see [`cheapest_drawn`] for the rest.
@@ -240,6 +319,12 @@ pub fn random(view: &impl Candidates, sampler: &Sampler, random: &impl Fn() -> u
 pub fn is_warm(view: &impl Candidates, index: usize, random: &impl Fn() -> u64) -> bool {
     let warmth = view.warmth(index);
     warmth >= 1.0 || sampler::unit(random()) < warmth
+}
+
+/// Whether an endpoint that failed of late takes this one of the draws it got: see [`Estimate::trust`].
+pub fn is_trusted(view: &impl Candidates, index: usize, now: Instant, random: &impl Fn() -> u64) -> bool {
+    let trust = view.estimate(index).trust(now);
+    trust >= 1.0 || sampler::unit(random()) < trust
 }
 
 /// The best there is when nothing is to be probed.

@@ -266,9 +266,15 @@ impl Roster {
             Standing::Ready if !view.local(any)?.pool.reports_load() => return None,
             _ => {}
         }
+        if let Some(choice) = balance::starting(view, any, view.now, random) {
+            return Some(choice);
+        }
         let mut asked = self.asked.borrow_mut();
         asked.listen(view);
-        let usable = |index: usize| view.standing(index) == Standing::Ready && balance::is_warm(view, index, random);
+        let usable = |index: usize| {
+            let is_warm = view.standing(index) == Standing::Ready && view.warmth(index) >= 1.0;
+            is_warm && balance::is_trusted(view, index, view.now, random)
+        };
         let penalty = |index: usize| view.estimate(index).penalty(view.now);
         let index = asked.pool.choose(settings, self.endpoints.len(), view.now, usable, penalty)?;
         Some(Choice::of(index).decided(By::Report))

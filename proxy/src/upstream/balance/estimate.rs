@@ -14,6 +14,12 @@ pub const MOST_PENALTY: Duration = Duration::from_secs(5);
 /// Time in which a penalty loses all but 1/e; a success halves it, too. Shorter than [`DECAY`]: a restarted endpoint is
 /// to have its share again within seconds.
 const PENALTY_DECAY: Duration = Duration::from_secs(2);
+/// What a failure costs of trust: the endpoint takes one in two to the power of so many draws, whatever others cost.
+const DISTRUST: f64 = 2.0;
+/// Distrust after failures in a row, at most: a draw in 256, a second later one in 29, after four seconds every other.
+const MOST_DISTRUST: f64 = 8.0;
+/// Less is none.
+const LEAST_DISTRUST: f64 = 0.01;
 /// What one request counts for in the usual latency: a slow one little, so that a rare peak changes nothing.
 const USUAL_RISE: f64 = 1.0 / 32.0;
 /// See [`USUAL_RISE`].
@@ -29,6 +35,8 @@ pub struct Estimate {
     usual: f64,
     /// Seconds.
     penalty: f64,
+    /// Grows with failures; decays as the penalty does, and halves with a success.
+    distrust: f64,
     penalized_at: Instant,
 }
 
@@ -36,7 +44,7 @@ impl Estimate {
     /// Nothing measured yet: `seed` (what its peers show, or [`DEFAULT_LATENCY`]) until the first observation.
     pub fn new(seed: Duration, now: Instant) -> Self {
         let seconds = seed.as_secs_f64();
-        Self { seconds, at: now, measured: false, usual: seconds, penalty: 0.0, penalized_at: now }
+        Self { seconds, at: now, measured: false, usual: seconds, penalty: 0.0, distrust: 0.0, penalized_at: now }
     }
 
     /// The latency of a try that succeeded. Above the estimate it replaces it; below, it is averaged in by the time passed.
@@ -56,11 +64,13 @@ impl Estimate {
         self.at = self.at.max(now);
         self.measured = true;
         self.penalty /= 2.0;
+        self.distrust /= 2.0;
     }
 
     /// A try that failed after `latency`.
     pub fn failed(&mut self, latency: Duration, now: Instant) {
         self.penalty = latency.clamp(LEAST_PENALTY, MOST_PENALTY).as_secs_f64();
+        self.distrust = (self.distrust(now) + DISTRUST).min(MOST_DISTRUST);
         self.penalized_at = now;
     }
 
@@ -77,6 +87,7 @@ impl Estimate {
     /// The endpoint proved to be well again.
     pub fn pardon(&mut self) {
         self.penalty = 0.0;
+        self.distrust = 0.0;
     }
 
     /// Measured latency in seconds, decayed towards zero while nothing is observed, so that a slow endpoint is tried again.
@@ -108,6 +119,19 @@ impl Estimate {
     /// Latency and penalty, whichever is worse, in seconds.
     pub fn seconds(&self, now: Instant) -> f64 {
         self.latency(now).max(self.penalty(now))
+    }
+
+    /// The share of its draws that an endpoint takes after failures, more than 0 and 1 at most. A penalty alone would be cheap where
+    /// everybody is slow: who fails at once has nothing in flight.
+    pub fn trust(&self, now: Instant) -> f64 {
+        match self.distrust(now) {
+            little if little < LEAST_DISTRUST => 1.0,
+            distrust => (-distrust).exp2(),
+        }
+    }
+
+    fn distrust(&self, now: Instant) -> f64 {
+        if self.distrust > 0.0 { self.distrust * decay(self.penalized_at, now, PENALTY_DECAY) } else { 0.0 }
     }
 
     /// What is left of the penalty for failures, in seconds.
@@ -155,6 +179,24 @@ mod tests {
         assert!((estimate.seconds(start) - MOST_PENALTY.as_secs_f64()).abs() < 1e-9);
         estimate.pardon();
         assert!(estimate.seconds(start) < 0.0011);
+    }
+
+    #[test]
+    fn trust_is_lost_by_failures_in_a_row_and_comes_back_within_seconds() {
+        let start = Instant::now();
+        let mut estimate = Estimate::new(DEFAULT_LATENCY, start);
+        assert_eq!(estimate.trust(start), 1.0);
+        estimate.failed(Duration::ZERO, start);
+        assert!((estimate.trust(start) - 0.25).abs() < 1e-9, "once");
+        assert!(estimate.trust(start + Duration::from_secs(3)) > 0.7);
+        (0..50).for_each(|_| estimate.failed(Duration::ZERO, start));
+        assert!((estimate.trust(start) - 1.0 / 256.0).abs() < 1e-9, "again and again");
+        assert!(estimate.trust(start + Duration::from_secs(4)) > 0.4);
+        assert_eq!(estimate.trust(start + Duration::from_secs(14)), 1.0);
+        estimate.succeeded(Duration::from_millis(1), start);
+        assert!((estimate.trust(start) - 1.0 / 16.0).abs() < 1e-9);
+        estimate.pardon();
+        assert_eq!(estimate.trust(start), 1.0);
     }
 
     #[test]

@@ -32,14 +32,16 @@ struct Fleet {
     service: Vec<Duration>,
     /// One in so many seconds of each server's time it is three times as slow.
     antagonised_one_in: Option<u64>,
-    /// A server that fails this share of its requests, at once.
-    failing: Option<(usize, f64)>,
+    /// A server that fails this share of its requests, at once, until so long after the beginning.
+    failing: Option<(usize, f64, Duration)>,
     utilisation: f64,
 }
 
 struct Outcome {
     latencies: Vec<Duration>,
     failed: usize,
+    /// Requests sent to the failing server since it is well, and to all.
+    since: (usize, usize),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -112,7 +114,7 @@ impl<'a> Simulation<'a> {
             servers,
             clients,
             requests: Vec::new(),
-            outcome: Outcome { latencies: Vec::new(), failed: 0 },
+            outcome: Outcome { latencies: Vec::new(), failed: 0, since: (0, 0) },
         };
         simulation.at(start, Event::Arrival);
         let end = start + Duration::from_secs(seconds);
@@ -151,7 +153,12 @@ impl<'a> Simulation<'a> {
         let fails = self
             .fleet
             .failing
-            .is_some_and(|(failing, share)| failing == server && sampler::unit((self.draw)()) < share);
+            .filter(|(failing, _, until)| *failing == server && now < self.start + *until)
+            .is_some_and(|(_, share, _)| sampler::unit((self.draw)()) < share);
+        if let Some((failing, ..)) = self.fleet.failing.filter(|(.., until)| now >= self.start + *until) {
+            self.outcome.since.0 += usize::from(failing == server);
+            self.outcome.since.1 += 1;
+        }
         let underway = self.servers[server].load.begin(now);
         let request = self.requests.len();
         self.requests.push(Request { client, server, sent: now, underway, fails });
@@ -215,7 +222,8 @@ impl<'a> Simulation<'a> {
             By::Prequal => {
                 let settings = prequal::Settings::default();
                 let penalty = |index: usize| endpoints.estimates[index].penalty(now);
-                let chosen = pool.choose(&settings, count, now, |_| true, penalty).map(Choice::of);
+                let usable = |index: usize| is_trusted(endpoints, index, now, draw);
+                let chosen = pool.choose(&settings, count, now, usable, penalty).map(Choice::of);
                 let asked: Vec<usize> = (0..pool.probes_due(&settings)).map(|_| sampler.draw(draw())).collect();
                 let chosen = chosen.or_else(|| cheapest_drawn(endpoints, &sampler, Cost::PeakEwma, now, draw));
                 for server in asked {
@@ -277,17 +285,34 @@ fn simulation_of_heterogeneous_and_antagonised_servers() {
     }
 }
 
-#[test]
-fn simulation_of_a_server_that_fails_fast() {
-    let fleet = Fleet {
+/// One of ten fails at once, nine times of ten.
+fn failing(utilisation: f64, until: Duration) -> Fleet {
+    Fleet {
         service: vec![Duration::from_millis(20); 10],
         antagonised_one_in: None,
-        failing: Some((3, 0.9)),
-        utilisation: 0.7,
-    };
-    let results = compare("one of ten fails fast, nine times of ten", &fleet, 20);
-    let share = of(&results, By::Turns).1;
-    for by in [By::PeakEwma, By::Prequal] {
-        assert!(of(&results, by).1 < share / 4, "{by:?} is drawn to it");
+        failing: Some((3, 0.9, until)),
+        utilisation,
+    }
+}
+
+#[test]
+fn simulation_of_a_server_that_fails_fast() {
+    for utilisation in [0.7, 0.9, 1.1] {
+        let fleet = failing(utilisation, Duration::from_secs(3600));
+        let results = compare(&format!("{:.0} % used, one of ten fails fast", utilisation * 100.0), &fleet, 20);
+        let share = of(&results, By::Turns).1;
+        for by in [By::LeastRequest, By::PeakEwma, By::Prequal] {
+            assert!(of(&results, by).1 < share / 4, "{by:?} is drawn to it");
+        }
+    }
+}
+
+#[test]
+fn simulation_of_a_server_that_is_well_again() {
+    for by in [By::LeastRequest, By::PeakEwma, By::Prequal] {
+        let outcome = Simulation::run(by, &failing(0.7, Duration::from_secs(10)), 20);
+        let share = outcome.since.0 as f64 / outcome.since.1 as f64;
+        println!("{by:?}: {:.1} % of the next ten seconds' requests, for a fair share of 10 %", share * 100.0);
+        assert!(share > 0.05, "{by:?} stays away from it: {share}");
     }
 }

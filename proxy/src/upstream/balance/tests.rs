@@ -1,3 +1,5 @@
+use std::collections::VecDeque;
+
 use proptest::prelude::*;
 
 use super::{testing::*, *};
@@ -61,28 +63,82 @@ fn weight_counts_without_load_too() {
     let counts = simulate(Cost::InFlight, &[Duration::from_micros(100); 3], &[2, 1, 1], 20_000, 5);
     let share = counts[0] as f64 / 20_000.0;
     assert!((0.45..0.55).contains(&share), "nobody takes all: {counts:?}");
+
+    // Nor do latencies that are nearly the same.
+    let weights = [6, 3, 3, 1, 1, 1, 1];
+    let latencies = [130, 90, 100, 110, 80, 90, 120].map(Duration::from_micros);
+    for cost in [Cost::PeakEwma, Cost::InFlight] {
+        for count in 2..=weights.len() {
+            let total: u32 = weights.iter().take(count).sum();
+            let counts = simulate(cost, &latencies[..count], &weights[..count], 20_000, 5);
+            for (chosen, weight) in counts.iter().zip(weights) {
+                let fair = 20_000.0 * f64::from(weight) / f64::from(total);
+                assert!((*chosen as f64 - fair).abs() < 0.25 * fair, "{cost:?}: {counts:?} by {weights:?}");
+            }
+        }
+    }
+}
+
+/// Ways to choose that go by warmth.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    Cheapest(Cost),
+    Random,
+    Turns,
+    Prequal,
+}
+
+/// Sends requests to as many endpoints that take `took`, so fast that each has `busy` in flight in the mean; the first one's slow
+/// start has come as far as `warmth`. Its share of what is fair.
+fn share_in_slow_start(way: Way, count: usize, warmth: f64, busy: f64, seed: u64) -> f64 {
+    let requests = 3000 * count as u32;
+    let took = Duration::from_millis(20);
+    let gap = took.div_f64(busy * count as f64);
+    let (start, random) = (Instant::now(), generator(seed));
+    let mut endpoints = Endpoints::ready(count, start);
+    endpoints.warmth[0] = warmth;
+    let (sampler, mut turns) = (endpoints.sampler(), RoundRobin::new(count, seed));
+    let (mut pool, settings) = (prequal::Pool::default(), prequal::Settings::default());
+    let mut under_way = VecDeque::new();
+    let mut chosen = 0_u32;
+    for step in 0..requests {
+        let now = start + gap * step;
+        while let Some((_, index, took)) =
+            under_way.pop_front_if(|(ends, ..): &mut (Instant, usize, Duration)| *ends <= now)
+        {
+            endpoints.in_flight[index] -= 1;
+            endpoints.estimates[index].succeeded(took, now);
+        }
+        let choice = match way {
+            Way::Cheapest(cost) => cheapest_drawn(&endpoints, &sampler, cost, now, &random),
+            Way::Random => self::random(&endpoints, &sampler, &random),
+            Way::Turns => turns.choose(&endpoints, false),
+            Way::Prequal => {
+                for _ in 0..3 {
+                    let index = sampler.draw(random());
+                    let in_flight = endpoints.in_flight[index];
+                    pool.take(index, prequal::Report { in_flight, latency: took, at: now });
+                }
+                starting(&endpoints, sampler.draw(random()), now, &random).or_else(|| {
+                    let usable = |index: usize| endpoints.warmth[index] >= 1.0;
+                    pool.choose(&settings, count, now, usable, |_| 0.0).map(Choice::of)
+                })
+            }
+        };
+        let Some(Choice { index, .. }) =
+            choice.or_else(|| cheapest_drawn(&endpoints, &sampler, Cost::PeakEwma, now, &random))
+        else {
+            unreachable!("all are ready");
+        };
+        endpoints.in_flight[index] += 1;
+        under_way.push_back((now + took, index, took));
+        chosen += u32::from(index == 0);
+    }
+    f64::from(chosen) * count as f64 / f64::from(requests)
 }
 
 #[test]
-fn an_endpoint_in_slow_start_gets_a_part_of_its_share() {
-    let (now, draw) = (Instant::now(), generator(17));
-    let mut endpoints = Endpoints::ready(5, now);
-    endpoints.warmth[1] = SLOW_START_FLOOR;
-    let sampler = endpoints.sampler();
-    let mut turns = RoundRobin::new(5, 0);
-    let mut counts = [0; 3];
-    for _ in 0..10_000 {
-        let choices = [
-            random(&endpoints, &sampler, &draw),
-            cheapest_drawn(&endpoints, &sampler, Cost::InFlight, now, &draw),
-            turns.choose(&endpoints, false),
-        ];
-        for (count, choice) in counts.iter_mut().zip(choices) {
-            *count += usize::from(choice.unwrap().index == 1);
-        }
-    }
-    // A tenth of 1 to 4.1.
-    assert!(counts.iter().all(|count| (100..500).contains(count)), "{counts:?}");
+fn warmth_grows_from_its_floor() {
     assert_eq!(warmth(Duration::ZERO, Duration::from_secs(10)), SLOW_START_FLOOR);
     assert!((warmth(Duration::from_secs(5), Duration::from_secs(10)) - 0.5).abs() < 1e-9);
     assert_eq!(warmth(Duration::from_secs(11), Duration::from_secs(10)), 1.0);
@@ -160,6 +216,25 @@ fn choices(endpoints: &Endpoints, now: Instant, seed: u64) -> Vec<(&'static str,
         ("key", by_key),
         ("zone", in_zone.or_else(|| cheapest_drawn(endpoints, &sampler, Cost::PeakEwma, now, &draw))),
     ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    /// Whatever is under way, and whoever chooses.
+    #[test]
+    fn an_endpoint_in_slow_start_gets_about_its_part_of_a_fair_share(
+        count in 2_usize..12, warmth in 0.1..0.9_f64, busy in prop_oneof![0.01..0.1_f64, 0.1..8.0_f64], seed: u64,
+    ) {
+        let ways =
+            [Way::Cheapest(Cost::PeakEwma), Way::Cheapest(Cost::InFlight), Way::Random, Way::Turns, Way::Prequal];
+        for way in ways {
+            let share = share_in_slow_start(way, count, warmth, busy, seed);
+            // Of all that are warm it would be a bit more: of two, nearly twice as much.
+            let most = warmth * count as f64 / (count as f64 - 1.0 + warmth);
+            prop_assert!(share > 0.65 * warmth && share < 1.3 * most, "{way:?}: {share} of {most}");
+        }
+    }
 }
 
 proptest! {

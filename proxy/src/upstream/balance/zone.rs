@@ -10,7 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Candidates, Choice, Cost, EXPLORE_ONE_IN, Estimate, Sampler, Standing, cheapest_drawn, estimate::decay};
+use super::{
+    Candidates, Choice, Cost, EXPLORE_ONE_IN, Estimate, Sampler, Standing, cheapest_drawn, estimate::decay, is_warm,
+};
 
 /// How much more a request may cost in the own zone.
 pub const PREFERENCE: f64 = 2.0;
@@ -72,6 +74,11 @@ impl Zones {
             Some(far) if view.standing(far.index) == Standing::Ready => far,
             _ => return Some(near),
         };
+        // Where all that is near starts slowly, there was nobody near to leave requests to.
+        let all_start = || self.near.members.iter().all(|index| view.warmth(*index) < 1.0);
+        if view.warmth(near.index) < 1.0 && all_start() && !is_warm(view, near.index, random) {
+            return Some(far);
+        }
         let (near_latency, far_latency) = match cost {
             Cost::InFlight => (1.0, 1.0),
             Cost::PeakEwma => {
@@ -238,6 +245,17 @@ mod tests {
         assert_eq!(zones.choose(&endpoints, Cost::PeakEwma, now, &generator(1)), None, "all are looked at");
         assert!(Zones::new([(true, 1), (true, 1)].into_iter()).is_none(), "all near");
         assert!(Zones::new([(false, 1), (false, 1)].into_iter()).is_none(), "none near");
+    }
+
+    #[test]
+    fn a_zone_that_starts_slowly_gets_a_part() {
+        let (now, random) = (Instant::now(), generator(7));
+        let zones = Zones::new((0..6).map(|index| (index < 1, 1))).unwrap();
+        let mut endpoints = Endpoints::ready(6, now);
+        endpoints.warmth[0] = 0.2;
+        let chosen = (0..1000).map(|_| zones.choose(&endpoints, Cost::PeakEwma, now, &random).unwrap().index);
+        let near = chosen.filter(|index| *index == 0).count();
+        assert!((150..250).contains(&near), "{near}");
     }
 
     #[test]
