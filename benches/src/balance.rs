@@ -27,7 +27,7 @@ use crate::{
     load::raise_descriptors,
     machine::Snapshot,
     report, results,
-    rig::LOAD_CPU,
+    rig::{LOAD_CPU, PROXY_CPU},
 };
 
 #[derive(Debug, clap::Args)]
@@ -38,7 +38,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 3)]
     rounds: usize,
     /// Seconds of each measurement.
-    #[arg(long, default_value_t = 12)]
+    #[arg(long, default_value_t = 9)]
     seconds: u64,
     /// Folder of the contenders' files.
     #[arg(long, default_value = "benches/contenders/balance")]
@@ -52,7 +52,11 @@ pub(crate) struct Args {
 }
 
 /// What does not count: estimates begin, connections are made, queues grow to what is usual.
-const WARM_UP: Duration = Duration::from_secs(3);
+const WARM_UP: Duration = Duration::from_secs(4);
+/// Of fewer answers, in all rounds together, the slowest in a thousand are too few to say anything.
+const LEAST_FOR_P999: usize = 20_000;
+/// A CPU that is so busy makes requests wait, whoever balances.
+pub(crate) const SATURATED_PERCENT: f64 = 85.0;
 
 /// How much is asked of the servers.
 #[derive(Debug, Clone, Copy)]
@@ -63,13 +67,48 @@ pub(crate) struct Work {
     utilisation: f64,
     /// A server fails at once whatever it gets, for the middle half of the measurement.
     pub(crate) failing: bool,
+    /// Who takes part in it, unless contenders are named.
+    field: Field,
+}
+
+/// Not every algorithm says something new at every load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Field {
+    All,
+    /// All but those that are told by their kind.
+    Serious,
+    Few,
+}
+
+/// Those of [`Field::Few`].
+const FEW: [&str; 4] = ["leno-peak-ewma", "leno-prequal", "envoy-least-request", "nginx-round-robin"];
+/// Not of [`Field::Serious`]: they are blind to load, as turns are.
+const BLIND: [&str; 3] = ["leno-random", "leno-hash", "envoy-round-robin"];
+
+impl Work {
+    fn includes(&self, contender: &Contender, named: bool) -> bool {
+        let name = contender.name.as_str();
+        (self.failing || !contender.ejects)
+            && match self.field {
+                _ if named => true,
+                Field::All => true,
+                Field::Serious => !BLIND.contains(&name),
+                Field::Few => FEW.contains(&name),
+            }
+    }
 }
 
 pub(crate) const WORKS: [Work; 4] = [
-    Work { name: "balance-70", title: "70 % of capacity", utilisation: 0.7, failing: false },
-    Work { name: "balance-80", title: "80 % of capacity", utilisation: 0.8, failing: false },
-    Work { name: "balance-90", title: "90 % of capacity", utilisation: 0.9, failing: false },
-    Work { name: "balance-failing", title: "70 % of capacity, one server fails fast", utilisation: 0.7, failing: true },
+    Work { name: "balance-70", title: "70 % of capacity", utilisation: 0.7, failing: false, field: Field::Few },
+    Work { name: "balance-80", title: "80 % of capacity", utilisation: 0.8, failing: false, field: Field::All },
+    Work { name: "balance-90", title: "90 % of capacity", utilisation: 0.9, failing: false, field: Field::Serious },
+    Work {
+        name: "balance-failing",
+        title: "70 % of capacity, one server fails fast",
+        utilisation: 0.7,
+        failing: true,
+        field: Field::Serious,
+    },
 ];
 
 /// Lines for the report: what stands behind the balancers.
@@ -115,9 +154,12 @@ pub(crate) async fn run(args: &Args) -> Result<()> {
         folder: tempfile::Builder::new().prefix("leno-bench-").tempdir().context("a folder for the bench")?,
     };
     let mut running = bench.start(&contenders).await?;
+    let named = contenders.len() < known.len();
     for work in works {
         eprintln!("== {}: {}", work.name, work.title);
-        let finished = bench.measure_all(&work, args.rounds, &contenders, &mut running).await?;
+        let taking_part: Vec<&Contender> =
+            contenders.iter().copied().filter(|contender| work.includes(contender, named)).collect();
+        let finished = bench.measure_all(&work, args.rounds, &taking_part, &mut running).await?;
         if !args.dry {
             results::save(results::rows(work.name, &finished, &versions))?;
         }
@@ -187,23 +229,31 @@ impl Bench {
         &self,
         work: &Work,
         rounds: usize,
-        contenders: &[&Contender],
+        taking_part: &[&Contender],
         started: &mut Started,
     ) -> Result<Vec<results::Finished>> {
-        let taking_part: Vec<_> = contenders.iter().filter(|contender| work.failing || !contender.ejects).collect();
         let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); taking_part.len()];
+        let mut latencies: Vec<Vec<u64>> = vec![Vec::new(); taking_part.len()];
         for round in 0..rounds {
             // Each round begins with another one.
             for n in 0..taking_part.len() {
                 let place = (n + round) % taking_part.len();
-                let (Some(contender), Some(samples)) = (taking_part.get(place), samples.get_mut(place)) else {
+                let (Some(contender), Some(samples), Some(latencies)) =
+                    (taking_part.get(place), samples.get_mut(place), latencies.get_mut(place))
+                else {
                     continue;
                 };
                 let running = started.get_mut(started_as(contender)).context("a contender that was not started")?;
                 running.becomes(contender).await?;
-                let sample = self.measure(work, running, round as u64 + 1).await?;
+                let sample = self.measure(work, running, round as u64 + 1, latencies).await?;
                 show(round, contender, &sample);
                 samples.push(sample);
+            }
+        }
+        for (samples, latencies) in samples.iter_mut().zip(&mut latencies) {
+            // Of all rounds together: one figure, not one for each.
+            if let (Some(first), Some(p999)) = (samples.first_mut(), p999(latencies)) {
+                first.figures.insert(name::P999, p999);
             }
         }
         let finished = taking_part.iter().zip(samples).map(|(contender, samples)| results::Finished {
@@ -214,7 +264,8 @@ impl Bench {
         Ok(finished.collect())
     }
 
-    async fn measure(&self, work: &Work, running: &Running, seed: u64) -> Result<Sample> {
+    /// Puts the latencies to those of earlier rounds.
+    async fn measure(&self, work: &Work, running: &Running, seed: u64, rounds: &mut Vec<u64>) -> Result<Sample> {
         let failing = work.failing.then(|| (WARM_UP + self.measured / 4, WARM_UP + self.measured * 3 / 4));
         self.fleet.meets(Fate { begin: Instant::now(), seed, failing });
         let plan = Plan {
@@ -229,33 +280,46 @@ impl Bench {
         let between = Snapshot::take(&[])?.since(&before);
         let latencies = &mut outcome.latencies;
         latencies.sort_unstable();
+        rounds.extend_from_slice(latencies);
         let all = latencies.len() as u64 + outcome.failed;
         let at = |share| percentile(latencies, share) as f64 / 1000.0;
+        let busy_percent = |cpu: &str| {
+            let busy = cpu.parse().ok().and_then(|cpu: usize| between.busy_cpus.get(cpu));
+            100.0 * busy.copied().unwrap_or_default()
+        };
         let figures = [
             (name::P50, at(0.5)),
             (name::P99, at(0.99)),
-            (name::P999, at(0.999)),
             (name::RATE, all as f64 / self.measured.as_secs_f64()),
             (name::FAILED, 100.0 * outcome.failed as f64 / all.max(1) as f64),
             (name::BUSY, 100.0 * between.busy),
+            (name::BUSY_LOAD, busy_percent(LOAD_CPU)),
+            (name::BUSY_PROXIES, busy_percent(PROXY_CPU)),
         ];
         Ok(Sample { figures: figures.into(), foreign: between.foreign, steal: between.steal, repeats: 0 })
     }
 }
 
+/// Microseconds, if there are enough latencies (nanoseconds).
+fn p999(latencies: &mut [u64]) -> Option<f64> {
+    latencies.sort_unstable();
+    (latencies.len() >= LEAST_FOR_P999).then(|| percentile(latencies, 0.999) as f64 / 1000.0)
+}
+
 fn show(round: usize, contender: &Contender, sample: &Sample) {
     let figure = |name| sample.figures.get(name).copied().unwrap_or_default();
     eprintln!(
-        "{} {:20} p50 {:7.1}  p99 {:7.1}  p999 {:7.1} ms  failed {:5.2} %  {:5.0}/s  machine {:2.0} % busy ({:.0} % others)",
+        "{} {:21} p50 {:7.1}  p99 {:7.1} ms  failed {:5.2} %  {:5.0}/s  CPUs {:2.0} and {:2.0} % busy ({:.0} % others){}",
         round + 1,
         contender.name,
         figure(name::P50) / 1000.0,
         figure(name::P99) / 1000.0,
-        figure(name::P999) / 1000.0,
         figure(name::FAILED),
         figure(name::RATE),
-        figure(name::BUSY),
+        figure(name::BUSY_LOAD),
+        figure(name::BUSY_PROXIES),
         sample.foreign * 100.0,
+        if figure(name::BUSY_LOAD).max(figure(name::BUSY_PROXIES)) > SATURATED_PERCENT { "  SATURATED" } else { "" },
     );
 }
 
@@ -274,5 +338,20 @@ mod tests {
         assert_eq!(chosen(&["balance-70", "leno-prequal"]).unwrap(), (1, 1));
         assert_eq!(chosen(&["leno"]).unwrap(), (WORKS.len(), 7));
         assert!(chosen(&["lenox"]).is_err());
+        for name in FEW.iter().chain(&BLIND) {
+            assert!(known.iter().any(|contender| contender.name == *name), "{name}");
+        }
+        let measurements: usize =
+            WORKS.iter().map(|work| known.iter().filter(|contender| work.includes(contender, false)).count()).sum();
+        // Three rounds of up to 15 s each are to last less than half an hour.
+        assert!(measurements <= 37, "{measurements}");
+    }
+
+    #[test]
+    fn few_answers_have_no_slowest_in_a_thousand() {
+        let mut latencies: Vec<u64> = (1..=LEAST_FOR_P999 as u64).rev().map(|nth| nth * 1000).collect();
+        assert_eq!(p999(&mut latencies), Some(19_981.0));
+        latencies.pop();
+        assert_eq!(p999(&mut latencies), None);
     }
 }

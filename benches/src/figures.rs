@@ -32,6 +32,10 @@ pub(crate) mod name {
     pub(crate) const FAILED: &str = "failed_percent";
     /// Of the whole machine.
     pub(crate) const BUSY: &str = "busy_percent";
+    /// Of the CPU of the load generator and the servers.
+    pub(crate) const BUSY_LOAD: &str = "busy_load_percent";
+    /// Of the proxies' CPU.
+    pub(crate) const BUSY_PROXIES: &str = "busy_proxies_percent";
 }
 
 /// What one measurement found.

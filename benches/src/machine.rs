@@ -12,6 +12,8 @@ const TICKS_PER_SECOND: f64 = 100.0;
 /// Counters at one moment.
 pub(crate) struct Snapshot {
     machine: Ticks,
+    /// By CPU.
+    cpus: Vec<Ticks>,
     /// Of this process and all it has started.
     ours: u64,
     /// One per watched process.
@@ -32,6 +34,8 @@ pub(crate) struct Between {
     pub processes: Vec<Spent>,
     /// Share of the machine's CPU time that was used at all.
     pub busy: f64,
+    /// The same of each CPU's.
+    pub busy_cpus: Vec<f64>,
     /// Share of it that went to processes that are not ours.
     pub foreign: f64,
     /// Share of it that the hypervisor gave to others.
@@ -42,15 +46,16 @@ impl Snapshot {
     pub(crate) fn take(watched: &[Process]) -> Result<Self> {
         let stat = fs::read_to_string("/proc/stat").context("read /proc/stat")?;
         Ok(Self {
-            machine: Ticks::parse(&stat).context("the first line of /proc/stat")?,
+            machine: stat.lines().next().and_then(Ticks::parse).context("the first line of /proc/stat")?,
+            cpus: stat.lines().skip(1).map_while(Ticks::parse).collect(),
             ours: ticks_of_tree(std::process::id()),
             processes: watched.iter().map(spent).collect::<Result<_>>()?,
         })
     }
 
     pub(crate) fn since(&self, before: &Self) -> Between {
-        let total = (self.machine.total.saturating_sub(before.machine.total)).max(1) as f64;
-        let busy = self.machine.busy.saturating_sub(before.machine.busy) as f64;
+        let total = self.machine.total_since(before.machine);
+        let busy = self.machine.busy_since(before.machine);
         let steal = self.machine.steal.saturating_sub(before.machine.steal) as f64;
         let ours = self.ours.saturating_sub(before.ours) as f64;
         let pairs = self.processes.iter().zip(&before.processes);
@@ -62,13 +67,19 @@ impl Snapshot {
                 })
                 .collect(),
             busy: busy / total,
+            busy_cpus: self
+                .cpus
+                .iter()
+                .zip(&before.cpus)
+                .map(|(after, before)| after.busy_since(*before) / after.total_since(*before))
+                .collect(),
             foreign: ((busy - ours) / total).max(0.0),
             steal: steal / total,
         }
     }
 }
 
-/// The machine's time, all CPUs together, in ticks since boot.
+/// The time of a CPU, or of all together, in ticks since boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Ticks {
     busy: u64,
@@ -77,17 +88,23 @@ struct Ticks {
 }
 
 impl Ticks {
-    fn parse(stat: &str) -> Option<Self> {
-        let fields: Vec<u64> = stat
-            .lines()
-            .next()?
-            .strip_prefix("cpu ")?
-            .split_whitespace()
-            .map_while(|field| field.parse().ok())
-            .collect();
+    /// Of a line that begins with `cpu`.
+    fn parse(line: &str) -> Option<Self> {
+        let (name, fields) = line.split_once(' ')?;
+        let fields = fields.split_whitespace().map_while(|field| field.parse().ok());
+        let fields: Vec<u64> = fields.take_while(|_| name.starts_with("cpu")).collect();
         let [user, nice, system, idle, iowait, irq, softirq, steal, ..] = *fields.as_slice() else { return None };
         let busy = user + nice + system + irq + softirq;
         Some(Self { busy, steal, total: busy + idle + iowait + steal })
+    }
+
+    fn busy_since(self, before: Self) -> f64 {
+        self.busy.saturating_sub(before.busy) as f64
+    }
+
+    /// At least 1.
+    fn total_since(self, before: Self) -> f64 {
+        self.total.saturating_sub(before.total).max(1) as f64
     }
 }
 
@@ -183,8 +200,10 @@ mod tests {
 
     #[test]
     fn the_machines_ticks() {
-        let stat = "cpu  10 1 20 900 5 2 3 4 0 0\ncpu0 1 2 3\n";
-        assert_eq!(Ticks::parse(stat), Some(Ticks { busy: 36, steal: 4, total: 945 }));
+        let ticks = Some(Ticks { busy: 36, steal: 4, total: 945 });
+        assert_eq!(Ticks::parse("cpu  10 1 20 900 5 2 3 4 0 0"), ticks);
+        assert_eq!(Ticks::parse("cpu1 10 1 20 900 5 2 3 4 0 0"), ticks);
+        assert_eq!(Ticks::parse("intr 10 1 20 900 5 2 3 4 0 0"), None);
         assert_eq!(Ticks::parse("cpu0 1 2 3"), None);
         assert_eq!(Ticks::parse(""), None);
     }

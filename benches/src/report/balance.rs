@@ -33,7 +33,7 @@ fn line(row: &Row) -> Option<Line> {
     let millis = |name| figure(row, name).map(|us| us / 1000.0);
     Some(Line {
         ours: label.starts_with(LENO),
-        quantiles: [millis(name::P50)?, millis(name::P99)?, millis(name::P999)?],
+        quantiles: [millis(name::P50)?, millis(name::P99)?, millis(name::P999).or(millis(name::P99))?],
         label,
     })
 }
@@ -64,7 +64,7 @@ pub(super) fn markdown(rows: &[Row]) -> Option<String> {
          - Machine: {}.\n\
          - Versions: {}.\n\
          - Milliseconds from the moment a request was due, of those that were answered well: medians over interleaved rounds, in brackets the least and \
-         the most. In each round all contenders get the same requests, and antagonists at the same times.\n\n\
+         the most; p999 is of all rounds together, where that is 20 answers at least. In each round all contenders get the same requests, and antagonists at the same times.\n\n\
          ![latency]({PLOT})\n\n",
         balance::description(),
         texts("machine"),
@@ -105,18 +105,34 @@ fn table(page: &mut String, work: &Work, rows: &[&Row]) {
     let rounds = most("rounds");
     let _ = writeln!(
         page,
-        "\n{rounds} round{}; the machine was at most {:.0} % busy, others took at most {:.0} % of it, its hypervisor {:.0} %.\n",
+        "\n{rounds} round{}; the CPU of load and servers was at most {:.0} % busy, that of the proxies {:.0} %{}; others took at most {:.0} % of \
+         the machine, its hypervisor {:.0} %.\n",
         if rounds > 1.0 { "s" } else { "" },
-        busiest(rows),
+        busiest(rows, name::BUSY_LOAD),
+        busiest(rows, name::BUSY_PROXIES),
+        saturated(rows),
         100.0 * most("foreign_max"),
         100.0 * most("steal_max"),
     );
 }
 
-/// Percent, of all rounds.
-fn busiest(rows: &[&Row]) -> f64 {
-    let most = |row: &&Row| row.get("max")?.get(name::BUSY)?.as_f64();
+/// Percent of a CPU, of all rounds.
+fn busiest(rows: &[&Row], cpu: &str) -> f64 {
+    let most = |row: &&Row| row.get("max")?.get(cpu)?.as_f64();
     rows.iter().filter_map(most).fold(0.0, f64::max)
+}
+
+/// Whose figures say more of a CPU than of balancing.
+fn saturated(rows: &[&Row]) -> String {
+    let is_saturated = |row: &&&Row| {
+        [name::BUSY_LOAD, name::BUSY_PROXIES].iter().any(|cpu| busiest(&[**row], cpu) > balance::SATURATED_PERCENT)
+    };
+    let names: Vec<_> = rows.iter().filter(is_saturated).map(|row| text(row, "contender")).collect();
+    if names.is_empty() {
+        " (neither was saturated)".to_owned()
+    } else {
+        format!(" (**saturated**, so that their figures mean little: {})", names.join(", "))
+    }
 }
 
 #[cfg(test)]
@@ -130,7 +146,7 @@ mod tests {
         let row = |contender: &str, p99: f64| {
             json!({"work": "balance-80", "contender": contender, "machine": "a machine", "p50_us": 40_000.0, "p99_us": p99,
                    "p999_us": 900_000.0, "failed_percent": 0.5, "rps": 896.0, "rounds": 3, "foreign_max": 0.02, "steal_max": 0,
-                   "min": {"p99_us": p99 - 1000.0}, "max": {"p99_us": p99 + 1000.0, "busy_percent": 31.0}})
+                   "min": {"p99_us": p99 - 1000.0}, "max": {"p99_us": p99 + 1000.0, "busy_load_percent": 31.0, "busy_proxies_percent": p99 / 5000.0}})
         };
         let rows: Vec<Row> =
             serde_json::from_value(json!([row("envoy-round-robin", 500_000.0), row("leno-prequal", 200_000.0)]))
@@ -139,6 +155,9 @@ mod tests {
         let (ours, theirs) = (page.find("| **leno-prequal**").unwrap(), page.find("| envoy-round-robin").unwrap());
         assert!(ours < theirs, "{page}");
         assert!(page.contains("200 [199–201]") && page.contains("31 % busy"), "{page}");
+        assert!(page.contains(
+            "that of the proxies 100 % (**saturated**, so that their figures mean little: envoy-round-robin)"
+        ));
         assert!(plot(&rows).unwrap().1.contains("leno-prequal"));
         assert!(markdown(&[]).is_none() && plot(&[]).is_none());
     }
