@@ -169,7 +169,16 @@ impl Upstreams {
     }
 
     async fn await_endpoints(&self, backend: &Arc<Backend>) -> Result<(), Error> {
-        match tokio::time::timeout(limits::CONNECT_TIMEOUT, backend.known()).await {
+        Self::heard_of(backend, backend.known()).await
+    }
+
+    /// Waits (CONNECT_TIMEOUT at most) until it is known how policy has the backend called.
+    pub(crate) async fn await_policy(&self, backend: &Arc<Backend>) -> Result<(), Error> {
+        Self::heard_of(backend, backend.told()).await
+    }
+
+    async fn heard_of(backend: &Backend, heard: impl Future<Output = ()>) -> Result<(), Error> {
+        match tokio::time::timeout(limits::CONNECT_TIMEOUT, heard).await {
             Ok(()) => Ok(()),
             Err(_) => Err(Error::Discovery(backend.key.to_string())),
         }

@@ -86,7 +86,7 @@ pub(crate) async fn forward(exchange: &mut Exchange, plan: Plan<'_>, outgoing: O
 async fn make_tries(exchange: &mut Exchange, plan: &Plan<'_>, template: &mut Template<'_>) -> Result<Answer, Error> {
     let ctx = Rc::clone(exchange.ctx());
     exchange.still_awaited()?;
-    let guarded = Guarded::enter(exchange, plan)?;
+    let guarded = Guarded::enter(exchange, plan).await?;
     let mut tries = Tries {
         repeatable: retry::repeatable(&template.head.method, &template.head.fields),
         of_retry: exchange.serves_attempt > 1,

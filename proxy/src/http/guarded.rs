@@ -4,6 +4,7 @@
 use std::{
     future::{Future, poll_fn},
     pin::Pin,
+    rc::Rc,
     sync::Arc,
     task::Poll,
     time::{Duration, Instant},
@@ -46,8 +47,8 @@ impl<'a> Guarded<'a> {
     /// Takes the request's place, and sets its times.
     ///
     /// # Errors
-    /// If there is no place, or nobody waits for an answer any longer.
-    pub(super) fn enter(exchange: &mut Exchange, plan: &Plan<'a>) -> Result<Self, Error> {
+    /// If there is no place, nobody waits for an answer any longer, or it is not known what policy says.
+    pub(super) async fn enter(exchange: &mut Exchange, plan: &Plan<'a>) -> Result<Self, Error> {
         let action = plan.action;
         let try_timeout = action.and_then(|action| action.try_timeout);
         let stream_idle = action.and_then(|action| action.stream_idle);
@@ -55,6 +56,12 @@ impl<'a> Guarded<'a> {
             To::Backend(backend) => Some(backend),
             To::Application(_) => None,
         };
+        if let Some(backend) = backend.filter(|backend| !backend.shield.is_told()) {
+            // The first to call it. Seldom: not a part of every exchange.
+            let ctx = Rc::clone(exchange.ctx());
+            let mut told = Box::pin(ctx.upstreams.await_policy(backend));
+            exchange.within(None, told.as_mut()).await?;
+        }
         let rules = backend.and_then(|backend| backend.shield.rules());
         let (Some(backend), Some(rules)) = (backend, rules) else {
             stream_idle.into_iter().for_each(|idle| exchange.watch().limit_idle(idle));
@@ -172,8 +179,17 @@ impl<'a> Guarded<'a> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+    };
+
     use super::*;
-    use crate::upstream::{breaker::Settings, bulkhead::Limits};
+    use crate::{
+        policy::{BackendPolicy, Protocol, Target},
+        testing::{Sidecar, run},
+        upstream::{Endpoint, EndpointSet, breaker::Settings, bulkhead::Limits},
+    };
 
     fn settings() -> Arc<Settings> {
         Arc::new(Settings {
@@ -221,5 +237,30 @@ mod tests {
         assert!(held.is_some() && one.second(now).is_none(), "its place is taken");
         drop(held);
         assert!(one.second(now).is_some());
+    }
+
+    #[test]
+    fn the_first_request_to_a_backend_is_under_its_policy_too() {
+        run(async {
+            let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let backend = Arc::new(Backend::new("shop/shop:80".into()));
+            let called = Arc::clone(&backend);
+            let client = Sidecar::new("client", move || Target::Workload(Arc::clone(&called)));
+            let mut stream = TcpStream::connect(client.outbound().await).await.unwrap();
+            stream.write_all(b"GET / HTTP/1.1\r\nhost: shop\r\nconnection: close\r\n\r\n").await.unwrap();
+            // Until it holds the backend, and then to where it waits for what there is to know of it.
+            while Arc::strong_count(&backend) < 3 {
+                tokio::task::yield_now().await;
+            }
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            let policy = BackendPolicy { request_timeout: Some(Duration::from_millis(50)), ..BackendPolicy::default() };
+            let endpoint = Endpoint::plain(silent.local_addr().unwrap());
+            backend.publish(EndpointSet::new(true, Protocol::Http, vec![endpoint]).under(Arc::new(policy)));
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 504 ") && answer.contains("request-timeout"), "{answer}");
+        });
     }
 }

@@ -100,7 +100,7 @@ impl Backend {
 
     /// Replaces the endpoints and wakes those who wait for them.
     pub fn publish(&self, set: EndpointSet) {
-        if self.endpoints.load().policy != set.policy {
+        if !self.shield.is_told() || self.endpoints.load().policy != set.policy {
             self.budget.set(set.policy.retry_budget);
             self.shield.under(&set.policy);
         }
@@ -155,11 +155,20 @@ impl Backend {
 
     /// Returns once the endpoints are known (at once if they are).
     pub async fn known(&self) {
+        self.becomes(Self::is_known).await;
+    }
+
+    /// Returns once it is known how the backend is to be called (at once if it is): sooner than endpoints that DNS finds.
+    pub async fn told(&self) {
+        self.becomes(|backend| backend.shield.is_told()).await;
+    }
+
+    async fn becomes(&self, so: impl Fn(&Self) -> bool) {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            if self.is_known() {
+            if so(self) {
                 return;
             }
             changed.await;

@@ -53,6 +53,8 @@ impl Rules {
 /// A backend's, shared by all workers; what it has counted outlives its policy's versions.
 #[derive(Debug, Default)]
 pub struct Shield {
+    /// The backend was heard of, and whether there is a policy.
+    told: AtomicBool,
     up: AtomicBool,
     rules: ArcSwapOption<Rules>,
     pub breaker: Arc<Breaker>,
@@ -68,6 +70,12 @@ impl Shield {
         }
         self.up.store(rules.is_some(), Ordering::Relaxed);
         self.rules.store(rules.map(Arc::new));
+        self.told.store(true, Ordering::Release);
+    }
+
+    /// Whether it is known what policy says. Before that, nothing may be sent: it would be under no policy at all.
+    pub fn is_told(&self) -> bool {
+        self.told.load(Ordering::Acquire)
     }
 
     /// None: there is nothing to keep to.
