@@ -183,6 +183,8 @@ spec:
 "
     );
     mesh.apply("outside.yaml", &external)?;
+    // Not known yet, it would not be found: a name of that form is the mesh's.
+    mesh.wait("service/outside").await?;
     let by_service = format!("outside.default:{port}");
     let client = mesh.workload("client").outbound(&by_service).flag("--dns-server", &dns.address().to_string());
     let client = client.start().await?;
