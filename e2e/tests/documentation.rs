@@ -18,11 +18,18 @@ struct Example {
     documents: Vec<Value>,
 }
 
-/// Blocks that are whole documents of kinds that a mesh reads from a folder.
+/// After the three backticks of a block that is no example: of kinds that only a cluster knows.
+const OF_KUBERNETES: &str = "yaml kubernetes";
+
+/// Every block of YAML, but for those that are marked.
 fn examples() -> Result<Vec<Example>> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
-    let mut pages: Vec<PathBuf> =
-        fs::read_dir(root.join("docs"))?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    let mut pages = Vec::new();
+    for folder in ["docs", "docs/reference"] {
+        for entry in fs::read_dir(root.join(folder))? {
+            pages.push(entry?.path());
+        }
+    }
     pages.retain(|page| page.extension().is_some_and(|extension| extension == "md"));
     pages.push(root.join("README.md"));
     pages.sort();
@@ -36,25 +43,48 @@ fn examples() -> Result<Vec<Example>> {
 fn of_page(root: &Path, page: &Path) -> Result<Vec<Example>> {
     let text = fs::read_to_string(page)?;
     let mut examples = Vec::new();
-    let mut rest = text.as_str();
-    while let Some((before, block)) = rest.split_once("\n```yaml\n") {
-        let (block, after) = block.split_once("\n```").context("a block that does not end")?;
-        let line = text.len() - rest.len() + before.len();
-        let line = text.get(..line).unwrap_or_default().lines().count() + 1;
+    let mut lines = text.lines().zip(1..);
+    while let Some((opening, line)) = lines.next() {
+        let Some((indent, language)) = opening.split_once("```").filter(|(indent, _)| indent.trim().is_empty()) else {
+            continue;
+        };
         let at = format!("{}:{line}", page.strip_prefix(root)?.display());
-        rest = after;
-        let documents = block
-            .split("\n---\n")
-            .map(|part| serde_saphyr::from_str::<Value>(part).with_context(|| format!("{at} is not YAML")));
-        let documents = documents.collect::<Result<Vec<_>>>()?;
-        if documents.iter().all(is_ours) {
-            examples.push(Example { at, text: block.to_owned(), documents });
+        let mut block = Vec::new();
+        loop {
+            let (line, _) = lines.next().with_context(|| format!("{at} does not end"))?;
+            let line = line.strip_prefix(indent).unwrap_or(line);
+            if line.trim_end() == "```" {
+                break;
+            }
+            block.push(line);
+        }
+        match language.trim() {
+            "yaml" => examples.push(whole(at, &block.join("\n"))?),
+            OF_KUBERNETES => {}
+            other => {
+                let documents = || block.iter().any(|line| line.starts_with("apiVersion:"));
+                let unmarked = other.starts_with('y') || (other.is_empty() && documents());
+                ensure!(!unmarked, "{at} is YAML, and not tried: mark it \"yaml\" or {OF_KUBERNETES:?}");
+            }
         }
     }
     Ok(examples)
 }
 
-/// What is for Kubernetes alone, or a part of a file of another kind, is not for a folder.
+/// An example is whole documents that a folder can hold: else nobody would notice that it is wrong.
+fn whole(at: String, block: &str) -> Result<Example> {
+    let documents = block
+        .split("\n---\n")
+        .map(|part| serde_saphyr::from_str::<Value>(part).with_context(|| format!("{at} is not YAML")));
+    let documents = documents.collect::<Result<Vec<_>>>()?;
+    ensure!(
+        documents.iter().all(is_ours),
+        "{at} cannot be tried: if it is for Kubernetes alone, mark it {OF_KUBERNETES:?}"
+    );
+    Ok(Example { at, text: block.to_owned(), documents })
+}
+
+/// Kinds that a mesh reads from a folder.
 fn is_ours(document: &Value) -> bool {
     let kind = document["kind"].as_str().unwrap_or_default();
     let core = ["Namespace", "Service", "Pod", "EndpointSlice"].contains(&kind);
