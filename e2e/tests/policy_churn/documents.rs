@@ -1,6 +1,8 @@
 //! What is written while requests go on: for each object what it may say, what failures that explains, and what it may say
 //! that nobody can keep.
 
+use std::time::Duration;
+
 use leno_e2e::mesh::documents::{NAMESPACE, route_head};
 
 /// An object with a file of its own.
@@ -16,10 +18,23 @@ pub(crate) struct Slot {
     pub(crate) bad: &'static [Bad],
 }
 
-/// What it may say, and the reasons of failures that this explains.
-pub(crate) type Good = (&'static str, &'static [&'static str]);
+/// What it may say, and the failures that this explains.
+pub(crate) type Good = (&'static str, Why);
 /// What it may say, and the field that is wrong then.
 pub(crate) type Bad = (&'static str, &'static str);
+
+/// Failures that a policy explains.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Why {
+    /// See `Failure::reason`.
+    pub(crate) reasons: &'static [&'static str],
+    /// What breaks off has lasted so long.
+    pub(crate) after: Duration,
+}
+
+const fn gives(reasons: &'static [&'static str]) -> Why {
+    Why { reasons, after: Duration::ZERO }
+}
 
 impl Slot {
     pub(crate) fn file(&self) -> String {
@@ -83,17 +98,24 @@ pub(crate) fn slots(harmless: bool) -> Vec<Slot> {
 }
 
 /// Reasons of a request's time that runs out: each proxy on its way knows it, and a stream may have begun its answer.
-const TIME: &[&str] = &["request-timeout", "deadline", "broken", "grpc Cancelled", "grpc Unknown", "grpc Internal"];
-const TRY: &[&str] = &["try-timeout"];
-const IDLE: &[&str] = &["idle", "broken", "grpc Cancelled", "grpc Unknown", "grpc Internal"];
-const LIMITED: &[&str] = &["overload"];
+const TIME: Why = Why {
+    reasons: &["request-timeout", "deadline", "broken", "grpc Cancelled", "grpc Unknown", "grpc Internal"],
+    after: Duration::from_millis(20),
+};
+const TRY: Why = gives(&["try-timeout"]);
+const IDLE: Why = Why {
+    reasons: &["idle", "broken", "grpc Cancelled", "grpc Unknown", "grpc Internal"],
+    after: Duration::from_millis(100),
+};
+const LIMITED: Why = gives(&["overload"]);
+const NOTHING: Why = gives(&[]);
 
 const HTTP_HARMLESS: &[Good] = &[
     (
         "  rules:
     - {name: delay, matches: [{path: {value: /delay}}], backendRefs: [{name: web, port: 80}]}
     - {name: rest, backendRefs: [{name: web, port: 80, weight: 1}, {name: next, port: 80, weight: 1}]}",
-        &[],
+        NOTHING,
     ),
     (
         "  rules:
@@ -107,7 +129,7 @@ const HTTP_HARMLESS: &[Good] = &[
     - name: rest
       filters: [{type: URLRewrite, urlRewrite: {hostname: other.example, path: {type: ReplacePrefixMatch, replacePrefixMatch: /new}}}]
       backendRefs: [{name: next, port: 80}]",
-        &[],
+        NOTHING,
     ),
     (
         "  rules:
@@ -116,7 +138,7 @@ const HTTP_HARMLESS: &[Good] = &[
       retry: {codes: [503], attempts: 2, backoff: 5ms}
       sessionPersistence: {type: Header, sessionName: x-session}
       backendRefs: [{name: web, port: 80}]",
-        &[],
+        NOTHING,
     ),
 ];
 const HTTP: &[Good] = &[
@@ -131,12 +153,15 @@ const HTTP: &[Good] = &[
     ),
     (
         "  rules: [{name: delay, matches: [{path: {value: /delay}}], backendRefs: [{name: web, port: 80}]}]",
-        &["no-rule"],
+        gives(&["no-rule"]),
     ),
-    ("  rules: [{name: rest, backendRefs: [{name: web, port: 80}, {name: nowhere, port: 80}]}]", &["invalid-backend"]),
+    (
+        "  rules: [{name: rest, backendRefs: [{name: web, port: 80}, {name: nowhere, port: 80}]}]",
+        gives(&["invalid-backend"]),
+    ),
     (
         "  rules: [{name: rest, filters: [{type: RequestRedirect, requestRedirect: {hostname: other.example}}]}]",
-        &["status 302"],
+        gives(&["status 302"]),
     ),
 ];
 const HTTP_BAD: &[Bad] = &[
@@ -153,7 +178,7 @@ const HTTP_BAD: &[Bad] = &[
 ];
 
 const GRPC_HARMLESS: &[Good] = &[
-    ("  rules: [{backendRefs: [{name: rpc, port: 80, weight: 3}, {name: next, port: 80, weight: 1}]}]", &[]),
+    ("  rules: [{backendRefs: [{name: rpc, port: 80, weight: 3}, {name: next, port: 80, weight: 1}]}]", NOTHING),
     (
         "  rules:
     - name: unary
@@ -161,7 +186,7 @@ const GRPC_HARMLESS: &[Good] = &[
       filters: [{type: RequestHeaderModifier, requestHeaderModifier: {add: [{name: x-add, value: a}]}}]
       backendRefs: [{name: next, port: 80}]
     - backendRefs: [{name: rpc, port: 80}]",
-        &[],
+        NOTHING,
     ),
 ];
 const GRPC: &[Good] = &[
@@ -169,9 +194,9 @@ const GRPC: &[Good] = &[
     GRPC_HARMLESS[1],
     (
         "  rules: [{matches: [{method: {service: leno.e2e.Echo, method: Unary}}], backendRefs: [{name: rpc, port: 80}]}]",
-        &["no-rule"],
+        gives(&["no-rule"]),
     ),
-    ("  rules: [{backendRefs: [{name: rpc, port: 81}]}]", &["invalid-backend"]),
+    ("  rules: [{backendRefs: [{name: rpc, port: 81}]}]", gives(&["invalid-backend"])),
 ];
 const GRPC_BAD: &[Bad] = &[
     ("  rules: [{backendRefs: [{name: rpc, port: 0}]}]", "spec.rules[0].backendRefs[0].port"),
@@ -182,15 +207,15 @@ const GRPC_BAD: &[Bad] = &[
 ];
 
 const BACKEND_HARMLESS: &[Good] = &[
-    ("  loadBalancing: {algorithm: RoundRobin, zonePreference: None}", &[]),
-    ("  loadBalancing: {algorithm: ConsistentHash, consistentHash: {key: {header: x-user}}}", &[]),
-    ("  loadBalancing: {algorithm: ConsistentHash, consistentHash: {key: {cookie: {name: home}}}}", &[]),
-    ("  loadBalancing: {algorithm: Prequal, prequal: {probesPercent: 100}}", &[]),
-    ("  loadBalancing: {algorithm: LeastRequest, slowStart: 5s}", &[]),
-    ("  timeouts: {connect: 10s, request: 1m, connectionIdle: 100ms}", &[]),
-    ("  circuitBreaker: {failurePercent: 50, openTime: 10ms}\n  limits: {requests: 10000, retries: 0}", &[]),
-    ("  retryBudget: {percent: 0, minPerSecond: 100, burst: 1000}", &[]),
-    ("  outlierDetection: {consecutiveFailures: 1, baseEjection: 100ms, maximumEjectedPercent: 100}", &[]),
+    ("  loadBalancing: {algorithm: RoundRobin, zonePreference: None}", NOTHING),
+    ("  loadBalancing: {algorithm: ConsistentHash, consistentHash: {key: {header: x-user}}}", NOTHING),
+    ("  loadBalancing: {algorithm: ConsistentHash, consistentHash: {key: {cookie: {name: home}}}}", NOTHING),
+    ("  loadBalancing: {algorithm: Prequal, prequal: {probesPercent: 100}}", NOTHING),
+    ("  loadBalancing: {algorithm: LeastRequest, slowStart: 5s}", NOTHING),
+    ("  timeouts: {connect: 10s, request: 1m, connectionIdle: 100ms}", NOTHING),
+    ("  circuitBreaker: {failurePercent: 50, openTime: 10ms}\n  limits: {requests: 10000, retries: 0}", NOTHING),
+    ("  retryBudget: {percent: 0, minPerSecond: 100, burst: 1000}", NOTHING),
+    ("  outlierDetection: {consecutiveFailures: 1, baseEjection: 100ms, maximumEjectedPercent: 100}", NOTHING),
 ];
 const BACKEND: &[Good] = &[
     BACKEND_HARMLESS[0],
@@ -201,10 +226,10 @@ const BACKEND: &[Good] = &[
     ("  timeouts: {request: 20ms}", TIME),
     ("  timeouts: {backendRequest: 20ms}", TRY),
     ("  timeouts: {streamIdle: 100ms, connectionIdle: 100ms}", IDLE),
-    ("  circuitBreaker: {consecutiveFailures: 1, openTime: 200ms}", &["circuit-open"]),
+    ("  circuitBreaker: {consecutiveFailures: 1, openTime: 200ms}", gives(&["circuit-open"])),
     ("  limits: {requests: 1}", LIMITED),
     ("  limits: {connections: 1, pendingRequests: 1}", LIMITED),
-    ("  retryBudget: {percent: 0, minPerSecond: 0, burst: 1}", &[]),
+    ("  retryBudget: {percent: 0, minPerSecond: 0, burst: 1}", NOTHING),
 ];
 const BACKEND_BAD: &[Bad] = &[
     ("  limits: {requests: 0}", "spec.limits.requests"),
@@ -218,12 +243,12 @@ const BACKEND_BAD: &[Bad] = &[
 const ROUTE_HARMLESS: &[Good] = &[
     (
         "  retry: {attempts: 3, statuses: [5xx], grpcCodes: [ABORTED], methods: Any, backoff: {base: 1ms, max: 5ms}}",
-        &[],
+        NOTHING,
     ),
-    ("  hedging: {delay: 1ms, methods: Any}", &[]),
-    ("  hedging: {percentile: 50}", &[]),
-    ("  timeouts: {request: 1m, backendRequest: 30s, streamIdle: 1m}", &[]),
-    ("  fallback: {backendRef: {name: next, port: 80}}", &[]),
+    ("  hedging: {delay: 1ms, methods: Any}", NOTHING),
+    ("  hedging: {percentile: 50}", NOTHING),
+    ("  timeouts: {request: 1m, backendRequest: 30s, streamIdle: 1m}", NOTHING),
+    ("  fallback: {backendRef: {name: next, port: 80}}", NOTHING),
 ];
 const ROUTE: &[Good] = &[
     ROUTE_HARMLESS[0],
@@ -233,10 +258,10 @@ const ROUTE: &[Good] = &[
     ("  timeouts: {request: 20ms}", TIME),
     ("  timeouts: {backendRequest: 20ms}\n  retry: {attempts: 1, on: [TryTimeout]}", TRY),
     ("  timeouts: {streamIdle: 100ms}", IDLE),
-    ("  directResponse: {status: 418, body: short and stout}", &["direct-response"]),
-    ("  directResponse: {status: 503, grpcStatus: ABORTED}", &["direct-response"]),
+    ("  directResponse: {status: 418, body: short and stout}", gives(&["direct-response"])),
+    ("  directResponse: {status: 503, grpcStatus: ABORTED}", gives(&["direct-response"])),
     // What it stands in for is said by the answer.
-    ("  fallback: {answer: {status: 200, grpcStatus: OUT_OF_RANGE, body: stale}}", &["connect", "no-endpoint"]),
+    ("  fallback: {answer: {status: 200, grpcStatus: OUT_OF_RANGE, body: stale}}", gives(&["connect", "no-endpoint"])),
 ];
 const ROUTE_BAD: &[Bad] = &[
     ("  retry: {attempts: 0}", "spec.retry.attempts"),
@@ -248,15 +273,15 @@ const ROUTE_BAD: &[Bad] = &[
 ];
 
 const FAULT_HARMLESS: &[Good] = &[
-    ("  delay: {duration: 5ms, percentage: 20}", &[]),
-    ("  abort: {httpStatus: 500, matches: [{headers: [{name: x-chaos, value: \"1\"}]}]}", &[]),
-    ("  abort: {httpStatus: 500, percentage: 0}", &[]),
+    ("  delay: {duration: 5ms, percentage: 20}", NOTHING),
+    ("  abort: {httpStatus: 500, matches: [{headers: [{name: x-chaos, value: \"1\"}]}]}", NOTHING),
+    ("  abort: {httpStatus: 500, percentage: 0}", NOTHING),
 ];
 const FAULT: &[Good] = &[
     FAULT_HARMLESS[0],
     FAULT_HARMLESS[1],
-    ("  abort: {httpStatus: 418, percentage: 20}", &["fault"]),
-    ("  delay: {duration: 30ms, percentage: 20}\n  abort: {grpcStatus: ABORTED, percentage: 20}", &["fault"]),
+    ("  abort: {httpStatus: 418, percentage: 20}", gives(&["fault"])),
+    ("  delay: {duration: 30ms, percentage: 20}\n  abort: {grpcStatus: ABORTED, percentage: 20}", gives(&["fault"])),
 ];
 const FAULT_BAD: &[Bad] = &[
     ("  abort: {httpStatus: 500, percentage: 101}", "spec.abort.percentage"),
@@ -265,22 +290,28 @@ const FAULT_BAD: &[Bad] = &[
 ];
 
 const INBOUND_HARMLESS: &[Good] = &[
-    ("  rateLimits: [{name: all, requests: 1000000}]", &[]),
-    ("  rateLimits: [{name: some, requests: 1, per: 1h, matches: [{headers: [{name: x-chaos, value: \"1\"}]}]}]", &[]),
-    ("  rateLimits: [{name: client, requests: 900000, key: {type: ClientIdentity}}]\n  rateLimitHeaders: false", &[]),
-    ("  concurrency: {mode: Off}", &[]),
-    ("  concurrency: {mode: Fixed, limit: 1000}\n  maxConnections: 1000", &[]),
+    ("  rateLimits: [{name: all, requests: 1000000}]", NOTHING),
+    (
+        "  rateLimits: [{name: some, requests: 1, per: 1h, matches: [{headers: [{name: x-chaos, value: \"1\"}]}]}]",
+        NOTHING,
+    ),
+    (
+        "  rateLimits: [{name: client, requests: 900000, key: {type: ClientIdentity}}]\n  rateLimitHeaders: false",
+        NOTHING,
+    ),
+    ("  concurrency: {mode: Off}", NOTHING),
+    ("  concurrency: {mode: Fixed, limit: 1000}\n  maxConnections: 1000", NOTHING),
 ];
 const INBOUND: &[Good] = &[
     INBOUND_HARMLESS[0],
     INBOUND_HARMLESS[2],
     INBOUND_HARMLESS[3],
-    ("  rateLimits: [{name: all, requests: 5}]", &["rate-limit"]),
-    ("  rateLimits: [{name: ip, requests: 1, per: 1m, burst: 20, key: {type: SourceAddress}}]", &["rate-limit"]),
+    ("  rateLimits: [{name: all, requests: 5}]", gives(&["rate-limit"])),
+    ("  rateLimits: [{name: ip, requests: 1, per: 1m, burst: 20, key: {type: SourceAddress}}]", gives(&["rate-limit"])),
     ("  concurrency: {mode: Fixed, limit: 1}", LIMITED),
     ("  concurrency: {mode: Adaptive, min: 1, max: 2}", LIMITED),
     // Who is not let in may be told so in the middle of a handshake.
-    ("  maxConnections: 1", &["connect", "tls", "reset"]),
+    ("  maxConnections: 1", gives(&["connect", "tls", "reset"])),
 ];
 const INBOUND_BAD: &[Bad] = &[
     ("  rateLimits: [{name: all, requests: 0}]", "spec.rateLimits[0].requests"),
@@ -290,10 +321,10 @@ const INBOUND_BAD: &[Bad] = &[
 ];
 
 const TRAFFIC: &[Good] = &[
-    ("  retryConstraint: {budget: {percent: 50, interval: 10s}, minRetryRate: {count: 100, interval: 1s}}", &[]),
-    ("  retryConstraint: {minRetryRate: {count: 1000, interval: 10s}}", &[]),
-    ("  sessionPersistence: {type: Header, sessionName: x-home}", &[]),
-    ("  sessionPersistence: {type: Cookie, absoluteTimeout: 1h, cookie: {lifetimeType: Permanent}}", &[]),
+    ("  retryConstraint: {budget: {percent: 50, interval: 10s}, minRetryRate: {count: 100, interval: 1s}}", NOTHING),
+    ("  retryConstraint: {minRetryRate: {count: 1000, interval: 10s}}", NOTHING),
+    ("  sessionPersistence: {type: Header, sessionName: x-home}", NOTHING),
+    ("  sessionPersistence: {type: Cookie, absoluteTimeout: 1h, cookie: {lifetimeType: Permanent}}", NOTHING),
 ];
 const TRAFFIC_BAD: &[Bad] = &[
     ("  retryConstraint: {budget: {percent: 101}}", "spec.retryConstraint.budget.percent"),
