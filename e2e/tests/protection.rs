@@ -7,8 +7,9 @@ use http::Request;
 use leno_e2e::{
     client::{self, Answer},
     load::{Load, Report},
-    mesh::documents,
-    scenario::{Scenario, destination},
+    mesh::{Options, documents},
+    scenario::{Instance, Scenario, destination},
+    server::Server,
 };
 use tokio::{net::TcpStream, sync::Semaphore};
 
@@ -207,10 +208,12 @@ async fn fixed_limits_of_requests_and_connections() -> Result<()> {
     scenario.mesh.end().await
 }
 
-/// Slots and milliseconds of the overloaded server: 200 requests per second, whatever the machine.
+/// Slots and milliseconds of the overloaded server: 200 requests per second, or fewer where timers are late.
 const SLOTS: usize = 30;
 const WORK: u64 = 150;
 const CAPACITY: f64 = SLOTS as f64 * 1000.0 / WORK as f64;
+/// No retry but the first.
+const WITHOUT_RETRIES: &str = "  retryBudget: {percent: 0, minPerSecond: 0, burst: 1}\n";
 
 /// Load on the server: at most as many requests at a time as there are connections.
 async fn load(scenario: &Scenario, share: f64, connections: usize, seconds: u64) -> Result<Report> {
@@ -218,38 +221,123 @@ async fn load(scenario: &Scenario, share: f64, connections: usize, seconds: u64)
     load.connections(connections).rate(share * CAPACITY).run(Duration::from_secs(seconds)).await
 }
 
+/// The requests that the server's sidecar has told of: those of an overload are the last ones.
+struct Told {
+    /// Milliseconds from admission to the end of the answer, of those let in before the first was refused.
+    early: Vec<f64>,
+    /// And after that.
+    later: Vec<f64>,
+    refused: usize,
+}
+
+impl Told {
+    /// Leaves out the first `skip` lines of the access log, and waits for `answered` that were let in; and says how many
+    /// lines there are now.
+    async fn after(skip: usize, scenario: &Scenario, answered: u64) -> Result<(Self, usize)> {
+        leno_e2e::wait::eventually("the access log is whole", client::LIMIT, async || {
+            let log = scenario.instance("shop-1")?.sidecar.process()?.log()?;
+            let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+            let lines: Vec<_> = lines.filter(|line| line.get("duration_ms").is_some()).collect();
+            let at = |line: &serde_json::Value| line["time"].as_str().unwrap_or_default().to_owned();
+            let new = lines.iter().skip(skip);
+            let first = new.clone().filter(|line| line["reason"] == "overload").map(at).min();
+            let mut told = Self { early: Vec::new(), later: Vec::new(), refused: 0 };
+            for line in new {
+                match (line["status"].as_u64(), line["duration_ms"].as_f64()) {
+                    (Some(200), Some(took)) if first.as_ref().is_none_or(|first| at(line) < *first) => {
+                        told.early.push(took);
+                    }
+                    (Some(200), Some(took)) => told.later.push(took),
+                    _ => told.refused += 1,
+                }
+            }
+            let admitted = told.early.len() + told.later.len();
+            ensure!(admitted as u64 >= answered, "{admitted} of {answered}");
+            Ok((told, lines.len()))
+        })
+        .await
+    }
+
+    fn all(&self) -> Vec<f64> {
+        [&self.early[..], &self.later].concat()
+    }
+}
+
+fn quantile(of: &[f64], share: f64) -> f64 {
+    let mut sorted = of.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get((sorted.len() as f64 * share) as usize).or_else(|| sorted.last()).copied().unwrap_or_default()
+}
+
+fn quantiles(of: &[f64]) -> String {
+    let [p50, p90, p95, p99, last] = [0.5, 0.9, 0.95, 0.99, 1.0].map(|share| quantile(of, share));
+    format!("p50 {p50:.0} ms, p90 {p90:.0}, p95 {p95:.0}, p99 {p99:.0}, last {last:.0} of {}", of.len())
+}
+
+/// Three times the capacity for so long: the goodput, as a share of what there is if a request takes `work` milliseconds, and
+/// what the server's sidecar told.
+async fn overload(
+    name: &str,
+    scenario: &Scenario,
+    (seconds, work): (u64, f64),
+    lines: usize,
+) -> Result<(f64, Told, usize)> {
+    let report = load(scenario, 3.0, 600, seconds).await?;
+    let (told, lines) = Told::after(lines, scenario, report.ok).await?;
+    let goodput = report.rate() * work / (SLOTS as f64 * 1000.0);
+    let [p50, p90, p95, p99] = [0.5, 0.9, 0.95, 0.99].map(|share| report.latency(share).as_millis());
+    println!("{name}, 3 C for {seconds} s: goodput {goodput:.3} C");
+    println!(
+        "  clients: p50 {p50} ms, p90 {p90}, p95 {p95}, p99 {p99}; {} answers, {} refused",
+        report.ok, report.failed
+    );
+    println!("  admitted: {}; {} refused", quantiles(&told.all()), told.refused);
+    println!("  before the first refusal: {}", quantiles(&told.early));
+    println!("  from then on: {}", quantiles(&told.later));
+    Ok((goodput, told, lines))
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_times_the_capacity() -> Result<()> {
-    let scenario = Scenario::start(&["shop"]).await?;
-    let slots = &scenario.instance("shop-1")?.server.control().slots;
-    ensure!(slots.set(Semaphore::new(SLOTS)).is_ok(), "slots are set once");
+    let mut scenario = Scenario::with(Options::default(), &["shop"], 0, "http").await?;
+    let server = Server::start("shop-1").await?;
+    ensure!(server.control().slots.set(Semaphore::new(SLOTS)).is_ok(), "slots are set once");
+    let sidecar = scenario.mesh.workload("shop-1").account("shop").serves("shop", server.address()).access_log();
+    let sidecar = sidecar.start().await?;
+    scenario.instances.push(Instance { server, sidecar });
+    // Fewer than this server needs.
+    policy(&scenario, "  concurrency: {min: 10}\n").await?;
 
     let unloaded = load(&scenario, 0.3, 20, 5).await?;
     unloaded.unharmed(200)?;
-    let usual = unloaded.latency(0.99);
+    let (told, mut lines) = Told::after(0, &scenario, unloaded.ok).await?;
+    let (work, usual) = (quantile(&told.all(), 0.5), quantile(&told.all(), 0.99));
+    println!("unloaded: {}", quantiles(&told.all()));
 
-    // Fewer than this server needs.
-    policy(&scenario, "  concurrency: {min: 10}\n").await?;
-    let protected = load(&scenario, 3.0, 600, 30).await?;
-    let goodput = protected.ok as f64 / protected.elapsed.as_secs_f64();
-    println!(
-        "unloaded p99 {usual:?}; at 3 C for 30 s: {:.3} C, p50 {:?}, p90 {:?}, p95 {:?}, p99 {:?}, {} refused",
-        goodput / CAPACITY,
-        protected.latency(0.5),
-        protected.latency(0.9),
-        protected.latency(0.95),
-        protected.latency(0.99),
-        protected.failed
-    );
-    ensure!(goodput >= 0.9 * CAPACITY, "goodput is {:.3} of the capacity", goodput / CAPACITY);
-    // The rest was refused first and tried again, or came before the limit was found.
-    ensure!(protected.latency(0.9) <= 2 * usual, "p90 {:?}, unloaded p99 {usual:?}", protected.latency(0.9));
-    let metrics = scenario.instance("shop-1")?.sidecar.metrics().await?;
-    ensure!(metrics.sum("leno_requests_total", &[("direction", "inbound"), ("reason", "overload")]) > 1000.0);
+    for (name, seconds, backend) in [("retries by default", 30, ""), ("hardly a retry", 15, WITHOUT_RETRIES)] {
+        if !backend.is_empty() {
+            let document = documents::backend_policy("shop", "shop", backend);
+            scenario.mesh.change("backend.yaml", &document, "backendpolicy/shop").await?;
+        }
+        let (goodput, told, now) = overload(name, &scenario, (seconds, work), lines).await?;
+        ensure!(goodput >= 0.9, "{name}: goodput is {goodput:.3} of the capacity");
+        ensure!(told.refused > 1000, "{name}: {} were refused", told.refused);
+        let p99 = quantile(&told.later, 0.99);
+        ensure!(p99 <= 2.0 * usual, "{name}: p99 of what is let in {p99} ms, unloaded {usual} ms");
+        // Of a queue that grows nothing can be known before the first who wait in it are answered late.
+        let early = told.early.len() as f64 / (3.0 * CAPACITY) * 1000.0;
+        ensure!(early <= 6.0 * WORK as f64, "{name}: the limit was found after {early:.0} ms");
+        // Until the limit is no longer needed, and gone.
+        lines = now;
+        let calm = load(&scenario, 0.3, 20, 6).await?;
+        lines = Told::after(lines, &scenario, calm.ok).await?.1;
+    }
 
     policy(&scenario, "  concurrency: {mode: Off}\n").await?;
     let collapsed = load(&scenario, 3.0, 600, 15).await?;
-    println!("without: {:.3} C, p50 {:?}", collapsed.rate() / CAPACITY, collapsed.latency(0.5));
-    ensure!(collapsed.latency(0.5) > 5 * usual, "no collapse: p50 {:?}", collapsed.latency(0.5));
+    let (told, _) = Told::after(lines, &scenario, collapsed.ok).await?;
+    println!("without a limit: {:.3} C, admitted {}", collapsed.rate() / CAPACITY, quantiles(&told.all()));
+    let p50 = quantile(&told.all(), 0.5);
+    ensure!(p50 > 5.0 * usual, "no collapse: p50 {p50} ms");
     scenario.mesh.end().await
 }

@@ -12,7 +12,7 @@
 //!   and up slowly, and up only while there is no limit, so a lasting overload does not become usual.
 //! - **A limit that does harm is taken back.** With a limit L the application gives X answers per second within W = L / X. If it is overloaded, a smaller L makes W smaller and leaves X as it is; then the limit becomes what keeps
 //!   W at [`TARGET`] times the baseline. If answers only take longer (a slow dependency, dearer requests), a smaller L makes X
-//!   smaller and leaves W as it is: then that is the new baseline, and the limit is lifted.
+//!   smaller and leaves W as it is: then that, seen twice, is the new baseline, and the limit is lifted.
 
 use std::time::{Duration, Instant};
 
@@ -117,8 +117,12 @@ struct Limited {
     limit: f64,
     /// The limit was cut then: of those that were let in earlier the queue must first be empty.
     cut: Option<Instant>,
+    /// Answers to those since the first cut; None: the queue was empty since.
+    drained: Option<u32>,
     /// A larger limit, and the answers per second under it.
     before: (f64, f64),
+    /// The last window was one of less throughput.
+    doubted: bool,
     refused_in_window: bool,
     last_refused: Instant,
     /// If no request has been let in and answered by then, the limit is a mistake.
@@ -178,9 +182,12 @@ impl Adaptive {
             && let Some(cut) = limited.cut
         {
             if started < cut {
+                limited.drained = limited.drained.map(|drained| drained.saturating_add(u32::from(answered)));
+                self.measure_drain(now);
                 return;
             }
             limited.cut = None;
+            limited.drained = None;
             self.window = Window::new(now);
         }
         self.window.add(took, answered);
@@ -233,17 +240,32 @@ impl Adaptive {
 
     /// There is a queue, and it grows: sets a limit.
     fn cut(&mut self, baseline: f64, in_flight: f64, rate: f64, now: Instant) {
-        let limit = (TARGET * rate * baseline).max(FIRST_CUT * in_flight);
+        let limit = first_limit(baseline, in_flight, rate);
         let drain = seconds(PATIENCE * (in_flight / rate.max(1e-3)).min(60.0));
         self.limited = Some(Limited {
             limit: limit.clamp(self.min, self.max),
             cut: Some(now),
+            drained: Some(0),
             before: (in_flight, rate),
+            doubted: false,
             refused_in_window: false,
             last_refused: now,
             patience: now + drain + PATIENCE_LEAST,
         });
         self.window = Window::new(now);
+    }
+
+    /// While what was let in before the first limit is answered, the application does all it can: what the limit was made of,
+    /// a few answers that may have come together, is replaced by that.
+    fn measure_drain(&mut self, now: Instant) {
+        let Some(limited) = &mut self.limited else { return };
+        let (Some(cut), Some(drained)) = (limited.cut, limited.drained.filter(|drained| *drained >= EVIDENCE)) else {
+            return;
+        };
+        let rate = f64::from(drained) / now.saturating_duration_since(cut).as_secs_f64().max(1e-6);
+        let in_flight = limited.before.0;
+        limited.before.1 = rate;
+        limited.limit = first_limit(self.baseline.unwrap_or_default(), in_flight, rate).clamp(self.min, self.max);
     }
 
     /// Under a limit: judges it, and moves it to what keeps answers at TARGET times the baseline.
@@ -255,15 +277,24 @@ impl Adaptive {
         let (mean, rate) = (self.window.mean(), self.window.rate(now));
         self.usual_rate = rate;
         let (larger, rate_then) = limited.before;
-        if limited.limit >= larger {
-            limited.before = (limited.limit, rate);
-        } else if limited.limit <= JUDGED_AT * larger && limited.refused_in_window {
-            let least = rate_then * (1.0 + limited.limit / larger) / 2.0;
-            if rate < least && mean > baseline {
+        // Longer than a window should take: requests let in now are answered by then.
+        let expected = MEANS_UNDER_LIMIT * mean + f64::from(SAMPLES) / rate.max(1e-3);
+        limited.patience = now + seconds(PATIENCE * expected.min(60.0)) + PATIENCE_LEAST;
+        let is_judged = limited.limit <= JUDGED_AT * larger && limited.refused_in_window;
+        let least = rate_then * (1.0 + limited.limit / larger) / 2.0;
+        if is_judged && rate < least && mean > baseline {
+            if limited.doubted {
                 self.baseline = Some(mean);
                 return self.lift(now);
             }
+            // One window may be chance.
+            self.limited = Some(Limited { doubted: true, refused_in_window: false, ..limited });
+            self.window = Window::new(now);
+            return;
+        }
+        if is_judged || limited.limit >= larger {
             limited.before = (limited.limit, rate);
+            limited.doubted = false;
         }
         if now.saturating_duration_since(limited.last_refused) > RELEASE {
             return self.lift(now);
@@ -278,9 +309,6 @@ impl Adaptive {
         }
         limited.refused_in_window = false;
         limited.cut = (step < JUDGED_AT).then_some(now);
-        // Longer than a window should take: requests let in now are answered by then.
-        let expected = MEANS_UNDER_LIMIT * mean + f64::from(SAMPLES) / rate.max(1e-3);
-        limited.patience = now + seconds(PATIENCE * expected.min(60.0)) + PATIENCE_LEAST;
         self.limited = Some(limited);
         self.window = Window::new(now);
     }
@@ -349,6 +377,10 @@ impl Evidence {
     fn rate(&self, now: Instant) -> f64 {
         f64::from(self.answers) / now.saturating_duration_since(self.since).as_secs_f64().max(1e-6)
     }
+}
+
+fn first_limit(baseline: f64, in_flight: f64, rate: f64) -> f64 {
+    (TARGET * rate * baseline).max(FIRST_CUT * in_flight)
 }
 
 /// Seconds above which an answer is slow.

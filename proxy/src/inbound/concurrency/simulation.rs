@@ -20,6 +20,8 @@ struct Scene {
     /// Requests per second at a given time, as independent clients make them.
     load: fn(f64) -> f64,
     seconds: f64,
+    /// Of all that is random.
+    seed: u64,
 }
 
 #[derive(Default)]
@@ -33,7 +35,12 @@ struct Seen {
 impl Seen {
     /// Of what was asked after the quiet seconds.
     fn latency(&self, quantile: f64) -> f64 {
-        let late = self.answers.iter().filter(|(at, took)| at - took >= 5.0);
+        self.latency_since(5.0, quantile)
+    }
+
+    /// Of what was asked since then.
+    fn latency_since(&self, since: f64, quantile: f64) -> f64 {
+        let late = self.answers.iter().filter(|(at, took)| at - took >= since);
         let mut took: Vec<f64> = late.map(|(_, took)| *took).collect();
         took.sort_by(f64::total_cmp);
         took[((took.len() - 1) as f64 * quantile) as usize]
@@ -56,7 +63,7 @@ enum Event {
 fn run(scene: Scene, settings: Concurrency) -> Seen {
     let start = Instant::now();
     let limiter = Arc::new(Limiter::new(80, settings, start));
-    let random = Random::seeded(7);
+    let random = Random::seeded(scene.seed);
     let uniform = || ((random.next() >> 11) as f64 / (1_u64 << 53) as f64).max(1e-12);
     let mut seen = Seen::default();
     let mut events = BinaryHeap::from([Reverse((0_u64, Event::Arrival))]);
@@ -112,6 +119,7 @@ const SERVER: Scene = Scene {
     spread: 0.3,
     load: |at| if at < 5.0 { 160.0 } else { 4800.0 },
     seconds: 35.0,
+    seed: 7,
 };
 const CAPACITY: f64 = 1600.0;
 
@@ -141,6 +149,27 @@ fn three_times_the_capacity_for_half_a_minute() {
     println!("none: p50 {:.1} s", none.latency(0.5));
     assert!(none.latency(0.5) > 5.0, "{}", none.latency(0.5));
     assert!(none.goodput(1.0, 10.0, 35.0) < 0.01 * CAPACITY);
+}
+
+/// Where all requests take the same time, answers come together, and a few of them tell little of how many there are per
+/// second: whenever the overload begins, what is let in from the first refusal on is answered in time.
+#[test]
+fn answers_that_come_together_are_not_taken_for_throughput() {
+    let load = |at| if at < 5.0 { 60.0 } else { 600.0 };
+    let scene = Scene { slots: 30, service: |_| 0.150, spread: 0.0, load, ..SERVER };
+    let usual = run(Scene { load: |_| 60.0, ..scene }, Concurrency::Off).latency(0.99);
+    for seed in 1..=30 {
+        let seen = run(Scene { seed, ..scene }, Concurrency::Adaptive { min: 10, max: limits::CONCURRENCY_MAX });
+        let (goodput, found) = (seen.goodput(f64::INFINITY, 5.0, 35.0), seen.refused[0]);
+        let p99 = seen.latency_since(found, 0.99);
+        println!(
+            "{seed}: {:.3} C, p99 {p99:.3} s, usual {usual:.3}, found after {:.3} s",
+            goodput / 200.0,
+            found - 5.0
+        );
+        assert!(goodput >= 0.9 * 200.0 && p99 <= 2.0 * usual, "{seed}: {goodput}, {p99} of {usual}");
+        assert!(found - 5.0 <= 6.0 * 0.150, "{seed}: {found}");
+    }
 }
 
 #[test]
