@@ -142,7 +142,8 @@ fn ready(status: &Status) -> Answer {
     json(code, &json!({ "ready": missing.is_empty(), "missing": missing }))
 }
 
-fn metrics(status: &Status) -> Answer {
+/// In Prometheus' text format.
+pub(crate) fn metrics(status: &Status) -> Answer {
     let mut page = exposition::render(&status.registry);
     exposition::render_process(&mut page, status.started);
     exposition::render_gauge(

@@ -37,6 +37,8 @@ pub struct Config {
     pub admin: SocketAddr,
     /// Port where kubelets ask, on every address; none: nobody does.
     pub probe_port: Option<u16>,
+    /// Whether metrics are served there, too.
+    pub probe_metrics: bool,
     /// What they ask of the application.
     pub probes: Probes,
     /// Worker threads, at least one. Default 1.

@@ -1,4 +1,5 @@
-//! The probe port: where a kubelet asks, without TLS, whether the proxy is ready and how the application is.
+//! The probe port: where a kubelet asks, without TLS, whether the proxy is ready and how the application is, and a
+//! Prometheus, if it may, what the proxy counts.
 //!
 //! The application's probes come here because a kubelet is in no mesh: its plaintext would be refused by a strict
 //! policy. They are asked of the application at the address that the kubelet called, as it would have done ([`ask`]).
@@ -45,21 +46,29 @@ pub(crate) fn bind(config: &Config) -> anyhow::Result<Vec<TcpListener>> {
 pub(crate) fn start(listeners: Vec<TcpListener>, config: &Config, status: &Arc<admin::Status>) {
     let mark = config.transparent.as_ref().and_then(|transparent| transparent.mark);
     let asker = Rc::new(Asker { probes: config.probes.clone(), mark, asking: RefCell::default() });
+    let shows_metrics = config.probe_metrics;
     for listener in listeners {
         let (asker, status) = (Rc::clone(&asker), Arc::clone(status));
         let limits = Limits { what: "probe", connection: limits::PROBE_TIMEOUT };
         tokio::task::spawn_local(small_server::serve(listener, limits, async move |request, local| {
-            answer(request, local, &asker, &status).await
+            answer(request, local, &asker, &status, shows_metrics).await
         }));
     }
 }
 
-async fn answer(request: Request<Incoming>, local: SocketAddr, asker: &Rc<Asker>, status: &admin::Status) -> Answer {
+async fn answer(
+    request: Request<Incoming>,
+    local: SocketAddr,
+    asker: &Rc<Asker>,
+    status: &admin::Status,
+    shows_metrics: bool,
+) -> Answer {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed: GET, HEAD\n");
     }
     match request.uri().path() {
         "/ready" => ready(status).await,
+        "/metrics" if shows_metrics => admin::metrics(status),
         path => match asker.probes.iter().position(|probe| probe.path == path) {
             Some(index) => asker.ask(index, local, request.headers()).await,
             None => text(StatusCode::NOT_FOUND, "no such probe\n"),

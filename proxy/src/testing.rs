@@ -229,6 +229,7 @@ pub(crate) fn config() -> Config {
         transparent: None,
         admin: SocketAddr::from(([127, 0, 0, 1], 0)),
         probe_port: None,
+        probe_metrics: false,
         probes: Default::default(),
         workers: 1,
         drain_timeout: Duration::from_secs(1),

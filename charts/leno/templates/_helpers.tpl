@@ -38,6 +38,7 @@ proxy:
   log: {{ .Values.proxy.log | quote }}
   logFormat: {{ .Values.proxy.logFormat | quote }}
   accessLog: {{ .Values.proxy.accessLog | quote }}
+  metrics: {{ .Values.proxy.metrics }}
   env: {{- toYaml .Values.proxy.env | nindent 4 }}
 redirect:
   mode: {{ .Values.redirect.mode }}

@@ -9,7 +9,7 @@
 mod probes;
 mod sidecar;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::settings::{RedirectMode, Settings};
 
@@ -41,6 +41,8 @@ pub const ANNOTATIONS: [&str; 11] = [
 const SKIP_INBOUND_PORTS: &str = "leno.dev/skip-inbound-ports";
 const SKIP_OUTBOUND_PORTS: &str = "leno.dev/skip-outbound-ports";
 const SKIP_NETWORKS: &str = "leno.dev/skip-networks";
+/// What annotations begin with that say where metrics are.
+const PROMETHEUS: &str = "prometheus.io/";
 
 /// Namespaces of the cluster itself, whose Pods are never injected.
 pub const SYSTEM_NAMESPACES: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
@@ -161,7 +163,26 @@ fn injected(pod: &Value, context: &Context<'_>, warnings: &mut Vec<String>) -> R
     let mut volumes = taken_list(spec, "volumes");
     volumes.extend(sidecar::volumes());
     spec["volumes"] = volumes.into();
+    if settings.proxy.metrics {
+        announce_metrics(&mut pod);
+    }
     Ok(pod)
+}
+
+/// Says where the proxy's metrics are, as most configurations of Prometheus read it. A Pod that says where its application's
+/// are keeps that: there is room for one place.
+fn announce_metrics(pod: &mut Value) {
+    let metadata = &mut pod["metadata"];
+    let annotations = metadata["annotations"].take();
+    let mut annotations = if let Value::Object(annotations) = annotations { annotations } else { Map::new() };
+    if !annotations.keys().any(|name| name.starts_with(PROMETHEUS)) {
+        for (name, value) in
+            [("scrape", "true".to_owned()), ("port", PROBE_PORT.to_string()), ("path", "/metrics".to_owned())]
+        {
+            annotations.insert(format!("{PROMETHEUS}{name}"), value.into());
+        }
+    }
+    metadata["annotations"] = annotations.into();
 }
 
 /// What makes injection impossible.

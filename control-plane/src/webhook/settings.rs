@@ -46,6 +46,8 @@ pub struct Proxy {
     pub log_format: String,
     /// "off", "text" or "json".
     pub access_log: String,
+    /// Whether a Prometheus may read the proxy's metrics at the probe port, and finds them by the Pod's annotations.
+    pub metrics: bool,
     /// More environment variables, as in a Pod.
     pub env: Vec<Value>,
 }
@@ -103,6 +105,7 @@ impl Default for Proxy {
             log: "info".to_owned(),
             log_format: "text".to_owned(),
             access_log: "off".to_owned(),
+            metrics: true,
             env: Vec::new(),
         }
     }

@@ -88,6 +88,11 @@ struct Options {
     #[arg(long, value_name = "PORT", env = "LENO_PROBE_PORT", hide_env_values = true, default_value_t = 0)]
     probe_port: u16,
 
+    /// Serve /metrics on the probe port, too, for a Prometheus outside the workload: the admin server's is on loopback. Whoever
+    /// reaches the workload can read it, without TLS.
+    #[arg(long, env = "LENO_PROBE_METRICS", hide_env_values = true)]
+    probe_metrics: bool,
+
     /// Probes that the proxy asks the application in the kubelet's place: a JSON list of objects with `path` (where the
     /// kubelet asks), `timeoutSeconds`, and `httpGet`, `tcpSocket` or `grpc` as in a Pod, with the port's number.
     #[arg(long, value_name = "JSON", env = "LENO_PROBES", hide_env_values = true, value_parser = probes::parse)]
@@ -196,6 +201,7 @@ fn resolve(options: Options) -> Result<Config, clap::Error> {
         transparent,
         admin: options.admin,
         probe_port: (options.probe_port != 0).then_some(options.probe_port),
+        probe_metrics: options.probe_metrics,
         probes: options.probes.unwrap_or_default(),
         workers: options.workers,
         drain_timeout: options.drain_timeout,

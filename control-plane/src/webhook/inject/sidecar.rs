@@ -50,6 +50,9 @@ pub(super) fn proxy(pod: &Value, settings: &Settings, asked: &[Value]) -> Result
         variable("LENO_LOG_FORMAT", &chosen.log_format),
         variable("LENO_ACCESS_LOG", &or("leno.dev/access-log", &chosen.access_log)),
     ];
+    if chosen.metrics {
+        env.push(variable("LENO_PROBE_METRICS", "true"));
+    }
     if !asked.is_empty() {
         env.push(variable("LENO_PROBES", &probes_text(asked)?));
     }

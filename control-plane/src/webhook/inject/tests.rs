@@ -89,6 +89,26 @@ fn annotations_go_before_settings() {
 }
 
 #[test]
+fn prometheus_is_told_where_the_proxys_metrics_are_unless_the_pod_tells_of_its_own() {
+    let annotations = |pod: &Value, metrics: bool| {
+        let mut settings = Settings::default();
+        settings.proxy.metrics = metrics;
+        let Outcome::Injected { pod, .. } = inject(pod, &context(&settings)) else { panic!() };
+        let proxy = &pod["spec"]["initContainers"][1];
+        assert_eq!(env(proxy, "LENO_PROBE_METRICS"), metrics.then_some("true"));
+        pod["metadata"]["annotations"].clone()
+    };
+    let mut pod = pod(json!({ "containers": [{ "name": "cart" }] }));
+    let told =
+        json!({ "prometheus.io/scrape": "true", "prometheus.io/port": "4195", "prometheus.io/path": "/metrics" });
+    assert_eq!(annotations(&pod, true), told);
+    assert_eq!(annotations(&pod, false), Value::Null);
+    let own = json!({ "prometheus.io/port": "9090" });
+    pod["metadata"]["annotations"] = own.clone();
+    assert_eq!(annotations(&pod, true), own);
+}
+
+#[test]
 fn without_the_redirects_init_container_nothing_is_privileged() {
     let mut settings = Settings::default();
     settings.redirect.mode = RedirectMode::External;
