@@ -5,6 +5,8 @@
 //! loaded them.
 
 pub mod namespace;
+pub mod request;
+pub mod status;
 pub mod summary;
 
 use std::{path::Path, process::Stdio, time::Duration};

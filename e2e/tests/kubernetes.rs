@@ -172,13 +172,13 @@ async fn no_request_fails_while_servers_come_and_go() -> Result<()> {
     };
     let (summary, ()) = tokio::try_join!(load, changes)?;
     println!("{summary:?}");
-    // 500/s if the machine can spare it; what matters is that none fails.
-    summary.unharmed(5000)
+    // 500/s for 60 s if the machine can spare it; what matters is that none fails.
+    summary.unharmed(15_000)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs a cluster: e2e/cluster/test"]
-async fn a_job_completes_and_its_init_container_reaches_the_network() -> Result<()> {
+async fn jobs_complete_and_their_init_containers_reach_the_network() -> Result<()> {
     let cluster = Cluster::connect().await?;
     cluster.install(&[]).await?;
     let namespace = Namespace::echo(&cluster, "jobs").await?;
@@ -188,25 +188,29 @@ async fn a_job_completes_and_its_init_container_reaches_the_network() -> Result<
         container["name"] = name.into();
         container
     };
-    namespace
-        .apply(json!({
-            "apiVersion": "batch/v1",
-            "kind": "Job",
-            "metadata": { "name": "once" },
-            "spec": {
-                "backoffLimit": 0,
-                "template": { "spec": {
-                    "restartPolicy": "Never",
-                    "initContainers": [container("before")],
-                    "containers": [container("application")],
-                } },
-            },
-        }))
-        .await?;
+    let job = json!({
+        "backoffLimit": 0,
+        "template": { "spec": {
+            "restartPolicy": "Never",
+            "initContainers": [container("before")],
+            "containers": [container("application")],
+        } },
+    });
+    let document = |kind: &str, spec: Value| json!({ "apiVersion": "batch/v1", "kind": kind, "metadata": { "name": "ask" }, "spec": spec });
+    let every_minute = json!({ "schedule": "* * * * *", "jobTemplate": { "spec": job } });
+    namespace.apply(document("CronJob", every_minute)).await?;
+    namespace.apply(document("Job", job)).await?;
     let jobs = namespace.api::<k8s_openapi::api::batch::v1::Job>();
-    eventually("the Job is complete", LIMIT + Duration::from_secs(30), async || {
-        let status = jobs.get("once").await?.status.unwrap_or_default();
+    eventually("the Job is complete", LIMIT, async || {
+        let status = jobs.get("ask").await?.status.unwrap_or_default();
         ensure!(status.succeeded == Some(1), "{status:?}");
+        Ok(())
+    })
+    .await?;
+    let cron_jobs = namespace.api::<k8s_openapi::api::batch::v1::CronJob>();
+    eventually("a Job of the CronJob is complete", LIMIT + Duration::from_secs(60), async || {
+        let status = cron_jobs.get("ask").await?.status.unwrap_or_default();
+        ensure!(status.last_successful_time.is_some(), "{status:?}");
         Ok(())
     })
     .await

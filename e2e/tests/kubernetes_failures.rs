@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api,
@@ -28,7 +28,8 @@ async fn unharmed(namespace: &Namespace, change: impl Future<Output = Result<()>
     };
     let (summary, ()) = tokio::try_join!(load, later)?;
     println!("{summary:?}");
-    summary.unharmed(2000)
+    // 500/s if the machine can spare it.
+    summary.unharmed(7_500)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -47,6 +48,47 @@ async fn the_control_plane_is_replaced() -> Result<()> {
         cluster.install(&[]).await
     };
     unharmed(&namespace, all_deleted).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a cluster: e2e/cluster/test"]
+async fn the_chart_is_upgraded() -> Result<()> {
+    let cluster = Cluster::connect().await?;
+    cluster.install(&[]).await?;
+    let namespace = Namespace::echo(&cluster, "upgraded").await?;
+    // The control plane is started anew with the one, and what is injected changes with the other.
+    unharmed(&namespace, cluster.install(&["--set", "log=debug,proxy.accessLog=json"])).await?;
+    namespace.serve("echo", "echo", 3).await?;
+    namespace.rolled_out("echo").await?;
+    namespace.ask("http://echo/").await?;
+    cluster.install(&[]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a cluster: e2e/cluster/test"]
+async fn the_chart_is_uninstalled() -> Result<()> {
+    let cluster = Cluster::connect().await?;
+    cluster.install(&[]).await?;
+    let namespace = Namespace::echo(&cluster, "uninstalled").await?;
+    let uninstall = async {
+        let words = ["uninstall", "leno", "--namespace", SYSTEM, "--wait", "--timeout", "2m"];
+        cluster.helm(&words).await.map(drop)
+    };
+    unharmed(&namespace, uninstall).await?;
+    let pods: Api<Pod> = Api::namespaced(cluster.client().clone(), SYSTEM);
+    let left = pods.list(&ListParams::default().labels("app.kubernetes.io/name=leno")).await?.items;
+    ensure!(left.iter().all(|pod| pod.metadata.deletion_timestamp.is_some()), "{left:?}");
+    let seen = namespace.ask("http://echo/").await?;
+    let identity = seen.headers.get("leno-client-id").cloned().unwrap_or_default();
+    ensure!(identity.starts_with("spiffe://"), "{seen:?}");
+    // Installed again it is the same mesh: its root was nobody's to delete, and those who ran on meet the new.
+    cluster.install(&[]).await?;
+    namespace.serve("echo", "echo", 3).await?;
+    namespace.rolled_out("echo").await?;
+    let summary = namespace.load("client", "echo:80", "--seconds 5").await?;
+    summary.unharmed(300)?;
+    ensure!(summary.instances.len() == 3, "those that were there and the new one: {:?}", summary.instances);
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::{
+    apps::v1::Deployment,
     coordination::v1::Lease,
     core::v1::{ConfigMap, Pod, Secret},
 };
 use kube::{
     Api,
-    api::{DeleteParams, DynamicObject, Patch, PatchParams},
-    core::{ApiResource, GroupVersionKind},
+    api::{DeleteParams, Patch, PatchParams},
 };
 use leno_e2e::{
-    kubernetes::{Cluster, LIMIT, Namespace, SYSTEM},
+    kubernetes::{APPLICATIONS, Cluster, LIMIT, Namespace, SYSTEM},
     wait::eventually,
 };
 use serde_json::{Value, json};
@@ -23,12 +23,6 @@ where
     K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
 {
     Api::namespaced(cluster.client().clone(), SYSTEM)
-}
-
-fn routes(namespace: &Namespace, cluster: &Cluster) -> Api<DynamicObject> {
-    let kind = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "HTTPRoute");
-    let resource = ApiResource::from_gvk_with_plural(&kind, "httproutes");
-    Api::namespaced_with(cluster.client().clone(), namespace.name(), &resource)
 }
 
 fn route(header: &str) -> Value {
@@ -49,30 +43,6 @@ fn route(header: &str) -> Value {
     })
 }
 
-/// One condition of ours in a route's status.
-async fn condition(routes: &Api<DynamicObject>, kind: &str) -> Result<Value> {
-    let route = routes.get("echo").await?;
-    let parents = route.data["status"]["parents"].as_array().cloned().unwrap_or_default();
-    let ours = parents.iter().find(|parent| parent["controllerName"] == "leno.dev/control-plane");
-    let ours = ours.with_context(|| format!("no status of ours: {parents:?}"))?;
-    let conditions = ours["conditions"].as_array().cloned().unwrap_or_default();
-    let found = conditions.into_iter().find(|condition| condition["type"] == kind);
-    let mut found = found.with_context(|| format!("no {kind}: {ours}"))?;
-    found["isCurrent"] = json!(found["observedGeneration"].as_i64() == route.metadata.generation);
-    Ok(found)
-}
-
-/// Waits until the route says that every subscribed proxy runs its newest generation.
-async fn programmed(routes: &Api<DynamicObject>) -> Result<Value> {
-    eventually("the route is programmed", LIMIT, async || {
-        let found = condition(routes, "leno.dev/Programmed").await?;
-        ensure!(found["status"] == "True" && found["isCurrent"] == true, "{found}");
-        Ok(())
-    })
-    .await?;
-    condition(routes, "leno.dev/Programmed").await
-}
-
 async fn leader(cluster: &Cluster) -> Result<String> {
     let lease = in_system::<Lease>(cluster).get("leno").await?;
     lease.spec.and_then(|spec| spec.holder_identity).filter(|name| !name.is_empty()).context("nobody leads")
@@ -84,16 +54,16 @@ async fn status_counts_the_proxies_of_all_replicas_and_outlives_the_leader() -> 
     let cluster = Cluster::connect().await?;
     cluster.install(&["--set", "replicas=2"]).await?;
     let namespace = Namespace::echo(&cluster, "status").await?;
-    let routes = routes(&namespace, &cluster);
+    let routes = namespace.routes("HTTPRoute");
     namespace.apply(route("first")).await?;
     namespace.run("client", "curl -sS --fail -m 10 http://echo/").await?;
-    let first = programmed(&routes).await?;
-    ensure!(condition(&routes, "Accepted").await?["status"] == "True", "not accepted");
+    let first = namespace.programmed("HTTPRoute", "echo").await?;
+    namespace.route_says("HTTPRoute", "echo", "Accepted", "True", None).await?;
     println!("{}", first["message"]);
 
     // Another controller's entry is nobody else's.
     let foreign = json!({
-        "parentRef": { "name": "edge" },
+        "parentRef": { "group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "edge" },
         "controllerName": "example.org/gateway",
         "conditions": [{
             "type": "Accepted",
@@ -118,7 +88,7 @@ async fn status_counts_the_proxies_of_all_replicas_and_outlives_the_leader() -> 
         Ok(())
     })
     .await?;
-    programmed(&routes).await?;
+    namespace.programmed("HTTPRoute", "echo").await?;
     let parents = routes.get("echo").await?.data["status"]["parents"].clone();
     ensure!(parents[0] == foreign && parents.as_array().map(Vec::len) == Some(2), "{parents}");
     let answered = namespace.run("client", "curl -sS -D - -o /dev/null -m 10 http://echo/").await?;
@@ -128,12 +98,70 @@ async fn status_counts_the_proxies_of_all_replicas_and_outlives_the_leader() -> 
     let mut lost = route("third");
     lost["spec"]["parentRefs"][0]["name"] = json!("nowhere");
     namespace.apply(lost).await?;
-    eventually("the route is told that its parent does not exist", LIMIT, async || {
-        let accepted = condition(&routes, "Accepted").await?;
-        ensure!(accepted["status"] == "False" && accepted["reason"] == "NoMatchingParent", "{accepted}");
-        Ok(())
-    })
-    .await
+    namespace.route_says("HTTPRoute", "echo", "Accepted", "False", Some("NoMatchingParent")).await.map(drop)
+}
+
+/// A client's Pod with a container that may filter its packets.
+async fn client_that_can_be_cut_off(namespace: &Namespace, name: &str) -> Result<()> {
+    namespace.client(name).await?;
+    let filter = json!({
+        "name": "filter",
+        "image": APPLICATIONS,
+        "command": ["sleep", "infinity"],
+        "securityContext": { "runAsUser": 0, "capabilities": { "add": ["NET_ADMIN"] } },
+    });
+    let deployments: Api<Deployment> = namespace.api();
+    let patch = json!({ "spec": { "template": { "spec": { "containers": [filter] } } } });
+    deployments.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
+    namespace.rolled_out(name).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a cluster: e2e/cluster/test"]
+async fn a_proxy_that_is_cut_off_from_the_control_plane_is_named() -> Result<()> {
+    let cluster = Cluster::connect().await?;
+    cluster.install(&[]).await?;
+    let namespace = Namespace::echo(&cluster, "cut").await?;
+    client_that_can_be_cut_off(&namespace, "far").await?;
+    let pod = namespace.pod("far").await?;
+    let filter = async |rules: &str| {
+        namespace.exec(&pod, "filter", &["nft", rules], LIMIT).await.with_context(|| rules.to_owned())
+    };
+    let wait =
+        async |limit: &str| cluster.leno(&["wait", "httproute/echo", "-n", namespace.name(), "--timeout", limit]).await;
+    let generation = async |client: &str| -> Result<String> {
+        Ok(namespace.request(client, "http://echo/").await?.header("x-generation").to_owned())
+    };
+    namespace.apply(route("first")).await?;
+    for client in ["client", "far"] {
+        namespace.request(client, "http://echo/").await?;
+    }
+    wait("60s").await?;
+
+    filter(
+        "table inet cut {
+            chain out { type filter hook output priority 0; tcp dport 4190 drop; }
+            chain in { type filter hook input priority 0; tcp sport 4190 drop; }
+        }",
+    )
+    .await?;
+    namespace.apply(route("second")).await?;
+    let said = wait("10s").await.err().context("leno wait says that it is in force")?;
+    ensure!(format!("{said:#}").contains(&pod), "leno wait does not name {pod}: {said:#}");
+    let condition = namespace.route_says("HTTPRoute", "echo", "leno.dev/Programmed", "False", None).await?;
+    let message = condition["message"].as_str().unwrap_or_default();
+    ensure!(message.starts_with("1 of 2 ") && message.contains(&pod), "{condition}");
+    println!("{message}");
+    // Each goes by what it has.
+    ensure!(generation("client").await? == "second" && generation("far").await? == "first");
+
+    filter("delete table inet cut").await?;
+    wait("90s").await?;
+    ensure!(generation("far").await? == "second");
+    let condition = namespace.programmed("HTTPRoute", "echo").await?;
+    let message = condition["message"].as_str().unwrap_or_default();
+    ensure!(message.starts_with("2 of 2 ") && !message.contains(&pod), "{condition}");
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,6 +8,7 @@ use kube::{
 };
 use leno_e2e::{
     kubernetes::{APPLICATIONS, Cluster, Injection, LIMIT, Namespace, SYSTEM},
+    metrics::Metrics,
     wait::eventually,
 };
 use serde_json::{Value, json};
@@ -164,6 +165,35 @@ async fn what_would_not_be_in_force_is_refused_by_field() -> Result<()> {
     let said = namespace.apply(policy("1s")).await.err().context("it was taken")?;
     ensure!(format!("{said:#}").contains("spec.retry.backoff.max: \"1s\" is not between 5s and 10s"), "{said:#}");
     namespace.apply(policy("6s")).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a cluster: e2e/cluster/test"]
+async fn a_prometheus_outside_the_mesh_reads_the_metrics_of_proxies() -> Result<()> {
+    let cluster = Cluster::connect().await?;
+    cluster.install(&[]).await?;
+    let namespace = Namespace::echo(&cluster, "metrics").await?;
+    strict(&cluster, &namespace).await?;
+    let outside = Namespace::create(&cluster, "prometheus", Injection::Disabled).await?;
+    outside.client("client").await?;
+    outside.rolled_out("client").await?;
+    namespace.ask("http://echo/").await?;
+    let pod = namespace.pods("client").await?.into_iter().next().context("a Pod")?;
+    let ip = pod.status.and_then(|status| status.pod_ip).context("its address")?;
+    // Where a configuration of Prometheus looks, as its annotations say.
+    let annotations = pod.metadata.annotations.unwrap_or_default();
+    let told = |name: &str| annotations.get(&format!("prometheus.io/{name}")).cloned().unwrap_or_default();
+    ensure!(told("scrape") == "true", "{annotations:?}");
+    let url = format!("http://{ip}:{}{}", told("port"), told("path"));
+    let page = outside.request("client", &url).await?;
+    let requests = Metrics::parse(&page.body)?.sum("leno_requests_total", &[("direction", "outbound")]);
+    ensure!(page.status == 200 && requests >= 1.0, "{requests} requests: {page:?}");
+    // Nothing else of the admin server's is to be had there.
+    for path in ["config", "identity", "log-level", "drain"] {
+        let answer = outside.request("client", &format!("http://{ip}:4195/{path}")).await?;
+        ensure!(answer.status == 404, "{path}: {answer:?}");
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,8 +5,7 @@ use http::Request;
 use k8s_openapi::api::{apps::v1::Deployment, coordination::v1::Lease, core::v1::Pod};
 use kube::{
     Api,
-    api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams},
-    core::{ApiResource, GroupVersionKind},
+    api::{DeleteParams, ListParams, Patch, PatchParams},
 };
 use leno_e2e::{
     kubernetes::{Cluster, LIMIT, Namespace, SYSTEM},
@@ -51,22 +50,6 @@ fn route(value: &str) -> Value {
     })
 }
 
-/// The condition leno.dev/Programmed of the route, of its newest generation.
-async fn programmed(cluster: &Cluster, namespace: &Namespace) -> Result<Value> {
-    let kind = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "HTTPRoute");
-    let resource = ApiResource::from_gvk(&kind);
-    let routes: Api<DynamicObject> = Api::namespaced_with(cluster.client().clone(), namespace.name(), &resource);
-    let route = routes.get("echo").await?;
-    let conditions = route.data["status"]["parents"][0]["conditions"].as_array().cloned().unwrap_or_default();
-    let found = conditions.into_iter().find(|condition| condition["type"] == "leno.dev/Programmed");
-    let condition = found.context("no condition leno.dev/Programmed")?;
-    ensure!(
-        condition["observedGeneration"] == json!(route.metadata.generation),
-        "it is of an earlier generation: {condition}"
-    );
-    Ok(condition)
-}
-
 /// How many proxies each control plane serves.
 async fn connected(cluster: &Cluster) -> Result<Vec<u64>> {
     let mut counts = Vec::new();
@@ -100,9 +83,9 @@ async fn status_counts_the_proxies_of_both_and_survives_the_leader() -> Result<(
     let all = format!("{CLIENTS} of {CLIENTS} ");
     let agreed = async |what: &str| {
         eventually(what, LIMIT, async || {
-            let condition = programmed(&cluster, &namespace).await?;
+            let condition = namespace.programmed("HTTPRoute", "echo").await?;
             let message = condition["message"].as_str().unwrap_or_default();
-            ensure!(condition["status"] == "True" && message.starts_with(&all), "{condition}");
+            ensure!(message.starts_with(&all), "{condition}");
             Ok(())
         })
         .await

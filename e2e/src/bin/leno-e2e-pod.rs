@@ -1,7 +1,7 @@
 //! What tests run in Pods: the application that a service is, and the load that a client makes.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     process::ExitCode,
     time::Duration,
 };
@@ -35,6 +35,9 @@ enum What {
         authority: String,
         #[arg(long, default_value_t = 50)]
         connections: usize,
+        /// HTTP/2 connections, each with one request at a time.
+        #[arg(long, default_value_t = 0)]
+        multiplexed: usize,
         /// Requests per second.
         #[arg(long, default_value_t = 500.0)]
         rate: f64,
@@ -59,7 +62,11 @@ async fn main() -> ExitCode {
 async fn run(what: What) -> Result<()> {
     match what {
         What::Serve { name, port } => {
-            let server = Server::listen(&name, SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))).await?;
+            // Both families, where there are both.
+            let server = match Server::listen(&name, SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).await {
+                Ok(server) => server,
+                Err(_) => Server::listen(&name, SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))).await?,
+            };
             let mut end = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
             end.recv().await;
             // As an application that was told to end does: what it is busy with is finished.
@@ -68,11 +75,12 @@ async fn run(what: What) -> Result<()> {
             }
             Ok(())
         }
-        What::Load { authority, connections, rate, seconds, path } => {
+        What::Load { authority, connections, multiplexed, rate, seconds, path } => {
             let mut found =
                 tokio::net::lookup_host(&authority).await.with_context(|| format!("look up {authority}"))?;
             let address = found.next().with_context(|| format!("{authority} has no address"))?;
-            let load = Load::new(address, &authority).connections(connections).rate(rate).path(&path);
+            let load = Load::new(address, &authority).connections(connections).multiplexed(multiplexed);
+            let load = load.rate(rate).path(&path);
             let report = load.run(Duration::from_secs_f64(seconds)).await?;
             println!("{}", serde_json::to_string(&summary(&report))?);
             Ok(())
@@ -85,6 +93,7 @@ fn summary(report: &Report) -> Summary {
     Summary {
         ok: report.ok,
         failed: report.failed,
+        rate: report.rate(),
         reasons: report.reasons(),
         instances: report.instances.clone(),
         p50_ms: ms(0.5),

@@ -77,6 +77,10 @@ impl Namespace {
         &self.name
     }
 
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
     pub async fn apply(&self, document: Value) -> Result<()> {
         self.cluster.apply(Some(&self.name), document).await.map(drop)
     }

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 pub struct Summary {
     pub ok: u64,
     pub failed: u64,
+    /// Answers per second.
+    pub rate: f64,
     /// Of the first failures.
     pub reasons: Vec<String>,
     /// Answers by server.
