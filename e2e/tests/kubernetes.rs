@@ -112,7 +112,7 @@ async fn a_canary_gets_its_share_once_the_route_is_said_to_be_in_force() -> Resu
         cluster.leno(&["wait", "httproute/canary", "-n", namespace.name(), "--timeout", "30s"]).await?;
         let summary = namespace.load("client", "echo:80", "--seconds 20").await?;
         // As many as a busy machine manages.
-        summary.unharmed(2000)?;
+        summary.unharmed(5000)?;
         let share = summary.share("two-");
         println!("weights {weights:?}: {share:.3} of {} requests to the canary", summary.ok);
         let deviation = (wanted * (1.0 - wanted) / summary.ok as f64).sqrt();

@@ -119,8 +119,8 @@ async fn the_api_server_is_restarted() -> Result<()> {
     let summary: leno_e2e::kubernetes::summary::Summary =
         serde_json::from_str(printed.trim()).with_context(|| printed.clone())?;
     println!("{summary:?}");
-    // A busy machine makes few; none may fail.
-    summary.unharmed(500)?;
+    // 500/s if the machine can spare it.
+    summary.unharmed(5000)?;
     // What changes afterwards is heard of.
     namespace.serve("echo", "echo", 3).await?;
     namespace.rolled_out("echo").await

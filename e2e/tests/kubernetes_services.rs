@@ -156,8 +156,9 @@ async fn services_of_all_sorts_are_reached() -> Result<()> {
         ensure!(seen.version == version, "{words}: {seen:?}");
     }
     // Each Pod by the number that its own port has.
-    let instances = namespace.on_one_connection("client", "http://named/", 40).await?;
-    ensure!(instances.len() == 2, "{instances:?}");
+    let summary = namespace.load("client", "named:80", "--rate 100 --seconds 5").await?;
+    summary.unharmed(100)?;
+    ensure!(summary.instances.len() == 2, "{:?}", summary.instances);
     let ([_, ip], [_, stranger]) = (&ips[..], &strangers[..]) else {
         println!("Pods have addresses of one family: nothing is tried of the other");
         return Ok(());

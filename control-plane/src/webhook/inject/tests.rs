@@ -346,7 +346,11 @@ proptest! {
                 prop_assert_eq!(&after[name], value);
             }
         }
-        prop_assert_eq!(&injected["metadata"], &pod["metadata"]);
+        prop_assert_eq!(&injected["metadata"]["name"], &pod["metadata"]["name"]);
+        prop_assert_eq!(&injected["metadata"]["labels"], &pod["metadata"]["labels"]);
+        for (name, value) in pod["metadata"]["annotations"].as_object().into_iter().flatten() {
+            prop_assert_eq!(&injected["metadata"]["annotations"][name], value);
+        }
         // Whatever the kubelet asks the proxy, the proxy knows, each once.
         let asked: Vec<Value> = match env(&after["initContainers"][1], "LENO_PROBES") {
             Some(text) => serde_json::from_str(text).unwrap(),
