@@ -178,3 +178,22 @@ async fn who_is_not_let_in_is_told_with_the_object_that_says_so() -> Result<()> 
     ensure!(explained.contains("plaintext is refused (leno-reason: refused)  [Namespace default"), "{explained}");
     scenario.mesh.end().await
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_tries_of_a_hedged_request_are_told() -> Result<()> {
+    let scenario = Scenario::with(Options::default(), &["shop"], 2, "http").await?;
+    scenario.route(&format!("{}{RULES}", route_head("HTTPRoute", "shop", "shop")), "httproute/shop").await?;
+    let policy = "apiVersion: leno.dev/v1alpha1\nkind: RoutePolicy\nmetadata: {name: twice}\nspec:\n  targetRefs: \
+                  [{group: gateway.networking.k8s.io, kind: HTTPRoute, name: shop}]\n  hedging: {delay: 20ms}\n";
+    scenario.mesh.change("twice.yaml", policy, "routepolicy/twice").await?;
+    ensure!(scenario.get("/cart").await?.status == 200, "both are there");
+    for instance in ["shop-1", "shop-2"] {
+        scenario.instance(instance)?.server.control().delay_ms.store(500, Relaxed);
+    }
+    let traceparent = format!("00-{TRACE}-00f067aa0ba902b7-01");
+    let answer = scenario.send(Request::get("/cart").header("traceparent", traceparent.as_str())).await?;
+    ensure!(answer.status == 200, "{answer:?}");
+    let parts = ["not answered in time: sent to 127.", ", too, as try 2", "cancelled: the other was answered first"];
+    told(&scenario, &["--trace", TRACE], &parts).await?;
+    scenario.mesh.end().await
+}

@@ -105,7 +105,7 @@ pub(super) async fn once(
                 body: template.body.as_ref(),
                 carry,
                 attempt: attempt_told(tries.sent.saturating_add(1), exchange),
-                sent: Cell::new(false),
+                sent_to: Cell::new(None),
             };
             // As large as two tries, and seldom wanted.
             Box::pin(hedge::send(exchange, deadline, (pick, permit), connection, (body, extras), twice, tries)).await

@@ -35,8 +35,8 @@ pub(super) struct Twice<'a> {
     pub(super) carry: Carry,
     /// The number of the second, as its head tells it.
     pub(super) attempt: u32,
-    /// The second is on its way.
-    pub(super) sent: Cell<bool>,
+    /// Where the second is on its way to.
+    pub(super) sent_to: Cell<Option<SocketAddr>>,
 }
 
 /// The second endpoint's try, once it has ended.
@@ -84,13 +84,12 @@ pub(super) async fn send(
 ) -> (Try, Result<Result<Reply, SendError>, Error>) {
     let number = tries.sent;
     let ended = race(exchange, deadline, (pick.endpoint.address, connection), message, &twice).await;
-    if twice.sent.get() {
+    if let Some(other) = twice.sent_to.get() {
         exchange.metrics.retried();
         tries.sent += 1;
         exchange.record.attempts = tries.sent;
         let second = tries.sent;
-        exchange
-            .tell("hedging", true, || format!("not answered in time: sent to another endpoint too, as try {second}"));
+        exchange.tell("hedging", true, || format!("not answered in time: sent to {other}, too, as try {second}"));
     }
     let first = Try { pick, permit, number };
     let Ended { first: of_first, second, second_won } = match ended {
@@ -115,6 +114,9 @@ pub(super) async fn send(
         (second, Some(sent), of_second) => {
             if let Some(second) = second {
                 lose(exchange, twice.guarded, second, of_second);
+            } else if twice.sent_to.get().is_some() {
+                exchange
+                    .tell("try", false, || format!("try {} was cancelled: the other was answered first", number + 1));
             }
             (first, Ok(sent))
         }
@@ -207,7 +209,7 @@ async fn elsewhere(ctx: &Context, twice: &Twice<'_>, body: Body, first: SocketAd
         head.fields.remove_named(notes::HEADER);
     }
     head.fields.set(Name::LenoAttempt, twice.attempt.to_string().as_bytes());
-    twice.sent.set(true);
+    twice.sent_to.set(Some(pick.endpoint.address));
     let sent = connection.send(&head, body, Extras::default()).await;
     Some(Elsewhere { pick, leave, sent: Ok(sent) })
 }
