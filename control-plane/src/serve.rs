@@ -5,6 +5,7 @@
 
 pub mod compiled;
 pub mod discovery;
+mod follow;
 pub mod health;
 pub mod interests;
 pub mod listener;
@@ -115,9 +116,6 @@ pub mod limits {
     /// Proxies that vanished and are still named, at most.
     pub const DISCONNECTED: usize = 10_000;
 }
-
-/// How often proxies that vanished long ago are looked for.
-const FORGET_EVERY: Duration = Duration::from_secs(10);
 
 /// How long a control plane that is just ending is waited for; a killed one still takes a moment to be gone.
 const LOCK_PATIENCE: Duration = Duration::from_secs(3);
@@ -323,7 +321,7 @@ impl ControlPlane {
             tasks.spawn(roster::keep(state, Arc::clone(&self.tracker), stopping.clone()));
         }
         let in_cluster = self.cluster.is_some();
-        tasks.spawn(follow(self.world.clone(), Arc::clone(&self.tracker), in_cluster, stopping.clone()));
+        tasks.spawn(follow::follow(self.world.clone(), Arc::clone(&self.tracker), in_cluster, stopping.clone()));
         let started = self.cluster.zip(peers).map(|(cluster, peers)| {
             let (authority, tracker) = (Arc::clone(&self.authority), Arc::clone(&self.tracker));
             cluster.start(&mut tasks, kubernetes::Parts { authority, tracker, peers }, &self.world, &stopping)
@@ -392,55 +390,6 @@ async fn lock(state: &Path) -> anyhow::Result<File> {
             Err(TryLockError::Error(error)) => {
                 return Err(error).with_context(|| format!("cannot lock {}", path.display()));
             }
-        }
-    }
-}
-
-/// How long a proxy that vanished counts with what it may still serve: where an API server tells when a Pod ends, until then.
-fn kept(world: &World, in_cluster: bool, namespace: &str, pod: &str) -> Duration {
-    match in_cluster {
-        true if world.pod_is_up(namespace, pod) => Duration::MAX,
-        false if world.service_account(namespace, pod).is_some() => limits::DISCONNECTED_KEPT,
-        _ => Duration::ZERO,
-    }
-}
-
-/// Says each bad document once when it appears, and once when it is mended; forgets proxies whose Pods are gone.
-async fn follow(
-    mut world: watch::Receiver<Arc<World>>,
-    tracker: Arc<Tracker>,
-    in_cluster: bool,
-    mut stopping: watch::Receiver<bool>,
-) -> anyhow::Result<()> {
-    let mut known: Vec<crate::model::DocumentError> = Vec::new();
-    loop {
-        let now = Arc::clone(&world.borrow_and_update());
-        tracker.forget_vanished(Instant::now(), |namespace, pod| kept(&now, in_cluster, namespace, pod));
-        for error in now.errors().iter().filter(|e| !known.contains(e)) {
-            tracing::error!(
-                file = %error.file,
-                document = error.document,
-                object = error.object.as_ref().map(ToString::to_string),
-                field = error.field,
-                reason = error.reason,
-                "a document is not in force: the last good version of its object stays, or a route is answered with 500"
-            );
-        }
-        for error in known.iter().filter(|e| !now.errors().contains(e)) {
-            tracing::info!(
-                file = %error.file,
-                document = error.document,
-                object = error.object.as_ref().map(ToString::to_string),
-                field = error.field,
-                reason = error.reason,
-                "no longer wrong"
-            );
-        }
-        known = now.errors().to_vec();
-        tokio::select! {
-            changed = world.changed() => changed.context("the configuration is no longer read")?,
-            () = sleep(FORGET_EVERY) => {}
-            _ = stopping.wait_for(|s| *s) => return Ok(()),
         }
     }
 }

@@ -182,6 +182,7 @@ impl Writer {
             match self.tell(&key, verdict).await {
                 Ok(Outcome::Told) => {
                     self.memory.found.remove(&key);
+                    self.memory.put_off.remove(&key);
                     let told = Told::now(verdict.clone(), Instant::now(), fastrand::f64());
                     later(told.compare_at);
                     self.memory.told.insert(key, told);

@@ -88,6 +88,17 @@ fn a_pod_is_in_the_mesh_exactly_if_it_has_a_proxy() {
 }
 
 #[test]
+fn routes_keep_what_tells_them_from_others_of_their_name() {
+    let mut made = route(1, 7, "/");
+    made["metadata"]["uid"] = json!("u");
+    let (_, _, kept) = trim::trimmed(Kind::HttpRoute, "gateway.networking.k8s.io/v1", made).unwrap();
+    assert_eq!(kept["metadata"]["uid"], "u");
+    // Of these there are many, and nobody asks how far they have come.
+    let (_, _, kept) = trim::trimmed(Kind::Pod, "v1", pod("a", 7, |_| {})).unwrap();
+    assert_eq!(kept["metadata"]["uid"], Value::Null);
+}
+
+#[test]
 fn routes_of_gateways_are_others() {
     let of = |parents: Value| {
         let mut object = route(1, 2, "/a");
