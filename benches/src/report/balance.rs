@@ -33,7 +33,7 @@ fn line(row: &Row) -> Option<Line> {
     let millis = |name| figure(row, name).map(|us| us / 1000.0);
     Some(Line {
         ours: label.starts_with(LENO),
-        quantiles: [millis(name::P50)?, millis(name::P99)?, millis(name::P999).or(millis(name::P99))?],
+        quantiles: [millis(name::P50)?, millis(name::P99)?, millis(name::P999).or_else(|| millis(name::P99))?],
         label,
     })
 }
