@@ -1,6 +1,6 @@
 //! What an answer, or the lack of one, says: whether the request is to be tried again, and how its endpoint does.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::StatusCode;
 
@@ -37,7 +37,7 @@ pub(super) fn refused(response: &ResponseHead, pick: &Pick, policy: Option<&Retr
         return None;
     }
     // gRPC's answers are all 200.
-    let retry_after = || retry_after(response).filter(|_| matches!(status, 200 | 429 | 503));
+    let retry_after = || retry_after(response, SystemTime::now()).filter(|_| matches!(status, 200 | 429 | 503));
     let pushback = response.fields.values(b"grpc-retry-pushback-ms").next();
     Some(match code {
         Some(code) if pushback.is_some() => Failure::PushedBack(code, pushback.and_then(retry::pushback)),
@@ -46,9 +46,15 @@ pub(super) fn refused(response: &ResponseHead, pick: &Pick, policy: Option<&Retr
     })
 }
 
-/// How long the server asks to be left alone (RFC 9110 10.2.3), if it says so in seconds.
-fn retry_after(response: &ResponseHead) -> Option<Duration> {
-    response.fields.text(Name::RetryAfter)?.trim().parse().ok().map(Duration::from_secs)
+/// How long the server asks to be left alone (RFC 9110 10.2.3): for so many seconds, or up to a date; one that has passed is
+/// no wait.
+fn retry_after(response: &ResponseHead, now: SystemTime) -> Option<Duration> {
+    let value = response.fields.text(Name::RetryAfter)?.trim();
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(value).ok()?;
+    Some(date.duration_since(now).unwrap_or_default())
 }
 
 /// Why the mesh peer's proxy answered itself.
@@ -62,7 +68,7 @@ pub(super) fn outcome(response: &ResponseHead, pick: &Pick, exchange: &Exchange)
     let failed = status.is_server_error() || grpc == Some(14);
     let refused = status == StatusCode::TOO_MANY_REQUESTS || grpc == Some(8);
     if (refused || status == StatusCode::SERVICE_UNAVAILABLE)
-        && let Some(wait) = retry_after(response)
+        && let Some(wait) = retry_after(response, SystemTime::now())
     {
         pick.rest(wait, Instant::now());
     }
@@ -85,5 +91,29 @@ pub(super) fn blame(error: &Error, exchange: &Exchange) -> Outcome {
         Error::RequestTimeout | Error::TryTimeout if exchange.awaits_client() => Outcome::Neutral,
         Error::RequestTimeout if exchange.given_up_by_client() => Outcome::GivenUp,
         _ => Outcome::Failure,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_is_asked_for_in_seconds_or_until_a_date() {
+        // Sun, 06 Nov 1994 08:49:37 GMT, of RFC 9110 5.6.7.
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+        let wait = |value: &str| {
+            let mut response = ResponseHead::new(StatusCode::SERVICE_UNAVAILABLE);
+            response.fields.push_known(Name::RetryAfter, value.as_bytes());
+            retry_after(&response, now).map(|wait| wait.as_secs())
+        };
+        assert_eq!((wait("7"), wait(" 120 "), wait("0")), (Some(7), Some(120), Some(0)));
+        assert_eq!(wait("Sun, 06 Nov 1994 08:49:44 GMT"), Some(7));
+        assert_eq!(wait("Sunday, 06-Nov-94 08:50:37 GMT"), Some(60), "RFC 850");
+        assert_eq!(wait("Sun Nov  6 08:49:38 1994"), Some(1), "asctime");
+        assert_eq!(wait("Sat, 05 Nov 1994 08:49:37 GMT"), Some(0), "it has passed");
+        for neither in ["", "soon", "-1", "1.5", "Sun, 06 Nov 1994"] {
+            assert_eq!(wait(neither), None, "{neither:?}");
+        }
     }
 }
