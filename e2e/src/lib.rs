@@ -21,6 +21,7 @@ pub mod process;
 pub mod raw;
 pub mod relay;
 pub mod scenario;
+pub mod scripted;
 pub mod server;
 pub mod tcp;
 pub mod transparent;

@@ -79,6 +79,36 @@ async fn each_algorithm_shares_out_requests_as_it_says() -> Result<()> {
     scenario.mesh.end().await
 }
 
+/// One of three servers is slow. Who looks at load sends it less than chance or turns do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_server_gets_less_from_those_who_look() -> Result<()> {
+    const REQUESTS: u64 = 600;
+    let scenario = three_shops().await?;
+    let share = async |algorithm: &str| -> Result<f64> {
+        let sections = format!("  loadBalancing: {{algorithm: {algorithm}, zonePreference: None}}");
+        apply(&scenario, &sections).await?;
+        // Connections enough for a third of the requests to be with the slow one.
+        let load = Load::new(scenario.address("shop")?, &destination("shop")).connections(50).rate(150.0).start();
+        load.more(REQUESTS).await?;
+        let report = load.stop().await?;
+        report.unharmed(REQUESTS)?;
+        let slow = report.instances.get("shop-1").copied().unwrap_or_default();
+        Ok(slow as f64 / report.ok as f64)
+    };
+    scenario.instance("shop-1")?.server.control().delay_ms.store(250, Relaxed);
+    for blind in ["RoundRobin", "Random"] {
+        let share = share(blind).await?;
+        // Of 600 at a third: 200 ± 12.
+        ensure!((0.25..=0.42).contains(&share), "{blind} sends it {share:.3}");
+    }
+    for seeing in ["LeastRequest", "PeakEwma", "Prequal"] {
+        let share = share(seeing).await?;
+        println!("{seeing} sends {share:.3} of the requests to the slow server");
+        ensure!(share < 0.17, "{seeing} sends it {share:.3}, half as much as chance or more");
+    }
+    scenario.mesh.end().await
+}
+
 /// Gives an instance's Pod a weight.
 fn weigh(scenario: &Scenario, name: &str, weight: u32) -> Result<()> {
     let path = scenario.mesh.config().join(format!("workload-default-{name}.yaml"));

@@ -111,3 +111,34 @@ async fn a_request_is_explained_by_the_proxy_that_would_send_it() -> Result<()> 
     ensure!(absent.is_err_and(|error| format!("{error:#}").contains("no proxy default/nobody")), "nobody answered");
     scenario.mesh.end().await
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_asked_about_a_request_with_method_and_headers_is_about_that_request() -> Result<()> {
+    let scenario = Scenario::start(&["shop", "canary"]).await?;
+    let rules = "  rules:
+    - name: writes
+      matches: [{method: POST, headers: [{name: x-version, value: two}]}]
+      backendRefs: [{name: canary, port: 80}]
+    - name: rest
+      backendRefs: [{name: shop, port: 80}]
+";
+    scenario.route(&format!("{}{rules}", route_head("HTTPRoute", "shop", "shop")), "httproute/shop").await?;
+    let url = "http://shop.default/cart";
+    let cases: [(&[&str], &str, &str); 5] = [
+        (&["-X", "POST", "-H", "x-version: two"], "writes", "canary"),
+        (&["-X", "POST", "-H", "x-version: one"], "rest", "shop"),
+        (&["-X", "POST"], "rest", "shop"),
+        (&["-H", "x-version: two"], "rest", "shop"),
+        (&[], "rest", "shop"),
+    ];
+    for (asked, rule, backend) in cases {
+        let told = scenario.mesh.leno(&[&["explain", "client", url], asked].concat()).await?;
+        for part in [
+            format!("matches  [HTTPRoute default/shop, rule {rule}, generation 1]"),
+            format!("default/{backend}:80 gets 100.0000 %"),
+        ] {
+            ensure!(told.contains(&part), "{part:?} is not told of {asked:?}:\n{told}");
+        }
+    }
+    scenario.mesh.end().await
+}

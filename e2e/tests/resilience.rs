@@ -250,6 +250,51 @@ async fn an_open_circuit_fails_at_once_and_closes_again() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_circuit_has_its_fallback() -> Result<()> {
+    let scenario = Scenario::start(&["shop", "a", "b"]).await?;
+    let rule = |name: &str| {
+        format!(
+            "    - {{name: {name}, matches: [{{path: {{value: /{name}}}}}], backendRefs: [{{name: a, port: 80}}]}}\n"
+        )
+    };
+    let policy = |name: &str, fallback: &str| {
+        format!(
+            "---\napiVersion: leno.dev/v1alpha1\nkind: RoutePolicy\nmetadata: {{name: {name}, namespace: default}}\nspec:\n  \
+             targetRefs: [{{group: gateway.networking.k8s.io, kind: HTTPRoute, name: shop, sectionName: {name}}}]\n  \
+             fallback: {fallback}\n"
+        )
+    };
+    let head = documents::route_head("HTTPRoute", "shop", "shop");
+    let rules = ["backed", "answered", "plain"].map(rule).concat();
+    let backed = policy("backed", "{backendRef: {name: b, port: 80}}");
+    let answered = policy("answered", "{answer: {status: 203, body: stands-in}}");
+    scenario.route(&format!("{head}  rules:\n{rules}{backed}{answered}"), "routepolicy/answered").await?;
+    scenario.mesh.wait("routepolicy/backed").await?;
+    let breaker = "  circuitBreaker: {consecutiveFailures: 3, openTime: 10m}\n";
+    scenario.mesh.change("backend.yaml", &documents::backend_policy("a", "a", breaker), "backendpolicy/a").await?;
+
+    let failing = &scenario.instance("a-1")?.server;
+    failing.control().status.store(503, Relaxed);
+    for path in ["/backed", "/answered", "/plain"] {
+        let answer = scenario.get(path).await?;
+        ensure!(answer.status == 503 && answer.header("leno-reason").is_empty(), "the server's own: {answer:?}");
+    }
+    let before = failing.requests();
+    let request = Request::post("/backed").header("host", "shop").body(Bytes::from(vec![b'x'; 10_000]))?;
+    let seen = client::http1(scenario.address("shop")?, request).await?.seen()?;
+    ensure!(seen.instance == "b-1" && seen.body_bytes == 10_000, "{seen:?}");
+    let answer = scenario.get("/answered").await?;
+    ensure!(answer.status == 203 && text(&answer) == "stands-in", "{answer:?}");
+    ensure!(answer.header("leno-reason") == "circuit-open", "{answer:?}");
+    let answer = scenario.get("/plain").await?;
+    ensure!(answer.status == 503 && answer.header("leno-reason") == "circuit-open", "{answer:?}");
+    ensure!(failing.requests() == before, "it reached the server");
+    let fallbacks = scenario.client.metrics().await?.sum("leno_fallbacks_total", &[("reason", "circuit-open")]);
+    ensure!(fallbacks == 2.0, "{fallbacks}");
+    scenario.mesh.end().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backend_takes_no_more_than_its_limits() -> Result<()> {
     let scenario = Scenario::start(&["shop"]).await?;
     let server = &scenario.instance("shop-1")?.server;
@@ -309,6 +354,12 @@ async fn a_slow_answer_is_overtaken_by_another_endpoint() -> Result<()> {
     let before = slow.requests() + other.requests();
     ensure!(scenario.get("/").await?.status == 200, "answered");
     ensure!(slow.requests() + other.requests() - before == 1, "sent twice without a place for it");
+    // Nor beyond the budget, of which one try may be left.
+    backend_policy(&scenario, "  retryBudget: {percent: 0, minPerSecond: 0, burst: 1}\n").await?;
+    ensure!(scenario.get("/").await?.status == 200, "answered");
+    let before = slow.requests() + other.requests();
+    ensure!(scenario.get("/").await?.status == 200, "answered");
+    ensure!(slow.requests() + other.requests() - before == 1, "sent twice without budget");
     // Who is overtaken opens no breaker.
     backend_policy(
         &scenario,
