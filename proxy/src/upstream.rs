@@ -218,7 +218,7 @@ impl Pick {
             Outcome::Success => true,
             Outcome::Failure => false,
             Outcome::Refused => {
-                self.local.observe(false, Role::Ordinary, latency, now);
+                self.local.refused(latency, now);
                 return self.abandon_probe(now);
             }
             Outcome::GivenUp => {

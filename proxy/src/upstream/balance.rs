@@ -27,8 +27,12 @@ const EXPLORE_ONE_IN: u64 = 100;
 /// Endpoints that are compared for a request, at most. Two halve the queues that chance makes (Mitzenmacher 2001), but a balancer that sees
 /// only its own few requests, to servers that are not alike, meets two slow ones too often: docs/balancing.md has figures.
 const MOST_COMPARED: usize = 5;
-/// Where weights differ: how much more the one drawn by weight may cost that has nothing in flight, so that weights decide, and not noise.
+/// Where weights differ: how much more the one drawn by weight may cost that has no more than one request in flight, so that weights
+/// decide, and not noise.
 const IDLE_TOLERANCE: f64 = 2.0;
+/// How much more than one that failed, were it as slow as a failure counts, an endpoint may be burdened with before the
+/// failing one gets its share again.
+const FORBEARANCE: f64 = 2.0;
 /// Pairs drawn before all endpoints are looked at.
 const DRAWS: usize = 4;
 /// Single draws before all endpoints are looked at.
@@ -94,6 +98,8 @@ pub enum By {
     Report,
     /// It is in its slow start, and this is of its part.
     Start,
+    /// It failed of late, and this is of its share, which others could not carry ([`relieves`]).
+    Share,
     /// The place of the request's key ([`maglev`]).
     Place,
     /// That place has no room, or is not ready: another.
@@ -136,12 +142,17 @@ impl Cost {
 
     /// The same with so many requests in flight.
     fn with(self, view: &impl Candidates, index: usize, in_flight: f64, now: Instant) -> f64 {
-        let in_flight = in_flight / (view.weight(index) * view.warmth(index));
+        let queue = queue(view, index, in_flight);
         match self {
-            Self::PeakEwma => view.estimate(index).seconds(now) * (in_flight + 1.0),
-            Self::InFlight => in_flight,
+            Self::PeakEwma => view.estimate(index).seconds(now) * queue,
+            Self::InFlight => queue,
         }
     }
+}
+
+/// What a request meets where so many are in flight: itself, and what they are by the endpoint's share.
+fn queue(view: &impl Candidates, index: usize, in_flight: f64) -> f64 {
+    in_flight / (view.weight(index) * view.warmth(index)) + 1.0
 }
 
 /// How far an endpoint's slow start has come that has been ready for so long.
@@ -153,7 +164,7 @@ pub fn warmth(ready_for: Duration, window: Duration) -> f64 {
 }
 
 /// A few ready endpoints are drawn by weight, the first two of them distinct, and the cheapest is taken; what is in its slow start
-/// gets its part of what it is drawn for, and what failed of late less and less ([`Drawn::take`]). An endpoint that is
+/// gets its part of what it is drawn for, and what failed of late less and less, as far as others can carry it ([`Drawn::take`]). An endpoint that is
 /// due for a probe is taken if it is drawn and admitted. If none is ready, any of the best standing that exists.
 pub fn cheapest_drawn(
     view: &impl Candidates,
@@ -242,26 +253,41 @@ impl<'a, V: Candidates> Drawn<'a, V> {
         if explores {
             return if starts { first } else { warm().next().unwrap_or(first) };
         }
-        if starts && is_trusted(view, first, now, random) && joins(view, cost, now, first, warm()) {
+        if starts && is_trusted(view, first, now, random) && joins(view, first, warm()) {
             return first;
         }
         let mut trusted = warm().filter(|index| is_trusted(view, *index, now, random));
         let Some(drawn) = trusted.next() else {
-            let any = cheapest(view, cost, now, warm()).or_else(|| cheapest(view, cost, now, self.all()));
+            let of = |index| cost.of(view, index, now);
+            let any = cheapest(of, warm()).or_else(|| cheapest(of, self.all()));
             return any.map_or(first, |(index, _)| index);
         };
-        let tolerance = if self.weighted && view.in_flight(drawn) == 0 { IDLE_TOLERANCE } else { 1.0 };
-        let tolerated = cost.of(view, drawn, now) / tolerance;
-        let cheaper = cheapest(view, cost, now, trusted).filter(|(_, least)| *least < tolerated);
-        cheaper.map_or(drawn, |(index, _)| index)
+        let chosen = self.cheaper(drawn, trusted);
+        let passed_over = first != drawn && view.warmth(first) >= 1.0;
+        if passed_over && relieves(view, cost, now, first, chosen) { first } else { chosen }
+    }
+
+    /// The cheapest. Where weights differ, the one that was drawn by weight stays unless another would be cheaper with this
+    /// request, too, by its weight, than the drawn one is without it, rounded to whole requests: else the light would be
+    /// taken whenever the heavy have something in flight.
+    fn cheaper(&self, drawn: usize, others: impl Iterator<Item = usize>) -> usize {
+        let Self { view, cost, now, weighted, .. } = *self;
+        let in_flight = |index: usize| f64::from(view.in_flight(index));
+        let (own, one_more) = match in_flight(drawn) {
+            _ if !weighted => (cost.of(view, drawn, now), 0.0),
+            few if few <= 1.0 => (cost.with(view, drawn, 0.0, now) / IDLE_TOLERANCE, 0.0),
+            many => (cost.with(view, drawn, many - 1.0, now), 1.0),
+        };
+        let cheaper = cheapest(|index| cost.with(view, index, in_flight(index) + one_more, now), others);
+        cheaper.filter(|(_, least)| *least < own).map_or(drawn, |(index, _)| index)
     }
 }
 
 /// The first of those that cost the least, and what it costs.
-fn cheapest(view: &impl Candidates, cost: Cost, now: Instant, of: impl Iterator<Item = usize>) -> Option<(usize, f64)> {
+fn cheapest(cost: impl Fn(usize) -> f64, of: impl Iterator<Item = usize>) -> Option<(usize, f64)> {
     let mut best: Option<(usize, f64)> = None;
     for index in of {
-        let cost = cost.of(view, index, now);
+        let cost = cost(index);
         if best.is_none_or(|(_, least)| cost < least) {
             best = Some((index, cost));
         }
@@ -274,22 +300,16 @@ pub fn starting(view: &impl Candidates, index: usize, now: Instant, random: &imp
     let starts = view.standing(index) == Standing::Ready && view.warmth(index) < 1.0 && is_warm(view, index, random);
     let others = || (1..MOST_COMPARED).map(|_| sampler::scale(random() as u32, view.count()));
     let warm = |index: &usize| view.standing(*index) == Standing::Ready && view.warmth(*index) >= 1.0;
-    let joins = || joins(view, Cost::PeakEwma, now, index, others().filter(warm));
+    let joins = || joins(view, index, others().filter(warm));
     (starts && is_trusted(view, index, now, random) && joins()).then(|| Choice::of(index).decided(By::Start))
 }
 
-/// Whether an endpoint in its slow start, whose turn it is, costs no more than the dearest of `others`: it is not to be compared
-/// with the cheapest, since its share is small already. What it may have in flight is rounded up to a whole request.
-fn joins(
-    view: &impl Candidates,
-    cost: Cost,
-    now: Instant,
-    index: usize,
-    mut others: impl Iterator<Item = usize>,
-) -> bool {
-    let in_flight = f64::from(view.in_flight(index).saturating_sub(1));
-    let own = cost.with(view, index, in_flight, now);
-    others.any(|other| cost.of(view, other, now) >= own)
+/// Whether an endpoint in its slow start, whose turn it is, has no more in flight, for its part, than the busiest of `others`: it is not
+/// to be compared with the idlest, since its share is small already. What it may have is rounded up to a whole request.
+/// Its latency says nothing yet: it is slow because it is cold, and warms by being asked.
+fn joins(view: &impl Candidates, index: usize, mut others: impl Iterator<Item = usize>) -> bool {
+    let own = queue(view, index, f64::from(view.in_flight(index).saturating_sub(1)));
+    others.any(|other| queue(view, other, f64::from(view.in_flight(other))) >= own)
 }
 
 /// One that is ready, drawn by weight; see [`cheapest_drawn`] for the rest.
@@ -325,6 +345,20 @@ pub fn is_warm(view: &impl Candidates, index: usize, random: &impl Fn() -> u64) 
 pub fn is_trusted(view: &impl Candidates, index: usize, now: Instant, random: &impl Fn() -> u64) -> bool {
     let trust = view.estimate(index).trust(now);
     trust >= 1.0 || sampler::unit(random()) < trust
+}
+
+/// Whether an endpoint that is not trusted, but was drawn by its share, takes the request all the same, because `other` has too
+/// much to do: what the failing one is spared would else overload those that are well. It never gets more than its share, since who fails
+/// at once would look better than anybody who works.
+pub fn relieves(view: &impl Candidates, cost: Cost, now: Instant, index: usize, other: usize) -> bool {
+    let burden = |index: usize| {
+        let latency = match cost {
+            Cost::PeakEwma => view.estimate(index).usual(now),
+            Cost::InFlight => 1.0,
+        };
+        latency * zone::load(view, index)
+    };
+    burden(other) > FORBEARANCE * burden(index)
 }
 
 /// The best there is when nothing is to be probed.

@@ -277,6 +277,11 @@ impl Roster {
         };
         let penalty = |index: usize| view.estimate(index).penalty(view.now);
         let index = asked.pool.choose(settings, self.endpoints.len(), view.now, usable, penalty)?;
+        // As in `Drawn::take`.
+        let is_ready = view.standing(any) == Standing::Ready && view.warmth(any) >= 1.0;
+        if is_ready && !usable(any) && balance::relieves(view, Cost::PeakEwma, view.now, any, index) {
+            return Some(Choice::of(any).decided(By::Share));
+        }
         Some(Choice::of(index).decided(By::Report))
     }
 

@@ -88,6 +88,13 @@ impl LocalEndpoint {
         self.estimate.set(estimate);
     }
 
+    /// One try that was turned away. See [`Estimate::refused`].
+    pub fn refused(&self, latency: Duration, now: Instant) {
+        let mut estimate = self.estimate.get();
+        estimate.refused(latency, now);
+        self.estimate.set(estimate);
+    }
+
     /// One try that its client gave up. See [`Estimate::given_up`].
     pub fn given_up(&self, waited: Duration, now: Instant) {
         let mut estimate = self.estimate.get();

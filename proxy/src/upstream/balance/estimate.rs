@@ -1,7 +1,10 @@
 //! The latency that an endpoint is expected to have: it jumps up to peaks and decays exponentially (Finagle's peak-EWMA), with
 //! failures as a penalty of their own. Pure.
 
-use std::time::{Duration, Instant};
+use std::{
+    mem,
+    time::{Duration, Instant},
+};
 
 /// Time in which an old latency loses all but 1/e of its weight.
 pub const DECAY: Duration = Duration::from_secs(10);
@@ -31,6 +34,8 @@ pub struct Estimate {
     seconds: f64,
     at: Instant,
     measured: bool,
+    /// Something succeeded, at whatever latency.
+    answered: bool,
     /// Seconds, without peaks.
     usual: f64,
     /// Seconds.
@@ -44,12 +49,21 @@ impl Estimate {
     /// Nothing measured yet: `seed` (what its peers show, or [`DEFAULT_LATENCY`]) until the first observation.
     pub fn new(seed: Duration, now: Instant) -> Self {
         let seconds = seed.as_secs_f64();
-        Self { seconds, at: now, measured: false, usual: seconds, penalty: 0.0, distrust: 0.0, penalized_at: now }
+        let (penalty, distrust) = (0.0, 0.0);
+        let (measured, answered) = (false, false);
+        Self { seconds, at: now, measured, answered, usual: seconds, penalty, distrust, penalized_at: now }
     }
 
-    /// The latency of a try that succeeded. Above the estimate it replaces it; below, it is averaged in by the time passed.
+    /// The latency of a try that succeeded. Above the estimate it replaces it; below, it is averaged in by the time passed. The very
+    /// first is left out if it is slower than was assumed: its connection was made for it, and caches were cold.
     pub fn succeeded(&mut self, latency: Duration, now: Instant) {
         let seconds = latency.as_secs_f64();
+        self.penalty /= 2.0;
+        self.distrust /= 2.0;
+        let is_first = !mem::replace(&mut self.answered, true);
+        if is_first && seconds > self.seconds {
+            return;
+        }
         let kept = decay(self.at, now, DECAY);
         self.usual = match seconds - self.usual {
             _ if !self.measured => seconds,
@@ -63,14 +77,20 @@ impl Estimate {
         };
         self.at = self.at.max(now);
         self.measured = true;
-        self.penalty /= 2.0;
-        self.distrust /= 2.0;
     }
 
     /// A try that failed after `latency`.
     pub fn failed(&mut self, latency: Duration, now: Instant) {
         self.penalty = latency.clamp(LEAST_PENALTY, MOST_PENALTY).as_secs_f64();
         self.distrust = (self.distrust(now) + DISTRUST).min(MOST_DISTRUST);
+        self.penalized_at = now;
+    }
+
+    /// A try that was turned away (429): not fast for that, but no failure, which would cost trust.
+    pub fn refused(&mut self, latency: Duration, now: Instant) {
+        // Both decay from the same moment.
+        self.distrust = self.distrust(now);
+        self.penalty = latency.clamp(LEAST_PENALTY, MOST_PENALTY).as_secs_f64();
         self.penalized_at = now;
     }
 
@@ -200,6 +220,30 @@ mod tests {
     }
 
     #[test]
+    fn being_turned_away_is_not_fast_and_costs_no_trust() {
+        let start = Instant::now();
+        let mut estimate = Estimate::new(DEFAULT_LATENCY, start);
+        (0..10).for_each(|_| estimate.refused(Duration::from_micros(200), start));
+        assert!((estimate.seconds(start) - 1.0).abs() < 1e-9);
+        assert_eq!(estimate.trust(start), 1.0);
+        estimate.failed(Duration::ZERO, start);
+        let later = start + PENALTY_DECAY;
+        let trust = estimate.trust(later);
+        estimate.refused(Duration::ZERO, later);
+        assert!((estimate.trust(later) - trust).abs() < 1e-9, "nor is any won");
+    }
+
+    #[test]
+    fn the_first_answer_does_not_count_if_it_is_slower_than_assumed() {
+        let start = Instant::now();
+        let mut estimate = Estimate::new(Duration::from_millis(5), start);
+        estimate.succeeded(Duration::from_millis(500), start);
+        assert!(!estimate.is_measured() && (estimate.seconds(start) - 0.005).abs() < 1e-9);
+        estimate.succeeded(Duration::from_millis(500), start);
+        assert!((estimate.seconds(start) - 0.5).abs() < 1e-9, "it is slow indeed");
+    }
+
+    #[test]
     fn time_that_runs_backwards_changes_nothing() {
         let start = Instant::now() + Duration::from_secs(5);
         let mut estimate = Estimate::new(DEFAULT_LATENCY, start);
@@ -225,7 +269,7 @@ mod tests {
         let start = Instant::now();
         let mut estimate = Estimate::new(DEFAULT_LATENCY, start);
         assert!((estimate.reverting(0.5, start) - 0.5).abs() < 1e-9, "nothing was measured");
-        estimate.succeeded(Duration::from_millis(100), start);
+        (0..2).for_each(|_| estimate.succeeded(Duration::from_millis(100), start));
         assert!((estimate.reverting(0.5, start) - 0.1).abs() < 1e-9);
         let later = estimate.reverting(0.5, start + DECAY);
         assert!(later > 0.3 && later < 0.4, "{later}");

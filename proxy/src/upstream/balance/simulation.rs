@@ -5,6 +5,7 @@
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, VecDeque},
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -32,15 +33,15 @@ struct Fleet {
     service: Vec<Duration>,
     /// One in so many seconds of each server's time it is three times as slow.
     antagonised_one_in: Option<u64>,
-    /// A server that fails this share of its requests, at once, until so long after the beginning.
-    failing: Option<(usize, f64, Duration)>,
+    /// Servers that fail this share of their requests, at once, until so long after the beginning.
+    failing: Option<(Range<usize>, f64, Duration)>,
     utilisation: f64,
 }
 
 struct Outcome {
     latencies: Vec<Duration>,
     failed: usize,
-    /// Requests sent to the failing server since it is well, and to all.
+    /// Requests sent to the failing servers since they are well, and to all.
     since: (usize, usize),
 }
 
@@ -150,14 +151,15 @@ impl<'a> Simulation<'a> {
         let client = sampler::scale((self.draw)() as u32, CLIENTS);
         let server = self.choose(client, now);
         self.clients[client].endpoints.in_flight[server] += 1;
-        let fails = self
-            .fleet
-            .failing
-            .filter(|(failing, _, until)| *failing == server && now < self.start + *until)
-            .is_some_and(|(_, share, _)| sampler::unit((self.draw)()) < share);
-        if let Some((failing, ..)) = self.fleet.failing.filter(|(.., until)| now >= self.start + *until) {
-            self.outcome.since.0 += usize::from(failing == server);
-            self.outcome.since.1 += 1;
+        let mut fails = false;
+        if let Some((failing, share, until)) = &self.fleet.failing {
+            let is_one = failing.contains(&server);
+            if now < self.start + *until {
+                fails = is_one && sampler::unit((self.draw)()) < *share;
+            } else {
+                self.outcome.since.0 += usize::from(is_one);
+                self.outcome.since.1 += 1;
+            }
         }
         let underway = self.servers[server].load.begin(now);
         let request = self.requests.len();
@@ -223,7 +225,11 @@ impl<'a> Simulation<'a> {
                 let settings = prequal::Settings::default();
                 let penalty = |index: usize| endpoints.estimates[index].penalty(now);
                 let usable = |index: usize| is_trusted(endpoints, index, now, draw);
-                let chosen = pool.choose(&settings, count, now, usable, penalty).map(Choice::of);
+                let any = sampler.draw(draw());
+                let chosen = pool.choose(&settings, count, now, usable, penalty).map(|chosen| {
+                    let relieves = !usable(any) && relieves(endpoints, Cost::PeakEwma, now, any, chosen);
+                    Choice::of(if relieves { any } else { chosen })
+                });
                 let asked: Vec<usize> = (0..pool.probes_due(&settings)).map(|_| sampler.draw(draw())).collect();
                 let chosen = chosen.or_else(|| cheapest_drawn(endpoints, &sampler, Cost::PeakEwma, now, draw));
                 for server in asked {
@@ -290,8 +296,23 @@ fn failing(utilisation: f64, until: Duration) -> Fleet {
     Fleet {
         service: vec![Duration::from_millis(20); 10],
         antagonised_one_in: None,
-        failing: Some((3, 0.9, until)),
+        failing: Some((3..4, 0.9, until)),
         utilisation,
+    }
+}
+
+#[test]
+fn simulation_of_most_servers_failing_fast() {
+    let fleet = Fleet { failing: Some((2..10, 1.0, Duration::from_secs(3600))), ..failing(0.6, Duration::ZERO) };
+    compare("60 % used, eight of ten fail fast", &fleet, 20);
+    for by in [By::LeastRequest, By::PeakEwma, By::Prequal] {
+        let outcome = Simulation::run(by, &fleet, 20);
+        // What the two can do in twenty seconds, and how long whoever is with them waits.
+        let most = 2.0 * PARALLEL as f64 / 0.02 * 20.0;
+        let (used, slowest) = (outcome.latencies.len() as f64 / most, outcome.quantile(0.999));
+        println!("{by:?}: {:.0} % of what the two can do", used * 100.0);
+        assert!(used > 0.85, "{by:?} spares the two that are well: {used}");
+        assert!(slowest < Duration::from_secs(2), "{by:?} overloads them: {slowest:?}");
     }
 }
 
@@ -301,8 +322,10 @@ fn simulation_of_a_server_that_fails_fast() {
         let fleet = failing(utilisation, Duration::from_secs(3600));
         let results = compare(&format!("{:.0} % used, one of ten fails fast", utilisation * 100.0), &fleet, 20);
         let share = of(&results, By::Turns).1;
+        // What the nine cannot do goes to the tenth, but no more than its share.
+        let most = if utilisation < 1.0 { share / 4 } else { share };
         for by in [By::LeastRequest, By::PeakEwma, By::Prequal] {
-            assert!(of(&results, by).1 < share / 4, "{by:?} is drawn to it");
+            assert!(of(&results, by).1 < most, "{by:?} is drawn to it");
         }
     }
 }

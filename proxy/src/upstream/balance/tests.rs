@@ -79,6 +79,62 @@ fn weight_counts_without_load_too() {
     }
 }
 
+/// As many clients of one worker, each of which sends its next request once it is answered, which takes about 10 ms; the
+/// part that the first endpoint gets.
+fn closed_loop(cost: Cost, weights: &[u32], clients: usize) -> f64 {
+    let (start, draw) = (Instant::now(), generator(13));
+    let mut endpoints = Endpoints::weighing(weights, start);
+    let sampler = endpoints.sampler();
+    let mut under_way: Vec<(Instant, usize)> = Vec::new();
+    let (mut now, mut first) = (start, 0);
+    for _ in 0..20_000 {
+        while under_way.len() < clients {
+            let index = cheapest_drawn(&endpoints, &sampler, cost, now, &draw).unwrap().index;
+            let took = Duration::from_micros(8_000 + draw() % 4_000);
+            endpoints.in_flight[index] += 1;
+            under_way.push((now + took, index));
+            first += u32::from(index == 0);
+        }
+        let (next, _) = under_way.iter().enumerate().min_by_key(|(_, (ends, _))| *ends).unwrap();
+        let (ends, index) = under_way.swap_remove(next);
+        now = ends;
+        endpoints.in_flight[index] -= 1;
+        endpoints.estimates[index].succeeded(Duration::from_millis(10), now);
+    }
+    f64::from(first) / 20_000.0
+}
+
+#[test]
+fn weights_count_however_few_requests_are_under_way() {
+    for cost in [Cost::PeakEwma, Cost::InFlight] {
+        for weights in [&[1_u32, 9][..], &[3, 1], &[1, 1, 8], &[1, 2, 3, 4, 5, 6], &[20, 1, 1, 1, 1, 1, 1, 1, 1, 1]] {
+            let fair = f64::from(weights[0]) / f64::from(weights.iter().sum::<u32>());
+            for clients in [1, 2, 4, 8, 32] {
+                let share = closed_loop(cost, weights, clients);
+                let range = fair * 0.75..fair * 1.25;
+                assert!(range.contains(&share), "{cost:?}, {weights:?}, {clients} clients: {share} for {fair}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_cold_first_answer_does_not_end_a_slow_start() {
+    let (now, draw) = (Instant::now(), generator(17));
+    let mut endpoints = Endpoints::ready(4, now);
+    endpoints.estimates.iter_mut().for_each(|estimate| estimate.succeeded(Duration::from_millis(5), now));
+    endpoints.estimates[0] = Estimate::new(Duration::from_millis(5), now);
+    (0..2).for_each(|_| endpoints.estimates[0].succeeded(Duration::from_millis(500), now));
+    endpoints.warmth[0] = 0.5;
+    let sampler = endpoints.sampler();
+    let chosen = (0..4000).filter(|_| {
+        let choice = cheapest_drawn(&endpoints, &sampler, Cost::PeakEwma, now, &draw);
+        choice.unwrap().index == 0
+    });
+    let chosen = chosen.count();
+    assert!((400..700).contains(&chosen), "{chosen} of 4000, for a share of 500");
+}
+
 /// Ways to choose that go by warmth.
 #[derive(Debug, Clone, Copy)]
 enum Way {

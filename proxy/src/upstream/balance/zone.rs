@@ -4,6 +4,7 @@
 //! [`PREFERENCE`] times what the far one does. What counts is the latency without rare peaks, and what is in flight beyond what an endpoint carries
 //! without noticing ([`ROOM`]): so little traffic never leaves the zone, and what is too much for it leaves by and by. Of an
 //! endpoint that nothing was sent to for a while it is assumed that it is as fast as near ones are when they are not loaded.
+//! Where the near one failed of late and the far one did not, the far one is taken as long as it can carry that.
 
 use std::{
     cell::Cell,
@@ -11,7 +12,8 @@ use std::{
 };
 
 use super::{
-    Candidates, Choice, Cost, EXPLORE_ONE_IN, Estimate, Sampler, Standing, cheapest_drawn, estimate::decay, is_warm,
+    Candidates, Choice, Cost, EXPLORE_ONE_IN, Estimate, Sampler, Standing, cheapest_drawn, estimate::decay, is_trusted,
+    is_warm, relieves, sampler::unit,
 };
 
 /// How much more a request may cost in the own zone.
@@ -26,6 +28,8 @@ const RISE: Duration = Duration::from_secs(60);
 pub struct Zones {
     near: Part,
     far: Part,
+    /// The part of all weight that is near.
+    near_share: f64,
     usual: Usual,
 }
 
@@ -51,7 +55,12 @@ impl Zones {
         };
         let (near, far) = (part(true), part(false));
         let matters = !near.members.is_empty() && !far.members.is_empty();
-        matters.then(|| Self { near, far, usual: Usual(Cell::new(None)) })
+        let weight = |near: Option<bool>| -> f64 {
+            let part = endpoints.clone().filter(|endpoint| near.is_none_or(|near| endpoint.0 == near));
+            part.map(|(_, weight)| f64::from(weight)).sum()
+        };
+        let near_share = weight(Some(true)) / weight(None).max(1.0);
+        matters.then(|| Self { near, far, near_share, usual: Usual(Cell::new(None)) })
     }
 
     /// The endpoint for a request; None: nothing near will do, and all are to be looked at alike.
@@ -79,6 +88,11 @@ impl Zones {
         if view.warmth(near.index) < 1.0 && all_start() && !is_warm(view, near.index, random) {
             return Some(far);
         }
+        let is_trusted = |index: usize| is_trusted(view, index, now, random);
+        if !is_trusted(near.index) && is_trusted(far.index) {
+            let stays = relieves(view, cost, now, near.index, far.index) && unit(random()) < self.near_share;
+            return Some(if stays { near } else { far });
+        }
         let (near_latency, far_latency) = match cost {
             Cost::InFlight => (1.0, 1.0),
             Cost::PeakEwma => {
@@ -95,7 +109,7 @@ impl Zones {
 }
 
 /// How much what is in flight there adds to a request's cost.
-fn load(view: &impl Candidates, index: usize) -> f64 {
+pub(super) fn load(view: &impl Candidates, index: usize) -> f64 {
     1.0 + f64::from(view.in_flight(index)) / (ROOM * view.weight(index) * view.warmth(index))
 }
 
@@ -225,6 +239,49 @@ mod tests {
         });
         let chosen: Vec<_> = near.collect();
         assert!(chosen.iter().skip(7000).all(|index| *index == 0), "it stays away from its zone");
+    }
+
+    /// The near one's failures come at once, so nothing is ever in flight there; of 1000 requests, one every `gap`, those that
+    /// went to a near endpoint.
+    fn failing_near(cost: Cost, gap: Duration, far_takes: Duration) -> usize {
+        let (start, random) = (Instant::now(), generator(11));
+        let zones = Zones::new((0..4).map(|index| (index < 3, 1))).unwrap();
+        let mut endpoints = Endpoints::ready(4, start);
+        (0..2).for_each(|_| endpoints.estimates[3].succeeded(far_takes, start));
+        let mut under_way = std::collections::VecDeque::new();
+        let mut near = 0;
+        for step in 0..1000 {
+            let now = start + gap * step;
+            while under_way.pop_front_if(|ends| *ends <= now).is_some() {
+                endpoints.in_flight[3] -= 1;
+                endpoints.estimates[3].succeeded(far_takes, now);
+            }
+            match zones.choose(&endpoints, cost, now, &random).unwrap().index {
+                3 => {
+                    endpoints.in_flight[3] += 1;
+                    under_way.push_back(now + far_takes);
+                }
+                index => {
+                    endpoints.estimates[index].failed(Duration::ZERO, now);
+                    near += 1;
+                }
+            }
+        }
+        near
+    }
+
+    #[test]
+    fn a_zone_that_fails_at_once_is_left_while_others_can_carry_it() {
+        for cost in [Cost::PeakEwma, Cost::InFlight] {
+            // Six in flight, however slow they are.
+            let near = failing_near(cost, Duration::from_millis(100), Duration::from_millis(600));
+            assert!(near < 300, "{cost:?}: {near} of 1000 fail");
+            let near = failing_near(cost, Duration::from_millis(5), Duration::from_millis(10));
+            assert!(near < 60, "{cost:?}: {near} of 1000 fail");
+            // A hundred: too much, of which the zone gets no more than its share.
+            let near = failing_near(cost, Duration::from_millis(6), Duration::from_millis(600));
+            assert!((300..800).contains(&near), "{cost:?}: {near} of 1000 fail");
+        }
     }
 
     #[test]

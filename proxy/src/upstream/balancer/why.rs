@@ -49,6 +49,9 @@ fn decided_by(algorithm: &Algorithm, by: By, has_key: bool) -> &'static str {
         (Algorithm::ConsistentHash(_), _) => "the request has no key, any will do",
         (Algorithm::Prequal(_), By::Report) => "best by the load that endpoints report",
         (Algorithm::Prequal(_), By::Start) => "in its slow start, its part of what it will get",
+        (Algorithm::Prequal(_), By::Share) => {
+            "it failed of late, but others have too much to do: no more than its share"
+        }
         (Algorithm::Prequal(_), _) => "too little load is reported, fell back to PeakEwma",
         (Algorithm::RoundRobin, _) => "it is its turn",
         (Algorithm::Random, _) => "by weight alone",
