@@ -132,28 +132,36 @@ impl Upstreams {
         self.state.placed_by(policy);
     }
 
-    /// Whether a session's endpoint still serves this backend, as far as is known: it is in the set (it may drain) and is not
-    /// ejected. One that is only kept for a while, because the control plane knows of none any longer, does not count.
-    pub(crate) async fn serves(&self, backend: &Arc<Backend>, session: &Session) -> bool {
+    /// Whether a session's endpoint still serves this backend: it is in the set (it may drain) and is not ejected. `kept`: whether one
+    /// counts that is only kept for a while, because the control plane knows of none any longer. As long as nothing is known of
+    /// the backend it does: a session moves for good, and not because nobody could be asked for a moment.
+    pub(crate) async fn serves(&self, backend: &Arc<Backend>, session: &Session, kept: bool) -> bool {
         if !self.state.is_settled(backend) && self.await_endpoints(backend).await.is_err() {
-            return false;
+            return true;
         }
         let (balancer, _) = self.state.balancer(backend);
-        let local = balancer.at(session.address, Instant::now()).filter(|_| !balancer.is_kept());
+        let local = balancer.at(session.address, Instant::now()).filter(|_| kept || !balancer.is_kept());
         local.is_some_and(|local| session.is_with_workload(&local.endpoint.name()))
     }
 
     /// The endpoint of a session, if it still serves: also while it drains, which is not what new sessions get. None: the
     /// session needs another.
-    pub(crate) async fn pick_of_session(&self, backend: &Arc<Backend>, session: &Session) -> Option<Pick> {
+    ///
+    /// # Errors
+    /// If nothing is known of the backend.
+    pub(crate) async fn pick_of_session(
+        &self,
+        backend: &Arc<Backend>,
+        session: &Session,
+    ) -> Result<Option<Pick>, Error> {
         if !self.state.is_settled(backend) {
-            self.await_endpoints(backend).await.ok()?;
+            self.await_endpoints(backend).await?;
         }
         let now = Instant::now();
         let (balancer, protocol) = self.state.balancer(backend);
-        let local = balancer.at(session.address, now)?;
-        session.is_with_workload(&local.endpoint.name()).then_some(())?;
-        Some(Pick::new(local, Some(balancer), now, protocol, Role::Ordinary))
+        let local = balancer.at(session.address, now);
+        let local = local.filter(|local| session.is_with_workload(&local.endpoint.name()));
+        Ok(local.map(|local| Pick::new(local, Some(balancer), now, protocol, Role::Ordinary)))
     }
 
     /// The endpoint at `addr`, in plaintext, for what is not balanced: the local application behind the inbound

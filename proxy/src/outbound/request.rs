@@ -330,8 +330,10 @@ impl<'a> Kept<'a> {
     ) -> Result<(), Error> {
         let with = backends.iter().map(|(_, entry)| entry).find(|entry| self.is_with(entry));
         if let (Some(session), Some(Ok(backend))) = (self.session, with.map(|entry| &entry.backend)) {
+            // A set that empties all at once is more often an error than the end; where there is to be nobody, it is the end.
+            let kept = with.is_some_and(|entry| backends.takes_new(entry));
             // Few requests have one: the others are not to carry what it takes.
-            let mut serves = Box::pin(async { Ok(ctx.upstreams.serves(backend, &session).await) });
+            let mut serves = Box::pin(async { Ok(ctx.upstreams.serves(backend, &session, kept).await) });
             self.serves = exchange.within(None, serves.as_mut()).await?;
         }
         Ok(())

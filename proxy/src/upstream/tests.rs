@@ -78,19 +78,35 @@ async fn a_session_is_served_while_its_endpoint_is_there() {
         let (upstreams, backend) = (upstreams(), backend(&addresses));
         let endpoint = Arc::clone(&backend.endpoints.load().endpoints[1]);
         let session = Session::new(&backend.key, &endpoint.name(), endpoint.address, 0);
-        assert!(upstreams.serves(&backend, &session).await);
+        assert!(upstreams.serves(&backend, &session, false).await);
         endpoint.draining.store(true, std::sync::atomic::Ordering::Relaxed);
-        assert!(upstreams.serves(&backend, &session).await, "until it is gone");
+        assert!(upstreams.serves(&backend, &session, false).await, "until it is gone");
         let other = Session::new(&backend.key, "another workload", endpoint.address, 0);
-        assert!(!upstreams.serves(&backend, &other).await);
+        assert!(!upstreams.serves(&backend, &other, true).await);
 
         let kept_until = Instant::now().checked_add(Duration::from_secs(60));
         let kept = EndpointSet::new(true, Protocol::Http, vec![endpoint]);
         backend.publish(EndpointSet { kept_until, ..kept });
-        assert!(!upstreams.serves(&backend, &session).await, "the control plane knows of none");
-        assert!(upstreams.pick_of_session(&backend, &session).await.is_some(), "if there is no other backend");
+        assert!(!upstreams.serves(&backend, &session, false).await, "the control plane knows of none");
+        assert!(upstreams.serves(&backend, &session, true).await, "which may be a moment's error");
+        let pick = upstreams.pick_of_session(&backend, &session).await.unwrap();
+        assert!(pick.is_some(), "if there is no other backend");
         backend.publish(set(&[addresses[0], addresses[2]]));
-        assert!(!upstreams.serves(&backend, &session).await);
+        assert!(!upstreams.serves(&backend, &session, true).await);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_session_stays_while_nothing_is_known_of_its_backend() {
+    on_worker(async {
+        let (upstreams, backend) = (upstreams(), Arc::new(Backend::new("shop/cart:80".into())));
+        let session = Session::new(&backend.key, "cart-1", addresses(1)[0], 0);
+        let serves = upstreams.serves(&backend, &session, false);
+        let (serves, pick) = tokio::join!(serves, upstreams.pick_of_session(&backend, &session));
+        assert!(serves);
+        let error = pick.err().unwrap();
+        assert_eq!(error.reason().as_str(), "discovery");
     })
     .await;
 }
