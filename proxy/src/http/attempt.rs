@@ -1,6 +1,6 @@
 //! One try of a request: a connection to the endpoint that was chosen, the request, the head of the answer.
 
-use std::{cell::Cell, fmt::Display, pin::pin, rc::Rc, sync::Arc, time::Instant};
+use std::{cell::Cell, fmt::Display, net::SocketAddr, pin::pin, rc::Rc, sync::Arc, time::Instant};
 
 use http::Method;
 
@@ -58,6 +58,8 @@ pub(super) struct Tried {
     pub(super) permit: Option<Permit>,
     pub(super) number: Option<u32>,
     pub(super) result: Result<Reply, Failed>,
+    /// Where the other of a hedged request's tries failed.
+    pub(super) other: Option<SocketAddr>,
 }
 
 /// One try: a connection, the request, the head of the response; and the endpoint that it came from. If it was hedged, what is
@@ -79,7 +81,8 @@ pub(super) async fn once(
             tries.unconnected += 1;
             let for_good = matches!(error, Error::RequestTimeout | Error::Limit { .. });
             let failure = if for_good { Failure::Final } else { Failure::NotConnected };
-            return Tried { pick, permit, number: None, result: Err(Failed { failure, error, reply: None }) };
+            let result = Err(Failed { failure, error, reply: None });
+            return Tried { pick, permit, number: None, result, other: None };
         }
     };
     tries.sent += 1;
@@ -89,13 +92,13 @@ pub(super) async fn once(
     let meshed = pick.endpoint.identity.is_some();
     let (body, extras) = match template.prepare(connection.is_http1(), meshed, tries.sent, exchange) {
         Ok(prepared) => prepared,
-        Err(error) => return Tried { pick, permit, number, result: Err(Failed::for_good(error)) },
+        Err(error) => return Tried { pick, permit, number, result: Err(Failed::for_good(error)), other: None },
     };
     let hedge = plan.action.and_then(|action| action.hedge.as_ref());
     // The time is read only for who wants to know.
     let started = (hedge.is_some() || guarded.try_timeout.is_some()).then(Instant::now);
     let deadline = started.zip(guarded.try_timeout).and_then(|(started, timeout)| started.checked_add(timeout));
-    let (won, sent) = match (hedge, plan.to) {
+    let (won, sent, other) = match (hedge, plan.to) {
         (Some(hedge), To::Backend(backend)) if carry != Carry::Alone && (tries.repeatable || hedge.any_method) => {
             let twice = Twice {
                 hedge,
@@ -113,7 +116,7 @@ pub(super) async fn once(
         _ => {
             let sent = async { Ok(connection.send(template.head, body, extras).await) };
             let sent = exchange.within(deadline, pin!(sent)).await;
-            (Try { pick, permit, number: tries.sent }, sent)
+            (Try { pick, permit, number: tries.sent }, sent, None)
         }
     };
     let Try { pick, permit, number } = won;
@@ -138,7 +141,7 @@ pub(super) async fn once(
             Err(Failed { failure, error, reply: None })
         }
     };
-    Tried { pick, permit, number: Some(number), result }
+    Tried { pick, permit, number: Some(number), result, other }
 }
 
 /// An exchange that broke before its answer.

@@ -106,7 +106,7 @@ async fn make_tries(exchange: &mut Exchange, plan: &Plan<'_>, template: &mut Tem
         exchange.record.endpoint = Some(pick.endpoint.address);
         told::picked(exchange, &pick, why);
         let ended = attempt::once(exchange, plan, &guarded, template, (pick, permit), &mut tries).await;
-        let Tried { pick, permit, number, result } = ended;
+        let Tried { pick, permit, number, result, other } = ended;
         let now = Instant::now();
         exchange.tried_at = Some(now);
         let Failed { failure, error, reply } = match result {
@@ -153,6 +153,7 @@ async fn make_tries(exchange: &mut Exchange, plan: &Plan<'_>, template: &mut Tem
         exchange.metrics.retried();
         tries.by_policy += u32::from(matches!(next, Next::ByPolicy(_)));
         tried.push(pick.endpoint.address);
+        tried.extend(other);
         drop((pick, reply));
         if !next.wait().is_zero() {
             tokio::time::sleep(next.wait()).await;
@@ -211,7 +212,7 @@ impl Choosing<'_> {
     async fn choose(&self, affinity: &mut Affinity<'_>, head: &RequestHead) -> Result<Pick, Error> {
         let Self { ctx, tried, why, .. } = self;
         if let (Some(session), To::Backend(backend)) = (self.session, self.to)
-            && let Some(pick) = ctx.upstreams.pick_of_session(backend, &session).await
+            && let Some(pick) = ctx.upstreams.pick_of_session(backend, &session).await?
         {
             why.iter().for_each(|why| "its session is with it".clone_into(&mut why.borrow_mut()));
             return Ok(pick);

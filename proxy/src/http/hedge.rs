@@ -70,8 +70,8 @@ impl Ended {
     }
 }
 
-/// Sends on `connection` to the first endpoint, and to another if it does not answer in time; the try that counts, and how it
-/// ended. The other is judged by the same rules, if it has ended; if it was cancelled, it says nothing of the backend, and of
+/// Sends on `connection` to the first endpoint, and to another if it does not answer in time; the try that counts, how it
+/// ended, and where the other failed, if it did. The other is judged by the same rules, if it has ended; if it was cancelled, it says nothing of the backend, and of
 /// its endpoint only that it was slower.
 pub(super) async fn send(
     exchange: &mut Exchange,
@@ -81,7 +81,7 @@ pub(super) async fn send(
     message: (Body, Extras),
     twice: Twice<'_>,
     tries: &mut Tries,
-) -> (Try, Result<Result<Reply, SendError>, Error>) {
+) -> (Try, Result<Result<Reply, SendError>, Error>, Option<SocketAddr>) {
     let number = tries.sent;
     let ended = race(exchange, deadline, (pick.endpoint.address, connection), message, &twice).await;
     if let Some(other) = twice.sent_to.get() {
@@ -94,12 +94,13 @@ pub(super) async fn send(
     let first = Try { pick, permit, number };
     let Ended { first: of_first, second, second_won } = match ended {
         Ok(ended) => ended,
-        Err(error) => return (first, Err(error)),
+        Err(error) => return (first, Err(error), None),
     };
     let (second, of_second) = match second {
         Some(Elsewhere { pick, leave, sent }) => {
             if second_won {
                 exchange.places.extend(leave.place);
+                exchange.is_retrying = true;
             }
             (Some(Try { pick, permit: leave.permit, number: number + 1 }), Some(sent))
         }
@@ -108,20 +109,22 @@ pub(super) async fn send(
     match (second, of_first, of_second) {
         (Some(second), of_first, Some(Ok(sent))) if second_won => {
             exchange.record.endpoint = Some(second.pick.endpoint.address);
+            let failed = of_first.is_some().then_some(first.pick.endpoint.address);
             lose(exchange, twice.guarded, first, of_first.map(Ok));
-            (second, Ok(sent))
+            (second, Ok(sent), failed)
         }
         (second, Some(sent), of_second) => {
+            let failed = second.as_ref().map(|second| second.pick.endpoint.address);
             if let Some(second) = second {
                 lose(exchange, twice.guarded, second, of_second);
             } else if twice.sent_to.get().is_some() {
                 exchange
                     .tell("try", false, || format!("try {} was cancelled: the other was answered first", number + 1));
             }
-            (first, Ok(sent))
+            (first, Ok(sent), failed)
         }
         // Neither ended, which a race has no word for.
-        (_, None, _) => (first, Err(Error::RequestTimeout)),
+        (_, None, _) => (first, Err(Error::RequestTimeout), None),
     }
 }
 
