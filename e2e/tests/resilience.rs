@@ -174,6 +174,31 @@ async fn nobody_works_for_a_deadline_that_has_passed() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_workload_says_how_long_it_waits() -> Result<()> {
+    let scenario = Scenario::start(&["shop"]).await?;
+    let server = &scenario.instance("shop-1")?.server;
+    let ask = async |path: &str, patience: &str| {
+        let request = Request::get(path).header("host", "shop").header("leno-timeout-ms", patience);
+        client::http1(scenario.address("shop")?, request.body(Bytes::new())?).await
+    };
+    let begun = Instant::now();
+    let answer = ask("/delay/15000", "300").await?;
+    // By whoever notices first: its own proxy, or the server's, which was told.
+    ensure!(answer.status == 504 && answer.header("leno-reason") == "request-timeout", "{answer:?}");
+    ensure!(begun.elapsed() < Duration::from_secs(10), "after {:?}", begun.elapsed());
+    let before = server.requests();
+    let answer = ask("/late", "0").await?;
+    ensure!(answer.status == 504 && answer.header("leno-reason") == "deadline", "{answer:?}");
+    ensure!(server.requests() == before, "it reached the application");
+    // What cannot be read says nothing, as with grpc-timeout.
+    for unreadable in ["soon", "-1", "99999999999"] {
+        let answer = ask("/delay/20", unreadable).await?;
+        ensure!(answer.status == 200, "{unreadable}: {answer:?}");
+    }
+    scenario.mesh.end().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_inherit_the_deadline_of_what_they_serve() -> Result<()> {
     let mesh = Mesh::start().await?;
     let patience = "apiVersion: leno.dev/v1alpha1

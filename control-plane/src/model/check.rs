@@ -162,8 +162,8 @@ spec: {parentRefs: [{kind: Service, name: a}], rules: [{backendRefs: []}]}
             found,
             [
                 "a.yaml#1  apps/v1 Deployment is of a kind that is not read",
-                "a.yaml#2 Service default/a leno.dev/PartiallySupported=True (UnknownFields): these fields are not known, and \
-                 have no effect: spec.ports[0].targetport, metadata.annotations[leno.dev/inbond]",
+                "a.yaml#2 Service default/a leno.dev/PartiallySupported=True (UnknownFields): these fields are not known or \
+                 not supported, and have no effect: spec.ports[0].targetport, metadata.annotations[leno.dev/inbond]",
                 "a.yaml#2 Service default/a port 80 has no endpoints (no EndpointSlice has some for it)",
                 "a.yaml#3 EndpointSlice default/s ResolvedRefs=False (PodNotFound): Pod default/p does not exist: its \
                  endpoint is left out",

@@ -448,7 +448,10 @@ impl World {
                 kind: "leno.dev/PartiallySupported",
                 status: true,
                 reason: "UnknownFields".to_owned(),
-                message: format!("these fields are not known, and have no effect: {}", stored.unknown.join(", ")),
+                message: format!(
+                    "these fields are not known or not supported, and have no effect: {}",
+                    stored.unknown.join(", ")
+                ),
                 parent: None,
             });
         }

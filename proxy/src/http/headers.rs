@@ -250,9 +250,12 @@ pub(crate) fn grpc_timeout(fields: &Fields) -> Option<Duration> {
     Some(unit.saturating_mul(amount))
 }
 
-/// What a proxy of the mesh says is left of the deadline.
+/// The longest that a workload wants to wait, or what a proxy of the mesh says is left of that: milliseconds, at most 10 digits
+/// (115 days). None: it is not said, or unreadable.
 pub(crate) fn leno_timeout(fields: &Fields) -> Option<Duration> {
-    Some(Duration::from_millis(fields.text(Name::LenoTimeoutMs)?.parse().ok()?))
+    let value = fields.text(Name::LenoTimeoutMs)?;
+    let plain = value.len() <= 10 && value.bytes().all(|byte| byte.is_ascii_digit());
+    if plain { value.parse().ok().map(Duration::from_millis) } else { None }
 }
 
 /// Which try of its client a request is, as a proxy of the mesh says it; 1: the first.
@@ -440,6 +443,11 @@ mod tests {
         let mut fields = Fields::new();
         set_timeout(&mut fields, Duration::from_millis(1500), false);
         assert_eq!(leno_timeout(&fields), Some(Duration::from_millis(1500)));
+        let read = |value: &str| leno_timeout(&Fields::from_iter([("leno-timeout-ms", value)]));
+        assert_eq!([read("0"), read("250")], [Some(Duration::ZERO), Some(Duration::from_millis(250))]);
+        for wrong in ["", "-1", "+1", "1.5", "1s", "soon", "12345678901"] {
+            assert_eq!(read(wrong), None, "{wrong}");
+        }
         set_timeout(&mut fields, Duration::from_micros(1), true);
         assert_eq!(grpc_timeout(&fields), Some(Duration::from_millis(1)));
     }

@@ -39,8 +39,8 @@ impl Overdue {
 pub(crate) struct Watch {
     /// Unless policy says otherwise.
     usual_idle: Duration,
-    /// Of the exchange there is.
-    idle: Cell<Duration>,
+    /// Of the exchange there is, if policy says so.
+    policy_idle: Cell<Option<Duration>>,
     stage: Cell<Stage>,
     deadline: Cell<Option<Instant>>,
     /// Grows with every byte that moves, and with every exchange that begins.
@@ -65,7 +65,7 @@ impl Watch {
     pub(crate) fn new(idle: Duration, client: Option<Arc<ClientPhase>>) -> Rc<Self> {
         Rc::new(Self {
             usual_idle: idle,
-            idle: Cell::new(idle),
+            policy_idle: Cell::new(None),
             stage: Cell::new(Stage::Between),
             deadline: Cell::new(None),
             moves: Cell::new(0),
@@ -78,14 +78,23 @@ impl Watch {
     pub(crate) fn begin(&self) {
         self.stage.set(Stage::Answering);
         self.deadline.set(None);
-        self.idle.set(self.usual_idle);
+        self.policy_idle.set(None);
         self.overdue.set(None);
         self.moved(1);
     }
 
     /// The longest time without a byte moved in this exchange.
     pub(crate) fn limit_idle(&self, idle: Duration) {
-        self.idle.set(idle);
+        self.policy_idle.set(Some(idle));
+    }
+
+    /// The same as policy has it; None: it says nothing.
+    pub(super) fn policy_idle(&self) -> Option<Duration> {
+        self.policy_idle.get()
+    }
+
+    fn idle(&self) -> Duration {
+        self.policy_idle.get().unwrap_or(self.usual_idle)
     }
 
     /// The exchange must end by then.
@@ -148,7 +157,7 @@ impl Watch {
             return Err(Overdue::Deadline);
         }
         let moves = self.moves();
-        let idle = self.idle.get();
+        let idle = self.idle();
         let until = match quiet {
             Some(quiet) if now < quiet.since + idle => quiet.since + idle,
             Some(quiet) if quiet.moves == moves => return Err(Overdue::Idle),
@@ -213,7 +222,7 @@ fn poll_overdue(
     }
     loop {
         if let Some(mut armed) = timer.as_mut().as_pin_mut() {
-            let idle = quiet.as_ref().map(|quiet| quiet.since + watch.idle.get());
+            let idle = quiet.as_ref().map(|quiet| quiet.since + watch.idle());
             if let Some(earliest) = watch.deadline.get().into_iter().chain(idle).min()
                 && earliest < armed.deadline().into_std()
             {
@@ -306,7 +315,7 @@ mod tests {
         });
         assert_eq!(Watched::new(&watch, stalls).await, Err(Overdue::Idle));
         watch.begin();
-        assert_eq!(watch.idle.get(), IDLE, "the next has the usual");
+        assert_eq!(watch.idle(), IDLE, "the next has the usual");
     }
 
     #[tokio::test]

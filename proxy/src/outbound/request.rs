@@ -80,11 +80,13 @@ impl Rest {
 impl Request<'_> {
     async fn answer(self, exchange: &mut Exchange, head: &mut RequestHead, rest: &mut Rest) -> Result<Answer, Error> {
         rest.upgrade = exchange.receive(head)?;
-        // An application names no identity and no deadline but by its certificate and its own headers.
+        // A workload may say how long it wants to wait, and nothing else that proxies say to each other.
+        let patience = headers::leno_timeout(&head.fields);
         headers::remove_ours(&mut head.fields);
         exchange.join_trace(&mut head.fields);
         exchange.inherit();
         exchange.limit(headers::grpc_timeout(&head.fields));
+        exchange.limit(patience);
         exchange.may_be_noted(head, None);
         let (ctx, key) = (self.ctx, self.key);
         let destination = destination(ctx, key).await.inspect_err(|_| exchange.fails(Some(head)))?;

@@ -185,7 +185,7 @@ fn http_rule(context: &mut Context<'_>, index: usize, raw: &RawHttpRule) -> Resu
     {
         wrong.add(at("timeouts.backendRequest"), "longer than timeouts.request");
     }
-    let retry = wrong.note(raw.retry.as_ref().map(|raw| retry(&at("retry"), raw)).transpose());
+    let retry = wrong.note(raw.retry.as_ref().map(|raw| retry(context, &at("retry"), raw)).transpose());
     let session = raw.session_persistence.as_ref().map(|raw| persistence(&at("sessionPersistence"), raw));
     let session_persistence = wrong.note(session.transpose());
     let name = wrong.note(rule_name(&at("name"), raw.name.as_deref(), index));
@@ -225,11 +225,15 @@ fn rule_name(field: &str, name: Option<&str>, index: usize) -> Result<Arc<str>, 
     }
 }
 
-fn retry(at: &str, raw: &RawRetry) -> Result<Retry, Wrong> {
+fn retry(context: &mut Context<'_>, at: &str, raw: &RawRetry) -> Result<Retry, Wrong> {
     let mut wrong = Wrong::default();
     let mut statuses = Vec::with_capacity(raw.codes.len());
     for (index, code) in raw.codes.iter().enumerate() {
         match u16::try_from(*code) {
+            // Gateway API allows any from 400 on, and leaves it to us which of those below 500 are tried again.
+            Ok(status) if value::is_clients_fault(status) => {
+                context.without_effect.push(format!("{at}.codes[{index}] ({status} is never tried again)"));
+            }
             Ok(status @ 400..=599) => {
                 if !statuses.contains(&status) {
                     statuses.push(status);

@@ -75,13 +75,15 @@ pub(super) struct Context<'a> {
     pub(super) namespace: &'a str,
     /// Parts that are answered with 500.
     pub(super) unsupported: Vec<String>,
+    /// Known fields whose values have no effect, each with why.
+    pub(super) without_effect: Vec<String>,
 }
 
 /// A route, and its fields that have no effect.
 pub(super) fn route(key: &ObjectKey, metadata: &Metadata, content: &Value) -> Result<(Route, Vec<String>), Wrong> {
     let mut wrong = Wrong::default();
-    let mut context = Context { namespace: &key.namespace, unsupported: Vec::new() };
-    let (raw_parents, rules, unknown) = match key.kind {
+    let mut context = Context { namespace: &key.namespace, unsupported: Vec::new(), without_effect: Vec::new() };
+    let (raw_parents, rules, mut unknown) = match key.kind {
         Kind::GrpcRoute => {
             let Spec { spec, unknown } = read::<http::RawGrpcSpec>(content)?;
             (spec.parent_refs, Rules::Http(wrong.note(http::grpc_rules(&mut context, spec.rules))), unknown)
@@ -102,6 +104,7 @@ pub(super) fn route(key: &ObjectKey, metadata: &Metadata, content: &Value) -> Re
         }
     };
     let unsupported = context.unsupported;
+    unknown.append(&mut context.without_effect);
     let parents = wrong.note(parents(&key.namespace, &raw_parents));
     let created = metadata.creation_timestamp.as_deref().map(Arc::from);
     wrong.or((Route { created, parents, rules, unsupported, refused: None }, unknown))

@@ -266,6 +266,24 @@ fn what_is_newer_than_we_know_is_noted_and_not_refused() {
 }
 
 #[test]
+fn codes_that_are_never_tried_again_are_noted_and_not_refused() {
+    let parsed = good(http_route(json!({
+        "retry": {"codes": [503, 404, 429, 401]},
+        "backendRefs": [{"name": "a", "port": 80}],
+    })));
+    assert_eq!(
+        *parsed.unknown,
+        [
+            "spec.rules[0].retry.codes[1] (404 is never tried again)",
+            "spec.rules[0].retry.codes[3] (401 is never tried again)"
+        ]
+    );
+    let Object::Route(route) = parsed.object.as_ref() else { panic!() };
+    let crate::model::object::Rules::Http(rules) = &route.rules else { panic!() };
+    assert_eq!(rules[0].retry.as_ref().unwrap().statuses, [503, 429]);
+}
+
+#[test]
 fn null_is_absent() {
     let mut route = http_route(json!({"matches": null, "filters": null, "timeouts": null, "backendRefs": null}));
     route["metadata"]["creationTimestamp"] = Value::Null;

@@ -11,6 +11,11 @@ const MAX_HEADER_NAME: usize = 256;
 const MAX_HEADER_VALUE: usize = 4096;
 const MAX_PATH: usize = 1024;
 
+/// Whether the status says that the request itself is at fault, which another try does not mend: no proxy tries it again.
+pub(super) fn is_clients_fault(status: u16) -> bool {
+    matches!(status, 400 | 401 | 403 | 404)
+}
+
 /// DNS-1123 label: a namespace, a Service's or port's name.
 pub(super) fn label(field: &str, text: &str) -> Result<(), FieldError> {
     let edge = |byte: Option<&u8>| byte.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());

@@ -82,7 +82,7 @@ fn statuses(raw: Option<&[api::StatusText]>) -> Result<Vec<u16>, Wrong> {
             "5xx" => Ok((500..600).collect()),
             "gateway-error" => Ok(gateway_error()),
             text => match text.parse::<u16>() {
-                Ok(code @ (400 | 401 | 403 | 404)) => {
+                Ok(code) if value::is_clients_fault(code) => {
                     wrong(format!("{code} is the client's own fault: it is never tried again"))
                 }
                 Ok(code) if (400..600).contains(&code) => Ok(vec![code]),
