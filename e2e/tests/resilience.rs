@@ -21,6 +21,10 @@ use leno_e2e::{
     server::Server,
     wait::eventually,
 };
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tonic::Code;
 
 /// The route `shop`, and a RoutePolicy for it with these sections.
@@ -155,6 +159,35 @@ async fn every_wait_has_an_end() -> Result<()> {
     let before = server.requests();
     within("/delay/15000", "try-timeout").await?;
     ensure!(server.requests() - before == 2, "{} tries", server.requests() - before);
+    scenario.mesh.end().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_on_which_nothing_moves_ends_when_policy_says() -> Result<()> {
+    let scenario = Scenario::start(&["shop"]).await?;
+    backend_policy(&scenario, "  timeouts: {streamIdle: 1s}\n").await?;
+    let mut stream = TcpStream::connect(scenario.address("shop")?).await?;
+    let asked = "GET /chat HTTP/1.1\r\nHost: shop\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n";
+    stream.write_all(asked.as_bytes()).await?;
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await?);
+    }
+    ensure!(head.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&head));
+    stream.write_all(b"ping").await?;
+    let mut echoed = [0; 4];
+    stream.read_exact(&mut echoed).await?;
+    ensure!(&echoed == b"ping", "{echoed:?}");
+    // Without the policy it would stay for an hour. Closed or reset: either is an end.
+    let ended = tokio::time::timeout(LIMIT, stream.read_u8()).await;
+    ensure!(matches!(ended, Ok(Err(_))), "{ended:?}");
+    eventually("it is counted as idle", LIMIT, async || {
+        let metrics = scenario.client.metrics().await?;
+        let idle = metrics.sum("leno_requests_total", &[("direction", "outbound"), ("reason", "idle")]);
+        ensure!(idle == 1.0, "{idle}");
+        Ok(())
+    })
+    .await?;
     scenario.mesh.end().await
 }
 
