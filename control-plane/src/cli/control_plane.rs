@@ -299,7 +299,7 @@ mod tests {
     fn options_win_over_the_file() {
         let file: Settings = serde_saphyr::from_str(
             "config: /etc/leno\nlisten: 0.0.0.0:4190\ncertificate-lifetime: 1h\nmesh-networks: [10.0.0.0/8, 'fd00::/8']\n\
-             log-format: json\n",
+             log-format: json\nexplain-headers: [X-Order, x-request-id]\nexplain-sampled: false\n",
         )
         .unwrap();
         let options = Settings {
@@ -312,6 +312,8 @@ mod tests {
         assert_eq!(options.listen, "127.0.0.1:1".parse().unwrap());
         assert_eq!(options.authority.certificate_lifetime, Duration::from_secs(3600));
         assert_eq!(options.mesh_networks.len(), 2);
+        assert_eq!(options.explain.headers, ["x-order", "x-request-id"]);
+        assert!(options.explain.ignore_sampled);
         let in_cluster = Settings { kubernetes: Some(true), ..Settings::default() }.into_options().unwrap();
         assert_eq!(in_cluster.source, Source::Kubernetes);
         assert_eq!(in_cluster.listen, "[::]:4190".parse().unwrap());
