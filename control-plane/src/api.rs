@@ -46,11 +46,11 @@ pub(crate) struct TargetRef {
     pub(crate) group: String,
     /// Kind of the target: `Service`, or `HTTPRoute` or `GRPCRoute`, as the policy's kind allows.
     pub(crate) kind: String,
-    /// Name of the target, in the policy's namespace.
+    /// Name of the target, in the policy's namespace: 1 to 253 characters.
     #[schemars(length(min = 1, max = 253))]
     pub(crate) name: String,
-    /// Name of a Service's port, or of a route's rule. Without it the policy holds for all of them, except those that a
-    /// policy of their own names.
+    /// Name of a Service's port, or of a route's rule: 1 to 253 characters. Default: the policy holds for all of them, except
+    /// those that a policy of their own names.
     #[schemars(length(min = 1, max = 253))]
     pub(crate) section_name: Option<String>,
 }

@@ -9,7 +9,7 @@ use super::{BackendLimits, CircuitBreaker, DurationText, LoadBalancing, OutlierD
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct BackendPolicySpec {
-    /// Services of this namespace, or single ports of them, that the policy holds for.
+    /// Services of this namespace, or single ports of them, that the policy holds for: 1 to 16.
     #[schemars(length(min = 1, max = 16))]
     pub(crate) target_refs: Vec<TargetRef>,
     /// How an endpoint is chosen.

@@ -9,10 +9,11 @@ use super::DurationText;
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct LoadBalancing {
-    /// PeakEwma: the better of two random endpoints by latency and requests in flight. LeastRequest: the better of two by
-    /// requests in flight. RoundRobin and Random: by weight alone. ConsistentHash: requests with the same key go to the same
+    /// PeakEwma: the best of a few random endpoints (five at most) by latency and requests in flight. LeastRequest: the best of a
+    /// few by requests in flight. RoundRobin and Random: by weight alone. ConsistentHash: requests with the same key go to the same
     /// endpoint. Prequal: endpoints are asked for their load between requests; those without a proxy are chosen as by PeakEwma.
     /// Default: PeakEwma.
+    #[schemars(example = &"LeastRequest")]
     pub(crate) algorithm: AlgorithmName,
     /// For ConsistentHash, which needs it: what the key is.
     pub(crate) consistent_hash: Option<ConsistentHash>,
@@ -23,6 +24,7 @@ pub(crate) struct LoadBalancing {
     pub(crate) slow_start: Option<DurationText>,
     /// Local: with PeakEwma and LeastRequest, endpoints of the client's own zone go first while they have room. None: zones
     /// make no difference. Default: Local.
+    #[schemars(example = &"None")]
     pub(crate) zone_preference: ZonePreference,
 }
 
@@ -53,7 +55,7 @@ pub(crate) struct ConsistentHash {
     pub(crate) key: HashKey,
     /// Requests in flight that an endpoint may have, in percent of the mean, before others get what it would: 100 to 1000.
     /// (Four it may always have.) Default: 125.
-    #[schemars(range(min = 100, max = 1000))]
+    #[schemars(range(min = 100, max = 1000), example = 150)]
     pub(crate) maximum_load_percent: Option<u32>,
 }
 
@@ -61,15 +63,16 @@ pub(crate) struct ConsistentHash {
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct HashKey {
-    /// Name of a header, whose first value is the key.
+    /// Name of a header, whose first value is the key: 1 to 256 characters. Default: none.
     #[schemars(length(min = 1, max = 256), example = "x-user")]
     pub(crate) header: Option<String>,
     /// A cookie whose value is the key. A client that has none is given one.
     pub(crate) cookie: Option<HashCookie>,
-    /// Name of a query parameter, whose first value is the key as it was sent.
+    /// Name of a query parameter, whose first value is the key as it was sent: 1 to 256 characters. Default: none.
     #[schemars(length(min = 1, max = 256), example = &"user")]
     pub(crate) query: Option<String>,
-    /// True: the key is the address that the client's connection came from, which is the client's Pod.
+    /// True: the key is the address that the client's connection came from, which is the client's Pod. Default: false.
+    #[schemars(example = true)]
     pub(crate) source_address: Option<bool>,
 }
 
@@ -77,13 +80,13 @@ pub(crate) struct HashKey {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct HashCookie {
-    /// Its name.
+    /// Its name: 1 to 256 characters.
     #[schemars(length(min = 1, max = 256), example = "shop-affinity")]
     pub(crate) name: String,
     /// How long clients keep it: 1s to 8760h. Default: as long as their session.
     #[schemars(example = "1h")]
     pub(crate) ttl: Option<DurationText>,
-    /// Paths that clients send it with. Default: /
+    /// Paths that clients send it with, by their beginning: 1 to 1024 characters. Default: `/`.
     #[schemars(length(min = 1, max = 1024), example = "/cart")]
     pub(crate) path: Option<String>,
 }
@@ -93,14 +96,14 @@ pub(crate) struct HashCookie {
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Prequal {
     /// Probes per hundred requests: 50 to 1000. Default: 300.
-    #[schemars(range(min = 50, max = 1000))]
+    #[schemars(range(min = 50, max = 1000), example = 200)]
     pub(crate) probes_percent: Option<u32>,
     /// An older answer is not used: 10ms to 60s. Default: 1s.
     #[schemars(example = "1s")]
     pub(crate) maximum_age: Option<DurationText>,
     /// Share of answers, in percent, whose requests in flight are taken for few: 1 to 99. Of endpoints with few the fastest is
     /// taken. Default: 84.
-    #[schemars(range(min = 1, max = 99))]
+    #[schemars(range(min = 1, max = 99), example = 75)]
     pub(crate) cold_percent: Option<u32>,
 }
 
@@ -110,7 +113,7 @@ pub(crate) struct Prequal {
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct OutlierDetection {
     /// Failures in a row that eject: 0 (never) to 10000. Default: 5.
-    #[schemars(range(max = 10_000))]
+    #[schemars(range(max = 10_000), example = 10)]
     pub(crate) consecutive_failures: Option<u32>,
     /// The share of failures that ejects, whatever comes between them. Default: any is borne.
     pub(crate) failure_share: Option<FailureShare>,
@@ -121,16 +124,16 @@ pub(crate) struct OutlierDetection {
     #[schemars(example = "5m")]
     pub(crate) maximum_ejection: Option<DurationText>,
     /// Ejections are longer by up to so many percent, at random: 0 to 100. Default: 25.
-    #[schemars(range(max = 100))]
+    #[schemars(range(max = 100), example = 10)]
     pub(crate) jitter_percent: Option<u32>,
     /// Share of the endpoints, in percent, that may be ejected at a time: 0 to 100. Default: 50.
-    #[schemars(range(max = 100))]
+    #[schemars(range(max = 100), example = 30)]
     pub(crate) maximum_ejected_percent: Option<u32>,
     /// Requests that may find out at a time, after the ejection, whether an endpoint is well: 1 to 100. Default: 1.
-    #[schemars(range(min = 1, max = 100))]
+    #[schemars(range(min = 1, max = 100), example = 2)]
     pub(crate) probes: Option<u32>,
     /// Successes of theirs that bring it back: 1 to 100. Default: 1.
-    #[schemars(range(min = 1, max = 100))]
+    #[schemars(range(min = 1, max = 100), example = 3)]
     pub(crate) successes: Option<u32>,
     /// How long an endpoint is left alone at most, while there are others, when it answers 429 or 503 with Retry-After: 0s
     /// (never) to 5m. Default: 10s.
@@ -143,12 +146,12 @@ pub(crate) struct OutlierDetection {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct FailureShare {
     /// Share of failures, in percent, that ejects: 1 to 100.
-    #[schemars(range(min = 1, max = 100))]
+    #[schemars(range(min = 1, max = 100), example = 50)]
     pub(crate) percent: u32,
     /// The window's length: 1s to 10m. Default: 10s.
     #[schemars(example = "10s")]
     pub(crate) window: Option<DurationText>,
     /// With fewer requests in the window nothing is concluded: 1 to 100000. Default: 20.
-    #[schemars(range(min = 1, max = 100_000))]
+    #[schemars(range(min = 1, max = 100_000), example = 50)]
     pub(crate) minimum_requests: Option<u32>,
 }

@@ -16,21 +16,28 @@ pub struct Crd {
     pub content: Value,
 }
 
+/// What a kind is attached to, as the example of each field of `targetRefs`.
+type Target = [(&'static str, &'static str); 4];
+
+const SERVICE: Target = [("group", ""), ("kind", "Service"), ("name", "shop"), ("sectionName", "http")];
+const ROUTE: Target =
+    [("group", "gateway.networking.k8s.io"), ("kind", "HTTPRoute"), ("name", "shop"), ("sectionName", "checkout")];
+
 /// All of them, in the order of their names.
 pub fn all() -> Vec<Crd> {
     vec![
-        crd::<BackendPolicySpec>("BackendPolicy", "backendpolicies"),
-        crd::<FaultPolicySpec>("FaultPolicy", "faultpolicies"),
-        crd::<InboundPolicySpec>("InboundPolicy", "inboundpolicies"),
-        crd::<RoutePolicySpec>("RoutePolicy", "routepolicies"),
+        crd::<BackendPolicySpec>("BackendPolicy", "backendpolicies", &SERVICE),
+        crd::<FaultPolicySpec>("FaultPolicy", "faultpolicies", &ROUTE),
+        crd::<InboundPolicySpec>("InboundPolicy", "inboundpolicies", &SERVICE),
+        crd::<RoutePolicySpec>("RoutePolicy", "routepolicies", &ROUTE),
     ]
 }
 
-fn crd<Spec: JsonSchema>(kind: &'static str, plural: &str) -> Crd {
+fn crd<Spec: JsonSchema>(kind: &'static str, plural: &str, target: &Target) -> Crd {
     let name = format!("{plural}.{GROUP}");
     let mut spec = spec_schema::<Spec>();
     let description = spec.get("description").cloned().unwrap_or_default();
-    target_list(&mut spec);
+    target_list(&mut spec, target);
     let content = json!({
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -98,16 +105,30 @@ fn structural(schema: &mut schemars::Schema) {
         Some(Value::Array(examples)) => examples.into_iter().next(),
         other => other,
     });
-    if let (Some(example), Some(Value::String(description))) = (example, schema.get_mut("description")) {
-        let example = example.as_str().map_or_else(|| example.to_string(), str::to_owned);
+    if let (Some(example), Some(description)) = (example, schema.get_mut("description")) {
+        add_example(description, &example);
+    }
+}
+
+/// Text as it is written, unless nothing would be seen of it.
+fn add_example(description: &mut Value, example: &Value) {
+    if let Value::String(description) = description {
+        let text = example.as_str().filter(|text| !text.is_empty());
+        let example = text.map_or_else(|| example.to_string(), str::to_owned);
         description.push_str(&format!(" Example: {example}"));
     }
 }
 
-/// The API server merges target references by what they name (server-side apply).
-fn target_list(spec: &mut Value) {
+/// Target references are replaced as a whole (server-side apply). What they may name is each kind's own, and so are the examples.
+fn target_list(spec: &mut Value, target: &Target) {
     if let Some(Value::Object(list)) = spec.pointer_mut("/properties/targetRefs") {
         list.insert("x-kubernetes-list-type".to_owned(), "atomic".into());
+    }
+    for (field, example) in target {
+        let description = format!("/properties/targetRefs/items/properties/{field}/description");
+        if let Some(description) = spec.pointer_mut(&description) {
+            add_example(description, &Value::from(*example));
+        }
     }
 }
 
@@ -200,6 +221,36 @@ mod tests {
                 assert!(described || at.ends_with("[]"), "{at} has no description");
             });
         }
+    }
+
+    /// Whoever reads `kubectl explain` needs no other page: bounds, default and an example are said.
+    #[test]
+    fn every_value_says_its_bounds_its_default_and_an_example() {
+        let mut missing = Vec::new();
+        for crd in all() {
+            let schema = crd.content.pointer("/spec/versions/0/schema/openAPIV3Schema/properties/spec").unwrap();
+            walk(crd.kind, schema, &mut |at, part| {
+                let required = part["required"].as_array().cloned().unwrap_or_default();
+                for (name, field) in part["properties"].as_object().into_iter().flatten() {
+                    let text = field["description"].as_str().unwrap();
+                    let mut needed = ["minimum", "maximum", "minLength", "maxLength", "maxItems"]
+                        .iter()
+                        .filter_map(|bound| field[*bound].as_f64())
+                        .map(|bound| bound.to_string())
+                        .collect::<Vec<_>>();
+                    // Sections hold values, and are none.
+                    if field["type"] != "object" && field["items"]["type"] != "object" {
+                        needed.push("Example: ".to_owned());
+                        if !required.contains(&name.as_str().into()) {
+                            needed.push("Default: ".to_owned());
+                        }
+                    }
+                    let absent = needed.iter().filter(|needed| !text.contains(*needed));
+                    missing.extend(absent.map(|needed| format!("{at}.{name} does not say {needed}: {text}")));
+                }
+            });
+        }
+        assert!(missing.is_empty(), "{}", missing.join("\n"));
     }
 
     /// The chart's CRDs are these. After a change: `leno crds > charts/leno-crds/templates/crds.yaml`.

@@ -9,7 +9,7 @@ use super::{DurationText, RequestMatch, TargetRef};
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct FaultPolicySpec {
-    /// HTTPRoutes and GRPCRoutes of this namespace, or single rules of them, that the policy holds for.
+    /// HTTPRoutes and GRPCRoutes of this namespace, or single rules of them, that the policy holds for: 1 to 16.
     #[schemars(length(min = 1, max = 16))]
     pub(crate) target_refs: Vec<TargetRef>,
     /// Requests wait before they go on. The wait counts as time that the client waits: against its own deadline and the
@@ -29,7 +29,7 @@ pub(crate) struct FaultDelay {
     /// Share of the requests that match, in percent, to four places: 0 to 100. Default: 100.
     #[schemars(range(min = 0, max = 100), example = 0.5)]
     pub(crate) percentage: Option<f64>,
-    /// Requests that it is for: those that any of these matches. Default: all.
+    /// Requests that it is for: those that any of these matches. At most 16. Default: all.
     #[serde(default)]
     #[schemars(length(max = 16))]
     pub(crate) matches: Vec<RequestMatch>,
@@ -42,13 +42,13 @@ pub(crate) struct FaultAbort {
     /// Status that HTTP clients get, 200 to 599. Default: what comes nearest to `grpcStatus`.
     #[schemars(range(min = 200, max = 599), example = 503)]
     pub(crate) http_status: Option<i64>,
-    /// Name of the status that gRPC clients get. Default: what gRPC takes `httpStatus` for.
+    /// Name of the status that gRPC clients get, in capitals. Default: what gRPC takes `httpStatus` for.
     #[schemars(example = &"UNAVAILABLE")]
     pub(crate) grpc_status: Option<String>,
     /// Share of the requests that match, in percent, to four places: 0 to 100. Default: 100.
     #[schemars(range(min = 0, max = 100), example = 0.5)]
     pub(crate) percentage: Option<f64>,
-    /// Requests that it is for: those that any of these matches. Default: all.
+    /// Requests that it is for: those that any of these matches. At most 16. Default: all.
     #[serde(default)]
     #[schemars(length(max = 16))]
     pub(crate) matches: Vec<RequestMatch>,

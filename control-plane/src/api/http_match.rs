@@ -9,11 +9,11 @@ use serde::Deserialize;
 pub(crate) struct RequestMatch {
     /// The path. Default: every path.
     pub(crate) path: Option<PathValue>,
-    /// Headers, all of which must match. Of several entries for one name the first counts.
+    /// Headers, all of which must match: at most 16. Of several entries for one name the first counts. Default: any.
     #[serde(default)]
     #[schemars(length(max = 16))]
     pub(crate) headers: Vec<NamedValue>,
-    /// Query parameters, all of which must match. Of several entries for one name the first counts.
+    /// Query parameters, all of which must match: at most 16. Of several entries for one name the first counts. Default: any.
     #[serde(default)]
     #[schemars(length(max = 16))]
     pub(crate) query_params: Vec<NamedValue>,
@@ -27,8 +27,9 @@ pub(crate) struct RequestMatch {
 pub(crate) struct PathValue {
     /// `Exact`, `PathPrefix` (whole segments) or `RegularExpression` (RE2 syntax, the whole path). Default: `PathPrefix`.
     #[serde(rename = "type")]
+    #[schemars(example = &"Exact")]
     pub(crate) kind: Option<String>,
-    /// What the path is compared with. Default: `/`.
+    /// What the path is compared with: at most 1024 characters. Default: `/`.
     #[schemars(length(max = 1024), example = "/v2")]
     pub(crate) value: Option<String>,
 }
@@ -38,11 +39,12 @@ pub(crate) struct PathValue {
 pub(crate) struct NamedValue {
     /// `Exact` or `RegularExpression` (RE2 syntax, the whole value). Default: `Exact`.
     #[serde(rename = "type")]
+    #[schemars(example = &"RegularExpression")]
     pub(crate) kind: Option<String>,
-    /// Name of the header (in any case) or query parameter.
-    #[schemars(length(min = 1, max = 256))]
+    /// Name of the header (in any case) or query parameter: 1 to 256 characters.
+    #[schemars(length(min = 1, max = 256), example = &"tenant")]
     pub(crate) name: String,
-    /// What its value is compared with.
-    #[schemars(length(max = 4096))]
+    /// What its value is compared with: at most 4096 characters.
+    #[schemars(length(max = 4096), example = &"gold")]
     pub(crate) value: String,
 }

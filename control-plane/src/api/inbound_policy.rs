@@ -10,17 +10,18 @@ use super::{DurationText, RequestMatch, TargetRef};
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct InboundPolicySpec {
-    /// Services of this namespace, or single ports of them, whose workloads the policy holds for.
+    /// Services of this namespace, or single ports of them, whose workloads the policy holds for: 1 to 16.
     #[schemars(length(min = 1, max = 16))]
     pub(crate) target_refs: Vec<TargetRef>,
     /// How many requests are let in. A request must be admitted by every limit whose `matches` hold for it; if one refuses
     /// it, it takes nothing from the others, and is answered 429 (gRPC: `RESOURCE_EXHAUSTED`). Limits are those of each workload
-    /// instance: three instances admit three times as much. At most 16.
+    /// instance: three instances admit three times as much. At most 16. Default: none.
     #[serde(default)]
     #[schemars(length(max = 16))]
     pub(crate) rate_limits: Vec<RateLimitSpec>,
     /// Whether answers to admitted requests say in `RateLimit` and `RateLimit-Policy` how much is left (answers to refused ones
     /// always do). Default: true.
+    #[schemars(example = false)]
     pub(crate) rate_limit_headers: Option<bool>,
     /// How many requests an instance has at a time. Default: `Adaptive` with `min: 100` and `max: 10000`.
     pub(crate) concurrency: Option<ConcurrencySpec>,
@@ -52,16 +53,16 @@ pub(crate) struct RequestSizeSpec {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RateLimitSpec {
-    /// Names the limit in headers, logs and metrics; unique in the policy.
+    /// Names the limit in headers, logs and metrics; unique in the policy: 1 to 63 characters.
     #[schemars(length(min = 1, max = 63), example = "per-client")]
     pub(crate) name: String,
-    /// How many requests are admitted in `per`, for each key: 1 or more, and at most 1000000 per second.
+    /// How many requests are admitted in `per`, for each key: 1 to 4294967295, and at most 1000000 per second.
     #[schemars(range(min = 1, max = 4_294_967_295_i64), example = 100)]
     pub(crate) requests: i64,
     /// The time for so many requests: whole seconds, 1s to 24h. Default: 1s.
     #[schemars(example = "1m")]
     pub(crate) per: Option<DurationText>,
-    /// How many requests are admitted at once after a quiet time: 1 or more; what was used up must come back within 30 days.
+    /// How many requests are admitted at once after a quiet time: 1 to 4294967295; what was used up must come back within 30 days.
     /// Default: `requests`.
     #[schemars(range(min = 1, max = 4_294_967_295_i64), example = 200)]
     pub(crate) burst: Option<i64>,
@@ -81,9 +82,9 @@ pub(crate) struct RateLimitKeySpec {
     /// `SourceAddress`: the client's IP address, of IPv6 the first 64 bits. `Header`: the value of a header; requests without it
     /// count together. Who may choose the header's value freely is not limited by it alone: add a limit with another key.
     #[serde(rename = "type")]
-    #[schemars(extend("enum" = ["ClientIdentity", "SourceAddress", "Header"]))]
+    #[schemars(extend("enum" = ["ClientIdentity", "SourceAddress", "Header"]), example = &"ClientIdentity")]
     pub(crate) kind: String,
-    /// Name of the header, for `Header`.
+    /// Name of the header, for `Header`, which needs it: 1 to 256 characters. Default: none.
     #[schemars(length(min = 1, max = 256), example = "x-api-key")]
     pub(crate) header: Option<String>,
 }
@@ -95,9 +96,9 @@ pub(crate) struct RateLimitKeySpec {
 pub(crate) struct ConcurrencySpec {
     /// `Adaptive`: as many as the application answers in not much more than its usual time; nothing is refused while it answers
     /// within twice that time or 20 ms more. `Fixed`: as many as `limit` says. `Off`: any number. Default: `Adaptive`.
-    #[schemars(extend("enum" = ["Adaptive", "Fixed", "Off"]))]
+    #[schemars(extend("enum" = ["Adaptive", "Fixed", "Off"]), example = &"Fixed")]
     pub(crate) mode: Option<String>,
-    /// For `Fixed`: how many, 1 to 1000000.
+    /// For `Fixed`, which needs it: how many, 1 to 1000000. Default: none.
     #[schemars(range(min = 1, max = 1_000_000), example = 64)]
     pub(crate) limit: Option<i64>,
     /// For `Adaptive`: as many are never refused, 1 to 1000000. Default: 100.

@@ -15,19 +15,21 @@ pub(crate) struct RouteRetry {
     #[schemars(range(min = 1, max = 10), example = 2)]
     pub(crate) attempts: Option<i64>,
     /// HTTP statuses that are tried again: codes from 400 to 599 as text, `5xx`, or `gateway-error` (502, 503, 504).
-    /// Never 400, 401, 403 and 404. Default: `gateway-error`. An empty list: none.
+    /// Never 400, 401, 403 and 404. At most 32. Default: `gateway-error`. An empty list: none.
     #[schemars(length(max = 32), example = ["5xx", "429"])]
     pub(crate) statuses: Option<Vec<StatusText>>,
     /// gRPC codes that are tried again, by name; naming one says that such calls may be repeated. Judged from answers
-    /// without messages (trailers-only). Never INVALID_ARGUMENT, NOT_FOUND, PERMISSION_DENIED and UNAUTHENTICATED. Default:
-    /// UNAVAILABLE. An empty list: none.
+    /// without messages (trailers-only). Never INVALID_ARGUMENT, NOT_FOUND, PERMISSION_DENIED and UNAUTHENTICATED.
+    /// Default: UNAVAILABLE. An empty list: none. At most 16.
     #[schemars(length(max = 16), example = ["UNAVAILABLE", "RESOURCE_EXHAUSTED"])]
     pub(crate) grpc_codes: Option<Vec<String>>,
-    /// Failures without an answer that are tried again: `ConnectFailure`, `Reset` (broken off), `TryTimeout`. Default: all three.
+    /// Failures without an answer that are tried again: `ConnectFailure`, `Reset` (broken off), `TryTimeout`; at most these 3.
+    /// Default: all.
     #[schemars(length(max = 3), example = ["ConnectFailure", "TryTimeout"])]
     pub(crate) on: Option<Vec<RetryCause>>,
     /// `Idempotent`: requests with an idempotent method (RFC 9110) or an `Idempotency-Key`. `Any`: all requests; the
     /// servers must bear it. Default: `Idempotent`.
+    #[schemars(example = &"Any")]
     pub(crate) methods: Option<Methods>,
     /// The wait before a retry. A server's `Retry-After` is waited for instead if it is longer, and is at most 10s.
     pub(crate) backoff: Option<RetryBackoff>,
@@ -73,6 +75,7 @@ pub(crate) struct RouteHedging {
     #[schemars(range(min = 50, max = 99), example = 95)]
     pub(crate) percentile: Option<i64>,
     /// As `retry.methods`. gRPC calls are POST requests: they need `Any`. Default: `Idempotent`.
+    #[schemars(example = &"Any")]
     pub(crate) methods: Option<Methods>,
 }
 

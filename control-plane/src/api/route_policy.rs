@@ -10,7 +10,7 @@ use super::{DurationText, RouteHedging, RouteRetry, StaticAnswer, TargetRef};
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RoutePolicySpec {
-    /// HTTPRoutes and GRPCRoutes of this namespace, or single rules of them, that the policy holds for.
+    /// HTTPRoutes and GRPCRoutes of this namespace, or single rules of them, that the policy holds for: 1 to 16.
     #[schemars(length(min = 1, max = 16))]
     pub(crate) target_refs: Vec<TargetRef>,
     /// How long requests may last.
@@ -41,14 +41,14 @@ pub(crate) struct Fallback {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct BackendRef {
-    /// Namespace of the Service. Default: the policy's.
-    #[schemars(length(min = 1, max = 63))]
+    /// Namespace of the Service: 1 to 63 characters. Default: the policy's.
+    #[schemars(length(min = 1, max = 63), example = &"static")]
     pub(crate) namespace: Option<String>,
-    /// Name of the Service.
-    #[schemars(length(min = 1, max = 253))]
+    /// Name of the Service: 1 to 253 characters.
+    #[schemars(length(min = 1, max = 253), example = "shop-static")]
     pub(crate) name: String,
-    /// Port of the Service.
-    #[schemars(range(min = 1, max = 65535))]
+    /// Port of the Service: 1 to 65535.
+    #[schemars(range(min = 1, max = 65535), example = 80)]
     pub(crate) port: i64,
 }
 

@@ -11,24 +11,25 @@ pub(crate) struct StaticAnswer {
     #[schemars(range(min = 200, max = 599), example = 503)]
     pub(crate) status: i64,
     /// Name of the gRPC status that gRPC clients get, like `UNAVAILABLE`. Default: what gRPC takes `status` for.
+    #[schemars(example = &"UNAVAILABLE")]
     pub(crate) grpc_status: Option<String>,
-    /// Headers of the answer.
+    /// Headers of the answer: at most 16. Default: none.
     #[serde(default)]
     #[schemars(length(max = 16))]
     pub(crate) headers: Vec<HeaderValue>,
-    /// Body of the answer, at most 16 KiB. Default: none. Its type is text/plain unless `headers` say otherwise.
+    /// Body of the answer, at most 16384 bytes. Its type is text/plain unless `headers` say otherwise. Default: none.
     #[serde(default)]
-    #[schemars(length(max = 16384))]
+    #[schemars(length(max = 16384), example = "Closed until six.")]
     pub(crate) body: String,
 }
 
 /// A header.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 pub(crate) struct HeaderValue {
-    /// Its name, in any case.
-    #[schemars(length(min = 1, max = 256))]
+    /// Its name, in any case: 1 to 256 characters.
+    #[schemars(length(min = 1, max = 256), example = "cache-control")]
     pub(crate) name: String,
-    /// Its value.
-    #[schemars(length(max = 4096))]
+    /// Its value: at most 4096 characters.
+    #[schemars(length(max = 4096), example = "no-store")]
     pub(crate) value: String,
 }
