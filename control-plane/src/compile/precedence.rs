@@ -1,17 +1,22 @@
 //! Which rule decides, against a second reading of Gateway API that takes its text literally: of all matches that hold for a
-//! request, the best by pairwise comparison.
+//! request, the best by pairwise comparison. Of HTTPRoute here; [`grpc`] and [`tls`] are as this.
 
 use std::cmp::Ordering;
 
 use leno_proto::{
     spiffe::SpiffeId,
-    v1::{self, Destination, ResourceKind, ResourceName, destination::Target, path_match, resource::Body},
+    v1::{
+        self, Destination, ResourceKind, ResourceName, ServiceTarget, destination::Target, path_match, resource::Body,
+    },
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{Subscriber, compile};
 use crate::model::{Document, Generations, MeshSettings, World};
+
+mod grpc;
+mod tls;
 
 #[derive(Debug, Clone)]
 struct Match {
@@ -120,15 +125,27 @@ fn document(route: &Route) -> Value {
         .iter()
         .map(|matches| json!({"matches": matches.iter().map(Match::document).collect::<Vec<_>>()}))
         .collect();
+    attached("HTTPRoute", route.name, route.created, json!({"rules": rules}))
+}
+
+/// A route of Service `s`, `created` on a day.
+fn attached(kind: &str, name: &str, created: Option<u8>, mut spec: Value) -> Value {
+    spec["parentRefs"] = json!([{"group": "", "kind": "Service", "name": "s"}]);
     let mut document = json!({
-        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
-        "metadata": {"name": route.name, "namespace": "x"},
-        "spec": {"parentRefs": [{"group": "", "kind": "Service", "name": "s"}], "rules": rules},
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": kind,
+        "metadata": {"name": name, "namespace": "x"},
+        "spec": spec,
     });
-    if let Some(day) = route.created {
+    if let Some(day) = created {
         document["metadata"]["creationTimestamp"] = format!("2026-01-{day:02}T00:00:00Z").into();
     }
     document
+}
+
+/// Older, those of unknown age last; then by name.
+fn older(one: (Option<u8>, &str), other: (Option<u8>, &str)) -> Ordering {
+    let age = |created: Option<u8>| (created.is_none(), created);
+    age(one.0).cmp(&age(other.0)).then(one.1.cmp(other.1))
 }
 
 /// Name of the route and index of the rule.
@@ -140,10 +157,8 @@ fn literally(routes: &[Route], asked: &Asked) -> Option<(String, String)> {
             let matches = if matches.is_empty() { std::slice::from_ref(&everything) } else { matches };
             for one in matches.iter().filter(|one| one.holds(asked)) {
                 let before = best.is_none_or(|(held, of, at)| {
-                    // Older, those of unknown age last; then by name; then by place.
-                    let age = (route.created.is_none(), route.created).cmp(&(of.created.is_none(), of.created));
-                    let order = one.compare(held).then(age).then(route.name.cmp(of.name)).then(index.cmp(&at));
-                    order == Ordering::Less
+                    let order = one.compare(held).then(older((route.created, route.name), (of.created, of.name)));
+                    order.then(index.cmp(&at)) == Ordering::Less
                 });
                 if before {
                     best = Some((one, route, index));
@@ -167,12 +182,13 @@ fn holds(rule: &v1::HttpMatch, asked: &Asked) -> bool {
         && rule.query.iter().all(|named| asked.query.contains(&named.name.as_str()))
 }
 
-fn compiled(routes: &[Route]) -> v1::HttpRoutes {
+/// What clients get of Service `s` with these routes.
+fn compiled(routes: impl Iterator<Item = Value>) -> ServiceTarget {
     let service = json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": "s", "namespace": "x"},
         "spec": {"ports": [{"port": 80}]},
     });
-    let contents = std::iter::once(service).chain(routes.iter().map(document));
+    let contents = std::iter::once(service).chain(routes);
     let documents =
         contents.zip(1..).map(|(content, index)| Document { file: "f".into(), index, content: content.into() });
     let world = World::empty(MeshSettings::strict("cluster.local"), Generations::default());
@@ -181,7 +197,7 @@ fn compiled(routes: &[Route]) -> v1::HttpRoutes {
     let client = Subscriber { identity: SpiffeId::new("cluster.local", "x", "a").unwrap(), workload: "a".to_owned() };
     let name = ResourceName { kind: ResourceKind::Destination.into(), key: "s.x:80".to_owned() };
     match compile(&world, &client, &name).0.unwrap().body {
-        Some(Body::Destination(Destination { target: Some(Target::Service(target)) })) => target.http.unwrap(),
+        Some(Body::Destination(Destination { target: Some(Target::Service(target)) })) => target,
         other => panic!("{other:?}"),
     }
 }
@@ -192,7 +208,7 @@ proptest! {
         routes in (route("a"), route("b"), route("c")).prop_map(|(a, b, c)| [a, b, c]),
         requests in proptest::collection::vec(asked(), 1..20),
     ) {
-        let compiled = compiled(&routes);
+        let compiled = compiled(routes.iter().map(document)).http.unwrap();
         for asked in requests {
             let first = compiled.rules.iter().find(|rule| holds(rule.r#match.as_ref().unwrap(), &asked));
             let decided = first.map(|rule| {
