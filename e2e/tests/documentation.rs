@@ -132,12 +132,24 @@ fn referred(namespace: &str, part: &Value, services: &mut Services) {
     }
 }
 
-fn service(namespace: &str, name: &str, ports: &BTreeMap<String, u64>) -> Value {
+fn service(namespace: &str, name: &str, ports: &BTreeMap<String, u64>, protocol: &str) -> Value {
     let ports: Vec<Value> =
-        ports.iter().map(|(name, port)| json!({"name": name, "port": port, "appProtocol": "http"})).collect();
+        ports.iter().map(|(name, port)| json!({"name": name, "port": port, "appProtocol": protocol})).collect();
     json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": namespace, "name": name}, "spec": {"ports": ports},
     })
+}
+
+/// What the Services of an example speak, by the routes that it has.
+fn protocol(documents: &[Value]) -> &'static str {
+    let has = |kind: &str| documents.iter().any(|document| document["kind"] == kind);
+    if has("TLSRoute") {
+        "tls"
+    } else if has("TCPRoute") {
+        "tcp"
+    } else {
+        "http"
+    }
 }
 
 /// Routes that policies are attached to, each for a Service of its name, with the rules that are named.
@@ -179,7 +191,8 @@ fn surroundings(example: &Example) -> Vec<Value> {
     for document in routes.iter().chain(&example.documents) {
         referred(&name_of(document).0, document, &mut services);
     }
-    let services = services.iter().map(|((namespace, name), ports)| service(namespace, name, ports));
+    let protocol = protocol(&example.documents);
+    let services = services.iter().map(|((namespace, name), ports)| service(namespace, name, ports, protocol));
     let own: Vec<_> = example.documents.iter().map(id).collect();
     services.chain(routes).filter(|document| !own.contains(&id(document))).collect()
 }
