@@ -12,9 +12,16 @@
 //!   and up slowly, and up only while there is no limit, so a lasting overload does not become usual.
 //! - **A limit that does harm is taken back.** With a limit L the application gives X answers per second within W = L / X. If it is overloaded, a smaller L makes W smaller and leaves X as it is; then the limit becomes what keeps
 //!   W at [`TARGET`] times the baseline. If answers only take longer (a slow dependency, dearer requests), a smaller L makes X
-//!   smaller and leaves W as it is: then that, seen twice, is the new baseline, and the limit is lifted.
+//!   smaller and leaves W as it is: then that, seen clearly or twice, is the new baseline, and the limit is lifted.
+//! - **Cheap requests neither hide an overload nor measure it.** What is answered far sooner than usual never stood in the
+//!   queue (a cache, a health check), and is no evidence against one; unless most of the others usually are slow, and so only
+//!   dearer. Nor does it end or measure the draining of the queue after a cut.
+
+mod measured;
 
 use std::time::{Duration, Instant};
+
+use self::measured::{EVIDENCE, Ended, Evidence, JUDGED_AT, Measured, Pace, SAMPLES, Verdict, Window, slow};
 
 /// An answer that takes so many times the baseline is slow,
 pub const SLOW: f64 = 2.0;
@@ -22,23 +29,20 @@ pub const SLOW: f64 = 2.0;
 pub const LATE: Duration = Duration::from_millis(20);
 /// What answers take under a limit, as a multiple of the baseline: enough of a queue to keep the application busy.
 pub const TARGET: f64 = 1.4;
-/// Slow answers (less four for each that is not) that make evidence.
-const EVIDENCE: u32 = 16;
-const NOT_SLOW: u32 = 4;
+/// Cheap answers speak against a queue only where more than this share of the others is slow usually: there, some requests
+/// are merely dearer than others.
+const USUALLY_SLOW: f64 = 0.5;
 /// Answers in flight in excess of those that latency and throughput explain, as a share: the queue is still growing.
 const GROWING: f64 = 1.5;
 /// Answers that the first baseline is made of, and windows that may change it quickly: what comes first may be the shortest
 /// answers, or those of an application that is still warming up.
 const FIRST_SAMPLES: u32 = 16;
 const FIRST_WINDOWS: u32 = 5;
-/// Answers that a window needs.
-const SAMPLES: u32 = 50;
-/// A window is no shorter.
-const SHORTEST: Duration = Duration::from_millis(20);
-/// And no shorter than so many times its mean answer, since short ones come first; under a limit, which is to be judged
-/// soon, than so many.
+/// A window is no shorter than so many times its mean answer, since short ones come first; under a limit, which is to be judged
+/// soon, than so many, and for a clear verdict of harm, than so many.
 const MEANS: f64 = 5.0;
 const MEANS_UNDER_LIMIT: f64 = 2.0;
+const MEANS_FOR_HARM: f64 = 1.0;
 /// The times in which a baseline falls and rises most of the way.
 const FALL: Duration = Duration::from_secs(5);
 /// See [`FALL`].
@@ -51,8 +55,8 @@ const FIRST_CUT: f64 = 0.2;
 const STEP_DOWN: f64 = 0.5;
 /// See [`STEP_DOWN`].
 const STEP_UP: f64 = 1.1;
-/// A limit that has become so much smaller must not have cost throughput.
-const JUDGED_AT: f64 = 0.7;
+/// Answers may come together, and a cut falls on the first of them: so much of a baseline is added to the time of a drain.
+const TOGETHER: f64 = 0.5;
 /// Without a refusal for so long there is no limit any more.
 const RELEASE: Duration = Duration::from_secs(5);
 /// After a cut, the queue may take so many times as long to drain as it should before the limit is taken for a mistake.
@@ -82,6 +86,8 @@ pub struct Adaptive {
     windows: u32,
     window: Window,
     evidence: Evidence,
+    /// The share of slow answers among those that are not cheap, as it usually is; 1 until it is known.
+    usually_slow: f64,
     /// Answers per second in the last window.
     usual_rate: f64,
     /// Seconds that slow answers took when they were first seen, and did not get slower.
@@ -90,37 +96,15 @@ pub struct Adaptive {
     limited: Option<Limited>,
 }
 
-/// Answers since some moment.
-#[derive(Debug, Clone, Copy)]
-struct Window {
-    since: Instant,
-    answers: u32,
-    /// With those that were not waited for.
-    samples: u32,
-    /// Seconds that these took.
-    sum: f64,
-}
-
-/// Answers that were slow, lately.
-#[derive(Debug, Clone, Copy)]
-struct Evidence {
-    weight: u32,
-    since: Instant,
-    answers: u32,
-    /// With those that were not waited for.
-    samples: u32,
-    sum: f64,
-}
-
 #[derive(Debug, Clone, Copy)]
 struct Limited {
     limit: f64,
     /// The limit was cut then: of those that were let in earlier the queue must first be empty.
     cut: Option<Instant>,
-    /// Answers to those since the first cut; None: the queue was empty since.
-    drained: Option<u32>,
-    /// A larger limit, and the answers per second under it.
-    before: (f64, f64),
+    /// Those of them that ended since the first cut; None: the queue was empty since.
+    drained: Option<Window>,
+    /// Under a larger limit.
+    before: Measured,
     /// The last window was one of less throughput.
     doubted: bool,
     refused_in_window: bool,
@@ -138,6 +122,7 @@ impl Adaptive {
             windows: 0,
             window: Window::new(now),
             evidence: Evidence::new(now),
+            usually_slow: 1.0,
             usual_rate: 0.0,
             watched: None,
             limited: None,
@@ -172,28 +157,31 @@ impl Adaptive {
     /// A request that began at `started` ended; `in_flight` are left.
     pub fn sample(&mut self, started: Instant, sample: Sample, in_flight: u32, now: Instant) {
         let took = now.saturating_duration_since(started).as_secs_f64();
-        let slow = self.baseline.is_some_and(|baseline| took > slow(baseline));
+        let pace = self.baseline.map_or(Pace::Usual, |baseline| Pace::of(took, baseline));
         // What fails fast tells nothing of how long work takes; that nobody waited so long for an answer does.
-        if sample != Sample::Answered && !slow {
+        if sample != Sample::Answered && pace != Pace::Slow {
             return;
         }
-        let answered = sample != Sample::Unanswered;
+        let ended = Ended { took, answered: sample != Sample::Unanswered, pace };
         if let Some(limited) = &mut self.limited
             && let Some(cut) = limited.cut
         {
             if started < cut {
-                limited.drained = limited.drained.map(|drained| drained.saturating_add(u32::from(answered)));
-                self.measure_drain(now);
+                return self.measure_drain(ended, now);
+            }
+            // It never stood in the queue that is to drain.
+            if pace == Pace::Cheap && now < limited.patience {
                 return;
             }
             limited.cut = None;
             limited.drained = None;
             self.window = Window::new(now);
         }
-        self.window.add(took, answered);
+        self.window.add(ended);
         match self.limited {
             None => {
-                self.evidence.add(slow, took, answered, now);
+                let counts = pace != Pace::Cheap || self.usually_slow > USUALLY_SLOW;
+                self.evidence.add(ended, counts, now);
                 self.without_limit(in_flight, now);
             }
             Some(limited) => self.under(limited, now),
@@ -222,6 +210,7 @@ impl Adaptive {
         if self.window.is_over(MEANS, now) {
             self.usual_rate = self.window.rate(now);
             self.watched = self.watched.filter(|_| self.window.mean() > slow(baseline));
+            self.usually_slow = self.moved(self.usually_slow, self.window.slow_share(), now);
             self.learn(baseline, now);
             self.window = Window::new(now);
         }
@@ -229,72 +218,82 @@ impl Adaptive {
 
     /// Moves the baseline towards the window's mean.
     fn learn(&mut self, baseline: f64, now: Instant) {
-        let mean = self.window.mean();
-        let most = if mean < baseline { FALL } else { RISE };
+        self.baseline = Some(self.moved(baseline, self.window.mean(), now));
+        self.windows = (self.windows + 1).min(FIRST_WINDOWS);
+    }
+
+    /// What is usual, after a window in which it was `seen`.
+    fn moved(&self, usual: f64, seen: f64, now: Instant) -> f64 {
+        let most = if seen < usual { FALL } else { RISE };
         let passed = now.saturating_duration_since(self.window.since).as_secs_f64();
         let part = 1.0 - (-passed / most.as_secs_f64()).exp();
         let part = if self.windows < FIRST_WINDOWS { part.max(0.5) } else { part };
-        self.windows = (self.windows + 1).min(FIRST_WINDOWS);
-        self.baseline = Some(baseline + part * (mean - baseline));
+        usual + part * (seen - usual)
     }
 
     /// There is a queue, and it grows: sets a limit.
     fn cut(&mut self, baseline: f64, in_flight: f64, rate: f64, now: Instant) {
-        let limit = first_limit(baseline, in_flight, rate);
-        let drain = seconds(PATIENCE * (in_flight / rate.max(1e-3)).min(60.0));
+        let seen = Measured { limit: in_flight, rate, mean: self.evidence.mean() };
         self.limited = Some(Limited {
-            limit: limit.clamp(self.min, self.max),
+            limit: first_limit(baseline, in_flight, rate).clamp(self.min, self.max),
             cut: Some(now),
-            drained: Some(0),
-            before: (in_flight, rate),
+            drained: Some(Window::new(now)),
+            before: seen,
             doubted: false,
             refused_in_window: false,
             last_refused: now,
-            patience: now + drain + PATIENCE_LEAST,
+            // By what it does now: it may do less than it usually did.
+            patience: now + patience(in_flight / self.evidence.rate(now).max(1e-3)),
         });
         self.window = Window::new(now);
     }
 
     /// While what was let in before the first limit is answered, the application does all it can: what the limit was made of,
     /// a few answers that may have come together, is replaced by that.
-    fn measure_drain(&mut self, now: Instant) {
+    fn measure_drain(&mut self, ended: Ended, now: Instant) {
         let Some(limited) = &mut self.limited else { return };
-        let (Some(cut), Some(drained)) = (limited.cut, limited.drained.filter(|drained| *drained >= EVIDENCE)) else {
+        let Some(drained) = &mut limited.drained else { return };
+        drained.add(ended);
+        let baseline = self.baseline.unwrap_or_default();
+        let passed = now.saturating_duration_since(drained.since).as_secs_f64();
+        if drained.answers < EVIDENCE || passed < baseline {
             return;
-        };
-        let rate = f64::from(drained) / now.saturating_duration_since(cut).as_secs_f64().max(1e-6);
-        let in_flight = limited.before.0;
-        limited.before.1 = rate;
-        limited.limit = first_limit(self.baseline.unwrap_or_default(), in_flight, rate).clamp(self.min, self.max);
+        }
+        let in_flight = limited.before.limit;
+        let rate = f64::from(drained.answers) / (passed + TOGETHER * baseline).max(1e-6);
+        limited.before = Measured { limit: in_flight, rate, mean: drained.mean() };
+        limited.limit = first_limit(baseline, in_flight, rate).clamp(self.min, self.max);
+        limited.patience = drained.since + patience(in_flight / rate);
     }
 
     /// Under a limit: judges it, and moves it to what keeps answers at TARGET times the baseline.
     fn under(&mut self, mut limited: Limited, now: Instant) {
         let baseline = self.baseline.unwrap_or_default();
-        if !self.window.is_over(MEANS_UNDER_LIMIT, now) {
+        if !self.window.is_over(MEANS_FOR_HARM, now) {
             return;
         }
         let (mean, rate) = (self.window.mean(), self.window.rate(now));
+        let measured = Measured { limit: limited.limit, rate, mean };
+        let verdict = limited.verdict(measured, baseline);
+        let is_over = self.window.is_over(MEANS_UNDER_LIMIT, now);
+        if verdict == Verdict::Harmful || is_over && limited.doubted && verdict == Verdict::Doubtful {
+            self.baseline = Some(mean);
+            return self.lift(now);
+        }
+        if !is_over {
+            return;
+        }
         self.usual_rate = rate;
-        let (larger, rate_then) = limited.before;
         // Longer than a window should take: requests let in now are answered by then.
-        let expected = MEANS_UNDER_LIMIT * mean + f64::from(SAMPLES) / rate.max(1e-3);
-        limited.patience = now + seconds(PATIENCE * expected.min(60.0)) + PATIENCE_LEAST;
-        let is_judged = limited.limit <= JUDGED_AT * larger && limited.refused_in_window;
-        let least = rate_then * (1.0 + limited.limit / larger) / 2.0;
-        if is_judged && rate < least && mean > baseline {
-            if limited.doubted {
-                self.baseline = Some(mean);
-                return self.lift(now);
-            }
-            // One window may be chance.
-            self.limited = Some(Limited { doubted: true, refused_in_window: false, ..limited });
+        limited.patience = now + patience(MEANS_UNDER_LIMIT * mean + f64::from(SAMPLES) / rate.max(1e-3));
+        limited.doubted = verdict == Verdict::Doubtful;
+        if limited.doubted {
+            self.limited = Some(Limited { refused_in_window: false, ..limited });
             self.window = Window::new(now);
             return;
         }
-        if is_judged || limited.limit >= larger {
-            limited.before = (limited.limit, rate);
-            limited.doubted = false;
+        if verdict == Verdict::Accepted {
+            limited.before = measured;
         }
         if now.saturating_duration_since(limited.last_refused) > RELEASE {
             return self.lift(now);
@@ -321,71 +320,28 @@ impl Adaptive {
     }
 }
 
-impl Window {
-    fn new(since: Instant) -> Self {
-        Self { since, answers: 0, samples: 0, sum: 0.0 }
-    }
-
-    fn add(&mut self, took: f64, answered: bool) {
-        self.answers += u32::from(answered);
-        self.samples += 1;
-        self.sum += took;
-    }
-
-    fn is_over(&self, means: f64, now: Instant) -> bool {
-        let passed = now.saturating_duration_since(self.since);
-        self.samples >= SAMPLES && passed >= SHORTEST && passed.as_secs_f64() >= means * self.mean()
-    }
-
-    fn mean(&self) -> f64 {
-        self.sum / f64::from(self.samples.max(1))
-    }
-
-    fn rate(&self, now: Instant) -> f64 {
-        f64::from(self.answers) / now.saturating_duration_since(self.since).as_secs_f64().max(1e-6)
+impl Limited {
+    fn verdict(&self, measured: Measured, baseline: f64) -> Verdict {
+        // Without a refusal, it was as much as was asked for.
+        if !self.refused_in_window {
+            return Verdict::Open;
+        }
+        match measured.compared(self.before) {
+            // It need not become smaller, and may grow again.
+            Verdict::Doubtful | Verdict::Harmful if measured.mean <= TARGET * baseline => Verdict::Accepted,
+            verdict => verdict,
+        }
     }
 }
 
-impl Evidence {
-    fn new(since: Instant) -> Self {
-        Self { weight: 0, since, answers: 0, samples: 0, sum: 0.0 }
-    }
-
-    fn add(&mut self, slow: bool, took: f64, answered: bool, now: Instant) {
-        if !slow {
-            self.weight = self.weight.saturating_sub(NOT_SLOW);
-        } else if self.weight == 0 {
-            *self = Self { weight: 1, ..Self::new(now) };
-        } else {
-            self.weight = (self.weight + 1).min(2 * EVIDENCE);
-        }
-        if self.weight > 0 {
-            self.answers += u32::from(answered);
-            self.samples += 1;
-            self.sum += took;
-        }
-    }
-
-    fn holds(&self, baseline: f64, now: Instant) -> bool {
-        self.weight >= EVIDENCE && now.saturating_duration_since(self.since) >= seconds(baseline / 2.0)
-    }
-
-    fn mean(&self) -> f64 {
-        self.sum / f64::from(self.samples.max(1))
-    }
-
-    fn rate(&self, now: Instant) -> f64 {
-        f64::from(self.answers) / now.saturating_duration_since(self.since).as_secs_f64().max(1e-6)
-    }
-}
-
+/// For what was in flight without a limit: less than that.
 fn first_limit(baseline: f64, in_flight: f64, rate: f64) -> f64 {
-    (TARGET * rate * baseline).max(FIRST_CUT * in_flight)
+    (TARGET * rate * baseline).max(FIRST_CUT * in_flight).min(in_flight)
 }
 
-/// Seconds above which an answer is slow.
-fn slow(baseline: f64) -> f64 {
-    (SLOW * baseline).max(baseline + LATE.as_secs_f64())
+/// How long to wait for what should take so many seconds.
+fn patience(expected: f64) -> Duration {
+    seconds(PATIENCE * expected.min(60.0)) + PATIENCE_LEAST
 }
 
 fn seconds(seconds: f64) -> Duration {
