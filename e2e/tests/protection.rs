@@ -208,8 +208,8 @@ async fn fixed_limits_of_requests_and_connections() -> Result<()> {
     scenario.mesh.end().await
 }
 
-/// Slots and milliseconds of the overloaded server: 100 requests per second, or fewer where timers are late.
-const SLOTS: usize = 15;
+/// Slots and milliseconds of the overloaded server: 133 requests per second, or fewer where timers are late.
+const SLOTS: usize = 20;
 const WORK: u64 = 150;
 const CAPACITY: f64 = SLOTS as f64 * 1000.0 / WORK as f64;
 /// No retry but the first.
@@ -276,7 +276,7 @@ fn quantiles(of: &[f64]) -> String {
 
 /// Three times the capacity for so long: answers per second, and what the server's sidecar told.
 async fn overload(name: &str, scenario: &Scenario, seconds: u64, lines: usize) -> Result<(f64, Told, usize)> {
-    let report = load(scenario, 3.0, 300, seconds).await?;
+    let report = load(scenario, 3.0, 400, seconds).await?;
     let (told, lines) = Told::after(lines, scenario, report.ok).await?;
     let [p50, p90, p95, p99] = [0.5, 0.9, 0.95, 0.99].map(|share| report.latency(share).as_millis());
     println!("{name}, 3 C for {seconds} s: goodput {:.3} C", report.rate() / CAPACITY);
@@ -332,7 +332,7 @@ async fn three_times_the_capacity() -> Result<()> {
     }
 
     policy(&scenario, "  concurrency: {mode: Off}\n").await?;
-    let collapsed = load(&scenario, 3.0, 300, 15).await?;
+    let collapsed = load(&scenario, 3.0, 400, 15).await?;
     let (told, _) = Told::after(lines, &scenario, collapsed.ok).await?;
     println!("without a limit: {:.3} C, admitted {}", collapsed.rate() / CAPACITY, quantiles(&told.all()));
     let p50 = quantile(&told.all(), 0.5);
