@@ -112,10 +112,11 @@ impl Certificates {
     /// Looks again and again, and at once when somebody else has changed the Secret.
     pub(super) async fn keep(mut self) {
         loop {
-            let soon = self.served.is_none();
+            let soon = self.served.is_none() || (!self.options.managed && self.version.is_none());
             tokio::select! {
                 () = sleep(if soon { limits::CERTIFICATE_RETRY } else { limits::CERTIFICATE_CHECK }) => {}
-                () = self.changed() => {}
+                // However often it changes, it is not looked at more often than that.
+                () = async { tokio::join!(sleep(limits::CERTIFICATE_RETRY), self.changed()); } => {}
             }
             self.look().await;
         }
@@ -172,6 +173,8 @@ impl Certificates {
     async fn current(&mut self, now: SystemTime) -> anyhow::Result<Pems> {
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.options.namespace);
         let name = &self.options.secret;
+        // Of what is not there, or cannot be read, no change is waited for: an API server would tell of its end again and again.
+        self.version = None;
         let found = find(&format!("read the Secret {name}"), secrets.get(name)).await?;
         let Some(secret) = found else {
             if !self.options.managed {
