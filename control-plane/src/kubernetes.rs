@@ -82,6 +82,8 @@ pub mod limits {
     pub const PEER_LOST: usize = 10_000;
     /// Between looks at what objects should be told.
     pub const STATUS_PACE: Duration = Duration::from_millis(250);
+    /// The same after a look that took long, at most.
+    pub const STATUS_REST: Duration = Duration::from_secs(2);
     /// How often an object is told how far it has come, at most.
     pub const STATUS_COALESCE: Duration = Duration::from_secs(2);
     /// How long it is waited for that all proxies have been compared with a generation.
@@ -92,8 +94,12 @@ pub mod limits {
     pub const STATUS_WRITE_PAUSE: Duration = Duration::from_millis(80);
     /// Between comparisons of an object with what it should say, at most; half of that at least.
     pub const STATUS_RESYNC: Duration = Duration::from_secs(600);
+    /// How much later than it is due an object is compared, so that many are at once.
+    pub const STATUS_COMPARE_BATCH: Duration = Duration::from_secs(15);
     /// Objects in a row, before it is looked whether others are more urgent.
     pub const STATUS_ROUND: usize = 50;
+    /// Of a round, for each of what is less urgent.
+    pub const STATUS_SHARE: usize = 10;
     /// Before something that failed is tried again.
     pub const RETRY: Duration = Duration::from_secs(2);
 }

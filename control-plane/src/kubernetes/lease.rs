@@ -93,6 +93,8 @@ pub struct Leader {
     pub is_me: bool,
     /// Pod name; empty: nobody is known to.
     pub name: Arc<str>,
+    /// How often this process has come to lead: who looks seldom sees by it that another led in between.
+    pub term: u64,
 }
 
 impl Candidate {
@@ -168,15 +170,16 @@ impl Candidate {
     fn tell(&self, now: Instant) {
         let holder = self.seen.as_ref().and_then(|seen| seen.spec.holder_identity.clone()).unwrap_or_default();
         let is_me = holder == self.me && self.renewed.is_some_and(|at| now < at + RENEW_DEADLINE);
-        let next = Leader { is_me, name: holder.into() };
         self.leader.send_if_modified(|leader| {
+            let term = leader.term + u64::from(is_me && !leader.is_me);
+            let next = Leader { is_me, name: holder.as_str().into(), term };
             if *leader == next {
                 return false;
             }
             if leader.is_me != next.is_me {
                 tracing::info!(leader = %next.name, "{}", if is_me { "leading" } else { "no longer leading" });
             }
-            *leader = next.clone();
+            *leader = next;
             true
         });
     }
@@ -232,6 +235,26 @@ mod tests {
         assert!(taken.acquire_time > held.spec.acquire_time);
         // A leader has stepped down by then.
         assert!(RENEW_DEADLINE < LEASE);
+    }
+
+    #[test]
+    fn each_time_it_is_regained_is_another_term() {
+        let config = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
+        let now = Instant::now();
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+            let mut candidate = Candidate::new(Client::try_from(config).unwrap(), "a");
+            let leader = candidate.leader();
+            candidate.seen = Some(seen("a", now));
+            candidate.renewed = Some(now);
+            candidate.tell(now);
+            assert_eq!((leader.borrow().is_me, leader.borrow().term), (true, 1));
+            candidate.tell(now);
+            // It was late, and nobody looked meanwhile.
+            candidate.tell(now + RENEW_DEADLINE);
+            candidate.renewed = Some(now + RENEW_DEADLINE);
+            candidate.tell(now + RENEW_DEADLINE);
+            assert_eq!((leader.borrow().is_me, leader.borrow().term), (true, 2));
+        });
     }
 
     #[test]

@@ -244,7 +244,9 @@ fn merge(standing: &mut Standing, report: &Reported, object: &ObjectRef, (genera
     };
     standing.subscribed += theirs.subscribed;
     standing.awaited += theirs.awaited;
-    if theirs.generation == generation && theirs.uid == uid {
+    // Replicas of before do not say it.
+    let same = theirs.uid.is_empty() || uid.is_empty() || theirs.uid == uid;
+    if theirs.generation == generation && same {
         standing.programmed += theirs.programmed;
         standing.laggards.extend(theirs.laggards.iter().cloned());
     } else {
@@ -310,6 +312,13 @@ mod tests {
         let mut standing = Standing { settled: true, ..Standing::default() };
         merge(&mut standing, &reported(3, 1, 1), &object(), (3, "b"));
         assert_eq!((standing.programmed, standing.settled), (0, false), "that was another object of the same name");
+        let mut of_before = reported(3, 1, 1);
+        of_before.objects.values_mut().for_each(|progress| progress.uid.clear());
+        for (report, uid) in [(of_before, "b"), (reported(3, 1, 1), "")] {
+            let mut standing = Standing { settled: true, ..Standing::default() };
+            merge(&mut standing, &report, &object(), (3, uid));
+            assert_eq!((standing.programmed, standing.settled), (1, true), "it is not said whose generation it is");
+        }
     }
 
     #[test]

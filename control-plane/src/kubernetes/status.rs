@@ -82,7 +82,9 @@ impl Verdict {
         });
         let mut message = said.collect::<Vec<_>>().join("; ");
         let stays = match in_force {
-            Some(held_over) if held_over.held_over => format!("generation {} stays in force", held_over.generation),
+            Some(held_over) if held_over.held_over => {
+                format!("generation {} stays in force until the control plane starts anew", held_over.generation)
+            }
             Some(_) => Route::REFUSED.to_owned(),
             None => "nothing of it is in force".to_owned(),
         };

@@ -170,6 +170,7 @@ fn a_document_that_is_refused_says_so_at_the_generation_that_it_has() {
         field: "spec.rules[0]".to_owned(),
         reason: "is wrong".to_owned(),
         generation: Some(3),
+        uid: Arc::default(),
     };
     let held_over = ObjectInfo { held_over: true, ..info(2, Vec::new()) };
     let verdict = Verdict::refused(&[&error], Some(&held_over));
@@ -177,11 +178,14 @@ fn a_document_that_is_refused_says_so_at_the_generation_that_it_has() {
     let patch = patch(Kind::HttpRoute, &route(json!([service("cart")]), json!(null)), &verdict, NOW).unwrap();
     let accepted = &patch["status"]["parents"][0]["conditions"][0];
     assert_eq!((&accepted["status"], &accepted["observedGeneration"]), (&json!("False"), &json!(3)));
-    assert_eq!(accepted["message"], "spec.rules[0]: is wrong (generation 2 stays in force)");
+    assert_eq!(
+        accepted["message"],
+        "spec.rules[0]: is wrong (generation 2 stays in force until the control plane starts anew)"
+    );
     let message = |verdict: Verdict| verdict.conditions[0].message.clone();
     assert_eq!(
         message(Verdict::refused(&[&error], Some(&info(3, Vec::new())))),
-        "spec.rules[0]: is wrong (nothing of it is in force: what it would match is answered with 500)"
+        format!("spec.rules[0]: is wrong ({})", Route::REFUSED)
     );
     assert_eq!(message(Verdict::refused(&[&error], None)), "spec.rules[0]: is wrong (nothing of it is in force)");
 }

@@ -78,6 +78,8 @@ pub struct Writer {
     memory: Memory,
     /// What others tell the objects was not compared yet.
     has_come_to_lead: bool,
+    /// That [`Self::memory`] is of.
+    term: u64,
     counts: Arc<Counts>,
     resources: HashMap<Kind, ApiResource>,
     /// When resources that are not served were last looked for.
@@ -88,7 +90,7 @@ impl Writer {
     pub fn new(client: Client, tracker: Arc<Tracker>, peers: Arc<Peers>) -> Self {
         let (resources, looked_for) = (HashMap::new(), HashMap::new());
         let (memory, counts) = (Memory::default(), Arc::default());
-        Self { client, tracker, peers, memory, has_come_to_lead: true, counts, resources, looked_for }
+        Self { client, tracker, peers, memory, has_come_to_lead: true, term: 0, counts, resources, looked_for }
     }
 
     /// What is written, for metrics.
@@ -108,7 +110,11 @@ impl Writer {
     ) -> anyhow::Result<()> {
         let (mut revision, mut news) = (self.tracker.revision(), self.peers.news());
         loop {
-            let is_me = leader.borrow_and_update().is_me;
+            let Leader { is_me, term, .. } = leader.borrow_and_update().clone();
+            if !is_me || term != self.term {
+                // Whoever comes to lead, again too, compares everything once.
+                (self.memory, self.has_come_to_lead, self.term) = (Memory::default(), true, term);
+            }
             let (mut again, mut thinking) = (None, Duration::ZERO);
             if is_me {
                 world.mark_unchanged();
@@ -120,9 +126,6 @@ impl Writer {
                     Ok(()) = leader.changed() => continue,
                     _ = stopping.wait_for(|stop| *stop) => return Ok(()),
                 };
-            } else {
-                // Whoever comes to lead compares everything once.
-                (self.memory, self.has_come_to_lead) = (Memory::default(), true);
             }
             let next = again.unwrap_or_else(|| Instant::now() + limits::STATUS_RESYNC);
             tokio::select! {
@@ -147,36 +150,23 @@ impl Writer {
     async fn round(&mut self, world: &watch::Receiver<Arc<World>>) -> (Option<Instant>, Duration) {
         let now = Arc::clone(&world.borrow());
         let settled = self.tracker.settles(now.generation(), limits::STATUS_SETTLE).await;
-        let began = Instant::now();
         let (tracker, peers) = (Arc::clone(&self.tracker), Arc::clone(&self.peers));
         // With thousands of objects it takes a while: proxies are not to wait for it.
-        let decided = spawn_blocking(move || verdicts(&now, |info| standing(&tracker, &peers, info, settled))).await;
-        let Ok(verdicts) = decided else { return (Some(Instant::now() + limits::RETRY), began.elapsed()) };
+        let decided = spawn_blocking(move || {
+            // What it has to wait for a thread is no work.
+            let began = Instant::now();
+            (verdicts(&now, |info| standing(&tracker, &peers, info, settled)), began.elapsed())
+        });
+        let Ok((verdicts, thinking)) = decided.await else {
+            return (Some(Instant::now() + limits::RETRY), Duration::ZERO);
+        };
         if std::mem::take(&mut self.has_come_to_lead) {
             self.memory = Memory { found: verdicts.clone().into_iter().collect(), ..Memory::default() };
         }
         self.memory.retain(&verdicts);
         let plan = self.memory.plan(&verdicts, Instant::now());
-        let thinking = began.elapsed();
         let mut again = plan.again;
         let mut later = |at: Instant| again = Some(again.map_or(at, |before| before.min(at)));
-        let left: Vec<ObjectKey> =
-            self.memory.told.keys().filter(|key| !verdicts.contains_key(*key)).cloned().collect();
-        for key in left.into_iter().take(limits::STATUS_ROUND) {
-            if let Some(at) = self.memory.put_off.get(&key).copied().filter(|at| *at > Instant::now()) {
-                later(at);
-                continue;
-            }
-            match self.tell(&key, &Verdict::withdrawn()).await {
-                Ok(Outcome::Later) => later(self.put_off(key, limits::STATUS_COALESCE)),
-                Ok(Outcome::Told | Outcome::Gone) => drop(self.memory.told.remove(&key)),
-                Err(error) => {
-                    tracing::warn!(object = %key, error = format!("{error:#}"), "cannot take back its status");
-                    self.counts.failed();
-                    self.memory.told.remove(&key);
-                }
-            }
-        }
         for key in plan.now {
             let Some(verdict) = verdicts.get(&key) else { continue };
             match self.tell(&key, verdict).await {
@@ -184,7 +174,7 @@ impl Writer {
                     self.memory.found.remove(&key);
                     self.memory.put_off.remove(&key);
                     let told = Told::now(verdict.clone(), Instant::now(), fastrand::f64());
-                    later(told.compare_at);
+                    later(told.compare_at + limits::STATUS_COMPARE_BATCH);
                     self.memory.told.insert(key, told);
                 }
                 Ok(Outcome::Gone) => later(self.put_off(key, limits::RETRY)),
@@ -193,6 +183,28 @@ impl Writer {
                     tracing::warn!(object = %key, error = format!("{error:#}"), "cannot write its status");
                     self.counts.failed();
                     later(self.put_off(key, limits::RETRY));
+                }
+            }
+        }
+        // What is ours no more can wait for what is.
+        let now = Instant::now();
+        let (mut left, mut rest) = (Vec::new(), None);
+        for key in self.memory.told.keys().filter(|key| !verdicts.contains_key(*key)) {
+            match self.memory.put_off.get(key).copied().filter(|at| *at > now) {
+                Some(at) => later(at),
+                None if left.len() < limits::STATUS_ROUND => left.push(key.clone()),
+                None => rest = Some(now),
+            }
+        }
+        rest.into_iter().for_each(&mut later);
+        for key in left {
+            match self.tell(&key, &Verdict::withdrawn()).await {
+                Ok(Outcome::Later) => later(self.put_off(key, limits::STATUS_COALESCE)),
+                Ok(Outcome::Told | Outcome::Gone) => drop(self.memory.told.remove(&key)),
+                Err(error) => {
+                    tracing::warn!(object = %key, error = format!("{error:#}"), "cannot take back its status");
+                    self.counts.failed();
+                    self.memory.told.remove(&key);
                 }
             }
         }

@@ -74,7 +74,7 @@ mod tests {
     fn each_kind_has_its_contact_and_its_failures() {
         let contacts = Arc::new(Contacts::default());
         contacts.of(Kind::HttpRoute).failed();
-        let leader = watch::Sender::new(Leader { is_me: true, name: "leno-1".into() });
+        let leader = watch::Sender::new(Leader { is_me: true, name: "leno-1".into(), term: 1 });
         let not_after = Arc::new(AtomicU64::new(77));
         let view = ClusterView {
             contacts: Arc::clone(&contacts),
