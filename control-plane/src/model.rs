@@ -148,6 +148,8 @@ pub struct DocumentError {
     pub reason: String,
     /// Of the object, as the API server counts: what is wrong may be mended by now. None: it is not numbered.
     pub generation: Option<u64>,
+    /// Of the object, as the API server names it; empty: not said.
+    pub uid: Arc<str>,
 }
 
 /// A fact about an object, as Kubernetes words it.

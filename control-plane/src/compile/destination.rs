@@ -112,7 +112,8 @@ fn default_routes(sources: &mut Sources<'_>, target: &mut ServiceTarget, service
     }
 }
 
-/// Exact names before wildcards, longer wildcards before shorter, any name last; among equals the older route.
+/// Exact names before wildcards, longer wildcards before shorter, any name last; among equals the older route. Any name of one that is
+/// refused, which may mean that its names cannot be read, comes after all others.
 fn tls_routes(sources: &mut Sources<'_>, routes: &[ObjectKey]) -> TlsRoutes {
     let mut rules = Vec::new();
     for (age, key) in routes.iter().enumerate() {
@@ -124,6 +125,7 @@ fn tls_routes(sources: &mut Sources<'_>, routes: &[ObjectKey]) -> TlsRoutes {
         };
         for name in names {
             let rank = match name {
+                "" if route.refused.is_some() => 3,
                 "" => 2,
                 name if name.starts_with("*.") => 1,
                 _ => 0,

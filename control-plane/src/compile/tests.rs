@@ -13,6 +13,7 @@ mod addressed;
 mod inbound_policy;
 mod mesh_binding;
 mod policy;
+mod refused;
 
 pub(crate) fn world(yaml: &str) -> World {
     world_with(MeshSettings::strict("cluster.local"), yaml)

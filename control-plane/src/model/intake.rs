@@ -92,8 +92,8 @@ pub(super) struct Intake {
     claims: SharedMap<ObjectKey, Vec<Claim>>,
     /// What stands in for objects of which there are only bad documents, in the order of these; never empty.
     stand_ins: SharedMap<ObjectKey, Vec<Claim>>,
-    /// How many bad documents name an object.
-    bad: SharedMap<ObjectKey, usize>,
+    /// Whom bad documents name, by uid (empty: not said), one for each that is wrong with them; never empty.
+    bad: SharedMap<ObjectKey, Vec<Arc<str>>>,
     /// Objects that several documents claim.
     disputed: Arc<BTreeSet<ObjectKey>>,
     /// Files with something wrong in them.
@@ -180,8 +180,8 @@ impl Intake {
                     self.stand_ins.change(&parsed.key, add, |_| true);
                     concerned.insert(parsed.key.clone());
                 }
-                Item::Bad(DocumentError { object: Some(key), .. }) => {
-                    self.bad.change(key, |count| *count += 1, |_| true);
+                Item::Bad(DocumentError { object: Some(key), uid, .. }) => {
+                    self.bad.change(key, |uids| uids.push(Arc::clone(uid)), |_| true);
                     concerned.insert(key.clone());
                 }
                 Item::Bad(_) | Item::Ignored(_) => {}
@@ -212,8 +212,13 @@ impl Intake {
                     self.stand_ins.change(&parsed.key, remove, |claims| !claims.is_empty());
                     concerned.insert(parsed.key.clone());
                 }
-                Item::Bad(DocumentError { object: Some(key), .. }) => {
-                    self.bad.change(key, |count| *count = count.saturating_sub(1), |count| *count > 0);
+                Item::Bad(DocumentError { object: Some(key), uid, .. }) => {
+                    let remove = |uids: &mut Vec<Arc<str>>| {
+                        if let Some(at) = uids.iter().position(|known| known == uid) {
+                            uids.swap_remove(at);
+                        }
+                    };
+                    self.bad.change(key, remove, |uids| !uids.is_empty());
                     concerned.insert(key.clone());
                 }
                 Item::Bad(_) | Item::Ignored(_) => {}
@@ -242,10 +247,16 @@ impl Intake {
             // Which of several is meant is not ours to guess.
             ([_, ..], Some(_)) if good.is_some() => Verdict::Stays,
             ([first, ..], _) => Verdict::Is(first),
-            ([], Some(_)) if good.is_some() && self.bad.contains_key(key) => Verdict::Stays,
+            ([], Some(_)) if good.is_some_and(|good| self.is_badly_said(key, good)) => Verdict::Stays,
             ([], Some(stored)) if self.is_broken(&stored.place.0) => Verdict::Stays,
             ([], _) => self.stand_ins.get(key).and_then(|all| all.first()).map_or(Verdict::IsNot, Verdict::Is),
         }
+    }
+
+    /// Whether a bad document is about this very object, as far as can be told, and not about one that was made under its name since.
+    fn is_badly_said(&self, key: &ObjectKey, stored: &Stored) -> bool {
+        let same = |uid: &Arc<str>| uid.is_empty() || stored.uid.is_empty() || *uid == stored.uid;
+        self.bad.get(key).is_some_and(|uids| uids.iter().any(same))
     }
 
     /// Whether a file may hold any object: what it held last stays.
@@ -271,6 +282,7 @@ impl Intake {
                 field: "metadata.name".to_owned(),
                 reason: format!("{key} is also in {}: remove one of the two", source(&first.place)),
                 generation: None,
+                uid: Arc::default(),
             }));
         }
         errors.sort_by(|a, b| (&a.file, a.document, &a.field).cmp(&(&b.file, b.document, &b.field)));

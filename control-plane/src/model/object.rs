@@ -1,6 +1,11 @@
 //! The objects after the door: validated, defaulted, in the form that indexing and compilation want.
 
-use std::{cmp::Reverse, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    cmp::Reverse,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use leno_proto::v1::Protocol;
 
@@ -16,6 +21,16 @@ pub enum Object {
     Route(Route),
     /// Larger than most, and seldom.
     Policy(Box<Policy>),
+}
+
+impl Object {
+    /// See [`Pod::ending`].
+    pub(crate) fn ending(&self) -> Option<SystemTime> {
+        match self {
+            Self::Pod(pod) => pod.ending,
+            _ => None,
+        }
+    }
 }
 
 /// What plaintext gets at a workload's ports.
@@ -123,6 +138,9 @@ pub struct Pod {
     pub weight: u32,
     /// `topology.kubernetes.io/zone`, for Pods that no EndpointSlice names; empty: not known.
     pub zone: Arc<str>,
+    /// When it is, or was, to be gone at the latest, once somebody has asked for that. Shapes nothing that proxies get, and so counts
+    /// for no change.
+    pub ending: Option<SystemTime>,
 }
 
 /// A route of any kind.
@@ -134,13 +152,15 @@ pub struct Route {
     pub rules: Rules,
     /// Parts that are not supported, and answered with 500: "spec.rules[0].filters[1]: ExternalAuth".
     pub unsupported: Vec<String>,
-    /// Why its document is bad: this stands in for it, and answers with 500.
+    /// Why its document is bad: this stands in for it, answers with 500, and takes nothing from routes that are good but for what its
+    /// readable matches take by the usual order.
     pub refused: Option<Arc<str>>,
 }
 
 impl Route {
     /// What becomes of one that is refused, and has no earlier version.
-    pub const REFUSED: &str = "nothing of it is in force: what it would match is answered with 500";
+    pub const REFUSED: &str = "nothing of it is in force: what its readable matches take is answered with 500, and where a rule \
+         has none what no other route takes; where a good route of another kind, or another TCPRoute, is in force it does nothing";
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -265,6 +285,8 @@ pub enum PathRank {
     Prefix,
     Regex,
     Any,
+    /// Whatever no author's rule takes: see [`Route::refused`].
+    Rest,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

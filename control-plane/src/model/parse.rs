@@ -166,6 +166,7 @@ fn walk(of @ (document, keep): &(&Document, Keep), content: &Value, at: &str, de
             },
             reason: error.reason,
             generation: None,
+            uid: Arc::default(),
         })
     };
     if !content.is_object() {
@@ -221,7 +222,10 @@ fn walk(of @ (document, keep): &(&Document, Keep), content: &Value, at: &str, de
             let because = wrong.0.first().map(ToString::to_string).unwrap_or_default();
             let stand_in = stand_in(&key, &identity.metadata, content, &because);
             items.extend(wrong.0.into_iter().map(|error| match bad(Some(key.clone()), error) {
-                Item::Bad(error) => Item::Bad(DocumentError { generation: (number > 0).then_some(number), ..error }),
+                Item::Bad(error) => {
+                    let uid = identity.metadata.uid.as_deref().unwrap_or_default().into();
+                    Item::Bad(DocumentError { generation: (number > 0).then_some(number), uid, ..error })
+                }
                 other => other,
             }));
             items.extend(stand_in.map(|route| Item::StandIn(parsed(Object::Route(route), Arc::default()))));
@@ -252,6 +256,7 @@ struct Metadata {
     labels: std::collections::BTreeMap<String, String>,
     annotations: std::collections::BTreeMap<String, String>,
     creation_timestamp: Option<String>,
+    deletion_timestamp: Option<String>,
     uid: Option<String>,
     /// As text, since a document may say anything.
     resource_version: Option<Value>,

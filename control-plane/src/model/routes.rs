@@ -134,9 +134,12 @@ fn decide(routes: &[(&ObjectKey, &Route)], attachments: &[Vec<Attachment>]) -> P
                     key.name.clone(),
                 )
             });
-            let Some(kind) = candidates.first().map(|(key, _)| key.kind) else { continue };
+            // One that is refused serves nobody: it is no reason to take the port from one that does.
+            let accepted = candidates.iter().find(|(_, route)| route.refused.is_none());
+            let Some(kind) = accepted.or(candidates.first()).map(|(key, _)| key.kind) else { continue };
             candidates.retain(|(key, _)| key.kind == kind);
             if kind == Kind::TcpRoute {
+                candidates.sort_by_key(|(_, route)| route.refused.is_some());
                 // Nothing tells connections apart: only one can be in force.
                 candidates.truncate(1);
             }

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
     sync::Arc,
+    time::{Duration, SystemTime},
 };
 
 use super::{
@@ -477,10 +478,12 @@ impl World {
         index::pod(&self.objects, &key).map(|pod| pod.service_account.clone())
     }
 
-    /// Whether there is such a Pod, and it has an address: one that has ended has none.
-    pub fn pod_is_up(&self, namespace: &str, pod: &str) -> bool {
+    /// Whether there is such a Pod, and it has an address (one that has ended has none), and it was not to be gone for longer than
+    /// `overdue`: of one on a node that is dead the API server says for ever that it is ending.
+    pub fn pod_is_up(&self, namespace: &str, pod: &str, overdue: Duration, now: SystemTime) -> bool {
         let key = ObjectKey { kind: Kind::Pod, namespace: namespace.into(), name: pod.into() };
-        index::pod(&self.objects, &key).is_some_and(|pod| !pod.ips.is_empty())
+        let is_overdue = |ending: SystemTime| now.duration_since(ending).is_ok_and(|since| since >= overdue);
+        index::pod(&self.objects, &key).is_some_and(|pod| !pod.ips.is_empty() && !pod.ending.is_some_and(is_overdue))
     }
 
     /// What a document says, once validated.
@@ -509,6 +512,7 @@ impl Stored {
             && self.uid == parsed.uid
             && self.place == *place
             && Arc::ptr_eq(&self.content, &parsed.content)
+            && self.object.ending() == parsed.object.ending()
     }
 }
 

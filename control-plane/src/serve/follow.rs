@@ -2,7 +2,7 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::Context as _;
@@ -14,10 +14,11 @@ use crate::model::{DocumentError, World};
 /// How often proxies that vanished long ago are looked for.
 const FORGET_EVERY: Duration = Duration::from_secs(10);
 
-/// How long a proxy that vanished counts with what it may still serve: where an API server tells when a Pod ends, until then.
-fn kept(world: &World, in_cluster: bool, namespace: &str, pod: &str) -> Duration {
+/// How long a proxy that vanished counts with what it may still serve: where an API server tells when a Pod ends, until then. One that
+/// should have ended and whose end nobody saw (its node is dead, or cut off) counts for [`limits::DISCONNECTED_KEPT`] more.
+fn kept(world: &World, in_cluster: bool, namespace: &str, pod: &str, now: SystemTime) -> Duration {
     match in_cluster {
-        true if world.pod_is_up(namespace, pod) => Duration::MAX,
+        true if world.pod_is_up(namespace, pod, limits::DISCONNECTED_KEPT, now) => Duration::MAX,
         false if world.service_account(namespace, pod).is_some() => limits::DISCONNECTED_KEPT,
         _ => Duration::ZERO,
     }
@@ -33,7 +34,8 @@ pub(super) async fn follow(
     let mut known: Vec<DocumentError> = Vec::new();
     loop {
         let now = Arc::clone(&world.borrow_and_update());
-        tracker.forget_vanished(Instant::now(), |namespace, pod| kept(&now, in_cluster, namespace, pod));
+        let wall = SystemTime::now();
+        tracker.forget_vanished(Instant::now(), |namespace, pod| kept(&now, in_cluster, namespace, pod, wall));
         for error in now.errors().iter().filter(|e| !known.contains(e)) {
             tracing::error!(
                 file = %error.file,
@@ -60,5 +62,37 @@ pub(super) async fn follow(
             () = sleep(FORGET_EVERY) => {}
             _ = stopping.wait_for(|s| *s) => return Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::model::{FileContent, MeshSettings};
+
+    fn pod(metadata: Value) -> FileContent {
+        let mut pod =
+            json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata, "status": { "podIP": "10.0.0.1" } });
+        pod["metadata"]["name"] = json!("web-1");
+        pod["metadata"]["namespace"] = json!("shop");
+        FileContent::object("Pod shop/web-1".into(), pod)
+    }
+
+    #[test]
+    fn a_pod_of_a_dead_node_is_not_waited_for_for_ever() {
+        // 2026-03-01T12:00:00Z
+        let end = SystemTime::UNIX_EPOCH + Duration::from_secs(1_772_366_400);
+        let kept = |world: &World, now: SystemTime| kept(world, true, "shop", "web-1", now);
+        let up = World::of_api_server(MeshSettings::strict("cluster.local")).change([pod(json!({}))]);
+        assert_eq!(kept(&up, end + Duration::from_secs(86_400)), Duration::MAX);
+        let ending = up.change([pod(json!({ "deletionTimestamp": "2026-03-01T12:00:00Z" }))]);
+        assert_eq!(ending.generation(), up.generation(), "proxies get nothing else by that");
+        assert_eq!(kept(&ending, end), Duration::MAX);
+        assert_eq!(kept(&ending, end + limits::DISCONNECTED_KEPT - Duration::from_secs(1)), Duration::MAX);
+        assert_eq!(kept(&ending, end + limits::DISCONNECTED_KEPT), Duration::ZERO);
+        let gone = ending.change([FileContent::none("Pod shop/web-1".into())]);
+        assert_eq!(kept(&gone, end), Duration::ZERO);
     }
 }

@@ -257,8 +257,8 @@ impl Tracker {
     }
 
     /// Forgets those that vanished, and are not kept any more. `kept`: how long those of a Pod (namespace, name) are; zero: the Pod is
-    /// gone, and they with it. Without a Pod it is [`limits::DISCONNECTED_KEPT`], and so at most for those that were only expected, or
-    /// refused their name.
+    /// gone, and they with it. Without a Pod it is [`limits::DISCONNECTED_KEPT`], and so at most for those that were refused their name.
+    /// Who is only expected counts as long: a proxy that is cut off serves what it had, whichever control plane it had it from.
     pub fn forget_vanished(&self, now: Instant, kept: impl Fn(&str, &str) -> Duration) {
         let usual = limits::DISCONNECTED_KEPT;
         let is_gone = |record: &Record| {
@@ -275,7 +275,7 @@ impl Tracker {
         }
         let missing = state.missing.len();
         state.missing.retain(|_, (name, since)| {
-            let kept = if name.has_pod { kept(&name.namespace, &name.workload).min(usual) } else { usual };
+            let kept = if name.has_pod { kept(&name.namespace, &name.workload) } else { usual };
             now.saturating_duration_since(*since) < kept
         });
         let forgot = !old.is_empty() || state.missing.len() != missing;

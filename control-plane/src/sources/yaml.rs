@@ -51,6 +51,7 @@ pub(crate) fn documents(file: &Arc<str>, text: &str, before: &Known) -> Contents
                     _ => format!("not YAML: {error} (lines counted from the document's first)"),
                 },
                 generation: None,
+                uid: Arc::default(),
             }),
         }
     }

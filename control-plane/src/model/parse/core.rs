@@ -1,7 +1,8 @@
 //! Kubernetes' own kinds: Namespace, Service, EndpointSlice, Pod.
 
-use std::{collections::HashSet, net::IpAddr, sync::Arc};
+use std::{collections::HashSet, net::IpAddr, sync::Arc, time::SystemTime};
 
+use k8s_openapi::jiff::Timestamp;
 use leno_proto::v1::Protocol;
 use serde::Deserialize;
 use serde_json::Value;
@@ -99,7 +100,10 @@ pub(super) fn pod(metadata: &Metadata, content: &Value) -> Result<Pod, Wrong> {
     let inbound = wrong.note(inbound_mode(metadata));
     let weight = wrong.note(weight(metadata)).unwrap_or(1);
     let zone = metadata.mark(ZONE).unwrap_or_default().into();
-    wrong.or(Pod { service_account: service_account.into(), ips, inbound, meshed, weight, zone })
+    // Nobody but the API server writes it.
+    let ending = metadata.deletion_timestamp.as_deref().and_then(|text| text.parse::<Timestamp>().ok());
+    let ending = ending.map(SystemTime::from);
+    wrong.or(Pod { service_account: service_account.into(), ips, inbound, meshed, weight, zone, ending })
 }
 
 fn weight(metadata: &Metadata) -> Result<Option<u32>, FieldError> {

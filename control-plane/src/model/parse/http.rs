@@ -103,7 +103,8 @@ pub(super) fn grpc_stand_ins(spec: &Value, backends: &[Backend]) -> Vec<HttpRule
     stand_ins(spec, backends, &RawGrpcMatch::default(), grpc_match)
 }
 
-/// One rule for each, with nothing but its matches; one whose matches cannot be read matches everything.
+/// One rule for each, with nothing but those of its matches that can be read. One of which none is left matches what no author's rule
+/// does: whatever it was about is not served as if it were not there, and nobody else's traffic is taken for it.
 fn stand_ins<R: DeserializeOwned>(
     spec: &Value,
     backends: &[Backend],
@@ -120,18 +121,27 @@ fn stand_ins<R: DeserializeOwned>(
         retry: None,
         session_persistence: None,
     };
-    let everything = || parse("", any).into_iter().collect::<Vec<_>>();
-    let raw = spec.get("rules").and_then(Value::as_array).filter(|rules| rules.len() <= MAX_RULES);
-    let Some(raw) = raw else { return vec![rule(0, everything())] };
-    let readable = |raw: &Value| {
-        let stated = raw.get("matches").map_or(Ok(Vec::new()), |stated| typed::<Vec<R>>(stated).map(|(raw, _)| raw));
-        matches("", &stated.ok()?, any, parse).ok()
+    let the_rest = || {
+        let mut matches: Vec<HttpMatch> = parse("", any).into_iter().collect();
+        matches.iter_mut().for_each(|one| one.precedence.kind = PathRank::Rest);
+        matches
     };
-    let rules: Vec<HttpRule> =
-        raw.iter().enumerate().map(|(index, raw)| rule(index, readable(raw).unwrap_or_else(everything))).collect();
+    let raw = spec.get("rules").and_then(Value::as_array).filter(|rules| rules.len() <= MAX_RULES);
+    let Some(raw) = raw else { return vec![rule(0, the_rest())] };
+    let readable = |raw: &Value| -> Vec<HttpMatch> {
+        let one = |stated: &Value| typed::<R>(stated).ok().and_then(|(raw, _)| parse("", &raw).ok());
+        match raw.get("matches") {
+            None if raw.is_object() => parse("", any).into_iter().collect(),
+            Some(Value::Array(stated)) if stated.is_empty() => parse("", any).into_iter().collect(),
+            Some(Value::Array(stated)) if stated.len() <= MAX_MATCHES => stated.iter().filter_map(one).collect(),
+            Some(_) | None => Vec::new(),
+        }
+    };
+    let matches = |raw: &Value| Some(readable(raw)).filter(|matches| !matches.is_empty()).unwrap_or_else(the_rest);
+    let rules: Vec<HttpRule> = raw.iter().enumerate().map(|(index, raw)| rule(index, matches(raw))).collect();
     match rules.iter().map(|rule| rule.matches.len()).sum::<usize>() {
         0..=MAX_MATCHES_OF_ALL => rules,
-        _ => vec![rule(0, everything())],
+        _ => vec![rule(0, the_rest())],
     }
 }
 

@@ -153,10 +153,12 @@ fn readable_parent(namespace: &str, raw: &Value) -> Option<ParentRef> {
     parent_ref(namespace, 0, &read).ok()
 }
 
-/// None: any.
+/// Those of its names that can be read. None: any.
 fn readable_names(spec: &Value) -> Vec<Arc<str>> {
-    let names: Option<Vec<String>> = spec.get("hostnames").and_then(|names| serde_json::from_value(names.clone()).ok());
-    names.and_then(|names| server_names(&names).ok()).unwrap_or_default()
+    let stated = spec.get("hostnames").and_then(Value::as_array).filter(|stated| stated.len() <= MAX_HOSTNAMES);
+    let names = stated.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned);
+    let names: Vec<String> = names.filter(|name| value::hostname("", name, true).is_ok()).collect();
+    server_names(&names).unwrap_or_default()
 }
 
 fn parents(namespace: &str, raw: &[RawParentRef]) -> Result<Vec<ParentRef>, Wrong> {

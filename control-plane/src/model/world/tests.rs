@@ -117,6 +117,7 @@ fn a_bad_document_leaves_its_last_good_version() {
         field: String::new(),
         reason: "not YAML".into(),
         generation: None,
+        uid: Arc::default(),
     };
     let third = second.apply(documents("b.yaml", &[service("c", 80)]), vec![broken]);
     assert_eq!(generations(&third), [("a".into(), 1), ("b".into(), 2), ("c".into(), 1)]);
@@ -165,7 +166,8 @@ fn restarted(world: &World, documents: Vec<Document>, unreadable: Vec<DocumentEr
 
 fn not_yaml(file: &str) -> DocumentError {
     let reason = "not YAML".into();
-    DocumentError { file: file.into(), document: 2, object: None, field: String::new(), reason, generation: None }
+    let (generation, uid) = (None, Arc::default());
+    DocumentError { file: file.into(), document: 2, object: None, field: String::new(), reason, generation, uid }
 }
 
 #[test]
@@ -368,8 +370,10 @@ fn a_bad_route_without_a_last_good_version_is_stood_in_for() {
     assert_eq!(refusals(&first, "a"), [true]);
     assert_eq!(
         conditions(&first, "r")[0],
-        "Accepted=false UnsupportedValue @Service default/a spec.rules[0].backendRefs[0].port: 0 is not a port (1 to 65535) \
-         (nothing of it is in force: what it would match is answered with 500)"
+        format!(
+            "Accepted=false UnsupportedValue @Service default/a spec.rules[0].backendRefs[0].port: 0 is not a port (1 to 65535) ({})",
+            crate::model::Route::REFUSED
+        )
     );
     let info = first.objects().into_iter().find(|object| &*object.key.name == "r").unwrap();
     assert!(!info.held_over);
@@ -422,4 +426,46 @@ fn what_is_made_again_under_a_name_is_another() {
     assert_eq!((&*info.uid, info.generation, second.generation()), ("2", 1, first.generation() + 1));
     // There and back again, before anybody looked: the status is about the newest.
     assert_eq!(second.change([of("2", 3)]).objects()[0].generation, 3);
+}
+
+fn object_of_api_server(content: Value) -> FileContent {
+    FileContent::object("HTTPRoute default/r".into(), content)
+}
+
+fn with_uid(uid: &str, generation: u64, mut content: Value) -> Value {
+    content["metadata"]["uid"] = json!(uid);
+    content["metadata"]["generation"] = json!(generation);
+    content
+}
+
+fn services_of_api_server() -> World {
+    let services =
+        ["a", "b"].map(|name| FileContent::object(format!("Service default/{name}").into(), service(name, 80)));
+    World::of_api_server(MeshSettings::strict("cluster.local")).change(services)
+}
+
+#[test]
+fn what_is_deleted_and_made_again_badly_at_once_is_not_held_over() {
+    let good = services_of_api_server().change([object_of_api_server(with_uid("1", 5, route("r", "a", "b")))]);
+    assert_eq!(refusals(&good, "a"), [false]);
+    let bad = || bad_route("a", json!([{"backendRefs": [{"name": "b", "port": 0}]}]));
+    let same = good.change([object_of_api_server(with_uid("1", 6, bad()))]);
+    assert_eq!((refusals(&same, "a"), same.held_over()), (vec![false], 1));
+    // A last good version is of the object, not of its name.
+    let another = good.change([object_of_api_server(with_uid("2", 1, bad()))]);
+    assert_eq!((refusals(&another, "a"), another.held_over()), (vec![true], 0));
+    assert_eq!(another.objects().into_iter().find(|object| &*object.key.name == "r").unwrap().generation, 1);
+    let later = same.change([object_of_api_server(with_uid("2", 1, bad()))]);
+    assert_eq!((refusals(&later, "a"), later.held_over()), (vec![true], 0));
+}
+
+#[test]
+fn a_last_good_version_of_an_api_server_ends_with_the_process() {
+    let bad = || with_uid("1", 6, bad_route("a", json!([{"backendRefs": [{"name": "b", "port": 0}]}])));
+    let good = services_of_api_server().change([object_of_api_server(with_uid("1", 5, route("r", "a", "b")))]);
+    let held = good.change([object_of_api_server(bad())]);
+    assert_eq!((refusals(&held, "a"), held.held_over()), (vec![false], 1));
+    // One that starts now has only what the API server has.
+    let after = services_of_api_server().change([object_of_api_server(bad())]);
+    assert_eq!((refusals(&after, "a"), after.held_over(), after.errors().len()), (vec![true], 0, 1));
 }

@@ -253,6 +253,16 @@ fn those_that_an_earlier_control_plane_knew_are_missed_until_they_are_back() {
     assert_eq!(laggards(&tracker, Some(1)), [missed("shop/c")]);
     tracker.forget_vanished(now + limits::DISCONNECTED_KEPT, |_, _| Duration::MAX);
     assert_eq!(tracker.progress(&route(), Some(1), ""), Progress::default());
+
+    // A proxy that is cut off for longer than a control plane waits is not one that runs everything: its Pod is up.
+    tracker.expect([name("b", true)], now);
+    tracker.forget_vanished(now + limits::DISCONNECTED_KEPT * 100, |_, _| Duration::MAX);
+    assert_eq!(
+        (tracker.progress(&route(), Some(1), "").awaited, laggards(&tracker, Some(1))),
+        (1, vec![missed("shop/b")])
+    );
+    tracker.forget_vanished(now + limits::DISCONNECTED_KEPT * 100, |_, _| Duration::ZERO);
+    assert_eq!(tracker.progress(&route(), Some(1), ""), Progress::default());
 }
 
 #[test]

@@ -287,6 +287,7 @@ fn read(folder: &Path, path: &Path, before: Option<&Content>) -> Option<Content>
             field: String::new(),
             reason,
             generation: None,
+            uid: Arc::default(),
         };
         let name = name.clone();
         Some(Content { name, id, documents: Vec::new(), unreadable: vec![error], known: yaml::Known::new() })

@@ -78,6 +78,13 @@ fn a_pod_is_in_the_mesh_exactly_if_it_has_a_proxy() {
     // What it was marked with does not count.
     assert_eq!(injected(|pod| pod["spec"]["initContainers"] = json!([])), (false, true));
     assert_eq!(injected(|pod| pod["metadata"]["labels"]["leno.dev/inject"] = json!("disabled")), (true, true));
+    let (_, _, kept) = trim::trimmed(
+        Kind::Pod,
+        "v1",
+        pod("a", 7, |pod| pod["metadata"]["deletionTimestamp"] = json!("2026-03-01T12:00:00Z")),
+    )
+    .unwrap();
+    assert_eq!(kept["metadata"]["deletionTimestamp"], "2026-03-01T12:00:00Z");
     // An address that is the node's, or another Pod's by now.
     let on_host = |pod: &mut Value| {
         pod["spec"]["hostNetwork"] = json!(true);

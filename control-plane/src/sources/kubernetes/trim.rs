@@ -124,6 +124,10 @@ fn metadata(kind: Kind, object: &mut Value) -> Value {
     if kind.is_route() || kind.is_policy() {
         keep(&mut from, &mut to, &[&["uid"]]);
     }
+    // Until then its proxy may serve.
+    if kind == Kind::Pod {
+        keep(&mut from, &mut to, &[&["deletionTimestamp"]]);
+    }
     for map in ["labels", "annotations"] {
         let Some(Value::Object(marks)) = from.get_mut(map).map(Value::take) else { continue };
         let used = |name: &str| {
