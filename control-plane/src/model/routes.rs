@@ -136,7 +136,7 @@ fn decide(routes: &[(&ObjectKey, &Route)], attachments: &[Vec<Attachment>]) -> P
             });
             // One that is refused serves nobody: it is no reason to take the port from one that does.
             let accepted = candidates.iter().find(|(_, route)| route.refused.is_none());
-            let Some(kind) = accepted.or(candidates.first()).map(|(key, _)| key.kind) else { continue };
+            let Some(kind) = accepted.or_else(|| candidates.first()).map(|(key, _)| key.kind) else { continue };
             candidates.retain(|(key, _)| key.kind == kind);
             if kind == Kind::TcpRoute {
                 candidates.sort_by_key(|(_, route)| route.refused.is_some());
