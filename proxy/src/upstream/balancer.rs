@@ -271,15 +271,14 @@ impl Roster {
         }
         let mut asked = self.asked.borrow_mut();
         asked.listen(view);
-        let usable = |index: usize| {
-            let is_warm = view.standing(index) == Standing::Ready && view.warmth(index) >= 1.0;
-            is_warm && balance::is_trusted(view, index, view.now, random)
-        };
+        let is_warm = |index: usize| view.standing(index) == Standing::Ready && view.warmth(index) >= 1.0;
+        let usable = |index: usize| is_warm(index) && balance::is_trusted(view, index, view.now, random);
+        // Those that start had their turn: they are none to choose among, nor to wait for.
+        let among = (0..self.endpoints.len()).filter(|index| is_warm(*index)).take(2).count();
         let penalty = |index: usize| view.estimate(index).penalty(view.now);
-        let index = asked.pool.choose(settings, self.endpoints.len(), view.now, usable, penalty)?;
+        let index = asked.pool.choose(settings, among, view.now, usable, penalty)?;
         // As in `Drawn::take`.
-        let is_ready = view.standing(any) == Standing::Ready && view.warmth(any) >= 1.0;
-        if is_ready && !usable(any) && balance::relieves(view, Cost::PeakEwma, view.now, any, index) {
+        if is_warm(any) && !usable(any) && balance::relieves(view, Cost::PeakEwma, view.now, any, index) {
             return Some(Choice::of(any).decided(By::Share));
         }
         Some(Choice::of(index).decided(By::Report))

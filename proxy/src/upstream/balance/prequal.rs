@@ -85,7 +85,7 @@ impl Pool {
     }
 
     /// The endpoint for a request: None if too little is known. `usable`: whether an endpoint may be chosen; `penalty`: seconds
-    /// that it counts as at least. `count`: of the endpoints that could be asked.
+    /// that it counts as at least. `count`: of the endpoints that might be chosen.
     pub fn choose(
         &mut self,
         settings: &Settings,

@@ -177,7 +177,7 @@ fn share_in_slow_start(way: Way, count: usize, warmth: f64, busy: f64, seed: u64
                 }
                 starting(&endpoints, sampler.draw(random()), now, &random).or_else(|| {
                     let usable = |index: usize| endpoints.warmth[index] >= 1.0;
-                    pool.choose(&settings, count, now, usable, |_| 0.0).map(Choice::of)
+                    pool.choose(&settings, count - 1, now, usable, |_| 0.0).map(Choice::of)
                 })
             }
         };
