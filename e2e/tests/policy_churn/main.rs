@@ -173,7 +173,8 @@ impl Changing {
                     self.good(says, explains).await.with_context(|| format!("{what} says {says}"))?;
                     written = true;
                 }
-                6 | 7 => {
+                // A bad route that follows no good one is answered with 500 (`routes.rs`): no failure that its own policies explain.
+                6 | 7 if self.in_force.is_some() || !self.slot.kind.ends_with("Route") => {
                     let bad = self.slot.bad;
                     let (says, field) = bad.get(random.usize(..bad.len())).copied().context("a form")?;
                     self.bad(says, field).await.with_context(|| format!("{what} says {says}"))?;
