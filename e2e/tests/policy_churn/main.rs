@@ -328,12 +328,15 @@ fn memory(scenario: &Scenario) -> Result<Vec<(String, u64)>> {
 
 /// Bytes. Each of more than a thousand changes may leave less than a KiB behind.
 const GROWTH: u64 = 1 << 20;
+/// Bytes of failed and of refused requests that a proxy keeps for `leno explain`: 512 KiB of each, which is full after forty seconds of failures.
+const KEPT: u64 = 1 << 20;
 
-/// After twenty seconds of changes, forty more add next to nothing.
+/// After twenty seconds of changes, forty more add next to nothing but what is kept of requests, within its bounds.
 fn stayed_flat(before: &[(String, u64)], after: &[(String, u64)]) -> Result<()> {
     for ((name, before), (_, after)) in before.iter().zip(after) {
         println!("{name}: {before} → {after} bytes");
-        ensure!(*after <= before + GROWTH, "{name} grew from {before} to {after} bytes");
+        let most = if name == "control-plane" { GROWTH } else { GROWTH + KEPT };
+        ensure!(*after <= before + most, "{name} grew from {before} to {after} bytes");
     }
     Ok(())
 }
