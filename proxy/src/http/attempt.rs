@@ -135,7 +135,10 @@ pub(super) async fn once(
                 None => Ok(reply),
             }
         }
-        Ok(Err(error)) => Err(unanswered(&pick, error)),
+        Ok(Err(error)) => {
+            tries.on_reused = error.reused;
+            Err(unanswered(&pick, error))
+        }
         Err(error) => {
             let failure = if matches!(error, Error::TryTimeout) { Failure::TryTimeout } else { Failure::Final };
             Err(Failed { failure, error, reply: None })

@@ -187,10 +187,12 @@ impl Exchange {
         self.own_deadline = Some(own);
     }
 
-    /// Outbound: trying again was no use; who called us is told with our answer, or with the application's.
+    /// Trying again was no use; who called us is told with our answer, or (outbound) with the application's.
     pub(crate) fn retried_in_vain(&mut self) {
         self.in_vain = true;
-        if let Some(trace) = &self.record.trace {
+        if self.record.direction == Direction::Outbound
+            && let Some(trace) = &self.record.trace
+        {
             self.ctx.hops.mark_in_vain(trace.trace_id, Instant::now());
         }
     }
@@ -200,8 +202,8 @@ impl Exchange {
         if self.record.direction == Direction::Outbound {
             return self.in_vain;
         }
-        let Some(trace) = &self.record.trace else { return false };
-        let in_vain = self.ctx.hops.take_in_vain(trace.trace_id, self.started);
+        let of_calls = |trace: &TraceContext| self.ctx.hops.take_in_vain(trace.trace_id, self.started);
+        let in_vain = self.record.trace.as_ref().is_some_and(of_calls) || self.in_vain;
         let failed = answer.status.is_server_error() || grpc_status(&answer.fields).is_some_and(|code| code != 0);
         in_vain && failed && self.record.peer.is_some()
     }

@@ -23,7 +23,7 @@ use crate::{
     error::Error,
     policy::HttpAction,
     reason::Reason,
-    upstream::{Backend, Outcome, Pick, pool::Reply},
+    upstream::{Backend, Outcome, Pick, budget::RetryBudget, pool::Reply},
     worker::Context,
 };
 
@@ -42,8 +42,8 @@ pub(crate) struct Plan<'a> {
 #[derive(Clone, Copy)]
 pub(crate) enum To<'a> {
     Backend(&'a Arc<Backend>),
-    /// The local application: one address, no balancing, nobody to verify.
-    Application(SocketAddr),
+    /// The local application: one address, no balancing, nobody to verify. With what may be sent to it again.
+    Application(SocketAddr, &'a RetryBudget),
 }
 
 /// A request whose head is settled ([`headers::receive`]) and filtered.
@@ -114,7 +114,9 @@ async fn make_tries(exchange: &mut Exchange, plan: &Plan<'_>, template: &mut Tem
                 let verdict = verdict::outcome(&reply.head, &pick, exchange);
                 told::answered(exchange, template.head, (&reply.head, number), &pick, verdict);
                 guarded.report(permit, &pick, verdict, now);
-                if matches!(verdict, Outcome::Failure | Outcome::Refused) && !tried.is_empty() {
+                let failed = matches!(verdict, Outcome::Failure | Outcome::Refused);
+                // An application's other instances may do better.
+                if failed && !tried.is_empty() && matches!(plan.to, To::Backend(_)) {
                     exchange.retried_in_vain();
                 }
                 return accept(exchange, pick, template, &affinity, reply);
@@ -137,8 +139,11 @@ async fn make_tries(exchange: &mut Exchange, plan: &Plan<'_>, template: &mut Tem
             Err(why) => {
                 exchange.tell("retry", false, || format!("no further try: {why}"));
                 // Whoever called us would only do the same again.
-                let in_vain = wanted.is_ok() || !tried.is_empty() || failure == Failure::InVain;
-                if matches!(plan.to, To::Backend(_)) && in_vain {
+                let in_vain = match plan.to {
+                    To::Backend(_) => wanted.is_ok() || !tried.is_empty() || failure == Failure::InVain,
+                    To::Application(..) => failure == Failure::Reset && tries.sent > 1,
+                };
+                if in_vain {
                     exchange.retried_in_vain();
                 }
                 return match reply {
@@ -192,9 +197,7 @@ fn next_try(
             let in_time = exchange.deadline.is_none_or(|deadline| now + next.wait() < deadline);
             if in_time { Ok(next) } else { Err(NoRetry::Deadline) }
         }
-        // There is only one application: if it does not listen, another try now is in vain.
-        To::Application(_) if failure == Failure::NotConnected => Err(NoRetry::OneApplication),
-        To::Application(_) => retry::next_try(failure, tries, None, 0),
+        To::Application(..) => retry::once_more(failure, tries),
     }
 }
 
@@ -222,7 +225,7 @@ impl Choosing<'_> {
                 let key = |by: &_| affinity.key(by, head, || ctx.random.next());
                 ctx.upstreams.pick_and_tell(backend, tried, key, *why).await
             }
-            To::Application(address) => Ok(ctx.upstreams.plain(address)),
+            To::Application(address, _) => Ok(ctx.upstreams.plain(address)),
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::{
     upstream::{
         Backend, Outcome, Pick,
         breaker::Permit,
+        budget::RetryBudget,
         bulkhead::{Place, What},
         shield::Rules,
     },
@@ -30,6 +31,8 @@ use crate::{
 pub(super) struct Guarded<'a> {
     /// None: the local application.
     backend: Option<&'a Arc<Backend>>,
+    /// Of the backend or the application.
+    budget: &'a RetryBudget,
     /// What the backend's policy says, if anything.
     rules: Option<Arc<Rules>>,
     /// For one try.
@@ -52,9 +55,9 @@ impl<'a> Guarded<'a> {
         let action = plan.action;
         let try_timeout = action.and_then(|action| action.try_timeout);
         let stream_idle = action.and_then(|action| action.stream_idle);
-        let backend = match plan.to {
-            To::Backend(backend) => Some(backend),
-            To::Application(_) => None,
+        let (backend, budget) = match plan.to {
+            To::Backend(backend) => (Some(backend), &backend.budget),
+            To::Application(_, budget) => (None, budget),
         };
         if let Some(backend) = backend.filter(|backend| !backend.shield.is_told()) {
             // The first to call it. Seldom: not a part of every exchange.
@@ -65,7 +68,7 @@ impl<'a> Guarded<'a> {
         let rules = backend.and_then(|backend| backend.shield.rules());
         let (Some(backend), Some(rules)) = (backend, rules) else {
             stream_idle.into_iter().for_each(|idle| exchange.watch().limit_idle(idle));
-            return Ok(Self { backend, rules: None, try_timeout });
+            return Ok(Self { backend, budget, rules: None, try_timeout });
         };
         if action.is_none_or(|action| action.request_timeout.is_none()) && rules.request_timeout.is_some() {
             exchange.limit_by_route(rules.request_timeout);
@@ -74,7 +77,7 @@ impl<'a> Guarded<'a> {
         exchange.places.extend(backend.shield.place(&rules, What::Request, &backend.key)?);
         told::shielded(exchange, backend, &rules);
         let try_timeout = try_timeout.or(rules.try_timeout);
-        Ok(Self { backend: Some(backend), rules: Some(rules), try_timeout })
+        Ok(Self { backend: Some(backend), budget, rules: Some(rules), try_timeout })
     }
 
     /// The breaker's leave for a try.
@@ -134,16 +137,14 @@ impl<'a> Guarded<'a> {
             second.permit = backend.shield.admit(rules, &backend.key, now).ok()?;
             second.place = backend.shield.place(rules, What::Retry, &backend.key).ok()?;
         }
-        backend.budget.withdraw(now).then_some(second)
+        self.budget.withdraw(now).then_some(second)
     }
 
     /// How a try ended, to all who count that.
     pub(super) fn report(&self, permit: Option<Permit>, pick: &Pick, outcome: Outcome, now: Instant) {
         pick.report(outcome, now);
-        if outcome == Outcome::Success
-            && let Some(backend) = self.backend
-        {
-            backend.budget.deposit();
+        if outcome == Outcome::Success {
+            self.budget.deposit();
         }
         let Some(permit) = permit else { return };
         let success = match outcome {
@@ -158,10 +159,9 @@ impl<'a> Guarded<'a> {
         }
     }
 
-    /// Whether budget, breaker and bulkhead allow one more try. The local application is left to the caller.
+    /// Whether budget, breaker and bulkhead allow one more try.
     pub(super) fn may_retry(&self, exchange: &mut Exchange, now: Instant) -> Result<(), NoRetry> {
-        let Some(backend) = self.backend else { return Ok(()) };
-        if let Some(rules) = &self.rules {
+        if let (Some(backend), Some(rules)) = (self.backend, &self.rules) {
             if rules.breaker.is_some() && backend.shield.breaker.is_open(now) {
                 return Err(NoRetry::CircuitOpen);
             }
@@ -173,7 +173,7 @@ impl<'a> Guarded<'a> {
                 exchange.is_retrying = true;
             }
         }
-        if backend.budget.withdraw(now) { Ok(()) } else { Err(NoRetry::Budget) }
+        if self.budget.withdraw(now) { Ok(()) } else { Err(NoRetry::Budget) }
     }
 }
 
@@ -207,7 +207,7 @@ mod tests {
     fn guarded<'a>(backend: &'a Arc<Backend>, breaker: Option<Arc<Settings>>, retries: Option<u32>) -> Guarded<'a> {
         let limits = Limits { retries, ..Limits::default() };
         let rules = Rules { breaker, limits, request_timeout: None, try_timeout: None, stream_idle: None };
-        Guarded { backend: Some(backend), rules: Some(Arc::new(rules)), try_timeout: None }
+        Guarded { backend: Some(backend), budget: &backend.budget, rules: Some(Arc::new(rules)), try_timeout: None }
     }
 
     #[test]

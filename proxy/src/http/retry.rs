@@ -54,6 +54,8 @@ pub(crate) struct Tries {
     pub(crate) unconnected: u32,
     /// Retries that the policy asked for.
     pub(crate) by_policy: u32,
+    /// The latest broke off on a connection that had been used before, which its server may just have closed as idle.
+    pub(crate) on_reused: bool,
 }
 
 impl Tries {
@@ -118,6 +120,8 @@ pub(crate) enum NoRetry {
     Deadline,
     #[error("there is only this application")]
     OneApplication,
+    #[error("the application broke off on a connection made for it: its client's proxy decides")]
+    BrokenOff,
     #[error("the backend's circuit breaker is open")]
     CircuitOpen,
     #[error("the backend has as many retries in flight as its policy allows")]
@@ -144,6 +148,8 @@ pub(crate) fn next_try(failure: Failure, tries: Tries, policy: Option<&Retry>, r
         None => return Err(without_policy(failure, tries)),
         Some(_) if tries.of_retry => return Err(NoRetry::OfRetry),
         Some(policy) if tries.by_policy >= policy.attempts => return Err(NoRetry::UsedUp),
+        // What was sent again without asking the policy is among the tries that it allows.
+        Some(policy) if was_sent(failure) && tries.sent > policy.attempts => return Err(NoRetry::UsedUp),
         Some(policy) => policy,
     };
     let asked_for = match failure {
@@ -161,6 +167,24 @@ pub(crate) fn next_try(failure: Failure, tries: Tries, policy: Option<&Retry>, r
     within_bounds(wait)
 }
 
+/// The same at the server's proxy, which has but one application to ask. Everything else is for its client's proxy to decide,
+/// which has other endpoints: what either did again the other would multiply.
+pub(crate) fn once_more(failure: Failure, tries: Tries) -> Result<Next, NoRetry> {
+    match failure {
+        // It does not listen: another try now is in vain.
+        Failure::NotConnected => Err(NoRetry::OneApplication),
+        Failure::NotProcessed if tries.sent < TRIES => Ok(Next::AtOnce),
+        Failure::Reset if tries.repeatable && !tries.on_reused => Err(NoRetry::BrokenOff),
+        Failure::Reset if tries.repeatable && tries.sent < 2 => Ok(Next::AtOnce),
+        failure => Err(without_policy(failure, tries)),
+    }
+}
+
+/// Whether it is a failure after which a request may be sent again without a policy, too.
+fn was_sent(failure: Failure) -> bool {
+    matches!(failure, Failure::NotProcessed | Failure::Reset)
+}
+
 fn within_bounds(wait: Duration) -> Result<Next, NoRetry> {
     if wait <= limits::RETRY_WAIT { Ok(Next::ByPolicy(wait)) } else { Err(NoRetry::LongWait) }
 }
@@ -176,6 +200,7 @@ fn without_policy(failure: Failure, tries: Tries) -> NoRetry {
         Failure::NotConnected => NoRetry::Unconnected,
         Failure::Reset if !tries.repeatable => NoRetry::NotRepeatable,
         Failure::NotProcessed | Failure::Reset => NoRetry::UsedUp,
+        Failure::Final => NoRetry::Final,
         _ => NoRetry::NoPolicy,
     }
 }
@@ -210,7 +235,8 @@ mod tests {
     use super::*;
     use crate::policy::retry_policy::{Backoff, Whom};
 
-    const ONCE: Tries = Tries { repeatable: true, of_retry: false, sent: 1, unconnected: 0, by_policy: 0 };
+    const ONCE: Tries =
+        Tries { repeatable: true, of_retry: false, sent: 1, unconnected: 0, by_policy: 0, on_reused: false };
     /// As the function itself; why not is not asked here.
     fn next_try(failure: Failure, tries: Tries, policy: Option<&Retry>, random: u64) -> Option<Next> {
         super::next_try(failure, tries, policy, random).ok()
@@ -262,6 +288,10 @@ mod tests {
         assert_eq!(next_try(Failure::Reset, post, Some(&policy()), 0), None);
         let any = Retry { reset: Whom::Any, ..policy() };
         assert_eq!(next_try(Failure::Reset, post, Some(&any), 0), after(0));
+        let sent = Tries { sent: TRIES, ..ONCE };
+        assert_eq!(next_try(Failure::Reset, sent, Some(&any), 0), None, "two tries beyond the first, in all");
+        let more = Retry { attempts: 3, ..any };
+        assert_eq!(next_try(Failure::Reset, sent, Some(&more), 0), after(0));
     }
 
     #[test]
@@ -340,6 +370,24 @@ mod tests {
             (Failure::InVain, ONCE, Some(&policy), NoRetry::InVain),
         ] {
             assert_eq!(super::next_try(failure, tries, policy, 0), Err(why));
+        }
+    }
+
+    #[test]
+    fn an_application_is_asked_again_after_what_may_be_the_end_of_an_idle_connection() {
+        let reused = Tries { on_reused: true, ..ONCE };
+        let twice = Tries { sent: 2, ..reused };
+        for (failure, tries, next) in [
+            (Failure::Reset, reused, Ok(Next::AtOnce)),
+            (Failure::Reset, twice, Err(NoRetry::UsedUp)),
+            (Failure::Reset, ONCE, Err(NoRetry::BrokenOff)),
+            (Failure::Reset, Tries { repeatable: false, ..reused }, Err(NoRetry::NotRepeatable)),
+            (Failure::NotProcessed, twice, Ok(Next::AtOnce)),
+            (Failure::NotProcessed, Tries { sent: 3, ..ONCE }, Err(NoRetry::UsedUp)),
+            (Failure::NotConnected, reused, Err(NoRetry::OneApplication)),
+            (Failure::Final, reused, Err(NoRetry::Final)),
+        ] {
+            assert_eq!(once_more(failure, tries), next, "{failure:?} {tries:?}");
         }
     }
 

@@ -16,6 +16,7 @@ use super::{
     concurrency::{Concurrency, Limiter},
     rate_limit::RateLimits,
 };
+use crate::upstream::budget::RetryBudget;
 
 /// What policy says about a port.
 #[derive(Debug, Clone, Default)]
@@ -43,6 +44,8 @@ pub struct Protection {
     max_head: AtomicU32,
     max_body: AtomicU64,
     connections: AtomicU32,
+    /// For what is sent to the application again.
+    pub(crate) retries: RetryBudget,
 }
 
 /// A connection that counts, until it is dropped.
@@ -59,6 +62,7 @@ impl Protection {
             max_head: AtomicU32::new(u32::MAX),
             max_body: AtomicU64::new(u64::MAX),
             connections: AtomicU32::new(0),
+            retries: RetryBudget::default(),
         };
         made.set(policy);
         Arc::new(made)

@@ -84,7 +84,8 @@ async fn answer(
         exchange.ctx().telemetry.refused(Direction::Inbound, OVERLOAD, client.address, &CROWDED);
         return Err(Error::Overload(CROWDED));
     };
-    let plan = Plan { to: To::Application(application.address), http2, action: None, source: None };
+    let to = To::Application(application.address, &application.protection.retries);
+    let plan = Plan { to, http2, action: None, source: None };
     let outgoing = Outgoing { head, body, upgrade, host: &application.address };
     let mut answer = forward::forward(exchange, plan, outgoing).await;
     if let Some(permit) = permit {

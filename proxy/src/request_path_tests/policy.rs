@@ -12,7 +12,8 @@ use super::OK;
 use crate::{
     policy::Target,
     testing::{
-        Sidecar, application, ejected, metrics_page, read_until, run, scripted, server_id, talk, workload_source,
+        Sidecar, Through, application, ejected, metrics_page, reach, read_until, run, scripted, server_id, talk,
+        workload_source,
     },
 };
 
@@ -132,6 +133,77 @@ fn only_what_may_be_repeated_is_repeated_after_a_reset() {
         let answer = talk(routed(&[app], Default::default()).outbound().await, GET).await;
         assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
         assert_eq!(requests.get(), 3);
+    });
+}
+
+/// Answers a request for `/`, and breaks off all others; counts all.
+async fn poisoned() -> (SocketAddr, Rc<Cell<u32>>) {
+    let requests = Rc::new(Cell::new(0));
+    let count = Rc::clone(&requests);
+    let address = application(move |mut stream| {
+        let count = Rc::clone(&count);
+        async move {
+            while let Some(request) = read_until(&mut stream, b"\r\n\r\n").await {
+                count.set(count.get() + 1);
+                if !request.starts_with(b"GET / ") {
+                    return;
+                }
+                stream.write_all(OK).await.unwrap();
+            }
+        }
+    })
+    .await;
+    (address, requests)
+}
+
+#[test]
+fn both_proxies_together_send_no_more_often_than_one() {
+    const POISON: &[u8] = b"GET /poison HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    run(async {
+        let (app, requests) = poisoned().await;
+        let address = reach(app, Through::Mesh).await;
+        // Each try has a connection of its own to the application: it is the client's proxy that tries again.
+        let answer = talk(address, POISON).await;
+        assert!(answer.starts_with("HTTP/1.1 502 ") && answer.contains("leno-reason: reset\r\n"), "{answer}");
+        assert_eq!(requests.take(), 3);
+        // One that was used before may have met its end: that is the server's proxy's affair, once, and nobody else's then.
+        assert!(talk(address, GET).await.starts_with("HTTP/1.1 200 "));
+        let answer = talk(address, POISON).await;
+        assert!(answer.starts_with("HTTP/1.1 502 ") && answer.contains("leno-retried: in-vain\r\n"), "{answer}");
+        assert_eq!(requests.take(), 1 + 2);
+    });
+}
+
+#[test]
+fn an_application_that_closes_what_is_idle_fails_no_request_that_may_be_repeated() {
+    run(async {
+        // Each connection takes one request, and reads the next.
+        let requests = Rc::new(Cell::new(0));
+        let count = Rc::clone(&requests);
+        let app = application(move |mut stream| {
+            let count = Rc::clone(&count);
+            async move {
+                for serves in [true, false] {
+                    if read_until(&mut stream, b"\r\n\r\n").await.is_none() {
+                        return;
+                    }
+                    count.set(count.get() + 1);
+                    if serves {
+                        stream.write_all(OK).await.unwrap();
+                    }
+                }
+            }
+        })
+        .await;
+        let address = reach(app, Through::Mesh).await;
+        for _ in 0..3 {
+            let answer = talk(address, GET).await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        }
+        assert_eq!(requests.take(), 1 + 2 + 2);
+        let answer = talk(address, POST).await;
+        assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
+        assert_eq!(requests.take(), 1);
     });
 }
 
