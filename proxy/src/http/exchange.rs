@@ -65,6 +65,8 @@ pub(crate) struct Exchange {
     pub(crate) places: Vec<Place>,
     /// Has taken its place among the retries, if they are limited.
     pub(crate) is_retrying: bool,
+    /// It was sent, and not provably left unprocessed: nobody but its own backend may serve it.
+    pub(crate) may_be_processed: bool,
     /// Outbound: which try of its client is being served by this request, if it is known; 1: the first.
     pub(crate) serves_attempt: u32,
     /// Tried again, or not for want of budget, and failed all the same.
@@ -130,6 +132,7 @@ impl Exchange {
             refused,
             places: Vec::new(),
             is_retrying: false,
+            may_be_processed: false,
             serves_attempt: 0,
             in_vain: false,
             hop: None,

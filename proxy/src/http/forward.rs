@@ -93,6 +93,8 @@ async fn make_tries(exchange: &mut Exchange, plan: &Plan<'_>, template: &mut Tem
         ..Tries::default()
     };
     let mut tried = Vec::new();
+    // How the latest try ended that may have been processed.
+    let mut broken = None;
     let mut affinity = Affinity::new(plan.source, &ctx.config.workload);
     loop {
         let permit = guarded.admit()?;
@@ -133,22 +135,21 @@ async fn make_tries(exchange: &mut Exchange, plan: &Plan<'_>, template: &mut Tem
             None => verdict::blame(&error, exchange),
         };
         guarded.report(permit, &pick, verdict, now);
+        let may_be_processed = number.is_some() && failure != Failure::NotProcessed;
+        exchange.may_be_processed |= may_be_processed;
         let wanted = next_try(exchange, plan, template, failure, tries, now);
         let next = match wanted.and_then(|next| guarded.may_retry(exchange, now).map(|()| next)) {
             Ok(next) => next,
             Err(why) => {
                 exchange.tell("retry", false, || format!("no further try: {why}"));
-                // Whoever called us would only do the same again.
-                let in_vain = match plan.to {
-                    To::Backend(_) => wanted.is_ok() || !tried.is_empty() || failure == Failure::InVain,
-                    To::Application(..) => failure == Failure::Reset && tries.sent > 1,
-                };
-                if in_vain {
+                if is_in_vain(plan.to, failure, wanted.is_ok(), !tried.is_empty()) {
                     exchange.retried_in_vain();
                 }
                 return match reply {
                     _ if tries.spent_budget(why) && guarded.answers_unavailable() => Err(guarded.budget_spent(error)),
                     Some(reply) => accept(exchange, pick, template, &affinity, reply),
+                    // That nobody could be reached any more is not what became of it.
+                    None if failure == Failure::NotConnected => Err(broken.unwrap_or(error)),
                     None => Err(error),
                 };
             }
@@ -159,10 +160,22 @@ async fn make_tries(exchange: &mut Exchange, plan: &Plan<'_>, template: &mut Tem
         tries.by_policy += u32::from(matches!(next, Next::ByPolicy(_)));
         tried.push(pick.endpoint.address);
         tried.extend(other);
+        if may_be_processed && reply.is_none() {
+            broken = Some(error);
+        }
         drop((pick, reply));
         if !next.wait().is_zero() {
             tokio::time::sleep(next.wait()).await;
         }
+    }
+}
+
+/// Whether whoever called us would only do the same again. `wanted`: there was no leave for a further try; `again`: there was one.
+fn is_in_vain(to: To<'_>, failure: Failure, wanted: bool, again: bool) -> bool {
+    match to {
+        To::Backend(_) => wanted || again || failure == Failure::InVain,
+        // Its other instances may still be reached.
+        To::Application(..) => again && failure == Failure::Reset,
     }
 }
 

@@ -86,6 +86,7 @@ pub(super) async fn send(
     let ended = race(exchange, deadline, (pick.endpoint.address, connection), message, &twice).await;
     if let Some(other) = twice.sent_to.get() {
         exchange.metrics.retried();
+        exchange.may_be_processed = true;
         tries.sent += 1;
         exchange.record.attempts = tries.sent;
         let second = tries.sent;

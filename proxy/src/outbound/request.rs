@@ -256,6 +256,10 @@ impl Request<'_> {
         };
         let kept = (head.clone(), rest.upgrade.clone());
         match forward::forward(exchange, plan, rest.take(head, self.key)).await {
+            Err(error) if is_in_vain(&error) && exchange.may_be_processed => {
+                told::no_fallback(exchange, action);
+                Err(error)
+            }
             Err(error) if is_in_vain(&error) => Box::pin(self.fall_back(exchange, action, fallback, kept, error)).await,
             other => other,
         }
@@ -390,7 +394,7 @@ fn answer_preflight(exchange: &mut Exchange, allowed: Result<ResponseHead, ()>) 
     own(exchange, response)
 }
 
-/// Whether nobody was reached: the request was certainly not processed.
+/// Whether nobody was reached, by the latest try.
 fn is_in_vain(error: &Error) -> bool {
     matches!(
         error,

@@ -109,6 +109,11 @@ fn filters_text(filters: &Filters, head: &RequestHead) -> Option<String> {
     (!parts.is_empty()).then(|| parts.join("; "))
 }
 
+/// What was chosen could not be reached any more, and yet gave way to no fallback.
+pub(super) fn no_fallback(exchange: &mut Exchange, action: &HttpAction) {
+    exchange.tell_by_rule("fallback", false, &action.origin, || "an earlier try may have been processed".to_owned());
+}
+
 /// What was chosen gave way to a fallback.
 pub(super) fn fallback(exchange: &mut Exchange, action: &HttpAction, to: &str, error: &Error) {
     if exchange.is_told() {

@@ -17,14 +17,14 @@ use crate::{
     },
 };
 
-fn routed(endpoints: &[SocketAddr], action: v1::HttpAction) -> Sidecar {
+pub(super) fn routed(endpoints: &[SocketAddr], action: v1::HttpAction) -> Sidecar {
     let sidecar = Sidecar::new("client", || Target::Outside);
     sidecar.route(v1::Protocol::Http, action, endpoints);
     sidecar
 }
 
 /// An address where nobody listens.
-async fn nobody() -> SocketAddr {
+pub(super) async fn nobody() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 
@@ -48,7 +48,7 @@ async fn breaks(broken: u32) -> (SocketAddr, Rc<Cell<u32>>) {
     (address, requests)
 }
 
-const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+pub(super) const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
 const POST: &[u8] = b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
 
 #[test]
