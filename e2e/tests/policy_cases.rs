@@ -185,6 +185,55 @@ spec:
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn neither_hedging_nor_retries_move_a_session() -> Result<()> {
+    let scenario = Scenario::with(Options::default(), &["shop"], 2, "http").await?;
+    let sections = "  retryBudget: {percent: 100, minPerSecond: 100}
+  outlierDetection: {consecutiveFailures: 0}
+  loadBalancing: {algorithm: RoundRobin}
+";
+    backend(&scenario, sections).await?;
+    let route = route_head("HTTPRoute", "shop", "shop")
+        + "  rules:\n    - backendRefs: [{name: shop, port: 80}]\n      sessionPersistence: {type: Header, sessionName: X-Session}\n";
+    let policy = "apiVersion: leno.dev/v1alpha1
+kind: RoutePolicy
+metadata: {name: shop, namespace: default}
+spec:
+  targetRefs: [{group: gateway.networking.k8s.io, kind: HTTPRoute, name: shop}]
+  hedging: {delay: 50ms}
+  retry: {attempts: 1, statuses: [\"503\"], backoff: {base: 1ms, max: 1ms}}
+";
+    scenario.route(&documents::file(&[route, policy.to_owned()]), "routepolicy/shop").await?;
+    let first = scenario.get("/").await?;
+    let (token, home) = (first.header("x-session").to_owned(), first.seen()?.instance);
+    ensure!(!token.is_empty(), "{first:?}");
+    let of_session = async || scenario.send(Request::get("/").header("x-session", &token)).await;
+    let server = &scenario.instance(&home)?.server;
+
+    server.control().delay_ms.store(500, Relaxed);
+    // Others are: the wait is over long before the answer comes.
+    eventually("a request without a session is sent elsewhere, too", LIMIT, async || {
+        let (before, answered) = (server.requests(), scenario.answered_by(Request::get("/")).await?);
+        ensure!(server.requests() > before && answered != home, "{answered}");
+        Ok(())
+    })
+    .await?;
+    let before = server.requests();
+    let answer = of_session().await?;
+    ensure!(answer.seen()?.instance == home && answer.header("x-session").is_empty(), "{answer:?}");
+    ensure!(server.requests() - before == 1, "{} tries", server.requests() - before);
+
+    server.control().delay_ms.store(0, Relaxed);
+    server.control().status.store(503, Relaxed);
+    let answer = of_session().await?;
+    ensure!(answer.status == 200 && answer.seen()?.instance != home, "{answer:?}");
+    ensure!(answer.header("x-session").is_empty(), "the session moved: {answer:?}");
+    server.control().status.store(0, Relaxed);
+    let answer = of_session().await?;
+    ensure!(answer.seen()?.instance == home && answer.header("x-session").is_empty(), "{answer:?}");
+    scenario.mesh.end().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_services_policy_keeps_sessions_where_the_route_does_not() -> Result<()> {
     let scenario = Scenario::with(Options::default(), &["shop", "next"], 3, "http").await?;
     let policy = traffic_policy("{type: Header, sessionName: X-Shop-Session}");

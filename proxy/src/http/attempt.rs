@@ -98,8 +98,12 @@ pub(super) async fn once(
     // The time is read only for who wants to know.
     let started = (hedge.is_some() || guarded.try_timeout.is_some()).then(Instant::now);
     let deadline = started.zip(guarded.try_timeout).and_then(|(started, timeout)| started.checked_add(timeout));
+    // Who holds a session's state answers it, however long that takes.
+    let of_session = exchange.session.as_ref().is_some_and(|session| session.address == pick.endpoint.address);
     let (won, sent, other) = match (hedge, plan.to) {
-        (Some(hedge), To::Backend(backend)) if carry != Carry::Alone && (tries.repeatable || hedge.any_method) => {
+        (Some(hedge), To::Backend(backend))
+            if carry != Carry::Alone && !of_session && (tries.repeatable || hedge.any_method) =>
+        {
             let twice = Twice {
                 hedge,
                 backend,

@@ -52,7 +52,8 @@ pub(crate) struct Exchange {
     /// It is the route that set the deadline, not the client.
     limited_by_route: bool,
     pub(crate) request: Option<Rc<RequestBody>>,
-    /// The session that the request belongs to: its endpoint is tried first.
+    /// The session that the request belongs to: its endpoint is tried first, and nowhere else at the same time. None once it is
+    /// known that nobody is reached there.
     pub(crate) session: Option<Box<Session>>,
     /// Counts as in flight at its endpoint until the exchange ends.
     pub(crate) pick: Option<Pick>,

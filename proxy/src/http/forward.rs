@@ -135,6 +135,10 @@ async fn make_tries(exchange: &mut Exchange, plan: &Plan<'_>, template: &mut Tem
             None => verdict::blame(&error, exchange),
         };
         guarded.report(permit, &pick, verdict, now);
+        if tried.is_empty() && !verdict::was_reached(number, reply.as_ref(), &pick) {
+            // The session goes with who answers in its endpoint's place.
+            exchange.session = None;
+        }
         let may_be_processed = number.is_some() && failure != Failure::NotProcessed;
         exchange.may_be_processed |= may_be_processed;
         let wanted = next_try(exchange, plan, template, failure, tries, now);

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     error::Error,
     policy::retry_policy::Retry,
-    upstream::{Outcome, Pick},
+    upstream::{Outcome, Pick, pool::Reply},
 };
 
 /// Whether an answer is one to try again: the mesh peer says why the application never saw the request, or
@@ -60,6 +60,11 @@ fn retry_after(response: &ResponseHead, now: SystemTime) -> Option<Duration> {
 /// Why the mesh peer's proxy answered itself.
 fn peers_reason<'a>(response: &'a ResponseHead, pick: &Pick) -> Option<&'a [u8]> {
     response.fields.get(Name::LenoReason).filter(|_| pick.endpoint.identity.is_some())
+}
+
+/// Whether a failed try came as far as its application. `number`: None if it found no connection.
+pub(super) fn was_reached(number: Option<u32>, reply: Option<&Reply>, pick: &Pick) -> bool {
+    number.is_some() && reply.is_none_or(|reply| peers_reason(&reply.head, pick) != Some(b"connect"))
 }
 
 /// What an answer says about its endpoint: HTTP's server errors, and gRPC's UNAVAILABLE; 429 and RESOURCE_EXHAUSTED.

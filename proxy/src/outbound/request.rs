@@ -364,6 +364,10 @@ impl<'a> Kept<'a> {
         }
         let served = Session::new(backend, &pick.endpoint.name(), pick.endpoint.address, self.now);
         let stays = self.session.is_some_and(|held| held.is_where(&served));
+        // Who answered stood in for its endpoint once, after a try that failed: the session's state is still there.
+        if !stays && self.serves && exchange.session.is_some() {
+            return;
+        }
         let next = self.persistence.next(self.session, served).filter(|_| stays || takes_new);
         if let Some(session) = next {
             self.persistence.write(&self.key, session, answer);
