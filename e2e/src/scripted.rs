@@ -28,6 +28,8 @@ pub enum Act {
     Answer(u16, String),
     /// Closes the connection without a word.
     BreakOff,
+    /// Says nothing until the client leaves.
+    Wait,
 }
 
 /// A request, as far as it matters.
@@ -145,6 +147,7 @@ async fn connection<F: Fn(&Asked) -> Act>(mut stream: TcpStream, script: &Script
                 stream.write_all(answer.as_bytes()).await?;
             }
             Act::BreakOff => return Ok(()),
+            Act::Wait => while stream.read_buf(&mut read).await? > 0 {},
         }
     }
     Ok(())

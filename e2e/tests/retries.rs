@@ -2,7 +2,10 @@
 //! time left.
 
 use std::{
-    sync::atomic::Ordering::Relaxed,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -209,4 +212,41 @@ async fn a_grpc_deadline_goes_on_less_the_time_spent() -> Result<()> {
     let left: u64 = told.strip_suffix('m').context("milliseconds")?.parse().with_context(|| told.to_owned())?;
     ensure!(left > 0 && left <= SENT - SPENT, "{left} ms are left of {SENT} after {SPENT}");
     shop.mesh.end().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hedged_request_has_as_much_time_left_as_it_has() -> Result<()> {
+    const SENT: u64 = 20_000;
+    const DELAY: u64 = 700;
+    // Who is asked second answers, whichever that is.
+    let asked = Arc::new(AtomicU64::new(0));
+    let second_answers = || {
+        let asked = asked.clone();
+        move |_: &Asked| {
+            let ok = Act::Answer(200, "content-type: application/grpc\r\ngrpc-status: 0\r\n".to_owned());
+            if asked.fetch_add(1, Relaxed) == 0 { Act::Wait } else { ok }
+        }
+    };
+    let servers = [Scripted::start(second_answers()).await?, Scripted::start(second_answers()).await?];
+    let mesh = Mesh::start().await?;
+    let documents = [service("default", "shop", 80, "http"), backend_policy("shop", "shop", BUDGET)];
+    mesh.apply("shop.yaml", &documents::file(&documents))?;
+    mesh.wait("backendpolicy/shop").await?;
+    let [one, other] = &servers;
+    mesh.workload("shop-1").account("shop").serves("shop", one.address()).start().await?;
+    mesh.workload("shop-2").account("shop").serves("shop", other.address()).start().await?;
+    let client = mesh.workload("client").outbound(&destination("shop")).start().await?;
+    let hedging = format!("  hedging: {{delay: {DELAY}ms, methods: Any}}\n");
+    mesh.change("routes.yaml", &routed("RoutePolicy", "shop", &hedging), "routepolicy/shop").await?;
+
+    let call = Request::post("/leno.e2e.Echo/Unary").header("host", "shop").header("content-type", "application/grpc");
+    let call = call.header("grpc-timeout", format!("{}S", SENT / 1000)).body(Bytes::new())?;
+    let answer = client::http1(client.calls(&destination("shop"))?, call).await?;
+    ensure!(answer.header("grpc-status") == "0", "{answer:?}");
+    let lasts = servers.iter().map(Scripted::last).collect::<Result<Vec<_>>>()?;
+    let second = lasts.iter().find(|asked| asked.header("leno-attempt") == "2").context("a second try")?;
+    let told = second.header("grpc-timeout");
+    let left: u64 = told.strip_suffix('m').context("milliseconds")?.parse().with_context(|| told.to_owned())?;
+    ensure!(left > 0 && left <= SENT - DELAY, "{left} ms are left of {SENT} after {DELAY}");
+    mesh.end().await
 }

@@ -112,6 +112,8 @@ pub(super) async fn once(
                 body: template.body.as_ref(),
                 carry,
                 attempt: attempt_told(tries.sent.saturating_add(1), exchange),
+                deadline: exchange.deadline,
+                grpc: template.grpc,
                 sent_to: Cell::new(None),
             };
             // As large as two tries, and seldom wanted.

@@ -35,6 +35,9 @@ pub(super) struct Twice<'a> {
     pub(super) carry: Carry,
     /// The number of the second, as its head tells it.
     pub(super) attempt: u32,
+    /// What both must be answered by, as their heads tell it.
+    pub(super) deadline: Option<Instant>,
+    pub(super) grpc: bool,
     /// Where the second is on its way to.
     pub(super) sent_to: Cell<Option<SocketAddr>>,
 }
@@ -213,6 +216,9 @@ async fn elsewhere(ctx: &Context, twice: &Twice<'_>, body: Body, first: SocketAd
         head.fields.remove_named(notes::HEADER);
     }
     head.fields.set(Name::LenoAttempt, twice.attempt.to_string().as_bytes());
+    if let Some(deadline) = twice.deadline {
+        headers::set_timeout(&mut head.fields, deadline.saturating_duration_since(Instant::now()), twice.grpc);
+    }
     twice.sent_to.set(Some(pick.endpoint.address));
     let sent = connection.send(&head, body, Extras::default()).await;
     Some(Elsewhere { pick, leave, sent: Ok(sent) })
