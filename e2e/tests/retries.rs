@@ -103,6 +103,22 @@ async fn a_server_that_says_when_is_asked_again_no_sooner() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wait_that_would_be_too_idle_is_not_begun() -> Result<()> {
+    let says = |asked: &Asked| Act::Answer(503, format!("retry-after: {}\r\n", asked.header("x-says")));
+    let shop = Shop::start(move |asked| only_again(asked, says(asked))).await?;
+    shop.policy(
+        "  timeouts: {streamIdle: 2s}\n  retry: {attempts: 1, statuses: [\"503\"], backoff: {base: 1ms, max: 1ms}}\n",
+    )
+    .await?;
+    for (says, expected) in [("1", (200, 2)), ("2", (503, 1)), ("5", (503, 1))] {
+        let (answer, tries) = shop.send(Request::get("/").header("x-says", says), 0).await?;
+        let found = (answer.status.as_u16(), tries);
+        ensure!(found == expected, "{says}: expected {expected:?}, got {found:?}");
+    }
+    shop.mesh.end().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_broke_off_is_tried_again_if_the_policy_names_it() -> Result<()> {
     let shop = Shop::start(|asked| only_again(asked, Act::BreakOff)).await?;
     let on = async |what: &str| {

@@ -1,6 +1,14 @@
 //! Sends a request to an endpoint, again to another if that is safe, and takes the answer.
 
-use std::{cell::RefCell, fmt::Display, net::SocketAddr, pin::pin, rc::Rc, sync::Arc, time::Instant};
+use std::{
+    cell::RefCell,
+    fmt::Display,
+    net::SocketAddr,
+    pin::pin,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use http::StatusCode;
 
@@ -169,9 +177,21 @@ async fn make_tries(exchange: &mut Exchange, plan: &Plan<'_>, template: &mut Tem
         }
         drop((pick, reply));
         if !next.wait().is_zero() {
-            tokio::time::sleep(next.wait()).await;
+            pause(exchange, next.wait()).await?;
         }
     }
+}
+
+/// Waits before the next try. Idleness counts anew from the failure, and from the next try on: the wait alone is none.
+async fn pause(exchange: &mut Exchange, wait: Duration) -> Result<(), Error> {
+    exchange.watch().moved(1);
+    let waited = async {
+        tokio::time::sleep(wait).await;
+        Ok(())
+    };
+    exchange.within(None, pin!(waited)).await?;
+    exchange.watch().moved(1);
+    Ok(())
 }
 
 /// Whether whoever called us would only do the same again. `wanted`: there was no leave for a further try; `again`: there was one.
@@ -212,7 +232,12 @@ fn next_try(
             let policy = plan.action.and_then(|action| action.retry.as_ref());
             let next = retry::next_try(failure, tries, policy, exchange.ctx().random.next())?;
             let in_time = exchange.deadline.is_none_or(|deadline| now + next.wait() < deadline);
-            if in_time { Ok(next) } else { Err(NoRetry::Deadline) }
+            let may_rest = exchange.watch().policy_idle().is_none_or(|idle| next.wait() < idle);
+            match (in_time, may_rest) {
+                (true, true) => Ok(next),
+                (false, _) => Err(NoRetry::Deadline),
+                (true, false) => Err(NoRetry::Idle),
+            }
         }
         To::Application(..) => retry::once_more(failure, tries),
     }

@@ -118,6 +118,8 @@ pub(crate) enum NoRetry {
     BodyGone,
     #[error("the deadline comes before it")]
     Deadline,
+    #[error("the exchange may not rest for as long as the wait before it (streamIdle)")]
+    Idle,
     #[error("there is only this application")]
     OneApplication,
     #[error("the application broke off on a connection made for it: its client's proxy decides")]
