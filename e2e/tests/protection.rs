@@ -1,6 +1,6 @@
 //! What a workload accepts: rate limits, concurrency, connections; by InboundPolicy, through both sidecars.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use http::Request;
@@ -41,6 +41,26 @@ fn refused(answer: &Answer, limit: &str) -> Result<()> {
     let body = String::from_utf8_lossy(&answer.body);
     ensure!(body.contains(limit) && body.contains("InboundPolicy default/shop"), "{body}");
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_beyond_its_limit_takes_no_endpoint_from_others() -> Result<()> {
+    let scenario = Scenario::with(Options::default(), &["shop"], 2, "http").await?;
+    let in_turn = documents::backend_policy("shop", "shop", "  loadBalancing: {algorithm: RoundRobin}\n");
+    scenario.mesh.change("backend.yaml", &in_turn, "backendpolicy/shop").await?;
+    let key = "key: {type: Header, header: X-Tenant}";
+    policy(&scenario, &format!("  rateLimits:\n    - {{name: tenant, requests: 1, per: {HOUR}, {key}}}\n")).await?;
+    let tenant = |name: &str| Request::get("/").header("x-tenant", name);
+    for _ in 0..10 {
+        scenario.send(tenant("greedy")).await?;
+    }
+    refused(&scenario.send(tenant("greedy")).await?, "tenant")?;
+    let mut serving = BTreeSet::new();
+    for n in 0..20 {
+        serving.insert(scenario.answered_by(tenant(&format!("modest-{n}"))).await?);
+    }
+    ensure!(serving == BTreeSet::from(["shop-1".to_owned(), "shop-2".to_owned()]), "{serving:?}");
+    scenario.mesh.end().await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

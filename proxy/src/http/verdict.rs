@@ -72,12 +72,15 @@ pub(super) fn outcome(response: &ResponseHead, pick: &Pick, exchange: &Exchange)
     let (status, grpc) = (response.status, grpc_status(&response.fields));
     let failed = status.is_server_error() || grpc == Some(14);
     let refused = status == StatusCode::TOO_MANY_REQUESTS || grpc == Some(8);
+    let reason = peers_reason(response, pick);
+    // A rate limit may be one caller's alone, and is no reason to keep all others away.
     if (refused || status == StatusCode::SERVICE_UNAVAILABLE)
+        && reason != Some(b"rate-limit")
         && let Some(wait) = retry_after(response, SystemTime::now())
     {
         pick.rest(wait, Instant::now());
     }
-    match peers_reason(response, pick) {
+    match reason {
         // The request's own fault.
         Some(b"head-too-large" | b"body-too-large") => Outcome::Neutral,
         _ if refused => Outcome::Refused,
