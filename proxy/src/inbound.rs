@@ -11,7 +11,13 @@ pub mod rate_limit;
 mod request;
 mod told;
 
-use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
+use std::{
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use leno_proto::spiffe::SpiffeId;
@@ -57,6 +63,11 @@ pub(crate) struct Client {
 impl Client {
     fn new(address: SocketAddr, identity: Option<SpiffeId>) -> Self {
         Self { address, identity }
+    }
+
+    /// How long its opaque connections may be without a byte moved.
+    fn idle(&self, ctx: &Context) -> Duration {
+        if self.identity.is_some() { limits::PEER_IDLE } else { ctx.tcp_idle }
     }
 }
 
@@ -172,7 +183,7 @@ async fn meshed(
         (MeshProtocol::Tcp, Protocol::Detect) => {
             let pick = ctx.upstreams.plain(application.address);
             let server = pick.tcp().await?;
-            let race = Box::pin(tcp::race(Prefixed::new(Bytes::new(), stream), server));
+            let race = Box::pin(tcp::race(Prefixed::new(Bytes::new(), stream), server, client.idle(ctx)));
             let first = ctx.drain.patiently(race).await.unwrap_or(tcp::First::Closed);
             carry(ctx, first, client, application).await;
         }
@@ -222,7 +233,7 @@ async fn silent(
     }
     let pick = ctx.upstreams.plain(application.address);
     let server = pick.tcp().await?;
-    match ctx.drain.patiently(Box::pin(tcp::race(stream, server))).await.unwrap_or(tcp::First::Closed) {
+    match ctx.drain.patiently(Box::pin(tcp::race(stream, server, ctx.tcp_idle))).await.unwrap_or(tcp::First::Closed) {
         tcp::First::Client(Spoken::MeshTls, stream, _) => meshed(ctx, stream, peer, application).await,
         first => {
             carry(ctx, first, Client::new(peer, None), application).await;
@@ -263,6 +274,7 @@ fn carried<'a>(ctx: &'a Context, client: &Client, application: &'a Application) 
         peer: client.identity.clone(),
         ..ConnectionRecord::new(Direction::Inbound, client.address, application.address)
     })
+    .idle(client.idle(ctx))
 }
 
 async fn http(ctx: &Context, stream: impl Io + Backlog, client: Client, application: Rc<Application>, wire: Wire) {

@@ -188,7 +188,8 @@ async fn silent(
         Ok(connected) => connected,
         Err(error) => return Err(carried().failed(error)),
     };
-    match ctx.drain.patiently(Box::pin(tcp::race(client, server))).await.unwrap_or(tcp::First::Closed) {
+    let idle = pick.stream_idle().unwrap_or(ctx.tcp_idle);
+    match ctx.drain.patiently(Box::pin(tcp::race(client, server, idle))).await.unwrap_or(tcp::First::Closed) {
         tcp::First::Server(client, server) => {
             ctx.servers_first.borrow_mut().insert(&destination.key);
             carried().reached(&pick).relay(client, server).await;

@@ -3,6 +3,7 @@
 mod connections;
 mod fallback;
 mod http2;
+mod idle;
 mod policy;
 mod stalled;
 

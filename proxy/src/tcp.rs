@@ -71,12 +71,13 @@ pub(crate) enum First<S> {
 
 /// Waits for the first bytes from either side, which nobody's silence delays; the client's are looked at as usual. Once
 /// they begin as TLS does, what the server says waits: a hello in pieces must not get in clear what it was to encrypt.
-pub(crate) async fn race<S: Io>(client: Prefixed<S>, mut server: Box<dyn Io>) -> First<S> {
+/// `idle`: how long both may be silent.
+pub(crate) async fn race<S: Io>(client: Prefixed<S>, mut server: Box<dyn Io>, idle: Duration) -> First<S> {
     let (already, mut client) = client.into_parts();
     let mut first = BytesMut::from(already);
     // A server that turns out to speak HTTP waits for the client, whatever it said first.
     let mut server_waits = false;
-    let mut deadline = Instant::now() + limits::TCP_IDLE;
+    let mut deadline = Instant::now() + idle;
     let mut undecided = false;
     let mut hello = false;
     loop {
@@ -145,9 +146,15 @@ impl<'a> Carried<'a> {
             record: ctx.telemetry.has_access_log().then(|| Box::new(record())),
             moved: Moved::default(),
             started: Instant::now(),
-            idle: limits::TCP_IDLE,
+            idle: ctx.tcp_idle,
             reason: Some(Reason::Aborted),
         }
+    }
+
+    /// So long it may be without a byte moved.
+    pub(crate) fn idle(mut self, idle: Duration) -> Self {
+        self.idle = idle;
+        self
     }
 
     /// The endpoint that it goes to.

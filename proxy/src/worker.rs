@@ -45,6 +45,8 @@ pub struct Worker {
     pub upstreams: upstream::Upstreams,
     /// The longest time without a byte moved in an HTTP exchange: STREAM_IDLE.
     pub(crate) stream_idle: Duration,
+    /// The same for TCP connections and tunnels: TCP_IDLE.
+    pub(crate) tcp_idle: Duration,
     /// Weighted choices, jitter, span ids.
     pub random: Random,
     /// Destinations whose server was seen to speak first.
@@ -93,6 +95,7 @@ impl Worker {
             drain,
             upstreams,
             stream_idle: limits::STREAM_IDLE,
+            tcp_idle: limits::TCP_IDLE,
             random: Random::default(),
             servers_first: RefCell::default(),
             applications: RefCell::default(),

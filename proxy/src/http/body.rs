@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -10,6 +11,7 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 
 use super::{adapt, exchange::Exchange, h1, h2, head::Fields, headers::clean_trailers, mirror::Tee, request_body};
+use crate::config::limits;
 
 /// Why a body ended early. Kept as it came, so that an HTTP/2 reset keeps its code on the way through.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -165,6 +167,19 @@ impl Body {
             Source::Request(reader) => reader.is_end(),
             Source::Teed(tee) => tee.is_end(),
             Source::Kept(frames, trailers) => frames.is_empty() && trailers.is_none(),
+        }
+    }
+
+    /// Whether an exchange that lasts keeps its time: it is a request's that is being answered.
+    pub(super) fn in_exchange(&self) -> bool {
+        matches!(&self.source, Source::Request(reader) if reader.in_exchange())
+    }
+
+    /// The longest time without a byte moved, once it is on its own.
+    pub(super) fn idle(&self) -> Duration {
+        match &self.source {
+            Source::Request(reader) => reader.idle(),
+            _ => limits::STREAM_IDLE,
         }
     }
 

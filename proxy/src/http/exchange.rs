@@ -233,6 +233,11 @@ impl Exchange {
         self.watch.limit(self.deadline);
     }
 
+    /// The longest time without a byte moved, in place of the usual.
+    pub(crate) fn limit_idle(&self, idle: Duration) {
+        self.watch.limit_idle(idle);
+    }
+
     /// As [`Self::limit`], by what the route allows.
     pub(crate) fn limit_by_route(&mut self, timeout: Option<Duration>) {
         self.limit(timeout);
@@ -370,6 +375,7 @@ impl Drop for Exchange {
         }
         if let Some(request) = &self.request {
             record.request_bytes += request.received();
+            request.leave();
         }
         if !self.complete {
             record.reason.get_or_insert_with(|| overdue.map_or(Reason::ClientLeft, Overdue::reason));

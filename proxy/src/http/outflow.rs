@@ -16,7 +16,6 @@ use super::{
     h2::{Code, SendStream, StreamError},
     watch::{Watch, Watched},
 };
-use crate::config::limits;
 
 /// Sends a body to its end. Dropped before it, the stream is reset.
 pub(crate) struct Outflow {
@@ -79,9 +78,10 @@ impl Outflow {
 }
 
 /// Sends what is left of a request's body whose answer has begun, in a task of its own. As long as it does, `held` (the
-/// stream's place among its connection's) is kept; it ends when nothing moves for STREAM_IDLE.
+/// stream's place among its connection's) is kept. While its exchange lasts, that keeps the time, since the answer may move
+/// when the request does not; after it, what is left ends when nothing of it moves for STREAM_IDLE.
 pub(crate) fn spawn(mut outflow: Outflow, held: impl Sized + 'static) {
-    let watch = Watch::new(limits::STREAM_IDLE, None);
+    let watch = Watch::new(outflow.body.idle(), None);
     watch.begin();
     watch.answered(true);
     outflow.watch = Some(Rc::clone(&watch));
@@ -99,7 +99,14 @@ impl Future for Outflow {
     type Output = Result<(), Stopped>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.poll_flow(cx)
+        let polled = self.poll_flow(cx);
+        if polled.is_pending()
+            && self.body.in_exchange()
+            && let Some(watch) = &self.watch
+        {
+            watch.moved(1);
+        }
+        polled
     }
 }
 

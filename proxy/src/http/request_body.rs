@@ -14,6 +14,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -47,6 +48,8 @@ pub(crate) struct RequestBody {
     failed: Cell<bool>,
     /// Bytes that it may have.
     most: Cell<u64>,
+    /// Its exchange lasts, and keeps time for both directions.
+    lasts: Cell<bool>,
     /// The try whose reader is current; readers of earlier ones get nothing more.
     attempt: Cell<u32>,
 }
@@ -79,6 +82,7 @@ impl RequestBody {
             awaited: Cell::new(false),
             failed: Cell::new(false),
             most: Cell::new(u64::MAX),
+            lasts: Cell::new(true),
             attempt: Cell::new(0),
         })
     }
@@ -122,6 +126,11 @@ impl RequestBody {
             kept.complete = false;
             // The reader may still have frames to deliver; it drops each once delivered.
         }
+    }
+
+    /// The exchange is over; what is left of the request may still be on its way.
+    pub(crate) fn leave(&self) {
+        self.lasts.set(false);
     }
 
     /// Nothing more is read for anybody: the exchange ended before its answer did.
@@ -190,6 +199,16 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
+    /// Whether an exchange that lasts keeps its time.
+    pub(super) fn in_exchange(&self) -> bool {
+        self.shared.lasts.get()
+    }
+
+    /// The longest time without a byte moved, once it is on its own.
+    pub(super) fn idle(&self) -> Duration {
+        self.shared.watch.usual_idle()
+    }
+
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         if let Some(gate) = &self.gate {
             if gate.poll_open(cx).is_pending() {

@@ -100,7 +100,7 @@ async fn relay(client: Upgraded, server: Upgraded, mut exchange: Box<Exchange>, 
     };
     let moved = Moved::default();
     // As for a TCP connection, policy's word on streams holds; a tunnel that it says nothing of is often idle for long.
-    let idle = exchange.watch().policy_idle().unwrap_or(limits::TCP_IDLE);
+    let idle = exchange.watch().policy_idle().unwrap_or(exchange.ctx().tcp_idle);
     let ended = copy::relay(client, server, idle, &moved).await;
     exchange.relayed(moved.to_server.get(), moved.to_client.get());
     match ended {

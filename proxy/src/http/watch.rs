@@ -88,6 +88,11 @@ impl Watch {
         self.policy_idle.set(Some(idle));
     }
 
+    /// The same unless policy says otherwise.
+    pub(super) fn usual_idle(&self) -> Duration {
+        self.usual_idle
+    }
+
     /// The same as policy has it; None: it says nothing.
     pub(super) fn policy_idle(&self) -> Option<Duration> {
         self.policy_idle.get()

@@ -189,6 +189,7 @@ fn identify(client: &Client, exchange: &mut Exchange, head: &mut RequestHead) {
         return;
     };
     exchange.limit(headers::leno_timeout(&head.fields));
+    exchange.limit_idle(limits::PEER_IDLE);
     head.fields.remove(names([
         Name::LenoClientId,
         Name::LenoOther,

@@ -194,7 +194,7 @@ fn a_hello_in_pieces_gets_no_greeting_in_clear() {
         let (mut client, near) = tokio::io::duplex(100);
         let (mut application, far) = tokio::io::duplex(100);
         application.write_all(b"220 ready\r\n").await.unwrap();
-        let race = super::race(Prefixed::new(Bytes::from_static(half), near), Box::new(far));
+        let race = super::race(Prefixed::new(Bytes::from_static(half), near), Box::new(far), limits::TCP_IDLE);
         let speaks = async {
             tokio::task::yield_now().await;
             client.write_all(rest).await.unwrap();

@@ -3,14 +3,18 @@
 use std::{
     fmt,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
 
 use super::{client, server};
-use crate::http::{
-    Body,
-    body::{BodyError, Frame},
+use crate::{
+    config::limits,
+    http::{
+        Body,
+        body::{BodyError, Frame},
+    },
 };
 
 /// A body that is written. Polled only while the peer takes what there is.
@@ -21,6 +25,14 @@ pub trait Outgoing: 'static {
     fn is_end(&self) -> bool;
     /// The bytes still to come, if that is known.
     fn exact_length(&self) -> Option<u64>;
+    /// Whether an exchange that lasts keeps its time.
+    fn in_exchange(&self) -> bool {
+        false
+    }
+    /// The longest time without a byte moved, once it is on its own.
+    fn idle(&self) -> Duration {
+        limits::STREAM_IDLE
+    }
 }
 
 /// A body that is read: what came together with its head at once, more as it is polled for. Dropped before its end, a
@@ -119,6 +131,14 @@ impl Outgoing for Body {
 
     fn exact_length(&self) -> Option<u64> {
         Self::exact_length(self)
+    }
+
+    fn in_exchange(&self) -> bool {
+        Self::in_exchange(self)
+    }
+
+    fn idle(&self) -> Duration {
+        Self::idle(self)
     }
 }
 

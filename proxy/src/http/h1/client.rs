@@ -184,8 +184,8 @@ impl ClientConnection {
         }
         wire.sent = false;
         let wire = Rc::new(RefCell::new(wire));
-        // Nobody waits for the request's end any more: it ends when nothing moves.
-        let watch = Watch::new(limits::STREAM_IDLE, None);
+        // Once the exchange is over nobody waits for the request's end any more: it ends when nothing moves.
+        let watch = Watch::new(upload.body.as_ref().map_or(limits::STREAM_IDLE, Outgoing::idle), None);
         watch.begin();
         watch.answered(true);
         let pump = Pump { wire: Rc::clone(&wire), upload, watch: Rc::clone(&watch) };
@@ -437,7 +437,7 @@ impl<B: Outgoing> Future for Pump<B> {
         let Some(connection) = &mut wire.connection else { return Poll::Ready(()) };
         this.upload.written = false;
         let polled = this.upload.poll(cx, &mut *connection.io);
-        if this.upload.written {
+        if this.upload.written || this.upload.body.as_ref().is_some_and(Outgoing::in_exchange) {
             this.watch.moved(1);
         }
         match polled {
