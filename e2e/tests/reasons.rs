@@ -91,6 +91,7 @@ const RULES: &str = r#"  rules:
 const MORE_RULES: &str = r#"  rules:
     - matches: [{path: {value: /head-too-large}}, {path: {value: /body-too-large}}]
       backendRefs: [{name: small, port: 80}]
+    - {name: response, matches: [{path: {value: /response-timeout}}], backendRefs: [{name: slow, port: 80}]}
     - {name: again, matches: [{path: {value: /retry-budget}}], backendRefs: [{name: few, port: 80}]}
 "#;
 
@@ -177,6 +178,7 @@ impl Cast {
                 "retry: {attempts: 1, statuses: [\"500\"], grpcCodes: [UNIMPLEMENTED]}",
             )
             .replace("name: shop", "name: more"),
+            rule_policy("RoutePolicy", "response", "timeouts: {response: 300ms}").replace("name: shop", "name: more"),
             rule_policy("FaultPolicy", "fault", "abort: {httpStatus: 418, grpcStatus: ABORTED}"),
             rule_policy("RoutePolicy", "direct", "directResponse: {status: 451, grpcStatus: DATA_LOSS}"),
             rule_policy("RoutePolicy", "idle", "timeouts: {streamIdle: 300ms}"),
@@ -189,6 +191,7 @@ impl Cast {
             "inboundpolicy/limited",
             "inboundpolicy/small",
             "routepolicy/again",
+            "routepolicy/response",
             "xbackendtrafficpolicy/few",
         ] {
             self.mesh.wait(object).await?;
@@ -273,7 +276,7 @@ async fn produce<'a>(cast: &'a Cast, reason: &str) -> Result<Produced<'a>> {
         Produced { at: &cast.client, or: None, answers: Vec::new(), counted: Some("leno_requests_total") };
     match reason {
         "no-rule" | "invalid-backend" | "no-endpoint" | "connect" | "tls" | "fault" | "direct-response"
-        | "try-timeout" | "idle" => produced.answers = cast.both(reason).await?,
+        | "response-timeout" | "try-timeout" | "idle" => produced.answers = cast.both(reason).await?,
         "request-timeout" => {
             produced.or = Some(cast.sidecar("slow")?);
             produced.answers = cast.both(reason).await?;

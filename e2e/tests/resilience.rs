@@ -142,6 +142,8 @@ async fn every_wait_has_an_end() -> Result<()> {
     within("/delay/15000", "try-timeout").await?;
     route_policy(&scenario, "  timeouts: {request: 200ms}\n").await?;
     within("/delay/15000", "request-timeout").await?;
+    route_policy(&scenario, "  timeouts: {response: 200ms}\n").await?;
+    within("/delay/15000", "response-timeout").await?;
     route_policy(&scenario, "  timeouts: {streamIdle: 200ms}\n").await?;
     within("/delay/15000", "idle").await?;
 
@@ -149,6 +151,8 @@ async fn every_wait_has_an_end() -> Result<()> {
     route_policy(&scenario, "").await?;
     backend_policy(&scenario, "  timeouts: {request: 300ms}\n").await?;
     within("/delay/15000", "request-timeout").await?;
+    backend_policy(&scenario, "  timeouts: {request: 10s, response: 300ms}\n").await?;
+    within("/delay/15000", "response-timeout").await?;
     backend_policy(&scenario, "  timeouts: {backendRequest: 1s, connectionIdle: 1s}\n").await?;
     within("/delay/15000", "try-timeout").await?;
     ensure!(scenario.get("/").await?.status == 200, "what is fast is untouched");
@@ -159,6 +163,34 @@ async fn every_wait_has_an_end() -> Result<()> {
     let before = server.requests();
     within("/delay/15000", "try-timeout").await?;
     ensure!(server.requests() - before == 2, "{} tries", server.requests() - before);
+    scenario.mesh.end().await
+}
+
+/// `request` would end the stream, and what is behind its head may take as long as it likes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_outlives_the_time_for_its_head() -> Result<()> {
+    let scenario = Scenario::start(&["shop"]).await?;
+    let mut calls = client::grpc(scenario.address("shop")?, "shop.default:80")?;
+    let mut stream = async || {
+        let asked = Ping { count: 4, delay_ms: 800, ..Ping::default() };
+        let mut pongs = calls.server_stream(asked).await?.into_inner();
+        let mut seen = 0;
+        while let Some(pong) = pongs.message().await? {
+            seen = pong.seen;
+        }
+        anyhow::Ok(seen)
+    };
+    for policy in [
+        routed("  timeouts: {response: 2s, streamIdle: 1m}\n"),
+        routed("") + "---\n" + &backend("  timeouts: {response: 2s}\n"),
+    ] {
+        scenario.mesh.change("routes.yaml", &policy, "httproute/shop").await?;
+        let seen = stream().await?;
+        ensure!(seen == 4, "{seen} of 4 came under {policy}");
+    }
+    scenario.mesh.change("routes.yaml", &routed("  timeouts: {request: 2s}\n"), "routepolicy/shop").await?;
+    let cut = stream().await;
+    ensure!(cut.is_err(), "{cut:?}");
     scenario.mesh.end().await
 }
 
@@ -445,6 +477,8 @@ async fn bad_values_are_refused_and_the_last_good_policy_stays() -> Result<()> {
         ("  retryBudget: {percent: 99999999999}\n", "spec.retryBudget.percent"),
         ("  timeouts: {connect: 1000h}\n", "spec.timeouts.connect"),
         ("  timeouts: {streamIdle: soon}\n", "spec.timeouts.streamIdle"),
+        ("  timeouts: {request: 1s, response: 2s}\n", "spec.timeouts.response"),
+        ("  timeouts: {response: 1s, backendRequest: 2s}\n", "spec.timeouts.backendRequest"),
     ] {
         scenario.mesh.apply("backend.yaml", &backend(sections))?;
         eventually(&format!("{field} is refused"), LIMIT, async || {

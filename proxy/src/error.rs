@@ -36,6 +36,9 @@ pub enum Error {
     /// The route's request timeout passed.
     #[error("request timeout")]
     RequestTimeout,
+    /// No answer's head came in the time that the route allows for it.
+    #[error("response timeout")]
+    ResponseTimeout,
     /// The last try's timeout passed.
     #[error("backend request timeout")]
     TryTimeout,
@@ -95,6 +98,7 @@ impl Error {
             Self::Tls { .. } => Reason::Tls,
             Self::Reset { .. } => Reason::Reset,
             Self::RequestTimeout => Reason::RequestTimeout,
+            Self::ResponseTimeout => Reason::ResponseTimeout,
             Self::TryTimeout => Reason::TryTimeout,
             Self::Deadline => Reason::Deadline,
             Self::Overload(_) | Self::Limit { .. } => Reason::Overload,

@@ -135,6 +135,8 @@ reasons! {
         "The client's deadline had passed before the request was worked on: nobody waits for an answer.";
     RequestTimeout "request-timeout" TIMEOUT, Some(GrpcCode::DeadlineExceeded),
         "Time ran out for the request, all tries together.";
+    ResponseTimeout "response-timeout" TIMEOUT, Some(GrpcCode::DeadlineExceeded),
+        "Time ran out for the head of the answer, all tries together.";
     TryTimeout "try-timeout" TIMEOUT, Some(GrpcCode::DeadlineExceeded),
         "Time ran out for the last try.";
     Idle "idle" TIMEOUT, Some(GrpcCode::DeadlineExceeded),

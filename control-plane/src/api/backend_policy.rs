@@ -36,7 +36,12 @@ pub(crate) struct BackendTimeouts {
     /// All tries of a request, from its first byte to the last of the answer: 1ms to 24h. Routes' own timeouts come first. Default: none.
     #[schemars(example = "10s")]
     pub(crate) request: Option<DurationText>,
-    /// One try: until the head of its answer: 1ms to 24h. Routes' own timeouts come first. Default: none.
+    /// All tries of a request, from its first byte to the head of the answer, whose body may take longer: 1ms to 24h; at
+    /// most `request`. Routes' own timeouts come first. Default: none.
+    #[schemars(example = "5s")]
+    pub(crate) response: Option<DurationText>,
+    /// One try: until the head of its answer: 1ms to 24h; at most `response` and `request`. Routes' own timeouts come
+    /// first. Default: none.
     #[schemars(example = "2s")]
     pub(crate) backend_request: Option<DurationText>,
     /// An exchange without a byte moved either way: 100ms to 24h. Default: 5m.

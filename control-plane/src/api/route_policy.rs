@@ -59,7 +59,11 @@ pub(crate) struct RouteTimeouts {
     /// From the first byte of the request to the last byte of the response, all tries. `0s` switches it off. Default: none.
     #[schemars(example = "10s")]
     pub(crate) request: Option<DurationText>,
-    /// One try: until the head of its response. `0s` switches it off; at most `request`. Default: none.
+    /// From the first byte of the request to the head of the response, all tries; its body may take longer. `0s` switches
+    /// it off; at most `request`. Default: none.
+    #[schemars(example = "5s")]
+    pub(crate) response: Option<DurationText>,
+    /// One try: until the head of its response. `0s` switches it off; at most `response` and `request`. Default: none.
     #[schemars(example = "2s")]
     pub(crate) backend_request: Option<DurationText>,
     /// Without a byte moved either way: 100ms to 24h. Default: that of the backend's policy, or 5m.

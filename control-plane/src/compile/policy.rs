@@ -54,6 +54,7 @@ fn of_backend_policy(sources: &mut Sources<'_>, service: &ObjectKey, port: &str)
         outlier_detection: policy.outlier_detection.as_ref().map(balancing::outlier_detection),
         request_timeout: policy.request_timeout.map(duration),
         backend_request_timeout: policy.backend_request_timeout.map(duration),
+        response_timeout: policy.response_timeout.map(duration),
         stream_idle_timeout: policy.stream_idle.map(duration),
         connection_idle_timeout: policy.connection_idle.map(duration),
         retry_budget: policy.retry_budget.as_ref().map(resilience::retry_budget),
@@ -74,6 +75,7 @@ pub(super) fn of_rule(sources: &mut Sources<'_>, route: &ObjectKey, rule: &str, 
             action.backend_request_timeout = policy.backend_request_timeout.map(duration);
             action.backend_request_timeout_by_policy = action.backend_request_timeout.is_some();
         }
+        action.response_timeout = policy.response_timeout.map(duration);
         action.stream_idle_timeout = policy.stream_idle.map(duration);
         if action.retry.is_none() {
             action.retry_policy = policy.retry.as_ref().map(resilience::retry);

@@ -47,6 +47,7 @@ pub struct BackendPolicy {
     pub load_balancing: Option<LoadBalancing>,
     pub outlier_detection: Option<OutlierDetection>,
     pub request_timeout: Option<Duration>,
+    pub response_timeout: Option<Duration>,
     pub backend_request_timeout: Option<Duration>,
     pub stream_idle: Option<Duration>,
     pub connection_idle: Option<Duration>,
@@ -60,6 +61,8 @@ pub struct BackendPolicy {
 pub struct RoutePolicy {
     /// Some(zero): switched off.
     pub request_timeout: Option<Duration>,
+    /// Some(zero): switched off.
+    pub response_timeout: Option<Duration>,
     /// Some(zero): switched off.
     pub backend_request_timeout: Option<Duration>,
     pub stream_idle: Option<Duration>,

@@ -224,6 +224,7 @@ const BACKEND: &[Good] = &[
     BACKEND_HARMLESS[4],
     BACKEND_HARMLESS[8],
     ("  timeouts: {request: 20ms}", TIME),
+    ("  timeouts: {response: 20ms}", gives(&["response-timeout"])),
     ("  timeouts: {backendRequest: 20ms}", TRY),
     ("  timeouts: {streamIdle: 100ms, connectionIdle: 100ms}", IDLE),
     ("  circuitBreaker: {consecutiveFailures: 1, openTime: 200ms}", gives(&["circuit-open"])),
@@ -258,6 +259,7 @@ const ROUTE: &[Good] = &[
     ("  timeouts: {request: 20ms}", TIME),
     ("  timeouts: {backendRequest: 20ms}\n  retry: {attempts: 1, on: [TryTimeout]}", TRY),
     ("  timeouts: {streamIdle: 100ms}", IDLE),
+    ("  timeouts: {request: 10s, response: 20ms}", gives(&["response-timeout"])),
     ("  directResponse: {status: 418, body: short and stout}", gives(&["direct-response"])),
     ("  directResponse: {status: 503, grpcStatus: ABORTED}", gives(&["direct-response"])),
     // What it stands in for is said by the answer.

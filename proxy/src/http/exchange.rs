@@ -49,6 +49,8 @@ pub(crate) struct Exchange {
     pub(crate) tried_at: Option<Instant>,
     /// The whole exchange must end by then.
     pub(crate) deadline: Option<Instant>,
+    /// The head of its answer must have come by then; nobody but us is told.
+    answer_by: Option<Instant>,
     /// It is the route that set the deadline, not the client.
     limited_by_route: bool,
     pub(crate) request: Option<Rc<RequestBody>>,
@@ -124,6 +126,7 @@ impl Exchange {
             started: Instant::now(),
             tried_at: None,
             deadline: None,
+            answer_by: None,
             limited_by_route: false,
             request: None,
             session: None,
@@ -217,12 +220,31 @@ impl Exchange {
     /// # Errors
     /// If the deadline has passed.
     pub(crate) fn still_awaited(&self) -> Result<(), Error> {
-        match self.deadline {
-            Some(deadline) if deadline <= Instant::now() => {
-                Err(if self.limited_by_route { Error::RequestTimeout } else { Error::Deadline })
-            }
+        match self.ends_by() {
+            Some(by) if by <= Instant::now() => Err(match () {
+                () if self.ends_with_the_head() => Error::ResponseTimeout,
+                () if self.limited_by_route => Error::RequestTimeout,
+                () => Error::Deadline,
+            }),
             _ => Ok(()),
         }
+    }
+
+    /// No answer is waited for after that.
+    pub(super) fn ends_by(&self) -> Option<Instant> {
+        sooner(self.deadline, self.answer_by)
+    }
+
+    /// Whether it is the answer's head that is to come first: the exchange as a whole may last longer.
+    fn ends_with_the_head(&self) -> bool {
+        self.answer_by.is_some_and(|by| self.deadline.is_none_or(|deadline| by < deadline))
+    }
+
+    /// The answer's head may take so long from the exchange's beginning.
+    pub(crate) fn limit_answer(&mut self, timeout: Option<Duration>) {
+        let Some(by) = timeout.and_then(|timeout| self.started.checked_add(timeout)) else { return };
+        self.answer_by = sooner(self.answer_by, Some(by));
+        self.watch.limit(self.ends_by());
     }
 
     /// The exchange may last so long from its beginning, and no longer than was said before.
@@ -230,7 +252,7 @@ impl Exchange {
         let deadline = timeout.and_then(|timeout| self.started.checked_add(timeout));
         self.deadline = sooner(self.deadline, deadline);
         self.own_deadline = self.own_deadline.map(|own| sooner(own, deadline));
-        self.watch.limit(self.deadline);
+        self.watch.limit(self.ends_by());
     }
 
     /// The longest time without a byte moved, in place of the usual.
@@ -252,7 +274,7 @@ impl Exchange {
 
     /// Whether time is up because the client wanted to wait no longer.
     pub(super) fn given_up_by_client(&self) -> bool {
-        !self.limited_by_route && self.watch.overdue() != Some(Overdue::Idle)
+        !self.limited_by_route && !self.ends_with_the_head() && self.watch.overdue() != Some(Overdue::Idle)
     }
 
     /// The response that goes to the client, with the exchange in its body or in the upgraded connection.
@@ -283,8 +305,9 @@ impl Exchange {
                 answer.response
             }
             _ => {
-                if let Some(deadline) = self.own_deadline {
-                    self.watch.limit(deadline);
+                // What held until the answer's head alone.
+                if self.own_deadline.is_some() || self.answer_by.is_some() {
+                    self.watch.limit(self.own_deadline.unwrap_or(self.deadline));
                 }
                 self.watch.answered(own);
                 let Response { head, body } = answer.response;
@@ -343,6 +366,7 @@ impl Exchange {
                 return Poll::Ready(Err(Error::TryTimeout));
             }
             match self.watch.overdue() {
+                Some(Overdue::Deadline) if self.ends_with_the_head() => Poll::Ready(Err(Error::ResponseTimeout)),
                 Some(overdue) => {
                     self.record.reason.get_or_insert_with(|| overdue.reason());
                     Poll::Ready(Err(Error::RequestTimeout))

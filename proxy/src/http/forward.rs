@@ -231,7 +231,7 @@ fn next_try(
         To::Backend(_) => {
             let policy = plan.action.and_then(|action| action.retry.as_ref());
             let next = retry::next_try(failure, tries, policy, exchange.ctx().random.next())?;
-            let in_time = exchange.deadline.is_none_or(|deadline| now + next.wait() < deadline);
+            let in_time = exchange.ends_by().is_none_or(|deadline| now + next.wait() < deadline);
             let may_rest = exchange.watch().policy_idle().is_none_or(|idle| next.wait() < idle);
             match (in_time, may_rest) {
                 (true, true) => Ok(next),

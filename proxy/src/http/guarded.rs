@@ -73,6 +73,9 @@ impl<'a> Guarded<'a> {
         if action.is_none_or(|action| action.request_timeout.is_none()) && rules.request_timeout.is_some() {
             exchange.limit_by_route(rules.request_timeout);
         }
+        if action.is_none_or(|action| action.response_timeout.is_none()) {
+            exchange.limit_answer(rules.response_timeout);
+        }
         stream_idle.or(rules.stream_idle).into_iter().for_each(|idle| exchange.watch().limit_idle(idle));
         exchange.places.extend(backend.shield.place(&rules, What::Request, &backend.key)?);
         told::shielded(exchange, backend, &rules);
@@ -206,7 +209,7 @@ mod tests {
 
     fn guarded<'a>(backend: &'a Arc<Backend>, breaker: Option<Arc<Settings>>, retries: Option<u32>) -> Guarded<'a> {
         let limits = Limits { retries, ..Limits::default() };
-        let rules = Rules { breaker, limits, request_timeout: None, try_timeout: None, stream_idle: None };
+        let rules = Rules { breaker, limits, ..Rules::default() };
         Guarded { backend: Some(backend), budget: &backend.budget, rules: Some(Arc::new(rules)), try_timeout: None }
     }
 

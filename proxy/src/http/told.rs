@@ -315,6 +315,11 @@ pub(super) fn shielded(exchange: &mut Exchange, backend: &Backend, rules: &Rules
     if let Some(timeout) = rules.request_timeout {
         exchange.tell_by("timeout", true, &origin, || format!("the whole request, unless its rule says: {timeout:?}"));
     }
+    if let Some(timeout) = rules.response_timeout {
+        exchange.tell_by("timeout", true, &origin, || {
+            format!("until the head of the answer, unless its rule says: {timeout:?}")
+        });
+    }
     if let Some(timeout) = rules.try_timeout {
         exchange.tell_by("timeout", true, &origin, || format!("each try, unless the rule says: {timeout:?}"));
     }

@@ -96,7 +96,9 @@ pub(super) fn outcome(response: &ResponseHead, pick: &Pick, exchange: &Exchange)
 pub(super) fn blame(error: &Error, exchange: &Exchange) -> Outcome {
     match error {
         Error::BadRequest(_) | Error::InvalidBackend(_) | Error::Overload(_) | Error::Limit { .. } => Outcome::Neutral,
-        Error::RequestTimeout | Error::TryTimeout if exchange.awaits_client() => Outcome::Neutral,
+        Error::RequestTimeout | Error::ResponseTimeout | Error::TryTimeout if exchange.awaits_client() => {
+            Outcome::Neutral
+        }
         Error::RequestTimeout if exchange.given_up_by_client() => Outcome::GivenUp,
         _ => Outcome::Failure,
     }

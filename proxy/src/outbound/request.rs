@@ -124,6 +124,7 @@ impl Request<'_> {
         let prefix_len = matched.prefix_len;
         exchange.record.route = Some(action.origin.clone());
         exchange.limit_by_route(action.request_timeout);
+        exchange.limit_answer(action.response_timeout);
         let (chosen, kept) = self.choose(exchange, action, &head.fields).await?;
         let by_session = kept.as_ref().is_some_and(|kept| kept.backend(&action.backends).is_some());
         told::backend(exchange, action, chosen, by_session);

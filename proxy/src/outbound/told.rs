@@ -1,6 +1,9 @@
 //! What a request's notes are told of its way to a backend; see [`crate::http::notes`]. Each does nothing for a request without notes.
 
-use std::{net::SocketAddr, time::Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use crate::{
     error::Error,
@@ -57,6 +60,11 @@ pub(super) fn rule(exchange: &mut Exchange, service: &ServicePort, head: &Reques
         exchange.tell_by_rule("rule", true, &action.origin, || "matches".to_owned());
         if let Some(timeout) = action.request_timeout {
             exchange.tell_by_rule("timeout", true, &action.origin, || format!("the whole request: {timeout:?}"));
+        }
+        if let (Some(timeout), Some(policy)) = (action.response_timeout, &action.policy)
+            && timeout < Duration::MAX
+        {
+            exchange.tell_by("timeout", true, &policy.origin, || format!("until the head of the answer: {timeout:?}"));
         }
         if let Some(timeout) = action.try_timeout {
             exchange.tell_by_rule("timeout", true, &action.origin, || format!("each try: {timeout:?}"));

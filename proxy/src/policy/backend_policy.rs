@@ -20,6 +20,8 @@ pub struct BackendPolicy {
     pub outlier_detection: OutlierDetection,
     /// All tries of a request, unless its route says.
     pub request_timeout: Option<Duration>,
+    /// The same until the head of the answer.
+    pub response_timeout: Option<Duration>,
     /// One try, unless the route says.
     pub try_timeout: Option<Duration>,
     /// An exchange without a byte moved. None: STREAM_IDLE.
@@ -39,6 +41,7 @@ impl Default for BackendPolicy {
             load_balancing: LoadBalancing::default(),
             outlier_detection: OutlierDetection::default(),
             request_timeout: None,
+            response_timeout: None,
             try_timeout: None,
             stream_idle: None,
             connection_idle: None,

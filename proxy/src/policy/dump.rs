@@ -147,6 +147,7 @@ fn action(action: &HttpAction, generations: &Map<String, Value>) -> Value {
         "filters": filters(&action.filters),
         "backends": weighted(&action.backends, backend),
         "request_timeout_ms": timeout_ms(action.request_timeout),
+        "response_timeout_ms": timeout_ms(action.response_timeout),
         "try_timeout_ms": timeout_ms(action.try_timeout),
         "stream_idle": shown(action.stream_idle),
         "retry": action.retry.as_ref().map(|retry| json!({
@@ -309,6 +310,7 @@ fn policy(policy: &BackendPolicy) -> Value {
         "load_balancing": load_balancing(&policy.load_balancing),
         "outlier_detection": outlier_detection(&policy.outlier_detection),
         "request_timeout": shown(policy.request_timeout),
+        "response_timeout": shown(policy.response_timeout),
         "try_timeout": shown(policy.try_timeout),
         "stream_idle": shown(policy.stream_idle),
         "connection_idle": shown(policy.connection_idle),

@@ -210,6 +210,10 @@ impl Explainer<'_> {
             let text = format!("the whole request: {}", timeout_text(timeout));
             self.by_rule("timeout", text, origin, said.filter(|said| said.request_timeout));
         }
+        if let Some(timeout) = action.response_timeout {
+            let text = format!("until the head of the answer: {}", timeout_text(timeout));
+            self.by_rule("timeout", text, origin, said);
+        }
         if let Some(timeout) = action.try_timeout {
             let text = format!("each try: {}", timeout_text(timeout));
             self.by_rule("timeout", text, origin, said.filter(|said| said.try_timeout));

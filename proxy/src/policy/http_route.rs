@@ -31,6 +31,8 @@ pub struct HttpAction {
     /// First byte of the request to last byte of the response, all tries. None: the backend's; `Duration::MAX`: none,
     /// whatever that is.
     pub request_timeout: Option<Duration>,
+    /// First byte of the request to the head of the response, all tries. None and `Duration::MAX`: as above.
+    pub response_timeout: Option<Duration>,
     /// One try. None and `Duration::MAX`: as above.
     pub try_timeout: Option<Duration>,
     pub retry: Option<Retry>,

@@ -267,6 +267,43 @@ fn time_is_limited_for_the_request_and_for_each_try() {
 }
 
 #[test]
+fn time_for_the_answers_head_is_over_all_tries_and_ends_with_it() {
+    run(async {
+        let millis = |millis: i32| Some(prost_types::Duration { seconds: 0, nanos: millis * 1_000_000 });
+        let silent = application(|mut stream| async move {
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        })
+        .await;
+        // A try of its own would have all day; and a client that waits longer is not told that it gave up.
+        let action = v1::HttpAction { response_timeout: millis(50), ..Default::default() };
+        let patient = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nleno-timeout-ms: 20000\r\n\r\n";
+        for request in [GET, patient.as_slice()] {
+            let answer = talk(routed(&[silent], action.clone()).outbound().await, request).await;
+            assert!(
+                answer.starts_with("HTTP/1.1 504 ") && answer.contains("leno-reason: response-timeout"),
+                "{answer}"
+            );
+        }
+        // The earlier holds.
+        let action =
+            v1::HttpAction { request_timeout: millis(50), response_timeout: millis(900), ..Default::default() };
+        let answer = talk(routed(&[silent], action).outbound().await, GET).await;
+        assert!(answer.contains("leno-reason: request-timeout"), "{answer}");
+        // It says nothing of what comes after the head.
+        let slow = application(|mut stream| async move {
+            read_until(&mut stream, b"\r\n\r\n").await.unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nsl").await.unwrap();
+            tokio::time::sleep(Duration::from_millis(1200)).await;
+            stream.write_all(b"ow").await.unwrap();
+        })
+        .await;
+        let action = v1::HttpAction { response_timeout: millis(600), ..Default::default() };
+        let answer = talk(routed(&[slow], action).outbound().await, GET).await;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("slow"), "{answer}");
+    });
+}
+
+#[test]
 fn time_that_clients_set_or_waste_ejects_nobody() {
     const HASTY: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\ngrpc-timeout: 5m\r\n\r\n";
     const STALLED: &[u8] = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhel";

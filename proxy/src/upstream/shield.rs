@@ -18,12 +18,14 @@ use super::{
 use crate::{error::Error, policy::BackendPolicy};
 
 /// What the policy in force says.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rules {
     pub breaker: Option<Arc<breaker::Settings>>,
     pub limits: Limits,
     /// All tries of a request, unless its route says.
     pub request_timeout: Option<Duration>,
+    /// The same until the head of the answer.
+    pub response_timeout: Option<Duration>,
     /// One try, unless the route says.
     pub try_timeout: Option<Duration>,
     /// Without a byte moved.
@@ -36,17 +38,11 @@ impl Rules {
             breaker: policy.breaker.clone(),
             limits: policy.limits,
             request_timeout: policy.request_timeout,
+            response_timeout: policy.response_timeout,
             try_timeout: policy.try_timeout,
             stream_idle: policy.stream_idle,
         };
-        let none = Self {
-            breaker: None,
-            limits: Limits::default(),
-            request_timeout: None,
-            try_timeout: None,
-            stream_idle: None,
-        };
-        (rules != none).then_some(rules)
+        (rules != Self::default()).then_some(rules)
     }
 }
 

@@ -29,14 +29,14 @@ kind: BackendPolicy
 metadata: {name: call}
 spec:
   targetRefs: [{group: '', kind: Service, name: shop, sectionName: http}]
-  timeouts: {connect: 250ms}
+  timeouts: {connect: 250ms, response: 2s}
 ---
 apiVersion: leno.dev/v1alpha1
 kind: RoutePolicy
 metadata: {name: patience}
 spec:
   targetRefs: [{group: gateway.networking.k8s.io, kind: HTTPRoute, name: shop}]
-  timeouts: {request: 5s, backendRequest: 1s}
+  timeouts: {request: 5s, response: 4s, backendRequest: 1s}
 ";
 
 fn millis(duration: Option<prost_types::Duration>) -> Option<i64> {
@@ -53,7 +53,7 @@ fn a_backend_policy_goes_with_the_endpoints_of_its_port() {
     let world = world(SHOP);
     let policy = endpoints(&world, "default/shop:80").policy.unwrap();
     assert_eq!(policy.origin.unwrap().name, "call");
-    assert_eq!(millis(policy.connect_timeout), Some(250));
+    assert_eq!((millis(policy.connect_timeout), millis(policy.response_timeout)), (Some(250), Some(2000)));
     assert_eq!(endpoints(&world, "default/shop:81").policy, None);
     let (resource, _) = get(&world, "any", ResourceKind::Endpoints, "default/shop:80");
     assert!(has_origin(&resource.unwrap(), Kind::BackendPolicy, "call"));
@@ -65,6 +65,7 @@ fn a_route_policy_says_what_the_route_leaves_open() {
     let actions = service(&world, "default", "shop.default:80").http.unwrap().actions;
     let timeouts: Vec<_> =
         actions.iter().map(|action| (millis(action.request_timeout), millis(action.backend_request_timeout))).collect();
+    assert_eq!(actions.iter().filter_map(|action| millis(action.response_timeout)).collect::<Vec<_>>(), [4000; 3]);
     assert_eq!(timeouts, [(Some(3000), Some(1000)), (Some(5000), Some(1000)), (Some(0), Some(1000))]);
     let (resource, _) = get(&world, "default", ResourceKind::Destination, "shop.default:80");
     assert!(has_origin(&resource.unwrap(), Kind::RoutePolicy, "patience"));

@@ -16,6 +16,7 @@ pub(super) fn parse(policy: Option<v1::BackendPolicy>) -> Result<BackendPolicy, 
         outlier_detection: balancing::outlier_detection(policy.outlier_detection)
             .map_err(|invalid| invalid.within("outlier_detection"))?,
         request_timeout: parse_duration("request_timeout", policy.request_timeout)?,
+        response_timeout: parse_duration("response_timeout", policy.response_timeout)?,
         try_timeout: parse_duration("backend_request_timeout", policy.backend_request_timeout)?,
         stream_idle: parse_duration("stream_idle_timeout", policy.stream_idle_timeout)?,
         connection_idle: parse_duration("connection_idle_timeout", policy.connection_idle_timeout)?,

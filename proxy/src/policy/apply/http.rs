@@ -143,6 +143,7 @@ fn parse_action(service: &str, action: v1::HttpAction, backends: &mut Backends<'
         filters,
         backends: WeightedBackends::new(entries),
         request_timeout: parse_timeout("request_timeout", action.request_timeout)?,
+        response_timeout: parse_timeout("response_timeout", action.response_timeout)?,
         try_timeout: parse_timeout("backend_request_timeout", action.backend_request_timeout)?,
         policy: policy.map(Box::new),
         retry: match (action.retry, action.retry_policy) {

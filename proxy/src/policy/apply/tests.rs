@@ -350,6 +350,7 @@ fn ready_once_settings_trust_and_inbound_are_there() {
 fn timeouts_and_retries() {
     let retry = v1::Retry { statuses: vec![503, 500, 503], attempts: 2, backoff: None };
     let action = HttpAction {
+        response_timeout: Some(prost_types::Duration { seconds: 3, nanos: 0 }),
         request_timeout: Some(prost_types::Duration { seconds: 0, nanos: 0 }),
         backend_request_timeout: Some(prost_types::Duration { seconds: 1, nanos: 500_000_000 }),
         retry: Some(retry),
@@ -362,6 +363,7 @@ fn timeouts_and_retries() {
     let head = crate::http::head::RequestHead::new(::http::Version::HTTP_11, ::http::Method::GET, "/");
     let action = port.http.as_ref().unwrap().decide(&head).unwrap().action;
     assert_eq!(action.request_timeout, Some(Duration::MAX), "zero is none, whatever the backend's policy says");
+    assert_eq!(action.response_timeout, Some(Duration::from_secs(3)));
     assert_eq!(action.try_timeout, Some(Duration::from_millis(1500)));
     let retry = action.retry.as_ref().unwrap();
     assert_eq!((retry.statuses.as_slice(), retry.backoff.base), ([500, 503].as_slice(), Duration::from_millis(25)));
@@ -479,6 +481,7 @@ fn everything() -> Delta {
         policy: Some(v1::ObjectRef { kind: "RoutePolicy".into(), namespace: "shop".into(), name: "cart".into() }),
         request_timeout_by_policy: true,
         backend_request_timeout_by_policy: true,
+        response_timeout: duration,
     };
     let paths = [
         path_match::Kind::Exact("/a".into()),

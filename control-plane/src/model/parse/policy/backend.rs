@@ -30,12 +30,11 @@ pub(super) fn backend_policy(raw: &BackendPolicySpec) -> Result<BackendPolicy, W
         wrong.note(parsed.transpose())
     };
     let request_timeout = timeout("request", timeouts.request.as_ref(), REQUEST);
+    let response_timeout = timeout("response", timeouts.response.as_ref(), REQUEST);
     let backend_request_timeout = timeout("backendRequest", timeouts.backend_request.as_ref(), REQUEST);
     let stream_idle = timeout("streamIdle", timeouts.stream_idle.as_ref(), STREAM_IDLE);
     let connection_idle = timeout("connectionIdle", timeouts.connection_idle.as_ref(), CONNECTION_IDLE);
-    if request_timeout.zip(backend_request_timeout).is_some_and(|(request, backend)| backend > request) {
-        wrong.add("spec.timeouts.backendRequest", "longer than timeouts.request");
-    }
+    in_order(&mut wrong, request_timeout, response_timeout, backend_request_timeout);
     let circuit_breaker = raw.circuit_breaker.as_ref().map(resilience::circuit_breaker).transpose();
     let circuit_breaker = wrong.note(circuit_breaker);
     let limits = wrong.note(raw.limits.as_ref().map(resilience::limits).transpose());
@@ -45,6 +44,7 @@ pub(super) fn backend_policy(raw: &BackendPolicySpec) -> Result<BackendPolicy, W
         load_balancing,
         outlier_detection,
         request_timeout,
+        response_timeout,
         backend_request_timeout,
         stream_idle,
         connection_idle,
@@ -52,4 +52,24 @@ pub(super) fn backend_policy(raw: &BackendPolicySpec) -> Result<BackendPolicy, W
         limits,
         retry_budget,
     })
+}
+
+/// What lasts no longer than something else: a try, all tries until the answer's head, all of the request. Zero: switched off.
+pub(super) fn in_order(
+    wrong: &mut Wrong,
+    request: Option<Duration>,
+    response: Option<Duration>,
+    backend_request: Option<Duration>,
+) {
+    let longer = |one: Option<Duration>, other: Option<Duration>| {
+        one.zip(other.filter(|other| !other.is_zero())).is_some_and(|(one, other)| one > other)
+    };
+    if longer(backend_request, request) {
+        wrong.add("spec.timeouts.backendRequest", "longer than timeouts.request");
+    } else if longer(backend_request, response) {
+        wrong.add("spec.timeouts.backendRequest", "longer than timeouts.response");
+    }
+    if longer(response, request) {
+        wrong.add("spec.timeouts.response", "longer than timeouts.request");
+    }
 }

@@ -21,13 +21,9 @@ pub(super) fn route_policy(key: &ObjectKey, raw: &RoutePolicySpec) -> Result<Rou
         wrong.note(text.map(|text| value::duration(&format!("spec.timeouts.{field}"), &text.0)).transpose())
     };
     let request_timeout = timeout("request", timeouts.request.as_ref());
+    let response_timeout = timeout("response", timeouts.response.as_ref());
     let backend_request_timeout = timeout("backendRequest", timeouts.backend_request.as_ref());
-    if let (Some(request), Some(backend)) = (request_timeout, backend_request_timeout)
-        && !request.is_zero()
-        && backend > request
-    {
-        wrong.add("spec.timeouts.backendRequest", "longer than timeouts.request");
-    }
+    backend::in_order(&mut wrong, request_timeout, response_timeout, backend_request_timeout);
     let stream_idle = timeouts.stream_idle.as_ref();
     let stream_idle =
         stream_idle.map(|text| duration_within("spec.timeouts.streamIdle", text, backend::STREAM_IDLE)).transpose();
@@ -39,6 +35,7 @@ pub(super) fn route_policy(key: &ObjectKey, raw: &RoutePolicySpec) -> Result<Rou
     let fallback = wrong.note(raw.fallback.as_ref().map(|raw| fallback(key, raw)).transpose());
     wrong.or(RoutePolicy {
         request_timeout,
+        response_timeout,
         backend_request_timeout,
         stream_idle,
         retry,

@@ -29,7 +29,8 @@ fn full(kind: &str) -> Vec<Value> {
                     "failureShare": {"percent": 50, "window": "10s", "minimumRequests": 20},
                 },
                 "timeouts": {
-                    "connect": "1s", "request": "10s", "backendRequest": "5s", "streamIdle": "30s", "connectionIdle": "30s",
+                    "connect": "1s", "request": "10s", "response": "8s", "backendRequest": "5s", "streamIdle": "30s",
+                    "connectionIdle": "30s",
                 },
                 "circuitBreaker": {
                     "consecutiveFailures": 5, "failurePercent": 50, "window": "10s", "minimumVolume": 20, "openTime": "5s",
@@ -64,7 +65,7 @@ fn full(kind: &str) -> Vec<Value> {
         ],
         "RoutePolicy" => vec![
             json!({
-                "timeouts": {"request": "10s", "backendRequest": "2s", "streamIdle": "30s"},
+                "timeouts": {"request": "10s", "response": "5s", "backendRequest": "2s", "streamIdle": "30s"},
                 "retry": {
                     "attempts": 2, "statuses": ["5xx"], "grpcCodes": ["UNAVAILABLE"], "on": ["Reset"], "methods": "Any",
                     "backoff": {"base": "25ms", "max": "1s"},
