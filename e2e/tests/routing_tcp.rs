@@ -6,12 +6,14 @@ use anyhow::{Result, ensure};
 use leno_e2e::{
     client,
     mesh::{
-        Mesh, Workload,
+        LIMIT, Mesh, Workload,
         documents::{self, route_head},
     },
+    ports,
     scenario::destination,
     server::Server,
     tcp::{LineServer, Manner, ask, read_line, self_signed, tls},
+    wait::eventually,
 };
 use tokio::{net::TcpStream, time::Instant};
 
@@ -117,6 +119,33 @@ async fn undeclared_protocols_are_found_out() -> Result<()> {
             began.elapsed()
         );
         ensure!(ask(&mut stream, "second").await? == "first: second", "first");
+    }
+    mesh.end().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_to_a_backend_whose_circuit_is_open_are_closed_at_once() -> Result<()> {
+    let mesh = Mesh::start().await?;
+    mesh.apply("service.yaml", &documents::service("default", "lines", 80, "tcp"))?;
+    let dead = ports::free_on(ports::loopback_ip())?;
+    let endpoints = documents::file(&[
+        documents::pod("default", "dead", "lines", &[ports::loopback_ip().to_string()]),
+        documents::endpoint_slice("default", "lines", Some("dead"), dead, true),
+    ]);
+    mesh.apply("dead.yaml", &endpoints)?;
+    let breaks = "  circuitBreaker: {consecutiveFailures: 1, openTime: 10m}\n";
+    mesh.apply("policy.yaml", &documents::backend_policy("lines", "lines", breaks))?;
+    let client = mesh.workload("client").outbound(&destination("lines")).start().await?;
+    for reason in ["connect", "circuit-open"] {
+        let mut stream = TcpStream::connect(client.calls(&destination("lines"))?).await?;
+        ensure!(ask(&mut stream, "anybody?").await.is_err(), "somebody answers");
+        eventually(&format!("{reason} is counted"), LIMIT, async || {
+            let labels = [("reason", reason)];
+            let count = client.metrics().await?.sum("leno_tcp_connection_failures_total", &labels);
+            ensure!(count == 1.0, "{count}");
+            Ok(())
+        })
+        .await?;
     }
     mesh.end().await
 }

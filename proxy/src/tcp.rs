@@ -19,43 +19,90 @@ use crate::{
     },
     reason::Reason,
     telemetry::{ConnectionMetrics, ConnectionRecord},
-    upstream::{Backend, Outcome, Pick, balance::settings::HashKey},
+    upstream::{
+        Backend, Outcome, Pick,
+        balance::settings::HashKey,
+        bulkhead::{Place, What},
+        shield::Rules,
+    },
     worker::Context,
 };
 
 /// Endpoints tried for one connection before giving up.
 const TRIES: usize = 3;
 
-/// A connection to one of the backend's endpoints: another one is tried if a connection cannot be made.
+/// A connection to one of the backend's endpoints: another one is tried if a connection cannot be made, as far as breaker,
+/// limits and budget of the backend allow it.
 ///
 /// `source`: where the client's connection came from.
 ///
 /// # Errors
-/// If there is no endpoint, or none of those tried could be reached.
+/// If there is no endpoint, none of those tried could be reached, or the breaker is open.
 pub(crate) async fn connect(
     ctx: &Context,
     backend: &Arc<Backend>,
     source: SocketAddr,
 ) -> Result<(Box<dyn Io>, Pick), Error> {
+    if !backend.shield.is_told() {
+        ctx.upstreams.await_policy(backend).await?;
+    }
+    let rules = backend.shield.rules();
+    let mut retrying = None;
     let mut tried: Vec<SocketAddr> = Vec::new();
     let key =
         |by: &HashKey| matches!(by, HashKey::SourceAddress).then(|| affinity::of_source(source, &ctx.config.workload));
     loop {
+        let permit = match &rules {
+            Some(rules) => backend.shield.admit(rules, &backend.key, Instant::now())?,
+            None => None,
+        };
         let pick = ctx.upstreams.pick(backend, &tried, key).await?;
-        match pick.tcp().await {
+        let connected = pick.tcp().await;
+        let (outcome, now) = (outcome(&connected), Instant::now());
+        pick.report(outcome, now);
+        backend.shield.report(permit, outcome, &backend.key, now);
+        match connected {
             Ok(stream) => {
-                pick.report(Outcome::Success, Instant::now());
+                backend.budget.deposit();
                 return Ok((stream, pick));
             }
             Err(error) => {
-                pick.report(Outcome::Failure, Instant::now());
                 tried.push(pick.endpoint.address);
-                if tried.len() >= TRIES {
+                // Beyond a limit it fails at once, as requests do.
+                if outcome == Outcome::Neutral || tried.len() >= TRIES {
+                    return Err(error);
+                }
+                if !may_retry(backend, rules.as_deref(), &mut retrying, now) {
                     return Err(error);
                 }
             }
         }
     }
+}
+
+/// What a connection, or the lack of one, says of its endpoint and backend.
+fn outcome<T>(connected: &Result<T, Error>) -> Outcome {
+    match connected {
+        Ok(_) => Outcome::Success,
+        Err(Error::Limit { .. }) => Outcome::Neutral,
+        Err(_) => Outcome::Failure,
+    }
+}
+
+/// Whether the backend's breaker, limits and budget allow one more try. `place`: its place among the retries, once it has one.
+fn may_retry(backend: &Arc<Backend>, rules: Option<&Rules>, place: &mut Option<Place>, now: Instant) -> bool {
+    if let Some(rules) = rules {
+        if rules.breaker.is_some() && backend.shield.breaker.is_open(now) {
+            return false;
+        }
+        if place.is_none() {
+            match backend.shield.place(rules, What::Retry, &backend.key) {
+                Ok(taken) => *place = taken,
+                Err(_) => return false,
+            }
+        }
+    }
+    backend.budget.withdraw(now)
 }
 
 /// Who spoke first on a connection on which both sides were silent.

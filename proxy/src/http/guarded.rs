@@ -149,16 +149,8 @@ impl<'a> Guarded<'a> {
         if outcome == Outcome::Success {
             self.budget.deposit();
         }
-        let Some(permit) = permit else { return };
-        let success = match outcome {
-            Outcome::Success => Some(true),
-            Outcome::Failure => Some(false),
-            Outcome::Refused | Outcome::GivenUp | Outcome::Neutral => None,
-        };
-        if permit.report(success, now)
-            && let Some(backend) = self.backend
-        {
-            tracing::warn!(backend = %backend.key, "circuit breaker opened");
+        if let Some(backend) = self.backend {
+            backend.shield.report(permit, outcome, &backend.key, now);
         }
     }
 

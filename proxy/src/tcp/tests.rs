@@ -1,4 +1,4 @@
-use std::{net::SocketAddr, rc::Rc, time::Duration};
+use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use leno_proto::v1;
@@ -10,10 +10,12 @@ use tokio::{
 use crate::{
     config::limits,
     detect::Spoken,
+    error::Error,
     net::Prefixed,
-    policy::Target,
+    policy::{BackendPolicy, Protocol, Target},
     testing::{BOTH, Sidecar, Through, application, reach, read_until, run, scripted, server_id, talk},
     tls::{MeshProtocol, TlsStream},
+    upstream::{Backend, Endpoint, EndpointSet, breaker, budget},
 };
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi";
@@ -240,4 +242,62 @@ fn who_waits_for_more_of_a_broken_connection_is_told() {
             assert_eq!(ended.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset, "{through:?}");
         });
     }
+}
+
+/// A backend of three endpoints that end each connection before its handshake, called as `policy` says; and how many they took.
+async fn unreachable(policy: BackendPolicy) -> (Arc<Backend>, Rc<Cell<u32>>) {
+    let taken = Rc::new(Cell::new(0));
+    let mut endpoints = Vec::new();
+    for _ in 0..3 {
+        let count = Rc::clone(&taken);
+        let address = application(move |stream| {
+            count.set(count.get() + 1);
+            drop(stream);
+            std::future::ready(())
+        });
+        endpoints.push(Endpoint::new(address.await, Some(server_id()), "w", "", 1));
+    }
+    let backend = Arc::new(Backend::new("shop/lines:80".into()));
+    backend.publish(EndpointSet::new(true, Protocol::Tcp, endpoints).under(Arc::new(policy)));
+    (backend, taken)
+}
+
+#[test]
+fn connections_that_cannot_be_made_open_the_breaker() {
+    run(async {
+        let breaker = breaker::Settings {
+            consecutive: Some(2),
+            percent: None,
+            window: Duration::from_secs(10),
+            minimum_volume: 1,
+            open: Duration::from_secs(60),
+            open_max: Duration::from_secs(60),
+            probes: 1,
+            successes: 1,
+        };
+        let policy = BackendPolicy { breaker: Some(Arc::new(breaker)), ..BackendPolicy::default() };
+        let (backend, taken) = unreachable(policy).await;
+        let client = Sidecar::new("client", || Target::Outside);
+        let source = SocketAddr::from(([127, 0, 0, 1], 1));
+        let error = super::connect(&client.ctx, &backend, source).await.err();
+        assert!(matches!(error, Some(Error::Tls { .. } | Error::Connect { .. })), "{error:?}");
+        assert_eq!(taken.get(), 2, "it is open, and there is no third try");
+        let error = super::connect(&client.ctx, &backend, source).await.err();
+        assert!(matches!(error, Some(Error::CircuitOpen { .. })), "{error:?}");
+        assert_eq!(taken.get(), 2);
+    });
+}
+
+#[test]
+fn connections_are_tried_again_within_the_budget() {
+    run(async {
+        let client = Sidecar::new("client", || Target::Outside);
+        let source = SocketAddr::from(([127, 0, 0, 1], 1));
+        for (burst, tries) in [(100, 3), (1, 2), (0, 1)] {
+            let retry_budget = budget::Settings { percent: 0, per_second: 0, burst, ..budget::Settings::default() };
+            let (backend, taken) = unreachable(BackendPolicy { retry_budget, ..BackendPolicy::default() }).await;
+            assert!(super::connect(&client.ctx, &backend, source).await.is_err());
+            assert_eq!(taken.get(), tries, "with a budget of {burst}");
+        }
+    });
 }

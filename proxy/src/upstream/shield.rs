@@ -12,6 +12,7 @@ use std::{
 use arc_swap::ArcSwapOption;
 
 use super::{
+    Outcome,
     breaker::{self, Breaker, Permit},
     bulkhead::{Counts, Limits, Place, What},
 };
@@ -90,6 +91,19 @@ impl Shield {
         let Some(settings) = &rules.breaker else { return Ok(None) };
         let open = |retry_after| Error::CircuitOpen { backend: Arc::clone(backend), retry_after };
         self.breaker.admit(settings, now).map(Some).map_err(open)
+    }
+
+    /// How a try that had leave ended. A try that says nothing of the backend gives back its leave.
+    pub fn report(&self, permit: Option<Permit>, outcome: Outcome, backend: &Arc<str>, now: Instant) {
+        let Some(permit) = permit else { return };
+        let success = match outcome {
+            Outcome::Success => Some(true),
+            Outcome::Failure => Some(false),
+            Outcome::Refused | Outcome::GivenUp | Outcome::Neutral => None,
+        };
+        if permit.report(success, now) {
+            tracing::warn!(%backend, "circuit breaker opened");
+        }
     }
 
     /// A place for a request, a retry, or whatever waits for a connection; None if there is no such limit.
