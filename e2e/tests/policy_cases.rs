@@ -444,6 +444,61 @@ async fn opaque_connections_keep_to_policies_too() -> Result<()> {
     mesh.end().await
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn copies_keep_to_the_breaker_and_the_limits_of_the_mirror() -> Result<()> {
+    let scenario = Scenario::start(&["shop", "next"]).await?;
+    let rules = "  rules:
+    - filters: [{type: RequestMirror, requestMirror: {backendRef: {name: next, port: 80}}}]
+      backendRefs: [{name: shop, port: 80}]
+";
+    scenario.route(&(route_head("HTTPRoute", "shop", "shop") + rules), "httproute/shop").await?;
+    let next = &scenario.instance("next-1")?.server;
+    let copies = async |result: &str, expected: f64| {
+        eventually(&format!("{expected} copies are {result}"), LIMIT, async || {
+            let metrics = scenario.client.metrics().await?;
+            let labels = [("backend", "default/next:80"), ("result", result)];
+            let count = metrics.sum("leno_mirrored_requests_total", &labels);
+            ensure!(count == expected, "{count}");
+            Ok(())
+        })
+        .await
+    };
+    let ask = async || {
+        ensure!(scenario.answered_by(Request::get("/")).await? == "shop-1", "the request itself");
+        Ok(())
+    };
+    let policy = async |sections: &str| {
+        let document = backend_policy("next", "next", sections);
+        scenario.mesh.change("next.yaml", &document, "backendpolicy/next").await
+    };
+
+    ask().await?;
+    copies("sent", 1.0).await?;
+    policy("  limits: {requests: 1}\n").await?;
+    next.control().delay_ms.store(10_000, Relaxed);
+    let before = next.requests();
+    ask().await?;
+    eventually("a copy is under way", LIMIT, async || {
+        ensure!(next.requests() == before + 1);
+        Ok(())
+    })
+    .await?;
+    for _ in 0..2 {
+        ask().await?;
+    }
+    copies("overload", 2.0).await?;
+    copies("sent", 2.0).await?;
+
+    policy("  circuitBreaker: {consecutiveFailures: 1, openTime: 10m}\n").await?;
+    next.control().delay_ms.store(0, Relaxed);
+    next.control().status.store(500, Relaxed);
+    ask().await?;
+    copies("sent", 3.0).await?;
+    ask().await?;
+    copies("overload", 3.0).await?;
+    scenario.mesh.end().await
+}
+
 /// A request whose path, query, host and headers are rewritten, together with a backend's own filters.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_rewritten_is_all_that_changes() -> Result<()> {

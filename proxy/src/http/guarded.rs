@@ -100,24 +100,12 @@ impl<'a> Guarded<'a> {
     /// Those of the connection; or there is no place.
     pub(super) async fn waiting<T>(
         &self,
-        mut connecting: Pin<&mut impl Future<Output = Result<T, Error>>>,
+        connecting: Pin<&mut impl Future<Output = Result<T, Error>>>,
     ) -> Result<T, Error> {
-        let limited = self.backend.zip(self.rules.as_ref().filter(|rules| rules.limits.pending.is_some()));
-        let Some((backend, rules)) = limited else { return connecting.await };
-        let mut place = None;
-        poll_fn(|cx| {
-            if let Poll::Ready(connected) = connecting.as_mut().poll(cx) {
-                return Poll::Ready(connected);
-            }
-            if place.is_none() {
-                match backend.shield.place(rules, What::Pending, &backend.key) {
-                    Ok(taken) => place = taken,
-                    Err(full) => return Poll::Ready(Err(full)),
-                }
-            }
-            Poll::Pending
-        })
-        .await
+        match (self.backend, &self.rules) {
+            (Some(backend), Some(rules)) => waiting_in_place(backend, rules, connecting).await,
+            _ => connecting.await,
+        }
     }
 
     /// Whether a retry that the budget refuses is answered with 503, whatever the try got, once one was sent: who was never
@@ -170,6 +158,31 @@ impl<'a> Guarded<'a> {
         }
         if self.budget.withdraw(now) { Ok(()) } else { Err(NoRetry::Budget) }
     }
+}
+
+/// Waits for a connection, in a place among those who do if the backend's policy limits them.
+pub(super) async fn waiting_in_place<T>(
+    backend: &Backend,
+    rules: &Rules,
+    mut connecting: Pin<&mut impl Future<Output = Result<T, Error>>>,
+) -> Result<T, Error> {
+    if rules.limits.pending.is_none() {
+        return connecting.await;
+    }
+    let mut place = None;
+    poll_fn(|cx| {
+        if let Poll::Ready(connected) = connecting.as_mut().poll(cx) {
+            return Poll::Ready(connected);
+        }
+        if place.is_none() {
+            match backend.shield.place(rules, What::Pending, &backend.key) {
+                Ok(taken) => place = taken,
+                Err(full) => return Poll::Ready(Err(full)),
+            }
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 #[cfg(test)]

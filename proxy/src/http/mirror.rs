@@ -3,12 +3,14 @@
 //! The request itself never waits for its copies, nor fails with them. Its body is copied as it passes (shared, not
 //! moved), and the copies are sent, each by a task of its own, once it is complete: a mirror gets whole requests or none. What
 //! is copied is bounded in number, in bytes of one body and in bytes of all together; beyond, copies are dropped and
-//! counted.
+//! counted. So are those that the mirrored backend's circuit breaker and limits leave no room for.
 
 use std::{
     cell::Cell,
     collections::VecDeque,
     fmt,
+    future::poll_fn,
+    pin::pin,
     rc::Rc,
     sync::Arc,
     task::{Context, Poll},
@@ -21,16 +23,20 @@ use http::Method;
 use super::{
     Body,
     body::{BodyError, Frame},
+    guarded,
     head::{Fields, Name, RequestHead, names},
     headers,
 };
 use crate::{
     config::limits,
+    error::Error,
     policy::share::Share,
     telemetry::{MirrorMetrics, MirrorResult},
     upstream::{
-        Backend, Outcome,
+        Backend, Outcome, Pick,
+        bulkhead::What,
         pool::{Carry, Extras},
+        shield::Rules,
     },
     worker::Context as WorkerContext,
 };
@@ -205,8 +211,9 @@ fn send_all(copied: Copied, to: Recipients) {
             let result = match sent {
                 Ok(Ok(())) => MirrorResult::Sent,
                 Ok(Err(error)) => {
-                    tracing::debug!(backend = &*mirror.backend.key, error, "a mirrored request failed");
-                    MirrorResult::Failed
+                    tracing::debug!(backend = &*mirror.backend.key, %error, "a mirrored request failed");
+                    let refused = matches!(error, Error::Limit { .. } | Error::CircuitOpen { .. });
+                    if refused { MirrorResult::Overload } else { MirrorResult::Failed }
                 }
                 Err(_) => MirrorResult::Failed,
             };
@@ -216,26 +223,150 @@ fn send_all(copied: Copied, to: Recipients) {
     }
 }
 
-/// Sends the copy to one endpoint and reads the answer to its end.
-async fn send(mirror: &Mirror, copied: &Copied) -> Result<(), String> {
-    let pick = copied.ctx.upstreams.pick(&mirror.backend, &[], |_| None).await.map_err(|error| error.to_string())?;
+/// Sends the copy to one endpoint, as far as breaker and limits of the backend allow it, and reads the answer to its end.
+async fn send(mirror: &Mirror, copied: &Copied) -> Result<(), Error> {
+    let (backend, upstreams) = (&mirror.backend, &copied.ctx.upstreams);
+    if !backend.shield.is_told() {
+        upstreams.await_policy(backend).await?;
+    }
+    let rules = backend.shield.rules();
+    let (_place, permit) = match &rules {
+        Some(rules) => (
+            backend.shield.place(rules, What::Request, &backend.key)?,
+            backend.shield.admit(rules, &backend.key, Instant::now())?,
+        ),
+        None => (None, None),
+    };
+    let pick = upstreams.pick(backend, &[], |_| None).await?;
+    let (outcome, answer) = ask(&pick, backend, rules.as_deref(), copied).await;
+    let now = Instant::now();
+    pick.report(outcome, now);
+    backend.shield.report(permit, outcome, &backend.key, now);
+    let mut answer = answer?;
+    while let Some(frame) = poll_fn(|cx| answer.poll_frame(cx)).await {
+        frame.map_err(|error| broken(&pick, error.to_string()))?;
+    }
+    Ok(())
+}
+
+/// The answer's body, and what its head, or the lack of one, says of the endpoint.
+async fn ask(pick: &Pick, backend: &Backend, rules: Option<&Rules>, copied: &Copied) -> (Outcome, Result<Body, Error>) {
     let carry = if copied.head.is_http2() { Carry::Http2 } else { Carry::Http1 };
-    let connection = pick.http(carry).await.map_err(|error| error.to_string())?;
+    let connecting = pin!(pick.http(carry));
+    let connected = match rules {
+        Some(rules) => guarded::waiting_in_place(backend, rules, connecting).await,
+        None => connecting.await,
+    };
+    let connection = match connected {
+        Ok(connection) => connection,
+        Err(error @ Error::Limit { .. }) => return (Outcome::Neutral, Err(error)),
+        Err(error) => return (Outcome::Failure, Err(error)),
+    };
     let mut head = copied.head.clone();
-    headers::settle(&mut head, &mirror.backend.key);
+    headers::settle(&mut head, &backend.key);
     if connection.is_http1() {
         headers::for_http1(&mut head);
     }
     let body = Body::kept(copied.frames.clone(), copied.trailers.clone());
-    let reply = connection.send(&head, body, Extras::default()).await.map_err(|error| {
-        pick.report(if error.own || error.unfit { Outcome::Neutral } else { Outcome::Failure }, Instant::now());
-        error.reason
-    })?;
-    let failed = reply.head.status.is_server_error();
-    pick.report(if failed { Outcome::Failure } else { Outcome::Success }, Instant::now());
-    let mut answer = reply.body;
-    while let Some(frame) = std::future::poll_fn(|cx| answer.poll_frame(cx)).await {
-        frame.map_err(|error| error.to_string())?;
+    match connection.send(&head, body, Extras::default()).await {
+        Ok(reply) if reply.head.status.is_server_error() => (Outcome::Failure, Ok(reply.body)),
+        Ok(reply) => (Outcome::Success, Ok(reply.body)),
+        Err(error) => {
+            let outcome = if error.own || error.unfit { Outcome::Neutral } else { Outcome::Failure };
+            (outcome, Err(broken(pick, error.reason)))
+        }
     }
-    Ok(())
+}
+
+fn broken(pick: &Pick, reason: String) -> Error {
+    Error::Reset { endpoint: pick.endpoint.address.to_string(), reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::RefCell, net::SocketAddr, time::Duration};
+
+    use http::Version;
+    use tokio::{io::AsyncWriteExt, net::TcpStream};
+
+    use super::*;
+    use crate::{
+        policy::{BackendPolicy, Protocol, Target},
+        testing::{Sidecar, application, read_until, run},
+        upstream::{Endpoint, EndpointSet, breaker::Settings, bulkhead::Limits},
+    };
+
+    fn mirror(to: SocketAddr, policy: BackendPolicy) -> Mirror {
+        let backend = Arc::new(Backend::new("shop/next:80".into()));
+        backend.publish(EndpointSet::new(true, Protocol::Http1, vec![Endpoint::plain(to)]).under(Arc::new(policy)));
+        let metrics = MirrorMetrics::new("shop/shop", "route", "0", "shop/next:80");
+        Mirror { backend, share: Share::new(1, 1).unwrap(), metrics }
+    }
+
+    fn copied(sidecar: &Sidecar) -> Copied {
+        let mut head = RequestHead::new(Version::HTTP_11, Method::GET, "/");
+        head.set_authority("shop");
+        Copied { head, ctx: Rc::clone(&sidecar.ctx), frames: VecDeque::new(), bytes: 0, trailers: None }
+    }
+
+    #[test]
+    fn copies_take_places_among_the_requests_of_their_backend() {
+        run(async {
+            let held = Rc::new(RefCell::new(None::<TcpStream>));
+            let hold = Rc::clone(&held);
+            let app = application(move |mut stream| {
+                let hold = Rc::clone(&hold);
+                async move {
+                    read_until(&mut stream, b"\r\n\r\n").await.unwrap();
+                    *hold.borrow_mut() = Some(stream);
+                }
+            })
+            .await;
+            let limits = Limits { requests: Some(1), ..Limits::default() };
+            let mirror = Rc::new(mirror(app, BackendPolicy { limits, ..BackendPolicy::default() }));
+            let sidecar = Sidecar::new("client", || Target::Outside);
+            let (first, copy) = (Rc::clone(&mirror), copied(&sidecar));
+            let first = tokio::task::spawn_local(async move { send(&first, &copy).await });
+            while held.borrow().is_none() {
+                tokio::task::yield_now().await;
+            }
+            let refused = send(&mirror, &copied(&sidecar)).await;
+            assert!(matches!(refused, Err(Error::Limit { .. })), "{refused:?}");
+            let mut stream = held.borrow_mut().take().unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+            first.await.unwrap().unwrap();
+            assert_eq!(mirror.backend.shield.counts.held(What::Request), 0, "its place is given back");
+        });
+    }
+
+    #[test]
+    fn copies_ask_the_breaker_and_tell_it_how_they_ended() {
+        run(async {
+            let app = application(|mut stream| async move {
+                while read_until(&mut stream, b"\r\n\r\n").await.is_some() {
+                    let answer = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n";
+                    stream.write_all(answer).await.unwrap();
+                }
+            })
+            .await;
+            let breaker = Settings {
+                consecutive: Some(2),
+                percent: None,
+                window: Duration::from_secs(10),
+                minimum_volume: 1,
+                open: Duration::from_secs(60),
+                open_max: Duration::from_secs(60),
+                probes: 1,
+                successes: 1,
+            };
+            let breaker = Some(Arc::new(breaker));
+            let mirror = mirror(app, BackendPolicy { breaker, ..BackendPolicy::default() });
+            let sidecar = Sidecar::new("client", || Target::Outside);
+            for _ in 0..2 {
+                send(&mirror, &copied(&sidecar)).await.unwrap();
+            }
+            let refused = send(&mirror, &copied(&sidecar)).await;
+            assert!(matches!(refused, Err(Error::CircuitOpen { .. })), "{refused:?}");
+        });
+    }
 }

@@ -163,7 +163,7 @@ pub enum MirrorResult {
     Sent,
     /// No connection could be made, or no whole answer came in time.
     Failed,
-    /// Too many were under way, or too many bytes held.
+    /// Too many were under way, or too many bytes held; or the backend's breaker or limits let none be made.
     Overload,
     /// Its body is larger than what is copied.
     TooLarge,
