@@ -13,6 +13,7 @@ pub mod hedging;
 pub mod http_match;
 pub mod http_route;
 pub mod retry_policy;
+pub(crate) mod says;
 pub mod session;
 pub mod share;
 pub mod static_answer;

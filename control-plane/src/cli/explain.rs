@@ -10,8 +10,9 @@ use super::{
 
 mod carried;
 
-/// Port of a URL that names none.
-const DEFAULT_PORT: u16 = 80;
+/// Ports of URLs that name none.
+const HTTP_PORT: u16 = 80;
+const HTTPS_PORT: u16 = 443;
 
 /// Show what a workload's proxy would do with a request, or what proxies did with one, and which object decided it
 ///
@@ -29,7 +30,8 @@ const DEFAULT_PORT: u16 = 80;
 pub(super) struct Args {
     /// The client: WORKLOAD or NAMESPACE/WORKLOAD, as `leno get proxies` names it. With --last-failed, --last-refused or --header: whose
     workload: Option<String>,
-    /// What it calls: http://SERVICE.NAMESPACE[:PORT]/PATH?QUERY, or an address instead of the name
+    /// What it calls: http://SERVICE.NAMESPACE[:PORT]/PATH?QUERY, or an address instead of the name; https, if the application itself
+    /// speaks TLS: then its server name decides, and nothing in a request
     url: Option<String>,
     /// A request that was carried: its trace id, traceparent, or the leno-request-id of its answer
     #[arg(long, value_name = "ID", env = "LENO_TRACE", conflicts_with_all = ["workload", "url", "last_failed", "last_refused", "headers"])]
@@ -46,6 +48,9 @@ pub(super) struct Args {
     /// A header of the request, may be repeated. Without a URL: of the request that was carried, once
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", env = "LENO_HEADER")]
     headers: Vec<String>,
+    /// With https: the server name in the application's TLS (SNI) [default: the URL's host]
+    #[arg(long, value_name = "NAME", env = "LENO_SERVER_NAME", requires = "url")]
+    server_name: Option<String>,
     /// The workload's namespace [default: that of the kubeconfig's context, or default]
     #[arg(short, long, env = "LENO_NAMESPACE")]
     namespace: Option<String>,
@@ -82,7 +87,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
 }
 
 fn hypothetical(args: &Args, proxy: &str, url: &str) -> anyhow::Result<u8> {
-    let request = match request(url, &args.method, &args.headers) {
+    let request = match request(url, args) {
         Ok(request) => request,
         Err(wrong) => return super::usage(&wrong),
     };
@@ -102,22 +107,29 @@ fn hypothetical(args: &Args, proxy: &str, url: &str) -> anyhow::Result<u8> {
 }
 
 /// The request that a URL stands for.
-fn request(url: &str, method: &str, headers: &[String]) -> Result<RequestToExplain, String> {
+fn request(url: &str, args: &Args) -> Result<RequestToExplain, String> {
+    let Args { method, headers, server_name, .. } = args;
     let wrong = || format!("{url:?} is not like http://shop.default:80/path");
     let uri: tonic::transport::Uri =
         if url.contains("://") { url.parse() } else { format!("http://{url}").parse() }.map_err(|_| wrong())?;
-    if uri.scheme_str() != Some("http") {
-        return Err(format!("{url:?}: the application speaks plain HTTP to its proxy, write http://"));
-    }
+    let default_port = match uri.scheme_str() {
+        Some("http") if server_name.is_none() => HTTP_PORT,
+        Some("http") => return Err(format!("{url:?}: plain HTTP has no server name, write https://")),
+        Some("https") => HTTPS_PORT,
+        _ => return Err(wrong()),
+    };
     let authority = uri.authority().ok_or_else(wrong)?;
     let header = |text: &String| {
         let (name, value) = text.split_once(':').ok_or_else(|| format!("{text:?} is not a header (NAME: VALUE)"))?;
         Ok(Header { name: name.trim().to_ascii_lowercase(), value: value.trim().to_owned() })
     };
-    let port = uri.port_u16().unwrap_or(DEFAULT_PORT);
+    let port = uri.port_u16().unwrap_or(default_port);
+    let host = uri.host().ok_or_else(wrong)?;
+    let named = || server_name.clone().unwrap_or_else(|| host.to_owned());
     Ok(RequestToExplain {
-        destination: format!("{}:{port}", uri.host().ok_or_else(wrong)?),
-        method: method.to_owned(),
+        destination: format!("{host}:{port}"),
+        server_name: if default_port == HTTPS_PORT { named() } else { String::new() },
+        method: method.clone(),
         target: uri.path_and_query().map_or("/", |target| target.as_str()).to_owned(),
         authority: authority.to_string(),
         headers: headers.iter().map(header).collect::<Result<_, String>>()?,
@@ -147,10 +159,12 @@ fn decision_json(decision: &Decision) -> Value {
 }
 
 fn text(proxy: &str, request: &RequestToExplain, explanation: &Explanation, style: Style) -> String {
-    let title = format!(
-        "{} {} to {}, by proxy {proxy} at generation {}",
-        request.method, request.target, request.destination, explanation.generation
-    );
+    let what = match request.server_name.as_str() {
+        "" => format!("{} {}", request.method, request.target),
+        name => format!("TLS for {name}"),
+    };
+    let (to, generation) = (&request.destination, explanation.generation);
+    let title = format!("{what} to {to}, by proxy {proxy} at generation {generation}");
     let mut text = format!("{}\n", style.bold(&clean(&title)));
     for decision in &explanation.decisions {
         text += &format!("  {}\n", line(decision, widest(&explanation.decisions), "", style));
@@ -187,17 +201,42 @@ fn line(decision: &Decision, widest: usize, when: &str, style: Style) -> String 
 mod tests {
     use super::*;
 
+    /// As of `leno explain client`, with these arguments.
+    fn asked(url: &str, more: &[&str]) -> Result<RequestToExplain, String> {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: Args,
+        }
+        let line = ["explain", "client", url].into_iter().chain(more.iter().copied());
+        let Line { args } = clap::Parser::try_parse_from(line).map_err(|error| error.to_string())?;
+        request(url, &args)
+    }
+
     #[test]
     fn a_url_is_a_request() {
-        let asked = request("http://shop.default/cart?x=1", "POST", &["X-Version: two".to_owned()]).unwrap();
-        assert_eq!((asked.destination.as_str(), asked.target.as_str()), ("shop.default:80", "/cart?x=1"));
-        assert_eq!(asked.headers, [Header { name: "x-version".into(), value: "two".into() }]);
-        assert_eq!(request("10.0.0.1:8080", "GET", &[]).unwrap().destination, "10.0.0.1:8080");
-        assert_eq!(request("http://[fd00::1]:80/", "GET", &[]).unwrap().destination, "[fd00::1]:80");
-        for (url, header) in [("https://shop/", ""), ("http://", ""), ("a b", ""), ("http://shop/", "nothing")] {
-            let headers: Vec<String> =
-                Some(header.to_owned()).filter(|header| !header.is_empty()).into_iter().collect();
-            assert!(request(url, "GET", &headers).is_err(), "{url} {header}");
+        let post = asked("http://shop.default/cart?x=1", &["-X", "POST", "-H", "X-Version: two"]).unwrap();
+        assert_eq!((post.destination.as_str(), post.target.as_str()), ("shop.default:80", "/cart?x=1"));
+        assert_eq!(post.headers, [Header { name: "x-version".into(), value: "two".into() }]);
+        assert_eq!(asked("10.0.0.1:8080", &[]).unwrap().destination, "10.0.0.1:8080");
+        assert_eq!(asked("http://[fd00::1]:80/", &[]).unwrap().destination, "[fd00::1]:80");
+        for (url, more) in [
+            ("ftp://shop/", &[] as &[&str]),
+            ("http://", &[]),
+            ("a b", &[]),
+            ("http://shop/", &["-H", "nothing"]),
+            ("http://shop/", &["--server-name", "shop"]),
+        ] {
+            assert!(asked(url, more).is_err(), "{url} {more:?}");
         }
+    }
+
+    #[test]
+    fn https_is_the_applications_own_tls() {
+        let tls = asked("https://shop.default", &[]).unwrap();
+        assert_eq!((tls.destination.as_str(), tls.server_name.as_str()), ("shop.default:443", "shop.default"));
+        let other = asked("https://10.0.0.1:8443", &["--server-name", "a.example"]).unwrap();
+        assert_eq!((other.destination.as_str(), other.server_name.as_str()), ("10.0.0.1:8443", "a.example"));
+        assert_eq!(asked("http://shop.default", &[]).unwrap().server_name, "");
     }
 }

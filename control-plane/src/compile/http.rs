@@ -87,6 +87,7 @@ pub(super) fn session_of(of: &str, session: &model::SessionPersistence) -> v1::S
         idle_timeout: session.idle_timeout.map(duration),
         permanent: session.permanent,
         path: session.path.to_string(),
+        origin: None,
     }
 }
 

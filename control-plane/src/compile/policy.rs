@@ -26,7 +26,9 @@ pub(super) fn of_backend(sources: &mut Sources<'_>, service: &ObjectKey, port: &
     };
     // What our own policy says of the budget comes first.
     let mut sent = own.unwrap_or_else(|| v1::BackendPolicy { origin: Some(object_ref(key)), ..Default::default() });
-    sent.retry_budget.get_or_insert_with(|| resilience::retry_budget(budget));
+    let by = (sent.origin != Some(object_ref(key))).then(|| object_ref(key));
+    let of_traffic = || v1::RetryBudget { origin: by, ..resilience::retry_budget(budget) };
+    sent.retry_budget.get_or_insert_with(of_traffic);
     Some(sent)
 }
 
@@ -39,10 +41,11 @@ pub(super) fn session_of_backend(
     let known = model::service(&sources.world.objects, service)?.port(port);
     let port_name = known.map_or("", |port| &port.name);
     let traffic = sources.policy(Kind::BackendTrafficPolicy, service, port_name);
-    let Some((_, PolicySpec::Traffic(TrafficPolicy { session_persistence: Some(session), .. }))) = traffic else {
+    let Some((key, PolicySpec::Traffic(TrafficPolicy { session_persistence: Some(session), .. }))) = traffic else {
         return None;
     };
-    Some(session_of(&format!("{service}:{port}"), session))
+    let origin = Some(object_ref(key));
+    Some(v1::SessionPersistence { origin, ..session_of(&format!("{service}:{port}"), session) })
 }
 
 fn of_backend_policy(sources: &mut Sources<'_>, service: &ObjectKey, port: &str) -> Option<v1::BackendPolicy> {

@@ -55,5 +55,6 @@ pub(super) fn retry_budget(budget: &RetryBudget) -> v1::RetryBudget {
         per_second: budget.per_second,
         burst: budget.burst,
         answer_unavailable: budget.answer_unavailable,
+        origin: None,
     }
 }

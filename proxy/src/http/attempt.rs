@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     error::Error,
+    policy::says::{By, Part},
     upstream::{
         Outcome, Pick,
         breaker::Permit,
@@ -106,6 +107,7 @@ pub(super) async fn once(
         {
             let twice = Twice {
                 hedge,
+                by: plan.action.map_or(By::Nobody, |action| action.by(Part::OfPolicy)),
                 backend,
                 guarded,
                 head: template.head,

@@ -84,9 +84,7 @@ pub(crate) async fn forward(exchange: &mut Exchange, plan: Plan<'_>, outgoing: O
     let answer = make_tries(exchange, &plan, &mut template).await;
     if let Err(error) = &answer {
         exchange.fails_for(Some(error.reason()), Some(template.head));
-        if let To::Backend(backend) = plan.to {
-            told::refused(exchange, backend, error, noted);
-        }
+        told::refused(exchange, &plan, template.head, error, noted);
     }
     answer
 }
@@ -153,7 +151,7 @@ async fn make_tries(exchange: &mut Exchange, plan: &Plan<'_>, template: &mut Tem
         let next = match wanted.and_then(|next| guarded.may_retry(exchange, now).map(|()| next)) {
             Ok(next) => next,
             Err(why) => {
-                exchange.tell("retry", false, || format!("no further try: {why}"));
+                told::no_further(exchange, plan, why);
                 if is_in_vain(plan.to, failure, wanted.is_ok(), !tried.is_empty()) {
                     exchange.retried_in_vain();
                 }
@@ -166,7 +164,7 @@ async fn make_tries(exchange: &mut Exchange, plan: &Plan<'_>, template: &mut Tem
                 };
             }
         };
-        told::again(exchange, next, failure);
+        told::again(exchange, plan.action, next, failure);
         tracing::debug!(endpoint = %pick.endpoint.address, %error, ?failure, "trying again");
         exchange.metrics.retried();
         tries.by_policy += u32::from(matches!(next, Next::ByPolicy(_)));

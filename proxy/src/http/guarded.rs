@@ -65,6 +65,9 @@ impl<'a> Guarded<'a> {
             let mut told = Box::pin(ctx.upstreams.await_policy(backend));
             exchange.within(None, told.as_mut()).await?;
         }
+        if let Some(backend) = backend {
+            told::called(exchange, backend, action);
+        }
         let rules = backend.and_then(|backend| backend.shield.rules());
         let (Some(backend), Some(rules)) = (backend, rules) else {
             stream_idle.into_iter().for_each(|idle| exchange.watch().limit_idle(idle));
@@ -78,7 +81,6 @@ impl<'a> Guarded<'a> {
         }
         stream_idle.or(rules.stream_idle).into_iter().for_each(|idle| exchange.watch().limit_idle(idle));
         exchange.places.extend(backend.shield.place(&rules, What::Request, &backend.key)?);
-        told::shielded(exchange, backend, &rules);
         let try_timeout = try_timeout.or(rules.try_timeout);
         Ok(Self { backend: Some(backend), budget, rules: Some(rules), try_timeout })
     }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     error::Error,
-    policy::hedging::Hedge,
+    policy::{hedging::Hedge, says::By},
     upstream::{
         Backend, Outcome, Pick,
         breaker::Permit,
@@ -28,6 +28,8 @@ use crate::{
 /// What both tries are made of.
 pub(super) struct Twice<'a> {
     pub(super) hedge: &'a Hedge,
+    /// Who asks for it.
+    pub(super) by: By<'a>,
     pub(super) backend: &'a Arc<Backend>,
     pub(super) guarded: &'a Guarded<'a>,
     pub(super) head: &'a RequestHead,
@@ -93,7 +95,8 @@ pub(super) async fn send(
         tries.sent += 1;
         exchange.record.attempts = tries.sent;
         let second = tries.sent;
-        exchange.tell("hedging", true, || format!("not answered in time: sent to {other}, too, as try {second}"));
+        let text = || format!("not answered in time: sent to {other}, too, as try {second}");
+        exchange.tell_said("hedging", true, twice.by, text);
     }
     let first = Try { pick, permit, number };
     let Ended { first: of_first, second, second_won } = match ended {

@@ -13,7 +13,6 @@ use prost::Message as _;
 use super::head::{Name, RequestHead};
 use crate::{
     config::limits,
-    policy::RuleOrigin,
     reason::Reason,
     telemetry::{Direction, RequestRecord, kept::Cause},
 };
@@ -194,14 +193,6 @@ pub(crate) fn cause(reason: Option<Reason>) -> Cause {
 /// DATA_LOSS.
 pub(crate) fn is_fault(grpc_status: u16) -> bool {
     matches!(grpc_status, 2 | 4 | 8 | 13 | 14 | 15)
-}
-
-/// "HTTPRoute shop/cart, rule 0"
-pub(crate) fn origin_text(origin: &RuleOrigin) -> String {
-    if origin.rule.is_empty() {
-        return "the Service's default".to_owned();
-    }
-    format!("{}, rule {}", origin.route, origin.rule)
 }
 
 /// The id that the other proxy wrote into a head. Only mesh peers are asked: from others such headers were removed.

@@ -8,13 +8,17 @@ use std::{
 
 use super::{
     exchange::{Exchange, grpc_status},
+    forward::{Plan, To},
     head::{Fields, Name, RequestHead, ResponseHead},
     notes::{self, Because, HEADER, Id, Notes},
-    retry::{Failure, Next},
+    retry::{Failure, Next, NoRetry},
 };
 use crate::{
     error::Error,
-    policy::RuleOrigin,
+    policy::{
+        HttpAction, RuleOrigin,
+        says::{self, By, Caller, Part, Said},
+    },
     reason::Reason,
     telemetry::{
         Direction, RequestRecord,
@@ -23,7 +27,6 @@ use crate::{
     upstream::{
         Backend, Outcome, Pick,
         pool::{Carry, HttpConnection, Reply, SendError},
-        shield::Rules,
     },
     worker::{Context, Random},
 };
@@ -85,7 +88,7 @@ impl Exchange {
         text: impl FnOnce() -> String,
     ) {
         if self.notes.is_some() {
-            self.note(subject, applies, notes::origin_text(rule), text());
+            self.note(subject, applies, By::Rule(rule).text(), text());
         }
     }
 
@@ -93,6 +96,22 @@ impl Exchange {
     pub(crate) fn tell_by(&mut self, subject: &str, applies: bool, object: &str, text: impl FnOnce() -> String) {
         if self.notes.is_some() {
             self.note(subject, applies, object.to_owned(), text());
+        }
+    }
+
+    /// As [`Self::tell`], by whoever says so.
+    pub(crate) fn tell_said(&mut self, subject: &str, applies: bool, by: By<'_>, text: impl FnOnce() -> String) {
+        if self.notes.is_some() {
+            self.note(subject, applies, by.text(), text());
+        }
+    }
+
+    /// What policy says of it, but for defaults.
+    pub(crate) fn tell_all(&mut self, all: Vec<Said<'_>>) {
+        for Said { subject, applies, text, by } in all {
+            if !matches!(by, By::Nobody) {
+                self.note(subject, applies, by.text(), text);
+            }
         }
     }
 
@@ -273,8 +292,12 @@ fn answer_text(answer: &ResponseHead, pick: &Pick) -> String {
 }
 
 /// There is to be another try after this failure.
-pub(super) fn again(exchange: &mut Exchange, next: Next, failure: Failure) {
-    exchange.tell("retry", true, || match next {
+pub(super) fn again(exchange: &mut Exchange, action: Option<&HttpAction>, next: Next, failure: Failure) {
+    let by = match next {
+        Next::AtOnce => By::Nobody,
+        Next::ByPolicy(_) => retry_by(action),
+    };
+    exchange.tell_said("retry", true, by, || match next {
         Next::AtOnce => {
             let why = match failure {
                 Failure::NotConnected => "nothing was sent",
@@ -287,14 +310,44 @@ pub(super) fn again(exchange: &mut Exchange, next: Next, failure: Failure) {
     });
 }
 
-/// The request failed on its way to a backend. What stands before that is told with its policy; `noted`: but for what was told
-/// when the request came to it.
-pub(super) fn refused(exchange: &mut Exchange, backend: &Backend, error: &Error, noted: bool) {
+/// There is to be no other try.
+pub(super) fn no_further(exchange: &mut Exchange, plan: &Plan<'_>, why: NoRetry) {
     if !exchange.is_told() {
         return;
     }
-    if !noted && let Some(rules) = backend.shield.rules() {
-        shielded(exchange, backend, &rules);
+    let text = || format!("no further try: {why}");
+    let of_backend = match (plan.to, why) {
+        (To::Backend(backend), NoRetry::CircuitOpen | NoRetry::Limit | NoRetry::Budget) => {
+            Some(backend.endpoints.load_full())
+        }
+        _ => None,
+    };
+    match of_backend.as_ref().map(|set| &*set.policy) {
+        Some(policy) => {
+            let budget = policy.budget_origin.as_ref().filter(|_| why == NoRetry::Budget);
+            let by = budget.or(policy.origin.as_ref()).map_or(By::Nobody, By::Object);
+            exchange.tell_said("retry", false, by, text);
+        }
+        None => match why {
+            NoRetry::UsedUp | NoRetry::NotNamed => exchange.tell_said("retry", false, retry_by(plan.action), text),
+            _ => exchange.tell("retry", false, text),
+        },
+    }
+}
+
+/// Who says what is tried again.
+fn retry_by(action: Option<&HttpAction>) -> By<'_> {
+    let action = action.filter(|action| action.retry.is_some());
+    action.map_or(By::Nobody, |action| action.by(Part::Retry))
+}
+
+/// The request failed on its way to a backend, and nothing had been told of it by then (`noted`: but this was, when it came to
+/// it): what policy says of it.
+pub(super) fn refused(exchange: &mut Exchange, plan: &Plan<'_>, head: &RequestHead, error: &Error, noted: bool) {
+    let (To::Backend(backend), true) = (plan.to, exchange.is_told()) else { return };
+    if !noted {
+        plan.action.into_iter().for_each(|action| exchange.tell_all(says::of_rule(action, head)));
+        called(exchange, backend, plan.action);
     }
     let subject = match error {
         Error::CircuitOpen { .. } => "circuit",
@@ -306,30 +359,11 @@ pub(super) fn refused(exchange: &mut Exchange, backend: &Backend, error: &Error,
     exchange.tell_by(subject, false, &origin, || error.to_string());
 }
 
-/// What policy puts before a backend let the request in.
-pub(super) fn shielded(exchange: &mut Exchange, backend: &Backend, rules: &Rules) {
-    if !exchange.is_told() {
-        return;
-    }
-    let origin = backend.endpoints.load().policy.origin.clone().unwrap_or_default();
-    if let Some(timeout) = rules.request_timeout {
-        exchange.tell_by("timeout", true, &origin, || format!("the whole request, unless its rule says: {timeout:?}"));
-    }
-    if let Some(timeout) = rules.response_timeout {
-        exchange.tell_by("timeout", true, &origin, || {
-            format!("until the head of the answer, unless its rule says: {timeout:?}")
-        });
-    }
-    if let Some(timeout) = rules.try_timeout {
-        exchange.tell_by("timeout", true, &origin, || format!("each try, unless the rule says: {timeout:?}"));
-    }
-    if rules.breaker.is_some() {
-        let state = backend.shield.breaker.state();
-        exchange.tell_by("circuit", true, &origin, || format!("the circuit breaker of {} is {state}", backend.key));
-    }
-    for (what, limit) in rules.limits.set() {
-        let held = backend.shield.counts.held(what);
-        exchange.tell_by("limit", true, &origin, || format!("{held} of {limit} {} are taken", what.as_str()));
+/// What policy says of how the backend is called.
+pub(super) fn called(exchange: &mut Exchange, backend: &Backend, action: Option<&HttpAction>) {
+    if exchange.is_told() {
+        let set = backend.endpoints.load_full();
+        exchange.tell_all(says::of_backend(backend, &set.policy, Caller::Request(action), Instant::now()));
     }
 }
 
@@ -367,7 +401,7 @@ fn of_record(ctx: &Context, record: &RequestRecord, now: Instant) -> Box<Notes> 
     let mut notes = Notes::begin(Because::Failed, id, started, None, &[]);
     let mut add = |subject: &str, text: String, origin: String| notes.add(subject, true, text, origin, now);
     if let Some(rule) = &record.route {
-        add("rule", "matches".to_owned(), notes::origin_text(rule));
+        add("rule", "matches".to_owned(), By::Rule(rule).text());
     }
     if let Some(backend) = &record.backend {
         add("backend", backend.to_string(), String::new());

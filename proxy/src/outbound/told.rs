@@ -1,14 +1,18 @@
 //! What a request's notes are told of its way to a backend; see [`crate::http::notes`]. Each does nothing for a request without notes.
 
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, time::Instant};
+
+use http::StatusCode;
 
 use crate::{
     error::Error,
-    http::{exchange::Exchange, filter::Filters, head::RequestHead},
-    policy::{Destination, HttpAction, HttpRoutes, ServicePort, Target, http_route::HttpBackend},
+    http::{exchange::Exchange, head::RequestHead},
+    policy::{
+        Destination, HttpAction, HttpRoutes, ServicePort, Target,
+        http_route::HttpBackend,
+        says::{self, By, Part},
+    },
+    reason::Reason,
 };
 
 /// Rules passed over that are told of, beside the one that holds.
@@ -58,17 +62,7 @@ pub(super) fn rule(exchange: &mut Exchange, service: &ServicePort, head: &Reques
     }
     if let Some(action) = matched {
         exchange.tell_by_rule("rule", true, &action.origin, || "matches".to_owned());
-        if let Some(timeout) = action.request_timeout {
-            exchange.tell_by_rule("timeout", true, &action.origin, || format!("the whole request: {timeout:?}"));
-        }
-        if let (Some(timeout), Some(policy)) = (action.response_timeout, &action.policy)
-            && timeout < Duration::MAX
-        {
-            exchange.tell_by("timeout", true, &policy.origin, || format!("until the head of the answer: {timeout:?}"));
-        }
-        if let Some(timeout) = action.try_timeout {
-            exchange.tell_by_rule("timeout", true, &action.origin, || format!("each try: {timeout:?}"));
-        }
+        exchange.tell_all(says::of_rule(action, head));
     }
 }
 
@@ -81,7 +75,8 @@ pub(super) fn backend(exchange: &mut Exchange, action: &HttpAction, chosen: Opti
     let total: u64 = action.backends.iter().map(|(weight, _)| u64::from(*weight)).sum();
     let weight = action.backends.iter().find(|(_, entry)| std::ptr::eq(entry, chosen)).map_or(0, |(weight, _)| *weight);
     let how = if by_session { "by its session".to_owned() } else { format!("drawn with weight {weight} of {total}") };
-    exchange.tell_by_rule("backend", chosen.backend.is_ok(), &action.origin, || match &chosen.backend {
+    let by = if by_session { action.session_by(chosen) } else { By::Rule(&action.origin) };
+    exchange.tell_said("backend", chosen.backend.is_ok(), by, || match &chosen.backend {
         Ok(to) => format!("{}, {how}", to.key),
         Err(reason) => format!("{how}, and cannot be used: {reason}"),
     });
@@ -93,28 +88,20 @@ pub(super) fn filtered(exchange: &mut Exchange, action: &HttpAction, chosen: &Ht
         return;
     }
     for filters in [&action.filters, &chosen.filters] {
-        let Some(text) = filters_text(filters, head) else { continue };
-        exchange.tell_by_rule("filter", true, &action.origin, || text);
+        exchange.tell_all(says::of_filters(filters, &action.origin));
+    }
+    if [&action.filters, &chosen.filters].iter().any(|filters| filters.rewrite.is_some()) {
+        let host = head.authority().unwrap_or("the same host");
+        exchange.tell_by_rule("filter", true, &action.origin, || format!("rewritten to {} at {host}", head.path()));
     }
 }
 
-fn filters_text(filters: &Filters, head: &RequestHead) -> Option<String> {
-    let mut parts = Vec::new();
-    let named = filters.request.names().collect::<Vec<_>>();
-    if !named.is_empty() {
-        parts.push(format!("request headers changed: {}", named.join(", ")));
+/// The proxy is to answer as policy spells out. An answer that is no failure is told of only if somebody wanted notes.
+pub(super) fn direct(exchange: &mut Exchange, action: &HttpAction, head: &RequestHead, status: StatusCode) {
+    if !exchange.is_told() && (status.is_client_error() || status.is_server_error()) {
+        exchange.fails_for(Some(Reason::DirectResponse), Some(head));
+        exchange.tell_all(says::of_rule(action, head));
     }
-    let named = filters.response.names().collect::<Vec<_>>();
-    if !named.is_empty() {
-        parts.push(format!("of the response to be changed: {}", named.join(", ")));
-    }
-    if filters.rewrite.is_some() {
-        parts.push(format!("rewritten to {} at {}", head.path(), head.authority().unwrap_or("the same host")));
-    }
-    for mirror in &filters.mirrors {
-        parts.push(format!("{} gets a copy of {} of these requests", mirror.backend.key, mirror.share));
-    }
-    (!parts.is_empty()).then(|| parts.join("; "))
 }
 
 /// What was chosen could not be reached any more, and yet gave way to no fallback.
@@ -125,6 +112,6 @@ pub(super) fn no_fallback(exchange: &mut Exchange, action: &HttpAction) {
 /// What was chosen gave way to a fallback.
 pub(super) fn fallback(exchange: &mut Exchange, action: &HttpAction, to: &str, error: &Error) {
     if exchange.is_told() {
-        exchange.tell_by_rule("fallback", true, &action.origin, || format!("{to}, because {error}"));
+        exchange.tell_said("fallback", true, action.by(Part::OfPolicy), || format!("{to}, because {error}"));
     }
 }

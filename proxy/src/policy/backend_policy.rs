@@ -29,6 +29,8 @@ pub struct BackendPolicy {
     /// A pooled connection without a request. None: POOL_IDLE or MESH_POOL_IDLE.
     pub connection_idle: Option<Duration>,
     pub retry_budget: budget::Settings,
+    /// Who says the budget, if it is not `origin`.
+    pub budget_origin: Option<Arc<str>>,
     pub breaker: Option<Arc<breaker::Settings>>,
     pub limits: bulkhead::Limits,
 }
@@ -46,6 +48,7 @@ impl Default for BackendPolicy {
             stream_idle: None,
             connection_idle: None,
             retry_budget: budget::Settings::default(),
+            budget_origin: None,
             breaker: None,
             limits: bulkhead::Limits::default(),
         }

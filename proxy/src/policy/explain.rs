@@ -1,10 +1,7 @@
 //! What would be done with a request, and why: the decisions of its way, made by the same policy and the same matches as a
 //! real one's, and put into words. Nothing is sent, and nothing changes by it.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 use http::{Method, Version};
 use leno_proto::v1::{Decision, RequestToExplain};
@@ -12,8 +9,8 @@ use leno_proto::v1::{Decision, RequestToExplain};
 use super::{
     Destination, DestinationKey, HttpAction, RuleOrigin, ServicePort, Store, Target,
     fault::Faults,
-    http_route::{Fallback, HttpBackend, HttpRoutes, RulePolicy},
-    retry_policy::{Retry, Whom},
+    http_route::{HttpBackend, HttpRoutes},
+    says::{self, By, Caller, Said},
     store::Snapshot,
 };
 use crate::{
@@ -52,7 +49,11 @@ pub(super) async fn explain(store: &Store, question: &RequestToExplain) -> Resul
     };
     let _ = tokio::time::timeout(limits::CONNECT_TIMEOUT, known).await;
     let mut explanation = Explainer { snapshot: &store.snapshot(), now: Instant::now(), decisions: Vec::new() };
-    explanation.destination(&destination, &head);
+    let asked = match question.server_name.as_str() {
+        "" => Asked::Request(&head),
+        name => Asked::Tls(name),
+    };
+    explanation.destination(&destination, asked);
     Ok(explanation.told())
 }
 
@@ -61,6 +62,15 @@ pub(super) async fn explain(store: &Store, question: &RequestToExplain) -> Resul
 pub(super) struct Told {
     pub(super) decisions: Vec<Decision>,
     pub(super) generation: u64,
+}
+
+/// What comes from the application.
+#[derive(Clone, Copy)]
+enum Asked<'a> {
+    /// In plaintext.
+    Request(&'a RequestHead),
+    /// A connection of its own TLS, for this server name.
+    Tls(&'a str),
 }
 
 fn head(question: &RequestToExplain) -> Result<RequestHead, String> {
@@ -78,6 +88,16 @@ fn head(question: &RequestToExplain) -> Result<RequestHead, String> {
         head.fields.push(header.name.as_bytes(), header.value.as_bytes());
     }
     Ok(head)
+}
+
+impl Asked<'_> {
+    /// By no rule.
+    fn caller(self) -> Caller<'static> {
+        match self {
+            Self::Request(_) => Caller::Request(None),
+            Self::Tls(_) => Caller::Connection,
+        }
+    }
 }
 
 struct Explainer<'a> {
@@ -112,25 +132,22 @@ impl Explainer<'_> {
     }
 
     fn by(&mut self, subject: &str, applies: bool, text: String, origin: &RuleOrigin) {
-        if origin.rule.is_empty() {
-            return self.add_by(subject, applies, text, "the Service's default".to_owned(), 0);
-        }
         let generation = self.generation(&origin.route);
-        self.add_by(subject, applies, text, format!("{}, rule {}", origin.route, origin.rule), generation);
+        self.add_by(subject, applies, text, By::Rule(origin).text(), generation);
     }
 
-    /// Said by the policy of the rule, or else by the rule.
-    fn by_rule(&mut self, subject: &str, text: String, origin: &RuleOrigin, policy: Option<&RulePolicy>) {
-        match policy {
-            None => self.by(subject, true, text, origin),
-            Some(policy) => {
-                let generation = self.generation(&policy.origin);
-                self.add_by(subject, true, text, policy.origin.to_string(), generation);
-            }
+    fn said(&mut self, all: Vec<Said<'_>>) {
+        for Said { subject, applies, text, by } in all {
+            let generation = match by {
+                By::Rule(rule) => self.generation(&rule.route),
+                By::Object(object) => self.generation(object),
+                By::Nobody => 0,
+            };
+            self.add_by(subject, applies, text, by.text(), generation);
         }
     }
 
-    fn destination(&mut self, destination: &Destination, head: &RequestHead) {
+    fn destination(&mut self, destination: &Destination, asked: Asked<'_>) {
         let key = &destination.key;
         match &destination.target {
             Target::Outside => {
@@ -138,7 +155,7 @@ impl Explainer<'_> {
             }
             Target::Workload(backend) => {
                 self.add("destination", true, format!("{key} is one workload: no route applies"));
-                self.backend(backend);
+                self.backend(backend, asked.caller());
             }
             Target::Service(port) => {
                 let text = format!(
@@ -148,14 +165,14 @@ impl Explainer<'_> {
                     port.protocol.as_str()
                 );
                 self.add("destination", true, text);
-                self.service(port, head);
+                self.service(port, asked);
             }
         }
     }
 
-    fn service(&mut self, port: &ServicePort, head: &RequestHead) {
-        let Some(routes) = &port.http else {
-            return self.connection(port);
+    fn service(&mut self, port: &ServicePort, asked: Asked<'_>) {
+        let (Some(routes), Asked::Request(head)) = (&port.http, asked) else {
+            return self.connection(port, asked);
         };
         match self.rule(routes, head) {
             Some(action) => self.action(&action, head),
@@ -198,58 +215,17 @@ impl Explainer<'_> {
         if let Some(faults) = &action.faults {
             self.faults(faults, head);
         }
-        if let Some(redirect) = &action.filters.redirect {
-            return self.by("answer", true, format!("{}: redirected", redirect.status.as_u16()), origin);
-        }
-        if let Some(direct) = &action.direct_response {
-            let text = format!("{}: the proxy answers (leno-reason: direct-response)", direct.status.as_u16());
-            return self.by_rule("answer", text, origin, action.policy.as_deref());
-        }
-        let said = action.policy.as_deref();
-        if let Some(timeout) = action.request_timeout {
-            let text = format!("the whole request: {}", timeout_text(timeout));
-            self.by_rule("timeout", text, origin, said.filter(|said| said.request_timeout));
-        }
-        if let Some(timeout) = action.response_timeout {
-            let text = format!("until the head of the answer: {}", timeout_text(timeout));
-            self.by_rule("timeout", text, origin, said);
-        }
-        if let Some(timeout) = action.try_timeout {
-            let text = format!("each try: {}", timeout_text(timeout));
-            self.by_rule("timeout", text, origin, said.filter(|said| said.try_timeout));
-        }
-        if let Some(retry) = &action.retry {
-            self.by_rule("retry", retry_text(retry), origin, said.filter(|said| said.retry));
-        }
-        if let Some(hedge) = &action.hedge {
-            let text = match hedge.wait() {
-                Some(wait) => format!("sent to another endpoint, too, after {wait:?}"),
-                None => "sent to another endpoint, too, once it is known how long answers take".to_owned(),
-            };
-            self.by_rule("hedging", text, origin, said);
+        self.said(says::of_rule(action, head));
+        if action.filters.redirect.is_some() || action.direct_response.is_some() {
+            return;
         }
         self.changes(&action.filters, origin);
         let total = action.backends.iter().map(|(weight, _)| u64::from(*weight)).sum::<u64>();
         if total == 0 {
             return self.by("answer", true, "500: the rule has no backend".to_owned(), origin);
         }
-        self.sessions(action, origin);
         for (weight, backend) in action.backends.iter() {
-            self.weighted(*weight, total, backend, origin);
-        }
-        for mirror in &action.filters.mirrors {
-            let text = format!("{} gets a copy of {} of these requests", mirror.backend.key, mirror.share);
-            self.by("mirror", true, text, origin);
-        }
-        match action.fallback.as_deref() {
-            Some(Fallback::Backend(backend, _)) => {
-                self.by("fallback", true, format!("if nobody can be reached: {}", backend.key), origin);
-            }
-            Some(Fallback::Answer(answer)) => {
-                let text = format!("if nobody can be reached: {} by the proxy", answer.status.as_u16());
-                self.by("fallback", true, text, origin);
-            }
-            None => {}
+            self.weighted(*weight, total, backend, action);
         }
     }
 
@@ -270,27 +246,14 @@ impl Explainer<'_> {
         }
     }
 
-    /// The rule's, or else its backends' own.
-    fn sessions(&mut self, action: &HttpAction, origin: &RuleOrigin) {
-        if let Some(persistence) = &action.persistence {
-            let text = format!("one that is told of by the {} goes to the endpoint it names", persistence.carrier);
-            return self.by("session", true, text, origin);
-        }
-        for (_, entry) in action.backends.iter() {
-            if let (Some(persistence), Ok(backend)) = (&entry.persistence, &entry.backend) {
-                let text = format!("one with {}, told of by the {}, goes back there", backend.key, persistence.carrier);
-                self.by("session", true, text, origin);
-            }
-        }
-    }
-
-    fn weighted(&mut self, weight: u32, total: u64, backend: &HttpBackend, origin: &RuleOrigin) {
+    fn weighted(&mut self, weight: u32, total: u64, backend: &HttpBackend, action: &HttpAction) {
+        let origin = &action.origin;
         let share = f64::from(weight) * 100.0 / total as f64;
         match &backend.backend {
             Ok(to) => {
                 self.by("backend", weight > 0, format!("{} gets {share:.4} % of these requests", to.key), origin);
                 self.changes(&backend.filters, origin);
-                self.backend(to);
+                self.backend(to, Caller::Request(Some(action)));
             }
             Err(reason) => {
                 self.by("backend", weight > 0, format!("{share:.4} % is answered with 500: {reason}"), origin)
@@ -300,12 +263,7 @@ impl Explainer<'_> {
 
     /// What filters change.
     fn changes(&mut self, filters: &Filters, origin: &RuleOrigin) {
-        for (changes, what) in [(&filters.request, "request"), (&filters.response, "response")] {
-            let names: Vec<&str> = changes.names().collect();
-            if !names.is_empty() {
-                self.by("filter", true, format!("{what} headers changed: {}", names.join(", ")), origin);
-            }
-        }
+        self.said(says::of_filters(filters, origin));
         if let Some(rewrite) = &filters.rewrite {
             let host = rewrite.hostname.as_deref().unwrap_or("the same host");
             let path = match &rewrite.path {
@@ -315,28 +273,11 @@ impl Explainer<'_> {
             };
             self.by("filter", true, format!("rewritten to {host}, {path}"), origin);
         }
-        if let Some(name) = &filters.unsupported {
-            self.by("filter", true, format!("500: the filter {name} is not supported"), origin);
-        }
     }
 
-    fn backend(&mut self, backend: &Backend) {
+    fn backend(&mut self, backend: &Backend, caller: Caller<'_>) {
         let set = backend.endpoints.load_full();
-        if let Some(origin) = &set.policy.origin {
-            let generation = self.generation(origin);
-            let text = format!("{} is called with connect timeout {:?}", backend.key, set.policy.connect_timeout);
-            self.add_by("policy", true, text, origin.to_string(), generation);
-            if set.policy.breaker.is_some() {
-                let breaker = &backend.shield.breaker;
-                let text = format!("the circuit breaker of {} is {}", backend.key, breaker.state());
-                self.add_by("circuit", !breaker.is_open(self.now), text, origin.to_string(), generation);
-            }
-            for (what, limit) in set.policy.limits.set() {
-                let held = backend.shield.counts.held(what);
-                let text = format!("{held} of {limit} {} of {} are taken", what.as_str(), backend.key);
-                self.add_by("limit", held < limit, text, origin.to_string(), generation);
-            }
-        }
+        self.said(says::of_backend(backend, &set.policy, caller, self.now));
         if !backend.is_known() {
             self.add("endpoint", false, format!("the endpoints of {} are not known yet", backend.key));
         } else if set.endpoints.is_empty() {
@@ -357,44 +298,18 @@ impl Explainer<'_> {
     }
 }
 
-/// What is tried again.
-fn timeout_text(timeout: Duration) -> String {
-    if timeout == Duration::MAX { "none".to_owned() } else { format!("{timeout:?}") }
-}
-
-fn retry_text(retry: &Retry) -> String {
-    let mut on: Vec<String> = Vec::new();
-    match retry.statuses.as_slice() {
-        [] => {}
-        [first, .., last] if usize::from(last - first) + 1 == retry.statuses.len() => {
-            on.push(format!("status {first} to {last}"));
-        }
-        statuses => on.push(format!("status {statuses:?}")),
-    }
-    let codes: Vec<u32> = (0..32).filter(|code| retry.grpc & 1 << code != 0).collect();
-    if !codes.is_empty() {
-        on.push(format!("gRPC codes {codes:?}"));
-    }
-    for (asked, what) in [
-        (retry.connect, "connect failure"),
-        (retry.reset != Whom::None, "reset"),
-        (retry.try_timeout != Whom::None, "a try's timeout"),
-    ] {
-        if asked {
-            on.push(what.to_owned());
-        }
-    }
-    let whom = if retry.any_method { "any method" } else { "what may be repeated" };
-    format!("up to {} more tries after {:?}, on {}, for {whom}", retry.attempts, retry.backoff.base, on.join(", "))
-}
-
 /// Whether it may be chosen, and what is known of it.
 fn endpoint_text(endpoint: &Endpoint, now: Instant) -> (bool, String) {
     let (applies, state) = match endpoint.outlier.health(now) {
-        _ if endpoint.is_draining() => (false, "draining: gets nothing new"),
-        Health::InService => (true, "ready"),
-        Health::Ejected => (false, "ejected: it kept failing"),
-        Health::ProbeDue => (true, "ejected, and due for a probe"),
+        _ if endpoint.is_draining() => (false, "draining: gets nothing new".to_owned()),
+        Health::InService => match endpoint.outlier.rests(now) {
+            None => (true, "ready".to_owned()),
+            Some(left) => {
+                (false, format!("left alone for {left:?} more, if others are ready: it asked for that (Retry-After)"))
+            }
+        },
+        Health::Ejected => (false, "ejected: it kept failing".to_owned()),
+        Health::ProbeDue => (true, "ejected, and due for a probe".to_owned()),
     };
     let who = match &endpoint.identity {
         Some(identity) => format!("mTLS, must be {identity}"),

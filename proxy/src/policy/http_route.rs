@@ -72,6 +72,8 @@ pub struct HttpBackend {
     pub filters: Filters,
     /// Its own, for rules that say nothing of sessions.
     pub persistence: Option<Box<Persistence>>,
+    /// The policy that says so, "XBackendTrafficPolicy shop/cart".
+    pub session_policy: Option<Arc<str>>,
     /// Handles for (service, route, rule, backend), made here so that no request looks them up.
     pub metrics: RouteMetrics,
 }

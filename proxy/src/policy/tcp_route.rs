@@ -49,10 +49,15 @@ impl TlsRoutes {
 
     /// The route for a connection's SNI.
     pub fn decide(&self, server_name: Option<&str>) -> Option<&TcpRoute> {
-        let rule = self.rules.iter().find(|rule| {
-            rule.names.is_empty() || server_name.is_some_and(|name| rule.names.iter().any(|rule| rule.holds(name)))
-        })?;
+        let rule = self.rules.iter().find(|rule| rule.takes(server_name))?;
         Some(&rule.route)
+    }
+}
+
+impl TlsRule {
+    /// Whether it is for connections with this SNI.
+    pub(super) fn takes(&self, server_name: Option<&str>) -> bool {
+        self.names.is_empty() || server_name.is_some_and(|name| self.names.iter().any(|one| one.holds(name)))
     }
 }
 

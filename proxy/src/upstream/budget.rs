@@ -4,6 +4,7 @@
 //! trying again helps nobody, and only the trickle is left. So a storm does not grow from hop to hop by a fifth each.
 
 use std::{
+    fmt,
     sync::atomic::{AtomicU64, Ordering},
     time::Instant,
 };
@@ -34,6 +35,14 @@ impl Default for Settings {
             burst: limits::RETRY_BURST,
             answer_unavailable: false,
         }
+    }
+}
+
+impl fmt::Display for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { percent, per_second, burst, answer_unavailable } = self;
+        write!(f, "{percent} % of what is answered well, and {per_second} a second, {burst} saved up at most")?;
+        if *answer_unavailable { f.write_str("; beyond, 503") } else { Ok(()) }
     }
 }
 

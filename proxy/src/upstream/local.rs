@@ -105,6 +105,7 @@ impl LocalEndpoint {
     /// It asked to be left alone until then.
     pub fn rest(&self, until: Instant) {
         self.rests_until.set(Some(until));
+        self.endpoint.outlier.rest(until);
     }
 
     pub fn standing(&self, tried: &[SocketAddr], now: Instant) -> Standing {

@@ -195,6 +195,8 @@ impl Outlier {
 pub struct Gate {
     /// [`millis`] at which a probe is due; 0: in service.
     probe_at: AtomicU64,
+    /// [`millis`] up to which it is left alone because it asked for that, as the worker that was asked last has it.
+    rests_until: AtomicU64,
     /// A success has something to reset.
     stained: AtomicBool,
     state: Mutex<Outlier>,
@@ -212,6 +214,17 @@ pub enum Health {
 }
 
 impl Gate {
+    /// It asked to be left alone until then. Workers each keep to what they were asked: this is for who looks on.
+    pub fn rest(&self, until: Instant) {
+        self.rests_until.fetch_max(millis(until), Ordering::Relaxed);
+    }
+
+    /// For how long it is left alone still; None: it is not.
+    pub fn rests(&self, now: Instant) -> Option<Duration> {
+        let left = self.rests_until.load(Ordering::Relaxed).saturating_sub(millis(now));
+        (left > 0).then(|| Duration::from_millis(left))
+    }
+
     pub fn health(&self, now: Instant) -> Health {
         match self.probe_at.load(Ordering::Relaxed) {
             0 => Health::InService,

@@ -20,6 +20,7 @@ pub(super) fn parse(policy: Option<v1::BackendPolicy>) -> Result<BackendPolicy, 
         try_timeout: parse_duration("backend_request_timeout", policy.backend_request_timeout)?,
         stream_idle: parse_duration("stream_idle_timeout", policy.stream_idle_timeout)?,
         connection_idle: parse_duration("connection_idle_timeout", policy.connection_idle_timeout)?,
+        budget_origin: policy.retry_budget.as_ref().and_then(|budget| budget.origin.as_ref()).map(object_text),
         retry_budget: policy.retry_budget.map_or(default.retry_budget, resilience::retry_budget),
         breaker: policy
             .circuit_breaker

@@ -123,10 +123,12 @@ fn parse_action(service: &str, action: v1::HttpAction, backends: &mut Backends<'
         let label = backend.as_ref().map_or("invalid", |backend| &*backend.key);
         let metrics = RouteMetrics::outbound(service, &origin.route, &origin.rule, label);
         let filters = filters::parse(service, &origin, weighted.filters, backends).map_err(at)?;
+        let session_policy = weighted.session_persistence.as_ref().and_then(|session| session.origin.as_ref());
+        let session_policy = session_policy.map(object_text);
         let session = weighted.session_persistence.map(|session| rule_policy::persistence(label, session));
         let persistence = session.transpose().map_err(|invalid| at(invalid.within("session_persistence")))?;
         let persistence = persistence.map(Box::new);
-        entries.push((weighted.weight, HttpBackend { backend, filters, persistence, metrics }));
+        entries.push((weighted.weight, HttpBackend { backend, filters, persistence, session_policy, metrics }));
     }
     let faults = action.faults.map(rule_policy::faults);
     let direct_response = action.direct_response.map(rule_policy::static_answer);

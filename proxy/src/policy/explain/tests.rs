@@ -1,6 +1,6 @@
 use leno_proto::v1::{
-    HttpMatch, HttpRule, NamedMatch, ObjectGeneration, ObjectRef, PathMatch, Resource, ResourceKind, Retry, RuleOrigin,
-    named_match, path_match, resource::Body,
+    self, HttpMatch, HttpRule, NamedMatch, ObjectGeneration, ObjectRef, PathMatch, Resource, ResourceKind, Retry,
+    RuleOrigin, named_match, path_match, resource::Body,
 };
 
 use super::*;
@@ -112,4 +112,189 @@ async fn a_port_of_the_workload_tells_what_it_would_do() {
     let told = explain(&store, &question("", 8080)).await.unwrap().decisions;
     assert!(told.iter().any(|one| one.subject == "client" && !one.applies), "{told:#?}");
     assert!(explain(&store, &question("", 70_000)).await.is_err());
+}
+
+fn object(kind: &str, name: &str) -> Option<ObjectRef> {
+    Some(ObjectRef { kind: kind.into(), namespace: "shop".into(), name: name.into() })
+}
+
+fn seconds(seconds: i64) -> Option<prost_types::Duration> {
+    Some(prost_types::Duration { seconds, nanos: 0 })
+}
+
+/// A rule of which route and RoutePolicy each say a part, to one backend that has a mirror and a session of its own.
+fn rule_under_policy() -> v1::HttpAction {
+    let mirror = v1::Mirror {
+        kind: Some(v1::mirror::Kind::Backend(v1::BackendRef { key: "shop/copy:80".into() })),
+        numerator: 1,
+        denominator: 2,
+    };
+    let cors = v1::Cors { allow_origins: vec!["https://a.example".into()], ..v1::Cors::default() };
+    let session = v1::SessionPersistence {
+        name: "x-cart".into(),
+        header: true,
+        origin: object("XBackendTrafficPolicy", "traffic"),
+        ..v1::SessionPersistence::default()
+    };
+    let mut backends = to_backends(&[(1, "shop/cart:80")]);
+    backends[0].filters = vec![v1::HttpFilter { kind: Some(v1::http_filter::Kind::Mirror(mirror)) }];
+    backends[0].session_persistence = Some(session);
+    let fallback = v1::fallback::Kind::Backend(v1::BackendRef { key: "shop/spare:80".into() });
+    v1::HttpAction {
+        origin: Some(RuleOrigin { route: Some(route()), rule: "rest".into() }),
+        backends,
+        filters: vec![v1::HttpFilter { kind: Some(v1::http_filter::Kind::Cors(cors)) }],
+        // None, whatever the backend's policy says.
+        request_timeout: seconds(0),
+        backend_request_timeout: seconds(2),
+        backend_request_timeout_by_policy: true,
+        stream_idle_timeout: seconds(3),
+        hedging: Some(v1::Hedging { delay: seconds(1), percentile: 0, any_method: false }),
+        retry_policy: Some(v1::RetryPolicy {
+            attempts: 2,
+            statuses: vec![503],
+            backoff: seconds(1),
+            max_backoff: seconds(1),
+            ..v1::RetryPolicy::default()
+        }),
+        fallback: Some(v1::Fallback { kind: Some(fallback) }),
+        policy: object("RoutePolicy", "patience"),
+        ..v1::HttpAction::default()
+    }
+}
+
+/// A policy that says everything there is to say of a backend, but for the budget.
+fn backend_policy() -> v1::BackendPolicy {
+    v1::BackendPolicy {
+        origin: object("BackendPolicy", "cart"),
+        connect_timeout: seconds(1),
+        load_balancing: Some(v1::LoadBalancing {
+            algorithm: Some(v1::load_balancing::Algorithm::LeastRequest(v1::LeastRequest {})),
+            slow_start: seconds(30),
+            ignore_zone: true,
+        }),
+        outlier_detection: Some(v1::OutlierDetection {
+            consecutive_failures: Some(7),
+            failure_share: Some(v1::FailureShare { percent: 40, window: seconds(10), minimum_requests: 9 }),
+            maximum_rest: seconds(0),
+            ..v1::OutlierDetection::default()
+        }),
+        request_timeout: seconds(4),
+        backend_request_timeout: seconds(5),
+        stream_idle_timeout: seconds(6),
+        connection_idle_timeout: seconds(8),
+        retry_budget: Some(v1::RetryBudget {
+            percent: 30,
+            burst: 9,
+            origin: object("XBackendTrafficPolicy", "traffic"),
+            ..v1::RetryBudget::default()
+        }),
+        circuit_breaker: Some(v1::CircuitBreaker {
+            consecutive_failures: 3,
+            window: seconds(10),
+            open: seconds(5),
+            max_open: seconds(60),
+            probes: 1,
+            successes_to_close: 1,
+            ..v1::CircuitBreaker::default()
+        }),
+        limits: Some(v1::BackendLimits { requests: Some(11), ..v1::BackendLimits::default() }),
+    }
+}
+
+#[tokio::test]
+async fn whatever_a_policy_says_is_told_with_its_name() {
+    let rules = vec![HttpRule::default()];
+    let destination = Body::Destination(routed(rules, vec![rule_under_policy()]));
+    let known = v1::Endpoints { policy: Some(backend_policy()), ..endpoints(&["10.0.0.2:80"]) };
+    let others = ["shop/copy:80", "shop/spare:80"];
+    let mut resources: Vec<Resource> = others
+        .map(|key| resource(ResourceKind::Endpoints, key, "1", Body::Endpoints(endpoints(&[]))))
+        .into_iter()
+        .collect();
+    resources.push(resource(ResourceKind::Destination, CART, "1", destination));
+    resources.push(resource(ResourceKind::Endpoints, "shop/cart:80", "1", Body::Endpoints(known)));
+    let (store, _) = Store::new();
+    assert_eq!(take(&store, resources, Vec::new()), []);
+    let question = RequestToExplain { destination: CART.into(), ..RequestToExplain::default() };
+    let decisions = explain(&store, &question).await.unwrap().decisions;
+    let (rule, backend) = ("HTTPRoute shop/cart, rule rest", "BackendPolicy shop/cart");
+    let (patience, traffic) = ("RoutePolicy shop/patience", "XBackendTrafficPolicy shop/traffic");
+    for (subject, text, applies, origin) in [
+        ("timeout", "the whole request: none", true, rule),
+        ("timeout", "each try: 2s", true, patience),
+        ("timeout", "without a byte moved: 3s", true, patience),
+        ("retry", "up to 2 more tries after 1s, on status [503]", true, patience),
+        ("hedging", "after 1s, if it may be repeated", true, patience),
+        ("fallback", "if nobody can be reached: shop/spare:80", true, patience),
+        ("session", "one with shop/cart:80, told of by the header x-cart", true, traffic),
+        ("cors", "the request names no origin", false, rule),
+        ("mirror", "shop/copy:80 gets a copy of 1/2", true, rule),
+        ("policy", "connect timeout 1s", true, backend),
+        ("balancing", "LeastRequest, slow start over 30s, whatever the zone", true, backend),
+        ("ejection", "after 7 failures in a row or at 40 % failures of at least 9 in 10s", true, backend),
+        ("ejection", "Retry-After moves nothing", true, backend),
+        ("budget", "30 % of what is answered well", true, traffic),
+        ("timeout", "the whole request, to shop/cart:80: 4s, but the rule says otherwise", false, backend),
+        ("timeout", "each try, to shop/cart:80: 5s, but the rule says otherwise", false, backend),
+        ("timeout", "without a byte moved, to shop/cart:80: 6s, but the rule", false, backend),
+        ("timeout", "a connection without requests, to shop/cart:80: 8s", true, backend),
+        ("circuit", "is closed; it opens at 3 failures in a row, for 5s to 60s", true, backend),
+        ("limit", "0 of 11 requests in flight of shop/cart:80", true, backend),
+    ] {
+        let fits = |one: &&v1::Decision| one.subject == subject && one.text.contains(text);
+        let found = decisions.iter().find(fits).unwrap_or_else(|| panic!("{subject}: {text} in {decisions:#?}"));
+        assert_eq!((found.applies, found.origin.as_str()), (applies, origin), "{subject}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_that_asked_to_be_left_alone_is_told_of() {
+    let store = store();
+    let backend = Arc::clone(&store.snapshot().backends["shop/cart:80"]);
+    backend.endpoints.load().endpoints[0].outlier.rest(Instant::now() + std::time::Duration::from_secs(60));
+    let question = RequestToExplain { destination: CART.into(), target: "/items".into(), ..Default::default() };
+    let decisions = explain(&store, &question).await.unwrap().decisions;
+    let of = |address: &str| decisions.iter().find(|told| told.text.starts_with(address)).unwrap();
+    let left_alone = of("10.0.0.2:80");
+    assert!(left_alone.text.contains("it asked for that (Retry-After)") && !left_alone.applies, "{left_alone:?}");
+    assert!(of("10.0.0.3:80").text.contains(": ready;"));
+}
+
+#[tokio::test]
+async fn of_the_applications_tls_the_server_name_decides() {
+    let rule = |name: &str, server_name: &str| v1::TlsRule {
+        server_names: vec![server_name.to_owned()],
+        route: Some(v1::TcpRoute {
+            origin: Some(RuleOrigin { route: object("TLSRoute", name), rule: "0".into() }),
+            backends: to_backends(&[(1, "shop/cart:80")]),
+        }),
+    };
+    let target = v1::destination::Target::Service(v1::ServiceTarget {
+        service: object("Service", "cart"),
+        port: 443,
+        protocol: v1::Protocol::Tls.into(),
+        tls: Some(v1::TlsRoutes { rules: vec![rule("a", "a.example"), rule("b", "*.b.example")] }),
+        ..v1::ServiceTarget::default()
+    });
+    let destination = Body::Destination(v1::Destination { target: Some(target) });
+    let known = resource(ResourceKind::Endpoints, "shop/cart:80", "1", Body::Endpoints(endpoints(&["10.0.0.2:80"])));
+    let (store, _) = Store::new();
+    take(&store, vec![resource(ResourceKind::Destination, CART, "1", destination), known], Vec::new());
+    for (server_name, rules, last) in [
+        ("x.b.example", [("a", false), ("b", true)].as_slice(), "10.0.0.2:80: ready"),
+        ("a.example", &[("a", true)], "10.0.0.2:80: ready"),
+        ("c.example", &[("a", false), ("b", false)], "no route takes the server name"),
+        ("", &[("a", false), ("b", false)], "the port is declared TLS, and what comes is not"),
+    ] {
+        let server_name = server_name.to_owned();
+        let question = RequestToExplain { destination: CART.into(), server_name, ..Default::default() };
+        let decisions = explain(&store, &question).await.unwrap().decisions;
+        let of_routes = decisions.iter().filter(|told| told.subject == "rule" && !told.origin.is_empty());
+        let told: Vec<(String, bool)> = of_routes.map(|told| (told.origin.clone(), told.applies)).collect();
+        let expected: Vec<(String, bool)> =
+            rules.iter().map(|(name, takes)| (format!("TLSRoute shop/{name}, rule 0"), *takes)).collect();
+        assert_eq!(told, expected, "{decisions:#?}");
+        assert!(decisions.last().is_some_and(|told| told.text.contains(last)), "{decisions:#?}");
+    }
 }
