@@ -133,12 +133,9 @@ pub(super) fn of_inbound(
     services: &BTreeSet<(ObjectKey, Arc<str>)>,
 ) -> Option<v1::InboundPolicy> {
     let world = sources.world;
-    let in_force = services.iter().filter_map(|(service, port)| sources.policy(Kind::InboundPolicy, service, port));
-    let oldest = in_force.min_by_key(|(key, _)| {
-        let created = model::policy(&world.objects, key).and_then(|policy| policy.created.clone());
-        (created.is_none(), created, key.namespace.clone(), key.name.clone())
-    });
-    let (key, PolicySpec::Inbound(policy)) = oldest? else { return None };
+    let key = world.policies.at_workload(&world.objects, services)?;
+    sources.origin(key);
+    let PolicySpec::Inbound(policy) = &model::policy(&world.objects, key)?.spec else { return None };
     let InboundPolicy { rate_limits, quiet, concurrency, max_connections, max_head, max_body } = policy;
     Some(v1::InboundPolicy {
         origin: Some(object_ref(key)),

@@ -3,6 +3,8 @@
 //! For one place, an object or a section of it, the oldest policy of a kind is in force; one for a section goes before one
 //! for the whole object.
 
+mod inbound;
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,

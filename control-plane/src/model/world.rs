@@ -427,6 +427,12 @@ impl World {
         let of_routes = self.routes.conditions.get(&stored.key);
         let mut conditions =
             of_routes.or_else(|| self.policies.conditions.get(&stored.key)).cloned().unwrap_or_default();
+        if let (Kind::InboundPolicy, Object::Policy(policy)) = (stored.key.kind, stored.object.as_ref()) {
+            // What is told of targets comes first, in their order.
+            for (told, target) in conditions.iter_mut().zip(&policy.targets) {
+                self.policies.tell_contested((&self.objects, &self.index), &stored.key, target, told);
+            }
+        }
         let ips = match stored.object.as_ref() {
             Object::Service(service) => service.cluster_ips.as_slice(),
             _ => &[],

@@ -60,4 +60,48 @@ endpoints: [{addresses: [10.1.0.1], targetRef: {kind: Pod, name: shop-a}}]\n";
     let expected = [(8080, "other".to_owned(), 3), (9999, "port".to_owned(), 2)];
     assert_eq!(in_force(&world, "shop-a"), expected);
     assert_eq!(in_force(&world, "shop-b"), [(8080, "whole".to_owned(), 1), (9999, "port".to_owned(), 2)]);
+    // Who lost at one Pod is told, and still counts, by the others.
+    let told = accepted(&world, "whole");
+    assert!(told.status && told.message.contains("port 8080 of Pod web/shop-a: InboundPolicy web/other"), "{told:?}");
+    assert!(!told.message.contains("shop-b"), "{told:?}");
+    assert_eq!(accepted(&world, "other").message, "");
+}
+
+fn accepted(world: &World, name: &str) -> crate::model::Condition {
+    let found = world.objects().into_iter().find(|object| &*object.key.name == name).unwrap();
+    found.conditions.into_iter().find(|condition| condition.kind == "Accepted").unwrap()
+}
+
+#[test]
+fn who_is_in_force_nowhere_is_not_accepted_and_is_no_origin() {
+    let (early, late) = (", creationTimestamp: '2026-01-01T00:00:00Z'", ", creationTimestamp: '2026-02-01T00:00:00Z'");
+    let headless = "---
+apiVersion: v1
+kind: Service
+metadata: {name: headless, namespace: web}
+spec: {clusterIP: None, ports: [{name: http, port: 80, targetPort: 8080}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: headless-1, namespace: web, labels: {kubernetes.io/service-name: headless}}
+addressType: IPv4
+ports: [{name: http, port: 8080}]
+endpoints: [{addresses: [10.1.0.1], targetRef: {kind: Pod, name: shop-a}}]\n";
+    let winner = policy("winner", "name: shop", early, "  maxConnections: 1\n");
+    let loser = policy("loser", "name: headless", late, "  maxConnections: 2\n");
+    let world = shop(&[headless, &winner, &loser].concat());
+    assert_eq!(in_force(&world, "shop-a")[0], (8080, "winner".to_owned(), 1));
+    let told = accepted(&world, "loser");
+    assert!(!told.status && told.reason == "Conflicted", "{told:?}");
+    assert!(told.message.contains("port 8080 of Pod web/shop-a: InboundPolicy web/winner"), "{told:?}");
+    assert!(accepted(&world, "winner").status);
+    let subscriber = Subscriber { workload: "shop-a".to_owned(), ..client("web") };
+    let name = ResourceName { kind: ResourceKind::Inbound.into(), key: String::new() };
+    let origins = compile(&world, &subscriber, &name).0.unwrap().origins;
+    let policies: Vec<String> = origins
+        .into_iter()
+        .filter_map(|origin| origin.object.filter(|object| object.kind == "InboundPolicy"))
+        .map(|object| object.name)
+        .collect();
+    assert_eq!(policies, ["winner"]);
 }
