@@ -81,6 +81,8 @@ async fn a_retry_without_budget_is_answered_as_gep_3388_says() -> Result<()> {
         answers.push((answer.status.as_u16(), answer.header("leno-reason").to_owned()));
     }
     ensure!(answers.contains(&(503, "retry-budget".to_owned())), "{answers:?}");
+    let retried = answers.iter().filter(|(status, _)| *status == 500).count();
+    ensure!(retried <= 1, "one retry in ten minutes, and there were {retried}: {answers:?}");
     ensure!(answers.iter().all(|(status, reason)| *status == 500 || reason == "retry-budget"), "{answers:?}");
     scenario.mesh.end().await
 }

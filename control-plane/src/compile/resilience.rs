@@ -56,5 +56,10 @@ pub(super) fn retry_budget(budget: &RetryBudget) -> v1::RetryBudget {
         burst: budget.burst,
         answer_unavailable: budget.answer_unavailable,
         origin: None,
+        sliding: budget.sliding.as_ref().map(|sliding| v1::SlidingBudget {
+            retries: sliding.retries,
+            interval: Some(duration(sliding.interval)),
+            window: Some(duration(sliding.window)),
+        }),
     }
 }

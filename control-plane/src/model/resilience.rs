@@ -56,4 +56,15 @@ pub struct RetryBudget {
     pub burst: u32,
     /// A retry without budget is answered with 503, as XBackendTrafficPolicy has it (GEP-3388).
     pub answer_unavailable: bool,
+    pub sliding: Option<SlidingBudget>,
+}
+
+/// An XBackendTrafficPolicy's `retryConstraint`, as it is said there; `per_second` and `burst` are what comes near it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SlidingBudget {
+    /// Retries that there may be in any case, in `interval`.
+    pub retries: u32,
+    pub interval: Duration,
+    /// What `percent` looks back on.
+    pub window: Duration,
 }

@@ -137,7 +137,7 @@ impl<'a> Guarded<'a> {
     pub(super) fn report(&self, permit: Option<Permit>, pick: &Pick, outcome: Outcome, now: Instant) {
         pick.report(outcome, now);
         if outcome == Outcome::Success {
-            self.budget.deposit();
+            self.budget.deposit(now);
         }
         if let Some(backend) = self.backend {
             backend.shield.report(permit, outcome, &backend.key, now);

@@ -1,18 +1,22 @@
 //! The retry budget: retries may be a share of the requests that are answered well (20 %) plus a trickle (10/s), for the
-//! whole proxy, always. A token bucket in thousandths, without a lock (after Finagle's RetryBudget). Requests that fail,
+//! whole proxy, always. A token bucket without a lock (after Finagle's RetryBudget). Requests that fail,
 //! whatever was tried, pay nothing in (as in gRPC's retry throttling, proposal A6): while a backend answers nobody,
 //! trying again helps nobody, and only the trickle is left. So a storm does not grow from hop to hop by a fifth each.
 
 use std::{
     fmt,
     sync::atomic::{AtomicU64, Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::outlier::millis;
 use crate::config::limits;
 
-const TOKEN: u64 = 1000;
+/// Of a token, so that one in an hour is some in each millisecond.
+const TOKEN: u64 = 1_000_000_000;
+
+/// What a sliding budget never has more of: beyond any share of the requests that there can be.
+const SLIDING_MOST: u64 = 1_000_000_000 * TOKEN;
 
 /// How much may be retried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +29,18 @@ pub struct Settings {
     pub burst: u32,
     /// What would be tried again, were there budget for it, is answered with 503 (GEP-3388).
     pub answer_unavailable: bool,
+    /// In place of `per_second` and `burst`.
+    pub sliding: Option<Sliding>,
+}
+
+/// Retries as GEP-3388 allows them: a share of the requests of late, and a few in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sliding {
+    /// Retries in `interval` that there may be in any case.
+    pub retries: u32,
+    pub interval: Duration,
+    /// Of the requests of so long `percent` are meant. What they pay in fades exponentially, so that no time of each is kept.
+    pub window: Duration,
 }
 
 impl Default for Settings {
@@ -34,14 +50,21 @@ impl Default for Settings {
             per_second: limits::RETRIES_PER_SECOND,
             burst: limits::RETRY_BURST,
             answer_unavailable: false,
+            sliding: None,
         }
     }
 }
 
 impl fmt::Display for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { percent, per_second, burst, answer_unavailable } = self;
-        write!(f, "{percent} % of what is answered well, and {per_second} a second, {burst} saved up at most")?;
+        let Self { percent, per_second, burst, answer_unavailable, sliding } = self;
+        write!(f, "{percent} % of what is answered well")?;
+        match sliding {
+            None => write!(f, ", and {per_second} a second, {burst} saved up at most")?,
+            Some(Sliding { retries, interval, window }) => {
+                write!(f, " of late ({window:?}), or {retries} in {interval:?}")?;
+            }
+        }
         if *answer_unavailable { f.write_str("; beyond, 503") } else { Ok(()) }
     }
 }
@@ -49,15 +72,19 @@ impl fmt::Display for Settings {
 /// Shared by all workers.
 #[derive(Debug)]
 pub struct RetryBudget {
-    /// Thousandths of a token.
+    /// Parts of a token, see [`TOKEN`]; so are the others.
     balance: AtomicU64,
     /// [`millis`] up to which the trickle was paid in.
     paid_until: AtomicU64,
-    /// Thousandths of a token for each request answered well.
+    /// For each request answered well.
     deposit: AtomicU64,
-    per_second: AtomicU64,
-    /// Thousandths of a token.
+    per_ms: AtomicU64,
+    /// No more is kept.
     most: AtomicU64,
+    /// What the trickle fills up to, and below which nothing fades.
+    trickle_most: AtomicU64,
+    /// Milliseconds in which what is above fades to a third (1/e). 0: nothing does.
+    window: AtomicU64,
 }
 
 impl Default for RetryBudget {
@@ -73,26 +100,45 @@ impl RetryBudget {
             balance: AtomicU64::new(0),
             paid_until: AtomicU64::new(millis(now)),
             deposit: AtomicU64::new(0),
-            per_second: AtomicU64::new(0),
+            per_ms: AtomicU64::new(0),
             most: AtomicU64::new(0),
+            trickle_most: AtomicU64::new(0),
+            window: AtomicU64::new(0),
         };
         budget.set(settings);
-        budget.add(u64::from(settings.per_second) * TOKEN);
+        let first = settings.sliding.map_or(settings.per_second, |sliding| sliding.retries);
+        budget.add(u64::from(first) * TOKEN);
         budget
     }
 
     /// From here on; what has been saved stays, as far as it may.
     pub fn set(&self, settings: Settings) {
-        // A hundredth of a token is ten thousandths.
+        let (per_ms, most, trickle_most, window) = match settings.sliding {
+            None => {
+                let most = u64::from(settings.burst) * TOKEN;
+                (u64::from(settings.per_second) * TOKEN / 1000, most, most, 0)
+            }
+            Some(Sliding { retries, interval, window }) => {
+                let trickle_most = u64::from(retries) * TOKEN;
+                (trickle_most / whole_ms(interval), SLIDING_MOST, trickle_most, whole_ms(window))
+            }
+        };
         self.deposit.store(u64::from(settings.percent) * TOKEN / 100, Ordering::Relaxed);
-        self.per_second.store(settings.per_second.into(), Ordering::Relaxed);
-        let most = u64::from(settings.burst) * TOKEN;
+        self.per_ms.store(per_ms, Ordering::Relaxed);
         self.most.store(most, Ordering::Relaxed);
-        self.balance.fetch_min(most, Ordering::Relaxed);
+        let before = self.trickle_most.swap(trickle_most, Ordering::Relaxed);
+        let was = self.window.swap(window, Ordering::Relaxed);
+        // What was saved under other rules is no more than what these begin with.
+        let kept = if window != 0 && (before, was) != (trickle_most, window) { trickle_most } else { most };
+        self.balance.fetch_min(kept, Ordering::Relaxed);
     }
 
     /// A request (not a retry) was answered well.
-    pub fn deposit(&self) {
+    pub fn deposit(&self, now: Instant) {
+        if self.window.load(Ordering::Relaxed) != 0 {
+            // Before it comes in, so that only what was there fades.
+            self.pay_trickle(now);
+        }
         self.add(self.deposit.load(Ordering::Relaxed));
     }
 
@@ -115,19 +161,42 @@ impl RetryBudget {
         }
         // Whoever moves the mark forward pays; the others see it moved.
         if self.paid_until.compare_exchange(since, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            // Tokens per second are thousandths per millisecond.
-            self.add(self.per_second.load(Ordering::Relaxed).saturating_mul(now - since));
+            self.pass(now - since);
         }
     }
 
-    fn add(&self, thousandths: u64) {
+    /// So many milliseconds went by.
+    fn pass(&self, elapsed: u64) {
+        let paid = self.per_ms.load(Ordering::Relaxed).saturating_mul(elapsed);
+        let window = self.window.load(Ordering::Relaxed);
+        if window == 0 {
+            return self.add(paid);
+        }
+        let trickle_most = self.trickle_most.load(Ordering::Relaxed);
+        let _ = self.balance.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |balance| {
+            Some(match balance.checked_sub(trickle_most) {
+                None => balance.saturating_add(paid).min(trickle_most),
+                Some(above) => {
+                    let left = (-(elapsed as f64) / window as f64).exp();
+                    trickle_most + (above as f64 * left) as u64
+                }
+            })
+        });
+    }
+
+    fn add(&self, parts: u64) {
         let most = self.most.load(Ordering::Relaxed);
         if self.balance.load(Ordering::Relaxed) < most {
             let _ = self.balance.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |balance| {
-                Some(balance.saturating_add(thousandths).min(most))
+                Some(balance.saturating_add(parts).min(most))
             });
         }
     }
+}
+
+/// At least one.
+fn whole_ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
 #[cfg(test)]
@@ -148,7 +217,7 @@ mod tests {
         let budget = RetryBudget::new(Settings::default(), start);
         assert_eq!(withdraw_all(&budget, start), 10, "what it begins with");
         for _ in 0..50 {
-            budget.deposit();
+            budget.deposit(start);
         }
         assert_eq!(withdraw_all(&budget, start), 10);
         assert_eq!(withdraw_all(&budget, start + Duration::from_millis(500)), 5);
@@ -160,14 +229,50 @@ mod tests {
         let start = Instant::now();
         let budget =
             RetryBudget::new(Settings { percent: 100, per_second: 50, burst: 60, ..Settings::default() }, start);
-        (0..100).for_each(|_| budget.deposit());
+        (0..100).for_each(|_| budget.deposit(start));
         budget.set(Settings { percent: 1, per_second: 0, burst: 5, ..Settings::default() });
         assert_eq!(withdraw_all(&budget, start), 5, "what was saved is cut");
-        (0..199).for_each(|_| budget.deposit());
+        (0..199).for_each(|_| budget.deposit(start));
         assert_eq!(withdraw_all(&budget, start + Duration::from_secs(100)), 1, "one in a hundred, and no trickle");
         budget.set(Settings { percent: 0, per_second: 0, burst: 0, ..Settings::default() });
-        budget.deposit();
+        budget.deposit(start);
         assert!(!budget.withdraw(start + Duration::from_secs(200)), "off");
+    }
+
+    fn sliding(percent: u32, retries: u32, interval: u64, window: u64) -> Settings {
+        let (interval, window) = (Duration::from_secs(interval), Duration::from_secs(window));
+        Settings { percent, sliding: Some(Sliding { retries, interval, window }), ..Settings::default() }
+    }
+
+    #[test]
+    fn one_in_ten_minutes_is_one_in_ten_minutes() {
+        let start = Instant::now();
+        let budget = RetryBudget::default();
+        budget.set(sliding(0, 1, 600, 10));
+        assert_eq!(withdraw_all(&budget, start), 1, "nothing is left of what the default begins with");
+        for seconds in [1, 5, 60, 590] {
+            assert_eq!(withdraw_all(&budget, start + Duration::from_secs(seconds)), 0, "after {seconds} s");
+        }
+        // Asked for more often than it pays, it comes all the same.
+        assert_eq!(withdraw_all(&budget, start + Duration::from_secs(602)), 1);
+        assert_eq!(withdraw_all(&budget, start + Duration::from_secs(36_000)), 1, "and is not saved up");
+    }
+
+    #[test]
+    fn a_share_is_of_the_requests_of_late() {
+        let start = Instant::now();
+        let budget = RetryBudget::new(sliding(20, 1, 3600, 10), start);
+        (0..1000).for_each(|_| budget.deposit(start));
+        budget.set(sliding(20, 1, 3600, 10));
+        let left = budget.left();
+        assert_eq!(left, 201, "a fifth of a thousand, and the one that there may be in any case");
+        assert!(!std::iter::repeat_with(|| budget.withdraw(start)).take(200).any(|granted| !granted));
+        (0..1000).for_each(|_| budget.deposit(start));
+        let later = withdraw_all(&budget, start + Duration::from_secs(10));
+        assert!((70..=76).contains(&later), "{later}: a third is left after the window");
+        (0..1000).for_each(|_| budget.deposit(start + Duration::from_secs(10)));
+        let much_later = withdraw_all(&budget, start + Duration::from_secs(130));
+        assert!(much_later <= 1, "{much_later}: nothing is left of requests that long ago");
     }
 
     #[test]
@@ -193,7 +298,7 @@ mod tests {
             for (wait, deposits, withdrawals) in steps {
                 now += Duration::from_millis(wait);
                 for _ in 0..deposits {
-                    budget.deposit();
+                    budget.deposit(now);
                 }
                 requests += deposits;
                 retries += (0..withdrawals).filter(|_| budget.withdraw(now)).count() as u64;

@@ -21,7 +21,12 @@ pub(super) fn parse(policy: Option<v1::BackendPolicy>) -> Result<BackendPolicy, 
         stream_idle: parse_duration("stream_idle_timeout", policy.stream_idle_timeout)?,
         connection_idle: parse_duration("connection_idle_timeout", policy.connection_idle_timeout)?,
         budget_origin: policy.retry_budget.as_ref().and_then(|budget| budget.origin.as_ref()).map(object_text),
-        retry_budget: policy.retry_budget.map_or(default.retry_budget, resilience::retry_budget),
+        retry_budget: policy
+            .retry_budget
+            .map(resilience::retry_budget)
+            .transpose()
+            .map_err(|invalid| invalid.within("retry_budget"))?
+            .unwrap_or(default.retry_budget),
         breaker: policy
             .circuit_breaker
             .map(resilience::circuit_breaker)

@@ -100,13 +100,18 @@ pub(super) fn bulkhead(limits: v1::BackendLimits) -> bulkhead::Limits {
     }
 }
 
-pub(super) fn retry_budget(budget: v1::RetryBudget) -> budget::Settings {
-    budget::Settings {
+pub(super) fn retry_budget(budget: v1::RetryBudget) -> Result<budget::Settings, Invalid> {
+    let sliding = budget.sliding.map(|sliding| {
+        let (interval, window) = (required("interval", sliding.interval)?, required("window", sliding.window)?);
+        Ok(budget::Sliding { retries: sliding.retries, interval, window })
+    });
+    Ok(budget::Settings {
         percent: budget.percent,
         per_second: budget.per_second,
         burst: budget.burst,
         answer_unavailable: budget.answer_unavailable,
-    }
+        sliding: sliding.transpose().map_err(|invalid: Invalid| invalid.within("sliding"))?,
+    })
 }
 
 fn required(field: &str, duration: Option<prost_types::Duration>) -> Result<Duration, Invalid> {

@@ -12,7 +12,7 @@ use crate::{
     api::{self, DurationText, Methods, RetryCause},
     model::{
         policy::TrafficPolicy,
-        resilience::{BackendLimits, CircuitBreaker, Hedging, RetryBudget, RetryPolicy},
+        resilience::{BackendLimits, CircuitBreaker, Hedging, RetryBudget, RetryPolicy, SlidingBudget},
     },
 };
 
@@ -160,7 +160,7 @@ pub(super) fn retry_budget(raw: &api::RetryBudget) -> Result<RetryBudget, Wrong>
     let percent = section.number("percent", raw.percent, (0, 1000)).unwrap_or(20);
     let per_second = section.number("minPerSecond", raw.min_per_second, (0, 1_000_000)).unwrap_or(10);
     let burst = section.number("burst", raw.burst, (1, 1_000_000)).unwrap_or_else(|| per_second.max(100));
-    section.wrong.or(RetryBudget { percent, per_second, burst, answer_unavailable: false })
+    section.wrong.or(RetryBudget { percent, per_second, burst, answer_unavailable: false, sliding: None })
 }
 
 /// Gateway API's XBackendTrafficPolicy.
@@ -172,19 +172,20 @@ pub(super) fn traffic_policy(raw: &api::BackendTrafficPolicySpec) -> Result<Traf
     wrong.or(TrafficPolicy { retry_budget, session_persistence })
 }
 
-/// Its budget becomes a share and a trickle; what may be saved up is what its interval is good for.
+/// Kept as it is said; a share and a trickle for proxies that know nothing else, which round up to whole retries a second.
 fn retry_constraint(raw: &api::RetryConstraint) -> Result<RetryBudget, Wrong> {
     let mut section = Section { at: "spec.retryConstraint", wrong: Wrong::default() };
     let intervals = (SECOND, 60 * MINUTE);
     let budget = raw.budget.clone().unwrap_or_default();
     let percent = section.number("budget.percent", budget.percent, (0, 100)).unwrap_or(20);
-    section.duration("budget.interval", budget.interval.as_ref(), intervals);
+    let window = section.duration("budget.interval", budget.interval.as_ref(), intervals).unwrap_or(10 * SECOND);
     let rate = raw.min_retry_rate.clone().unwrap_or_default();
     let count = section.number("minRetryRate.count", rate.count, (1, 1_000_000)).unwrap_or(10);
     let interval = section.duration("minRetryRate.interval", rate.interval.as_ref(), intervals).unwrap_or(SECOND);
     let per_second = u64::from(count).div_ceil(interval.as_secs().max(1));
     let per_second = u32::try_from(per_second).unwrap_or(u32::MAX);
-    section.wrong.or(RetryBudget { percent, per_second, burst: per_second.max(100), answer_unavailable: true })
+    let sliding = Some(SlidingBudget { retries: count, interval, window });
+    section.wrong.or(RetryBudget { percent, per_second, burst: per_second.max(100), answer_unavailable: true, sliding })
 }
 
 #[cfg(test)]
@@ -209,11 +210,15 @@ mod tests {
         assert_eq!((budget.percent, budget.burst), (20, 500));
         assert_eq!(limits(&from_value(json!({})).unwrap()).unwrap(), BackendLimits::default());
         let target = json!([{"group": "", "kind": "Service", "name": "shop"}]);
-        let traffic =
-            json!({"targetRefs": target, "retryConstraint": {"minRetryRate": {"count": 300, "interval": "2s"}}});
+        let traffic = json!({"targetRefs": target.clone(), "retryConstraint": {"minRetryRate": {"count": 300, "interval": "2s"}}});
         let budget = traffic_policy(&from_value(traffic).unwrap()).unwrap().retry_budget.unwrap();
         assert_eq!((budget.percent, budget.per_second, budget.burst), (20, 150, 150));
         assert!(budget.answer_unavailable);
+        let seldom = json!({"targetRefs": target, "retryConstraint": {
+            "budget": {"interval": "30s"}, "minRetryRate": {"count": 1, "interval": "10m"},
+        }});
+        let sliding = traffic_policy(&from_value(seldom).unwrap()).unwrap().retry_budget.unwrap().sliding;
+        assert_eq!(sliding, Some(SlidingBudget { retries: 1, interval: 10 * MINUTE, window: 30 * SECOND }));
     }
 
     #[test]
