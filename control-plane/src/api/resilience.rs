@@ -71,7 +71,7 @@ pub(crate) struct RouteHedging {
     #[schemars(example = "50ms")]
     pub(crate) delay: Option<DurationText>,
     /// The wait is the latency that this many per cent of the rule's answers stay below, as the proxy has seen it: 50 to 99.
-    /// Known after a hundred answers. Default: none.
+    /// Known after a hundred answers. Default: 95 if `delay` is absent, else none.
     #[schemars(range(min = 50, max = 99), example = 95)]
     pub(crate) percentile: Option<i64>,
     /// As `retry.methods`. gRPC calls are POST requests: they need `Any`. Default: `Idempotent`.
