@@ -18,6 +18,27 @@ pub const RESERVED: [&str; 10] = [
 /// Some applications take an underscore for a hyphen.
 pub const PREFIXES: [&str; 2] = ["leno-", "leno_"];
 
+/// Headers whose values are secrets: whoever keeps requests for operators does not keep these. In lower case.
+pub const SECRET: [&str; 12] = [
+    "api-key",
+    "apikey",
+    "authorization",
+    "cookie",
+    "proxy-authorization",
+    "set-cookie",
+    "x-access-token",
+    "x-amz-security-token",
+    "x-api-key",
+    "x-auth-token",
+    "x-csrf-token",
+    "x-xsrf-token",
+];
+
+/// Whether a header, in lower case, is known to carry secrets.
+pub fn is_secret(name: &str) -> bool {
+    SECRET.contains(&name)
+}
+
 /// Whether a header, in lower case, is the proxy's own.
 pub fn is_reserved(name: &str) -> bool {
     RESERVED.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))

@@ -63,7 +63,7 @@ pub(crate) async fn connect(
         backend.shield.report(permit, outcome, &backend.key, now);
         match connected {
             Ok(stream) => {
-                backend.budget.deposit();
+                backend.budget.deposit(now);
                 return Ok((stream, pick));
             }
             Err(error) => {

@@ -25,6 +25,19 @@ pub(crate) struct RoutePolicySpec {
     /// What serves requests whose backend cannot be reached: it has no endpoint, its circuit breaker is open, or no try came
     /// as far as a connection.
     pub(crate) fallback: Option<Fallback>,
+    /// Which requests proxies keep for `leno explain`. Default: those that fail, and those that the mesh's settings name.
+    pub(crate) explain: Option<RouteExplain>,
+}
+
+/// Of what requests the decisions are kept, beside those that fail.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct RouteExplain {
+    /// Requests with one of these headers are kept for ten minutes, as many as there is room for, and found by its value
+    /// (`leno explain --header NAME=VALUE`), which whoever may ask the control plane can read. Names in any case; none that is known
+    /// to carry secrets, like authorization and cookie. 1 to 4. Default: none.
+    #[schemars(length(min = 1, max = 4), example = ["x-request-id"])]
+    pub(crate) headers: Option<Vec<String>>,
 }
 
 /// Another backend, or an answer: exactly one of them.

@@ -246,9 +246,6 @@ fn webhooks(
     Ok(webhook::serve::Options { listen, settings, certificates })
 }
 
-/// Headers whose values are secrets, and are kept nowhere.
-const SECRET: [&str; 5] = ["authorization", "cookie", "proxy-authorization", "set-cookie", "x-api-key"];
-
 /// Names that proxies can use, in lower case.
 fn explain_headers(names: &[String]) -> anyhow::Result<Vec<String>> {
     let mut parsed = Vec::new();
@@ -258,7 +255,7 @@ fn explain_headers(names: &[String]) -> anyhow::Result<Vec<String>> {
         if lower.is_empty() || !lower.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)) {
             anyhow::bail!("{name:?} is not the name of a header");
         }
-        if SECRET.contains(&lower.as_str()) {
+        if leno_proto::headers::is_secret(&lower) {
             anyhow::bail!("{name:?} carries secrets: name a header whose value operators may read");
         }
         if !parsed.contains(&lower) {

@@ -20,7 +20,7 @@ const HTTPS_PORT: u16 = 443;
 /// moment; nothing is sent to them. Rules that were looked at and passed over are shown with the first thing that does not fit.
 ///
 /// Of requests that were carried, proxies keep for ten minutes what they decided over those that failed, those that are
-/// sampled by trace, and those with a header that the control plane was told of (--explain-headers).
+/// sampled by trace, and those with a header that a RoutePolicy names (explain.headers), or the control plane (--explain-headers).
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  leno explain client http://shop.default/cart\n  leno explain shop/client \
                         http://cart.shop:8080/items -X POST -H 'x-version: two' -o json\n  leno explain client \

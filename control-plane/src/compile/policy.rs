@@ -85,6 +85,7 @@ pub(super) fn of_rule(sources: &mut Sources<'_>, route: &ObjectKey, rule: &str, 
         }
         action.hedging = policy.hedging.as_ref().map(resilience::hedging);
         action.direct_response = policy.direct_response.as_ref().map(static_answer);
+        action.explain_headers = policy.explain_headers.iter().map(ToString::to_string).collect();
         action.fallback = policy.fallback.as_ref().map(|fallback| v1::Fallback {
             kind: Some(match fallback {
                 Fallback::Answer(answer) => v1::fallback::Kind::Answer(static_answer(answer)),

@@ -70,6 +70,8 @@ pub struct RoutePolicy {
     pub hedging: Option<Hedging>,
     pub direct_response: Option<StaticAnswer>,
     pub fallback: Option<Fallback>,
+    /// Headers in lower case, by which requests are kept for explanations.
+    pub explain_headers: Vec<Arc<str>>,
 }
 
 /// An answer that is spelled out.

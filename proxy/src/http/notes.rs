@@ -3,7 +3,7 @@
 //! wrong, before which only what the exchange holds anyway is known. A request of none of these kinds has no notes, and
 //! pays for none.
 //!
-//! Nobody reads bodies, queries or headers out of them, but the headers that the mesh's settings name.
+//! Nobody reads bodies, queries or headers out of them, but the headers that the mesh's settings name, or a RoutePolicy.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -84,14 +84,26 @@ impl Notes {
             bytes: 0,
             left_out: 0,
         };
-        for (head, name) in head.into_iter().flat_map(|head| wanted.iter().map(move |name| (head, name))) {
+        head.into_iter().for_each(|head| notes.keep_headers(head, wanted));
+        Box::new(notes)
+    }
+
+    fn keep_headers(&mut self, head: &RequestHead, names: &[Box<str>]) {
+        for name in names.iter().filter(|name| !self.headers.iter().any(|kept| *kept.name == ***name)) {
             let value = head.fields.values(name.as_bytes()).next();
-            notes.headers.extend(value.map(|value| {
+            self.headers.extend(value.map(|value| {
                 let value = String::from_utf8_lossy(value);
                 Header { name: name.to_string(), value: cut(&value) }
             }));
         }
-        Box::new(notes)
+    }
+
+    /// It is to be found by one of these headers, too.
+    pub(crate) fn wanted_by(&mut self, head: &RequestHead, names: &[Box<str>]) {
+        self.keep_headers(head, names);
+        if self.because != Because::Failed {
+            self.because = Because::Header;
+        }
     }
 
     pub(crate) fn id(&self) -> Id {

@@ -58,6 +58,20 @@ impl Exchange {
         self.take_notes(because, asked, Some(head), cause);
     }
 
+    /// The rule is known, whose policy wants requests kept that have one of these headers. True: notes are taken from here on.
+    pub(crate) fn may_be_noted_by(&mut self, names: &[Box<str>], head: &RequestHead) -> bool {
+        if !names.iter().any(|name| head.fields.values(name.as_bytes()).next().is_some()) {
+            return false;
+        }
+        let begins = self.notes.is_none();
+        if begins {
+            self.take_notes(Because::Header, None, Some(head), Cause::Header);
+        }
+        let Some(notes) = &mut self.notes else { return false };
+        notes.wanted_by(head, names);
+        begins
+    }
+
     fn take_notes(&mut self, because: Because, asked: Option<Id>, head: Option<&RequestHead>, cause: Cause) {
         let kept = &self.ctx().telemetry.kept;
         if !kept.allows(cause, self.started) {

@@ -114,6 +114,9 @@ impl Request<'_> {
         rest: &mut Rest,
     ) -> Result<Answer, Error> {
         let matched = service.http.as_ref().and_then(|routes| routes.decide(head));
+        if let Some(matched) = &matched {
+            told::wanted(exchange, (self.client, self.key), service, matched.action, head);
+        }
         told::rule(exchange, service, head, matched.as_ref().map(|matched| &**matched.action));
         let Some(matched) = matched else {
             exchange.fails(Some(head));

@@ -8,7 +8,7 @@ use crate::{
     error::Error,
     http::{exchange::Exchange, head::RequestHead},
     policy::{
-        Destination, HttpAction, HttpRoutes, ServicePort, Target,
+        Destination, DestinationKey, HttpAction, HttpRoutes, ServicePort, Target,
         http_route::HttpBackend,
         says::{self, By, Part},
     },
@@ -23,6 +23,16 @@ pub(super) fn begin(exchange: &mut Exchange, client: SocketAddr, destination: &D
     if !exchange.is_told() {
         return;
     }
+    came(exchange, client);
+    let key = &destination.key;
+    exchange.tell("destination", true, || match &destination.target {
+        Target::Outside => format!("{key} is outside the mesh"),
+        Target::Workload(_) => format!("{key} is one workload: no route applies"),
+        Target::Service(port) => service_text(key, port),
+    });
+}
+
+fn came(exchange: &mut Exchange, client: SocketAddr) {
     exchange.tell("client", true, || client.to_string());
     if exchange.serves_attempt > 0 {
         let attempt = exchange.serves_attempt;
@@ -32,14 +42,24 @@ pub(super) fn begin(exchange: &mut Exchange, client: SocketAddr, destination: &D
         let left = deadline.saturating_duration_since(Instant::now());
         exchange.tell("deadline", true, || format!("{left:.1?} are left, by what it serves or by its own headers"));
     }
-    let key = &destination.key;
-    exchange.tell("destination", true, || match &destination.target {
-        Target::Outside => format!("{key} is outside the mesh"),
-        Target::Workload(_) => format!("{key} is one workload: no route applies"),
-        Target::Service(port) => {
-            format!("{key} is Service {} port {}, which speaks {}", port.service, port.port, port.protocol.as_str())
-        }
-    });
+}
+
+fn service_text(key: &DestinationKey, port: &ServicePort) -> String {
+    format!("{key} is Service {} port {}, which speaks {}", port.service, port.port, port.protocol.as_str())
+}
+
+/// The rule is known, and its policy may want the request kept, from its beginning.
+pub(super) fn wanted(
+    exchange: &mut Exchange,
+    (client, key): (SocketAddr, &DestinationKey),
+    service: &ServicePort,
+    action: &HttpAction,
+    head: &RequestHead,
+) {
+    if !action.explain_headers.is_empty() && exchange.may_be_noted_by(&action.explain_headers, head) {
+        came(exchange, client);
+        exchange.tell("destination", true, || service_text(key, service));
+    }
 }
 
 /// The rule that holds, if any, and those that were passed over.

@@ -265,17 +265,26 @@ fn parse_settings(settings: v1::Settings) -> Result<Settings, Invalid> {
 }
 
 fn parse_explain(explain: v1::Explain) -> Result<Explain, Invalid> {
-    if explain.headers.len() > limits::KEPT_HEADERS {
-        let reason = format!("{} headers; at most {} are possible", explain.headers.len(), limits::KEPT_HEADERS);
-        return Err(Invalid::new("headers", reason));
+    let headers = parse_kept_headers("headers", explain.headers)?;
+    Ok(Explain { sampled: !explain.ignore_sampled, headers: Arc::new(headers) })
+}
+
+/// Names of headers by which requests are kept.
+fn parse_kept_headers(field: &str, names: Vec<String>) -> Result<Vec<Box<str>>, Invalid> {
+    if names.len() > limits::KEPT_HEADERS {
+        let reason = format!("{} headers; at most {} are possible", names.len(), limits::KEPT_HEADERS);
+        return Err(Invalid::new(field, reason));
     }
-    for (index, name) in explain.headers.iter().enumerate() {
+    for (index, name) in names.iter().enumerate() {
+        let at = || format!("{field}[{index}]");
         if ::http::HeaderName::from_lowercase(name.as_bytes()).is_err() {
-            return Err(Invalid::new(format!("headers[{index}]"), format!("{name:?} is not a header in lower case")));
+            return Err(Invalid::new(at(), format!("{name:?} is not a header in lower case")));
+        }
+        if leno_proto::headers::is_secret(name) {
+            return Err(Invalid::new(at(), format!("{name} carries secrets")));
         }
     }
-    let headers = explain.headers.into_iter().map(String::into_boxed_str).collect();
-    Ok(Explain { sampled: !explain.ignore_sampled, headers: Arc::new(headers) })
+    Ok(names.into_iter().map(String::into_boxed_str).collect())
 }
 
 /// As it was sent; None if it was not.

@@ -44,6 +44,8 @@ pub struct HttpAction {
     pub direct_response: Option<Box<StaticAnswer>>,
     pub fallback: Option<Box<Fallback>>,
     pub persistence: Option<Box<Persistence>>,
+    /// Requests with one of these headers, in lower case, are kept for who asks why they went as they did.
+    pub explain_headers: Box<[Box<str>]>,
     /// The RoutePolicy that has a part in this.
     pub policy: Option<Box<RulePolicy>>,
     /// Handles for (service, route, rule) of answers that no backend had a part in.

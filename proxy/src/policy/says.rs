@@ -114,6 +114,7 @@ pub(crate) fn of_rule<'a>(action: &'a HttpAction, head: &RequestHead) -> Vec<Sai
         direct_response,
         fallback,
         persistence: _,
+        explain_headers,
         policy: _,
         metrics: _,
     } = action;
@@ -128,6 +129,9 @@ pub(crate) fn of_rule<'a>(action: &'a HttpAction, head: &RequestHead) -> Vec<Sai
         let text = format!("{}: the proxy answers (leno-reason: direct-response)", direct.status.as_u16());
         add("answer", text, of_policy);
         return all;
+    }
+    if !explain_headers.is_empty() {
+        add("explain", format!("kept with {}", explain_headers.join(" or ")), of_policy);
     }
     if let Some(timeout) = request_timeout {
         add("timeout", format!("the whole request: {}", time(*timeout)), action.by(Part::RequestTimeout));

@@ -88,7 +88,7 @@ impl Wanted {
             Self::LastFailed { proxy } => format!("proxy {proxy} keeps no request that failed"),
             Self::LastRefused { proxy } => format!("proxy {proxy} keeps no connection that was not let in"),
             Self::Header { header, .. } => format!(
-                "no proxy keeps a request with {}: {} (is the control plane told of it by --explain-headers?)",
+                "no proxy keeps a request with {}: {} (does a RoutePolicy's `explain.headers` name it, or --explain-headers of the control plane?)",
                 header.name, header.value
             ),
         }

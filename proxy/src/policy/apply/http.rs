@@ -8,7 +8,7 @@ use leno_proto::{pattern, v1};
 use super::{
     Backends, Invalid,
     destination::{object_text, parse_origin},
-    filters, parse_duration, resilience, rule_policy,
+    filters, parse_duration, parse_kept_headers, resilience, rule_policy,
 };
 use crate::{
     policy::{
@@ -162,6 +162,7 @@ fn parse_action(service: &str, action: v1::HttpAction, backends: &mut Backends<'
             .map(Box::new),
         fallback: fallback.transpose().map_err(|invalid| invalid.within("fallback"))?.flatten().map(Box::new),
         persistence: persistence.transpose().map_err(|invalid| invalid.within("session_persistence"))?.map(Box::new),
+        explain_headers: parse_kept_headers("explain_headers", action.explain_headers)?.into(),
         metrics: RouteMetrics::outbound(service, &origin.route, &origin.rule, ""),
         origin,
     })

@@ -482,6 +482,7 @@ fn everything() -> Delta {
         request_timeout_by_policy: true,
         backend_request_timeout_by_policy: true,
         response_timeout: duration,
+        explain_headers: vec!["x-request-id".into()],
     };
     let paths = [
         path_match::Kind::Exact("/a".into()),

@@ -158,6 +158,7 @@ fn rule_under_policy() -> v1::HttpAction {
             ..v1::RetryPolicy::default()
         }),
         fallback: Some(v1::Fallback { kind: Some(fallback) }),
+        explain_headers: vec!["x-request-id".into(), "x-order".into()],
         policy: object("RoutePolicy", "patience"),
         ..v1::HttpAction::default()
     }
@@ -224,6 +225,7 @@ async fn whatever_a_policy_says_is_told_with_its_name() {
         ("timeout", "the whole request: none", true, rule),
         ("timeout", "each try: 2s", true, patience),
         ("timeout", "without a byte moved: 3s", true, patience),
+        ("explain", "kept with x-request-id or x-order", true, patience),
         ("retry", "up to 2 more tries after 1s, on status [503]", true, patience),
         ("hedging", "after 1s, if it may be repeated", true, patience),
         ("fallback", "if nobody can be reached: shop/spare:80", true, patience),

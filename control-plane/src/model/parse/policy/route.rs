@@ -1,5 +1,9 @@
 //! RoutePolicy.
 
+use std::sync::Arc;
+
+use leno_proto::headers;
+
 use super::{
     super::{Wrong, refuse, value},
     backend, duration_within, resilience,
@@ -13,6 +17,9 @@ use crate::{
         policy::{Fallback, RoutePolicy},
     },
 };
+
+/// By so many headers a route's requests may be kept.
+const EXPLAIN_HEADERS: usize = 4;
 
 pub(super) fn route_policy(key: &ObjectKey, raw: &RoutePolicySpec) -> Result<RoutePolicy, Wrong> {
     let mut wrong = Wrong::default();
@@ -33,6 +40,7 @@ pub(super) fn route_policy(key: &ObjectKey, raw: &RoutePolicySpec) -> Result<Rou
     let direct = raw.direct_response.as_ref().map(|raw| static_answer("spec.directResponse", raw));
     let direct_response = wrong.note(direct.transpose());
     let fallback = wrong.note(raw.fallback.as_ref().map(|raw| fallback(key, raw)).transpose());
+    let explain_headers = wrong.note(raw.explain.as_ref().map(explain).transpose()).unwrap_or_default();
     wrong.or(RoutePolicy {
         request_timeout,
         response_timeout,
@@ -42,7 +50,26 @@ pub(super) fn route_policy(key: &ObjectKey, raw: &RoutePolicySpec) -> Result<Rou
         hedging,
         direct_response,
         fallback,
+        explain_headers,
     })
+}
+
+fn explain(raw: &api::RouteExplain) -> Result<Vec<Arc<str>>, Wrong> {
+    let Some(names) = &raw.headers else { return Ok(Vec::new()) };
+    if !(1..=EXPLAIN_HEADERS).contains(&names.len()) {
+        refuse("spec.explain.headers", format!("{} headers, and not 1 to {EXPLAIN_HEADERS}", names.len()))?;
+    }
+    let mut parsed: Vec<Arc<str>> = Wrong::each(names.iter().enumerate().map(|(index, name)| {
+        let field = format!("spec.explain.headers[{index}]");
+        let name = value::header_name(&field, name)?;
+        if headers::is_secret(&name) {
+            refuse(field, format!("{name} carries secrets: name a header whose value operators may read"))?;
+        }
+        Ok(name.into())
+    }))?;
+    parsed.sort_unstable();
+    parsed.dedup();
+    Ok(parsed)
 }
 
 fn fallback(key: &ObjectKey, raw: &api::Fallback) -> Result<Fallback, Wrong> {
