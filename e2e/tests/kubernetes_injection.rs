@@ -258,3 +258,44 @@ async fn what_leno_inject_prints_runs_in_the_mesh() -> Result<()> {
     ensure!(pods.iter().all(has_sidecar) && !pods.is_empty(), "{pods:?}");
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a cluster: e2e/cluster/test"]
+async fn a_skipped_port_is_the_applications_for_clients_inside_and_outside_the_mesh() -> Result<()> {
+    let cluster = Cluster::connect().await?;
+    cluster.install(&[]).await?;
+    let namespace = Namespace::create(&cluster, "skipped", Injection::Enabled).await?;
+    strict(&cluster, &namespace).await?;
+    let outside = Namespace::create(&cluster, "stranger", Injection::Disabled).await?;
+    for (name, ports) in [("skipping", "22,8000-8080"), ("whole", "22")] {
+        let mut server = namespace.server(name, name, 1);
+        server["spec"]["template"]["metadata"]["annotations"] = json!({ "leno.dev/skip-inbound-ports": ports });
+        namespace.apply(server).await?;
+        namespace.service(name, json!({ "app": name })).await?;
+    }
+    for from in [&namespace, &outside] {
+        from.client("client").await?;
+        from.rolled_out("client").await?;
+    }
+    namespace.rolled_out("skipping").await?;
+    namespace.rolled_out("whole").await?;
+    // By the Service and by the Pod's own address; the whole one is reached by mTLS alone.
+    for (name, skips) in [("skipping", true), ("whole", false)] {
+        let pod = namespace.pods(name).await?.into_iter().next().context("a Pod")?;
+        let ip = pod.status.and_then(|status| status.pod_ip).context("its address")?;
+        let by_name = format!("{name}.{}", namespace.name());
+        for authority in [by_name, format!("{ip}:8080")] {
+            let url = format!("http://{authority}/");
+            let inside = namespace.request("client", &url).await?;
+            let told = inside.seen()?.headers.contains_key("leno-client-id");
+            ensure!(inside.status == 200 && told != skips, "{url} from inside: {inside:?}");
+            let words = format!("curl -sS -m 10 --fail {url} || echo refused");
+            let printed = outside.run("client", &words).await?;
+            ensure!(printed.contains("refused") != skips, "{url} from outside: {printed}");
+        }
+        // A Prometheus in the mesh reads the proxy's metrics as one outside does.
+        let page = namespace.request("client", &format!("http://{ip}:4195/metrics")).await?;
+        ensure!(page.status == 200 && page.body.contains("leno_"), "{page:?}");
+    }
+    Ok(())
+}

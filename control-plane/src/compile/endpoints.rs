@@ -45,7 +45,7 @@ fn of_workload(sources: &mut Sources<'_>, key: &ObjectKey, ip: Option<IpAddr>, p
     let ports = world.index.inbound(&world.objects, key);
     let endpoint = Endpoint {
         address: SocketAddr::new(ip, port).to_string(),
-        identity: identity(sources, key, pod)?,
+        identity: identity(sources, key, pod, port)?,
         zone: String::new(),
         weight: 1,
         state: State::Ready.into(),
@@ -70,8 +70,9 @@ fn of_hostname(sources: &mut Sources<'_>, key: &ObjectKey, hostname: &str, port:
 }
 
 /// Empty: reached in plaintext. None: it is meshed, and no identity can be made of its names.
-fn identity(sources: &Sources<'_>, key: &ObjectKey, pod: &Pod) -> Option<String> {
-    if !pod.meshed {
+fn identity(sources: &Sources<'_>, key: &ObjectKey, pod: &Pod, port: u16) -> Option<String> {
+    // Where its redirect leaves a port alone, the application answers, which knows nothing of the mesh.
+    if !pod.meshed || pod.skipped.contains(port) {
         return Some(String::new());
     }
     let trust_domain = &sources.world.settings.trust_domain;
@@ -140,7 +141,7 @@ fn endpoint_at(
     Some(Endpoint {
         address: SocketAddr::new(ip, port).to_string(),
         identity: match &pod {
-            Some((key, pod)) => identity(sources, key, pod)?,
+            Some((key, pod)) => identity(sources, key, pod, port)?,
             None => String::new(),
         },
         zone: match &pod {

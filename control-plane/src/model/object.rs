@@ -10,6 +10,7 @@ use std::{
 use leno_proto::v1::Protocol;
 
 use super::{ObjectKey, policy::Policy};
+use crate::webhook::ports::PortSet;
 
 /// One object of the configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -134,6 +135,8 @@ pub struct Pod {
     pub inbound: Option<InboundMode>,
     /// False: `leno.dev/inject: disabled`, reached in plaintext.
     pub meshed: bool,
+    /// `leno.dev/skip-inbound-ports`: reached without its proxy, in plaintext; of no meaning unless `meshed`.
+    pub skipped: PortSet,
     /// Of its endpoints, relative to others: 1 unless `leno.dev/weight` says otherwise.
     pub weight: u32,
     /// `topology.kubernetes.io/zone`, for Pods that no EndpointSlice names; empty: not known.

@@ -7,10 +7,14 @@
 //! that name.
 
 mod probes;
+mod redirect;
 mod sidecar;
 
 use serde_json::{Map, Value, json};
 
+pub use self::redirect::REDIRECT_ANNOTATION;
+use self::redirect::Redirect;
+pub(crate) use self::redirect::skipped_inbound_ports;
 use super::settings::{RedirectMode, Settings};
 
 /// The sidecar's name; a Pod that has it is in the mesh.
@@ -38,7 +42,8 @@ pub const ANNOTATIONS: [&str; 11] = [
     "leno.dev/proxy-log",
     "leno.dev/access-log",
 ];
-const SKIP_INBOUND_PORTS: &str = "leno.dev/skip-inbound-ports";
+/// Annotation: ports that are reached without the proxy, and so in plaintext.
+pub const SKIP_INBOUND_PORTS: &str = "leno.dev/skip-inbound-ports";
 const SKIP_OUTBOUND_PORTS: &str = "leno.dev/skip-outbound-ports";
 const SKIP_NETWORKS: &str = "leno.dev/skip-networks";
 /// What annotations begin with that say where metrics are.
@@ -152,9 +157,10 @@ fn injected(pod: &Value, context: &Context<'_>, warnings: &mut Vec<String>) -> R
     }
     let mut pod = pod.clone();
     let asked = probes::rewrite(&mut pod["spec"], context.nonce, warnings)?;
+    let told = Redirect::of(&pod, settings)?;
     let mut first = Vec::new();
     if settings.redirect.mode == RedirectMode::Init {
-        first.push(sidecar::redirect(&pod, settings)?);
+        first.push(sidecar::redirect(&pod, settings, &told));
     }
     first.push(sidecar::proxy(&pod, settings, &asked)?);
     let spec = &mut pod["spec"];
@@ -163,19 +169,18 @@ fn injected(pod: &Value, context: &Context<'_>, warnings: &mut Vec<String>) -> R
     let mut volumes = taken_list(spec, "volumes");
     volumes.extend(sidecar::volumes());
     spec["volumes"] = volumes.into();
-    if settings.proxy.metrics {
-        announce_metrics(&mut pod);
-    }
+    annotate(&mut pod, told.text()?, settings.proxy.metrics);
     Ok(pod)
 }
 
-/// Says where the proxy's metrics are, as most configurations of Prometheus read it. A Pod that says where its application's
-/// are keeps that: there is room for one place.
-fn announce_metrics(pod: &mut Value) {
+/// Says what the redirect is told, and where the proxy's metrics are, as most configurations of Prometheus read it. A Pod that says where
+/// its application's metrics are keeps that: there is room for one place.
+fn annotate(pod: &mut Value, redirect: String, metrics: bool) {
     let metadata = &mut pod["metadata"];
     let annotations = metadata["annotations"].take();
     let mut annotations = if let Value::Object(annotations) = annotations { annotations } else { Map::new() };
-    if !annotations.keys().any(|name| name.starts_with(PROMETHEUS)) {
+    annotations.insert(REDIRECT_ANNOTATION.to_owned(), redirect.into());
+    if metrics && !annotations.keys().any(|name| name.starts_with(PROMETHEUS)) {
         for (name, value) in
             [("scrape", "true".to_owned()), ("port", PROBE_PORT.to_string()), ("path", "/metrics".to_owned())]
         {

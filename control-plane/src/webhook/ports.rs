@@ -64,6 +64,43 @@ impl<'de> Deserialize<'de> for PortRange {
     }
 }
 
+/// Ports, found quickly however many ranges they were written as.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PortSet(
+    /// In order, none touching the next.
+    Box<[PortRange]>,
+);
+
+impl PortSet {
+    pub fn contains(&self, port: u16) -> bool {
+        let at = self.0.partition_point(|range| range.last < port);
+        self.0.get(at).is_some_and(|range| range.first <= port)
+    }
+}
+
+impl From<Vec<PortRange>> for PortSet {
+    fn from(mut ranges: Vec<PortRange>) -> Self {
+        ranges.sort_unstable_by_key(|range| range.first);
+        ranges.dedup_by(|next, kept| {
+            let joins = next.first <= kept.last.saturating_add(1);
+            if joins {
+                kept.last = kept.last.max(next.last);
+            }
+            joins
+        });
+        Self(ranges.into())
+    }
+}
+
+impl FromStr for PortSet {
+    type Err = String;
+
+    /// Ranges separated by commas.
+    fn from_str(text: &str) -> Result<Self, String> {
+        list::<PortRange>(text).map(Self::from)
+    }
+}
+
 /// Values separated by commas; spaces and a comma at the end do not count.
 pub(super) fn list<T: FromStr>(text: &str) -> Result<Vec<T>, T::Err> {
     text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::parse).collect()
@@ -72,4 +109,28 @@ pub(super) fn list<T: FromStr>(text: &str) -> Result<Vec<T>, T::Err> {
 /// As `leno-proxy redirect` takes lists.
 pub(super) fn joined<T: Display>(items: &[T]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_set_has_the_ports_of_its_ranges_and_no_others(
+            ranges in proptest::collection::vec((1..40u16, 0..6u16), 0..8),
+            high in any::<bool>(),
+        ) {
+            let base = if high { u16::MAX - 46 } else { 0 };
+            let ranges: Vec<_> = ranges.into_iter().map(|(first, more)| (base + first, base + first + more)).collect();
+            let text: Vec<_> = ranges.iter().map(|(first, last)| format!("{first}-{last}")).collect();
+            let set: PortSet = text.join(",").parse().unwrap();
+            for port in base..=base + 46 {
+                prop_assert_eq!(set.contains(port), ranges.iter().any(|(first, last)| (*first..=*last).contains(&port)));
+            }
+            prop_assert!(set.0.windows(2).all(|pair| pair[0].last + 1 < pair[1].first), "{:?}", set);
+        }
+    }
 }

@@ -126,3 +126,27 @@ fn a_missing_pod_takes_only_its_own_port_of_an_address_that_others_share() {
     assert_eq!(destination(&world, "web", "127.0.0.1:9443"), None);
     assert_eq!(dialled(&world, "127.0.0.1:1234"), at("127.0.0.1:1234", "db"));
 }
+
+#[test]
+fn a_skipped_port_is_the_applications_and_reached_in_plaintext() {
+    let pod = |ports: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Pod\n\
+             metadata: {{name: db-0, annotations: {{leno.dev/skip-inbound-ports: \"{ports}\"}}}}\n\
+             spec: {{serviceAccountName: db}}\nstatus: {{podIP: 10.1.0.1}}\n"
+        )
+    };
+    let endpoint = "[{addresses: [10.1.0.1], hostname: db-0, targetRef: {kind: Pod, name: db-0}}]";
+    let skipping = db(endpoint, &pod("22, 9400-9500"));
+    for (key, address) in
+        [("10.1.0.1:22", "10.1.0.1:22"), ("10.1.0.1:9443", "10.1.0.1:9443"), ("db-0.db.default:5432", "10.1.0.1:9443")]
+    {
+        assert_eq!(dialled(&skipping, key), at(address, ""), "{key}");
+    }
+    assert_eq!(endpoints(&skipping, "default/db:5432").endpoints[0].identity, "");
+    // All others are the mesh's as before.
+    assert_eq!(dialled(&skipping, "10.1.0.1:23"), at("10.1.0.1:23", "db"));
+    let not = db(endpoint, &pod("22"));
+    assert_eq!(dialled(&not, "10.1.0.1:9443"), at("10.1.0.1:9443", "db"));
+    assert!(endpoints(&not, "default/db:5432").endpoints[0].identity.ends_with("/sa/db"));
+}

@@ -8,9 +8,12 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{FieldError, Metadata, Wrong, refuse, typed, value};
-use crate::model::object::{
-    Endpoint, EndpointSlice, EndpointState, InboundMode, Namespace, Object, Pod, Service, ServiceKind, ServicePort,
-    SlicePort, TargetPort,
+use crate::{
+    model::object::{
+        Endpoint, EndpointSlice, EndpointState, InboundMode, Namespace, Object, Pod, Service, ServiceKind, ServicePort,
+        SlicePort, TargetPort,
+    },
+    webhook::{inject::SKIP_INBOUND_PORTS, ports::PortSet},
 };
 
 /// Annotation or label, on a Pod or its Namespace: `strict` or `permissive`.
@@ -99,11 +102,17 @@ pub(super) fn pod(metadata: &Metadata, content: &Value) -> Result<Pod, Wrong> {
     });
     let inbound = wrong.note(inbound_mode(metadata));
     let weight = wrong.note(weight(metadata)).unwrap_or(1);
+    let skipped = wrong.note(skipped(metadata));
     let zone = metadata.mark(ZONE).unwrap_or_default().into();
     // Nobody but the API server writes it.
     let ending = metadata.deletion_timestamp.as_deref().and_then(|text| text.parse::<Timestamp>().ok());
     let ending = ending.map(SystemTime::from);
-    wrong.or(Pod { service_account: service_account.into(), ips, inbound, meshed, weight, zone, ending })
+    wrong.or(Pod { service_account: service_account.into(), ips, inbound, meshed, skipped, weight, zone, ending })
+}
+
+fn skipped(metadata: &Metadata) -> Result<PortSet, FieldError> {
+    let text = metadata.annotations.get(SKIP_INBOUND_PORTS).map(String::as_str).unwrap_or_default();
+    text.parse().or_else(|reason: String| refuse(metadata.mark_field(SKIP_INBOUND_PORTS), reason))
 }
 
 fn weight(metadata: &Metadata) -> Result<Option<u32>, FieldError> {

@@ -135,6 +135,27 @@ async fn marks_that_cannot_be_read_take_no_pod_out_of_the_mesh() {
     assert!(told.contains("leno.dev/inbound=stirct") && told.contains("leno.dev/weight=heavy"), "{told}");
 }
 
+#[test]
+fn which_ports_are_skipped_is_what_the_redirect_was_told() {
+    let skipped = |annotations: Value| {
+        let (_, _, kept) =
+            trim::trimmed(Kind::Pod, "v1", pod("a", 7, |pod| pod["metadata"]["annotations"] = annotations)).unwrap();
+        kept["metadata"]["annotations"]["leno.dev/skip-inbound-ports"].as_str().map(str::to_owned)
+    };
+    let told = r#"{"proxyUid":2102,"excludeInboundPorts":["4195","22"],"excludeNewer":[]}"#;
+    assert_eq!(skipped(json!({"leno.dev/redirect": told})).as_deref(), Some("4195,22"));
+    // Annotated anew, the redirect is the same.
+    let annotated = json!({"leno.dev/redirect": told, "leno.dev/skip-inbound-ports": "80"});
+    assert_eq!(skipped(annotated).as_deref(), Some("4195,22"));
+    for garbage in ["", "[]", r#"{"proxyUid":2102,"excludeInboundPorts":["all"]}"#] {
+        let annotated = json!({"leno.dev/redirect": garbage, "leno.dev/skip-inbound-ports": "80"});
+        assert_eq!(skipped(annotated), None, "{garbage}");
+    }
+    // With a sidecar that nobody injected.
+    assert_eq!(skipped(json!({"leno.dev/skip-inbound-ports": "80"})).as_deref(), Some("80"));
+    assert_eq!(skipped(json!({"leno.dev/skip-inbound-ports": "ssh"})), None);
+}
+
 struct Running {
     updates: mpsc::Sender<Update>,
     world: watch::Receiver<Arc<World>>,

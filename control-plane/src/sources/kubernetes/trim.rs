@@ -5,7 +5,13 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::resources::number;
-use crate::model::{FileContent, Kind};
+use crate::{
+    model::{FileContent, Kind},
+    webhook::{
+        inject::{REDIRECT_ANNOTATION, SKIP_INBOUND_PORTS, skipped_inbound_ports},
+        ports::PortSet,
+    },
+};
 
 /// The proxy's container: a Pod is in the mesh exactly if it has one of this name.
 const PROXY_CONTAINER: &str = "leno-proxy";
@@ -58,7 +64,8 @@ fn concerns_mesh(kind: Kind, object: &Value) -> bool {
         || any("/status/parents", |parent| parent["controllerName"] == CONTROLLER)
 }
 
-/// Marks that cannot be read take nothing out of the mesh: who must not be reached in plaintext is taken for strict, a weight for none.
+/// Marks that cannot be read take nothing out of the mesh: who must not be reached in plaintext is taken for strict, a weight for none,
+/// and no port is left alone.
 /// What was wrong is kept as a mark that is not known, and so is reported.
 fn settle_marks(content: &mut Value) {
     for map in ["labels", "annotations"] {
@@ -72,6 +79,10 @@ fn settle_marks(content: &mut Value) {
         if let Some(weight) = said(marks, WEIGHT).filter(|text| !is_weight(text)) {
             marks.remove(WEIGHT);
             marks.insert(format!("{WEIGHT}={weight}: no number from 1 to 1000"), json!(""));
+        }
+        if let Some(ports) = said(marks, SKIP_INBOUND_PORTS).filter(|text| text.parse::<PortSet>().is_err()) {
+            marks.remove(SKIP_INBOUND_PORTS);
+            marks.insert(format!("{SKIP_INBOUND_PORTS}={ports}: no ports, taken for none"), json!(""));
         }
     }
 }
@@ -156,6 +167,7 @@ fn pod(object: &mut Value, content: &mut Value) {
     if !ended && !of_node {
         keep(object, content, &[&["status", "podIP"], &["status", "podIPs"]]);
     }
+    settle_skipped(content);
     settle_marks(content);
     // What was asked for when it was made does not matter any more.
     if let Some(labels) = content.pointer_mut("/metadata/labels").and_then(Value::as_object_mut) {
@@ -163,4 +175,20 @@ fn pod(object: &mut Value, content: &mut Value) {
     }
     let injected = if meshed { "enabled" } else { "disabled" };
     set(content, &["metadata", "annotations", INJECT], Value::String(injected.to_owned()));
+}
+
+/// Which ports the redirect leaves alone was settled when the Pod was injected: what its annotation says of them may have changed since,
+/// and is not all there is to it.
+fn settle_skipped(content: &mut Value) {
+    let annotations = content.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut);
+    let Some(annotations) = annotations else { return };
+    let Some(told) = annotations.remove(REDIRECT_ANNOTATION) else { return };
+    match told.as_str().and_then(skipped_inbound_ports) {
+        Some(ports) => annotations.insert(SKIP_INBOUND_PORTS.to_owned(), Value::String(ports)),
+        None => {
+            annotations.remove(SKIP_INBOUND_PORTS);
+            annotations
+                .insert(format!("{REDIRECT_ANNOTATION}: cannot be read, no port is taken for skipped"), json!(""))
+        }
+    };
 }

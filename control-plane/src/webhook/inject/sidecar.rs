@@ -2,12 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::{
-    ANNOTATIONS, PROBE_PORT, PROXY, REDIRECT, SKIP_INBOUND_PORTS, SKIP_NETWORKS, SKIP_OUTBOUND_PORTS, annotation,
-};
+use super::{ANNOTATIONS, PROBE_PORT, PROXY, REDIRECT, annotation, redirect::Redirect};
 use crate::webhook::{
-    limits,
-    ports::{self, PortRange},
+    limits, ports,
     settings::{Settings, with_quantity},
 };
 
@@ -92,24 +89,17 @@ pub(super) fn proxy(pod: &Value, settings: &Settings, asked: &[Value]) -> Result
 }
 
 /// The init container that installs the redirect; the only one with a privilege.
-pub(super) fn redirect(pod: &Value, settings: &Settings) -> Result<Value, String> {
+pub(super) fn redirect(pod: &Value, settings: &Settings, told: &Redirect) -> Value {
     let chosen = &settings.redirect;
-    let mut inbound = chosen.skip_inbound_ports.clone();
-    inbound.push(PortRange::from(PROBE_PORT));
-    inbound.extend(listed::<PortRange>(pod, SKIP_INBOUND_PORTS)?);
-    let mut outbound = chosen.skip_outbound_ports.clone();
-    outbound.extend(listed::<PortRange>(pod, SKIP_OUTBOUND_PORTS)?);
-    let mut networks = chosen.skip_networks.clone();
-    networks.extend(listed::<Network>(pod, SKIP_NETWORKS)?.into_iter().map(|network| network.0));
     let mut env = vec![
-        variable("LENO_PROXY_UID", &settings.proxy.uid.to_string()),
-        variable("LENO_EXCLUDE_INBOUND_PORTS", &ports::joined(&inbound)),
+        variable("LENO_PROXY_UID", &told.proxy_uid.to_string()),
+        variable("LENO_EXCLUDE_INBOUND_PORTS", &ports::joined(&told.exclude_inbound_ports)),
     ];
-    if !outbound.is_empty() {
-        env.push(variable("LENO_EXCLUDE_OUTBOUND_PORTS", &ports::joined(&outbound)));
+    if !told.exclude_outbound_ports.is_empty() {
+        env.push(variable("LENO_EXCLUDE_OUTBOUND_PORTS", &ports::joined(&told.exclude_outbound_ports)));
     }
-    if !networks.is_empty() {
-        env.push(variable("LENO_EXCLUDE_NETWORKS", &ports::joined(&networks)));
+    if !told.exclude_networks.is_empty() {
+        env.push(variable("LENO_EXCLUDE_NETWORKS", &ports::joined(&told.exclude_networks)));
     }
     let mut container = json!({
         "name": REDIRECT,
@@ -129,7 +119,7 @@ pub(super) fn redirect(pod: &Value, settings: &Settings) -> Result<Value, String
         "terminationMessagePolicy": "FallbackToLogsOnError",
     });
     with_pull_policy(&mut container, &settings.proxy.image_pull_policy);
-    Ok(container)
+    container
 }
 
 /// What each of them is given.
@@ -184,24 +174,5 @@ fn variable(name: &str, value: &str) -> Value {
 fn with_pull_policy(container: &mut Value, policy: &str) {
     if !policy.is_empty() {
         container["imagePullPolicy"] = policy.into();
-    }
-}
-
-/// The values of an annotation.
-fn listed<T: std::str::FromStr<Err = String>>(pod: &Value, name: &str) -> Result<Vec<T>, String> {
-    ports::list(annotation(pod, name).unwrap_or_default()).map_err(|wrong| format!("annotation {name}: {wrong}"))
-}
-
-/// A network, or an address that is one alone.
-struct Network(ipnet::IpNet);
-
-impl std::str::FromStr for Network {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        text.parse::<ipnet::IpNet>()
-            .or_else(|_| text.parse::<std::net::IpAddr>().map(ipnet::IpNet::from))
-            .map(Self)
-            .map_err(|_| format!("{text:?} is neither a network (10.0.0.0/8) nor an address"))
     }
 }

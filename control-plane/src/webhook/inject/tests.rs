@@ -81,6 +81,17 @@ fn annotations_go_before_settings() {
     assert_eq!(env(&init[0], "LENO_EXCLUDE_OUTBOUND_PORTS"), Some("3306"));
     assert_eq!(env(&init[0], "LENO_EXCLUDE_NETWORKS"), Some("10.1.0.0/16,169.254.169.254/32"));
     assert_eq!(env(&init[1], "LENO_LOG"), Some("debug"));
+    let told = injected["metadata"]["annotations"][REDIRECT_ANNOTATION].as_str().unwrap();
+    assert_eq!(
+        serde_json::from_str::<Value>(told).unwrap(),
+        json!({
+            "proxyUid": 2102,
+            "excludeInboundPorts": ["7", "4195", "9100-9110", "22"],
+            "excludeOutboundPorts": ["3306"],
+            "excludeNetworks": ["10.1.0.0/16", "169.254.169.254/32"],
+        })
+    );
+    assert_eq!(skipped_inbound_ports(told).as_deref(), Some("7,4195,9100-9110,22"));
     let resources = json!({ "requests": { "cpu": "50m", "memory": "24Mi" }, "limits": { "memory": "64Mi" } });
     assert_eq!(init[1]["resources"], resources);
     pod["metadata"]["annotations"] = json!({ "leno.dev/skip-outbound-ports": "http" });
@@ -96,13 +107,15 @@ fn prometheus_is_told_where_the_proxys_metrics_are_unless_the_pod_tells_of_its_o
         let Outcome::Injected { pod, .. } = inject(pod, &context(&settings)) else { panic!() };
         let proxy = &pod["spec"]["initContainers"][1];
         assert_eq!(env(proxy, "LENO_PROBE_METRICS"), metrics.then_some("true"));
-        pod["metadata"]["annotations"].clone()
+        let mut annotations = pod["metadata"]["annotations"].clone();
+        annotations.as_object_mut().unwrap().remove(REDIRECT_ANNOTATION).unwrap();
+        annotations
     };
     let mut pod = pod(json!({ "containers": [{ "name": "cart" }] }));
     let told =
         json!({ "prometheus.io/scrape": "true", "prometheus.io/port": "4195", "prometheus.io/path": "/metrics" });
     assert_eq!(annotations(&pod, true), told);
-    assert_eq!(annotations(&pod, false), Value::Null);
+    assert_eq!(annotations(&pod, false), json!({}));
     let own = json!({ "prometheus.io/port": "9090" });
     pod["metadata"]["annotations"] = own.clone();
     assert_eq!(annotations(&pod, true), own);
