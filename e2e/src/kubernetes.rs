@@ -12,9 +12,10 @@ pub mod summary;
 use std::{path::Path, process::Stdio, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::core::v1::Namespace as NamespaceObject;
 use kube::{
     Api, Client, Config,
-    api::{DynamicObject, Patch, PatchParams},
+    api::{DeleteParams, DynamicObject, Patch, PatchParams},
     core::GroupVersionKind,
     discovery,
 };
@@ -23,7 +24,10 @@ use tokio::process::Command;
 
 pub use namespace::{Injection, Namespace};
 
-use crate::{binaries, wait::within};
+use crate::{
+    binaries,
+    wait::{eventually, within},
+};
 
 /// Longest wait for something that a cluster does: a Pod to start, a roll-out to end.
 pub const LIMIT: Duration = Duration::from_secs(120);
@@ -64,6 +68,31 @@ impl Cluster {
         Ok(())
     }
 
+    /// As if Leno had never been there: neither releases nor its namespace, and with it neither root nor issuer.
+    pub async fn uninstall(&self) -> Result<()> {
+        for release in ["leno", "leno-crds"] {
+            let words = ["uninstall", release, "--namespace", SYSTEM, "--ignore-not-found", "--wait", "--timeout", "2m"];
+            self.helm(&words).await?;
+        }
+        self.delete_namespace(SYSTEM).await?;
+        let left = self.helm(&["list", "--all", "--all-namespaces", "--short"]).await?;
+        ensure!(!left.lines().any(|release| release.starts_with("leno")), "releases are left: {left}");
+        Ok(())
+    }
+
+    /// Deletes a namespace, if there is one of that name, and waits for its end.
+    pub async fn delete_namespace(&self, name: &str) -> Result<()> {
+        let namespaces: Api<NamespaceObject> = Api::all(self.client.clone());
+        eventually(&format!("the namespace {name} is gone"), LIMIT, async || {
+            let Some(found) = namespaces.get_opt(name).await? else { return Ok(()) };
+            if found.metadata.deletion_timestamp.is_none() {
+                namespaces.delete(name, &DeleteParams::default()).await?;
+            }
+            anyhow::bail!("{:?}", found.status)
+        })
+        .await
+    }
+
     /// Runs Helm; its output.
     pub async fn helm(&self, arguments: &[&str]) -> Result<String> {
         let helm = std::env::var_os("LENO_E2E_HELM").unwrap_or_else(|| "helm".into());
@@ -80,6 +109,12 @@ impl Cluster {
     /// Runs `leno` as an operator does, from outside the cluster; its output.
     pub async fn leno(&self, arguments: &[&str]) -> Result<String> {
         command(Command::new(binaries::leno()?).args(arguments), LIMIT).await
+    }
+
+    /// Runs a script as an operator does, at the head of the repository's folder or in one that looks like it; what it printed.
+    pub async fn script(&self, folder: &Path, shell: &str, limit: Duration) -> Result<String> {
+        let words = ["-euo", "pipefail", "-c", &format!("exec 2>&1\n{shell}")];
+        command(Command::new("bash").args(words).current_dir(folder), limit).await
     }
 
     /// Server-side apply of a document; it may name its namespace, or `namespace` is it.
