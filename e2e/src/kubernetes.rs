@@ -71,7 +71,8 @@ impl Cluster {
     /// As if Leno had never been there: neither releases nor its namespace, and with it neither root nor issuer.
     pub async fn uninstall(&self) -> Result<()> {
         for release in ["leno", "leno-crds"] {
-            let words = ["uninstall", release, "--namespace", SYSTEM, "--ignore-not-found", "--wait", "--timeout", "2m"];
+            let words =
+                ["uninstall", release, "--namespace", SYSTEM, "--ignore-not-found", "--wait", "--timeout", "2m"];
             self.helm(&words).await?;
         }
         self.delete_namespace(SYSTEM).await?;

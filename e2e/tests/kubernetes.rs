@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 #[ignore = "needs a cluster: e2e/cluster/test"]
 async fn from_helm_install_to_the_first_meshed_request() -> Result<()> {
     let cluster = Cluster::connect().await?;
+    // Whichever tests were before: nothing of it is there, and what is measured is an installation.
+    cluster.uninstall().await?;
     let started = Instant::now();
     cluster.install(&[]).await?;
     let namespace = Namespace::echo(&cluster, "first").await?;
