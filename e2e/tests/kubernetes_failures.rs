@@ -12,7 +12,7 @@ use leno_e2e::{
     kubernetes::{APPLICATIONS, Cluster, LIMIT, Namespace, SYSTEM},
     wait::{eventually, within},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Longest wait for one answer of an API server that was restarted.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -126,15 +126,9 @@ async fn the_api_server_is_restarted() -> Result<()> {
     namespace.rolled_out("echo").await
 }
 
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs a cluster: e2e/cluster/test"]
-async fn pods_are_deleted_and_proxies_killed() -> Result<()> {
-    let cluster = Cluster::connect().await?;
-    cluster.install(&[]).await?;
-    let namespace = Namespace::echo(&cluster, "killed").await?;
-    // A container that sees the Pod's processes, to kill the proxy as the kernel would.
-    let mut server = namespace.server("echo", "echo", 3);
-    let pod = &mut server["spec"]["template"]["spec"];
+/// A Deployment with a container, besides its own, that sees the Pod's processes, to kill the proxy as the kernel would.
+fn mortal(mut document: Value) -> Value {
+    let pod = &mut document["spec"]["template"]["spec"];
     pod["shareProcessNamespace"] = true.into();
     if let Some(containers) = pod["containers"].as_array_mut() {
         containers.push(json!({
@@ -144,16 +138,78 @@ async fn pods_are_deleted_and_proxies_killed() -> Result<()> {
             "securityContext": { "runAsUser": 0 },
         }));
     }
-    namespace.apply(server).await?;
+    document
+}
+
+/// How often the proxy of a Pod was started again.
+async fn restarts(namespace: &Namespace, pod: &str) -> Result<i32> {
+    let status = namespace.api::<Pod>().get(pod).await?.status.unwrap_or_default();
+    let proxy = status.init_container_statuses.into_iter().flatten().find(|one| one.name == "leno-proxy");
+    Ok(proxy.with_context(|| format!("{pod} has no proxy"))?.restart_count)
+}
+
+/// Kills the proxy of a Pod that is [`mortal`], and waits until the kubelet has started it again.
+async fn kill_proxy(namespace: &Namespace, pod: &str) -> Result<()> {
+    let kill = "killed=0
+        for p in /proc/[0-9]*; do
+            [[ $(cat $p/comm) != leno-proxy ]] || { kill -KILL ${p#/proc/}; killed=$((killed + 1)); }
+        done
+        [[ $killed == 1 ]] || { echo \"$killed proxies\"; exit 1; }";
+    let before = restarts(namespace, pod).await?;
+    namespace.exec(pod, "killer", &["bash", "-c", kill], LIMIT).await?;
+    eventually("the proxy that was killed is started again", LIMIT, async || {
+        let now = restarts(namespace, pod).await?;
+        ensure!(now == before + 1, "{now} restarts, {before} before");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a cluster: e2e/cluster/test"]
+async fn pods_are_deleted_and_proxies_killed() -> Result<()> {
+    let cluster = Cluster::connect().await?;
+    cluster.install(&[]).await?;
+    let namespace = Namespace::echo(&cluster, "killed").await?;
+    namespace.apply(mortal(namespace.server("echo", "echo", 3))).await?;
     namespace.rolled_out("echo").await?;
-    let kill = "for p in /proc/[0-9]*; do [[ $(cat $p/comm) != leno-proxy ]] || kill -KILL ${p#/proc/}; done";
     let change = async {
         let pod = namespace.pod("echo").await?;
-        namespace.exec(&pod, "killer", &["bash", "-c", kill], LIMIT).await?;
+        kill_proxy(&namespace, &pod).await?;
         let pods: Api<Pod> = namespace.api();
         let victim = namespace.pods("echo").await?.into_iter().find_map(|p| p.metadata.name.filter(|n| *n != pod));
         pods.delete(&victim.context("a second Pod")?, &DeleteParams::default()).await?;
         namespace.rolled_out("echo").await
     };
     unharmed(&namespace, change).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a cluster: e2e/cluster/test"]
+async fn a_clients_proxy_that_is_killed_loses_only_what_it_carried() -> Result<()> {
+    /// Of the load, each with one request at a time.
+    const CONNECTIONS: u64 = 50;
+    let cluster = Cluster::connect().await?;
+    cluster.install(&[]).await?;
+    let namespace = Namespace::echo(&cluster, "client-killed").await?;
+    let mut client = namespace.server("mortal", "mortal", 1);
+    client["spec"]["template"]["spec"]["containers"] =
+        json!([{ "name": "application", "image": APPLICATIONS, "command": ["sleep", "infinity"] }]);
+    client["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = json!(1);
+    namespace.apply(mortal(client)).await?;
+    namespace.rolled_out("mortal").await?;
+    namespace.request("mortal", "http://echo/").await?;
+    let load = namespace.load("mortal", "echo:80", "--seconds 30");
+    let change = async {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        kill_proxy(&namespace, &namespace.pod("mortal").await?).await
+    };
+    let (summary, ()) = tokio::try_join!(load, change)?;
+    println!("{summary:?}");
+    // What was under way; while there is no proxy, connections are refused, and nothing is sent that could be lost.
+    let lost = summary.failed - summary.unsent;
+    ensure!(lost <= CONNECTIONS, "{lost} requests were lost: {summary:?}");
+    // 500/s if the machine can spare it: those before, and those after.
+    ensure!(summary.ok >= 5000, "only {} requests were answered: {summary:?}", summary.ok);
+    namespace.load("mortal", "echo:80", "--seconds 5").await?.unharmed(300)
 }

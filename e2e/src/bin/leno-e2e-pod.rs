@@ -93,6 +93,7 @@ fn summary(report: &Report) -> Summary {
     Summary {
         ok: report.ok,
         failed: report.failed,
+        unsent: report.failures.iter().filter(|failure| failure.unsent).count() as u64,
         rate: report.rate(),
         reasons: report.reasons(),
         instances: report.instances.clone(),

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 pub struct Summary {
     pub ok: u64,
     pub failed: u64,
+    /// Of those that failed: no connection could be made for them, so that nobody was sent anything.
+    pub unsent: u64,
     /// Answers per second.
     pub rate: f64,
     /// Of the first failures.

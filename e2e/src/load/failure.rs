@@ -1,6 +1,6 @@
 //! Requests that failed: when, and by whose word.
 
-use std::{fmt, time::Instant};
+use std::{fmt, io, time::Instant};
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -12,6 +12,8 @@ pub struct Failure {
     pub ended: Instant,
     /// `leno-reason` of the answer; without one, "status 503" or "grpc Unavailable"; "broken": there was no answer.
     pub reason: String,
+    /// No connection could be made: nobody was sent anything. Told of HTTP/1.1 alone.
+    pub unsent: bool,
     /// All that is known.
     pub error: String,
 }
@@ -28,7 +30,8 @@ impl Failure {
             Some(reason.map_or_else(|| format!("grpc {:?}", status.code()), str::to_owned))
         });
         let reason = reason.unwrap_or_else(|| "broken".to_owned());
-        Self { began, ended: Instant::now(), reason, error: format!("{error:#}") }
+        let unsent = error.is::<NotConnected>();
+        Self { began, ended: Instant::now(), reason, unsent, error: format!("{error:#}") }
     }
 }
 
@@ -37,6 +40,18 @@ impl fmt::Display for Failure {
         write!(f, "{} after {:?}: {}", self.reason, self.ended - self.began, self.error)
     }
 }
+
+/// Why no connection could be made.
+#[derive(Debug)]
+pub(super) struct NotConnected(pub(super) io::Error);
+
+impl fmt::Display for NotConnected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "connect: {}", self.0)
+    }
+}
+
+impl std::error::Error for NotConnected {}
 
 /// An answer that is not 200, or not a server's.
 #[derive(Debug)]

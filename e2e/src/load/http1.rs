@@ -14,7 +14,10 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use super::{LIMIT, Load, Pace, Tally, failure::Refused};
+use super::{
+    LIMIT, Load, Pace, Tally,
+    failure::{NotConnected, Refused},
+};
 use crate::server::INSTANCE;
 
 type Sender = SendRequest<Full<Bytes>>;
@@ -70,7 +73,7 @@ pub(super) async fn answered(response: Response<Incoming>) -> Result<String> {
 }
 
 async fn connect(load: &Load) -> Result<Sender> {
-    let stream = TcpStream::connect(load.address).await.context("connect")?;
+    let stream = TcpStream::connect(load.address).await.map_err(NotConnected)?;
     stream.set_nodelay(true)?;
     let (sender, connection) = handshake(TokioIo::new(stream)).await?;
     // How it ends shows at the request.
