@@ -183,7 +183,14 @@ async fn no_request_fails_while_servers_come_and_go() -> Result<()> {
 async fn jobs_complete_and_their_init_containers_reach_the_network() -> Result<()> {
     let cluster = Cluster::connect().await?;
     cluster.install(&[]).await?;
-    let namespace = Namespace::echo(&cluster, "jobs").await?;
+    // Strict: whoever gets an answer has the mesh's identity, the init container, too.
+    let namespace = Namespace::echo_with(&cluster, "jobs", Injection::Strict).await?;
+    let outside = Namespace::create(&cluster, "outside", Injection::Disabled).await?;
+    outside.client("client").await?;
+    outside.rolled_out("client").await?;
+    let host = format!("echo.{}", namespace.name());
+    let hello = "GET / HTTP/1.1\\r\\nhost: echo\\r\\n\\r\\n";
+    ensure!(!outside.is_answered("client", &host, 80, hello).await?, "a stranger was answered");
     let ask = json!({ "image": APPLICATIONS, "command": ["curl", "-sS", "--fail", "-m", "10", "http://echo/"] });
     let container = |name: &str| {
         let mut container = ask.clone();
@@ -209,11 +216,13 @@ async fn jobs_complete_and_their_init_containers_reach_the_network() -> Result<(
         Ok(())
     })
     .await?;
+    namespace.ensure_meshed("batch.kubernetes.io/job-name=ask").await?;
     let cron_jobs = namespace.api::<k8s_openapi::api::batch::v1::CronJob>();
     eventually("a Job of the CronJob is complete", LIMIT + Duration::from_secs(60), async || {
         let status = cron_jobs.get("ask").await?.status.unwrap_or_default();
         ensure!(status.last_successful_time.is_some(), "{status:?}");
         Ok(())
     })
-    .await
+    .await?;
+    namespace.ensure_meshed("batch.kubernetes.io/job-name").await
 }

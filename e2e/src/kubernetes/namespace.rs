@@ -32,7 +32,19 @@ const APPLICATION: &str = "application";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Injection {
     Enabled,
+    /// Enabled, and from outside the mesh they take nothing.
+    Strict,
     Disabled,
+}
+
+impl Injection {
+    fn labels(self) -> Value {
+        match self {
+            Self::Enabled => json!({ "leno.dev/inject": "enabled" }),
+            Self::Strict => json!({ "leno.dev/inject": "enabled", "leno.dev/inbound": "strict" }),
+            Self::Disabled => json!({ "leno.dev/inject": "disabled" }),
+        }
+    }
 }
 
 /// Deleted, with all in it, when dropped.
@@ -46,11 +58,10 @@ impl Namespace {
     pub async fn create(cluster: &Cluster, prefix: &str, injection: Injection) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("{prefix}-{}-{}", std::process::id(), COUNT.fetch_add(1, Relaxed));
-        let inject = if injection == Injection::Enabled { "enabled" } else { "disabled" };
         let document = json!({
             "apiVersion": "v1",
             "kind": "Namespace",
-            "metadata": { "name": name, "labels": { "leno.dev/inject": inject } },
+            "metadata": { "name": name, "labels": injection.labels() },
         });
         cluster.apply(None, document).await?;
         Ok(Self { cluster: cluster.clone(), name })
@@ -58,7 +69,12 @@ impl Namespace {
 
     /// One with sidecars: a Service `echo` of two servers, and a client.
     pub async fn echo(cluster: &Cluster, prefix: &str) -> Result<Self> {
-        let namespace = Self::create(cluster, prefix, Injection::Enabled).await?;
+        Self::echo_with(cluster, prefix, Injection::Enabled).await
+    }
+
+    /// A Service `echo` of two servers, and a client.
+    pub async fn echo_with(cluster: &Cluster, prefix: &str, injection: Injection) -> Result<Self> {
+        let namespace = Self::create(cluster, prefix, injection).await?;
         namespace.service("echo", json!({ "app": "echo" })).await?;
         namespace.serve("echo", "echo", 2).await?;
         namespace.client("client").await?;
@@ -153,6 +169,18 @@ impl Namespace {
         Ok(found.items.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).collect())
     }
 
+    /// Fails unless there are Pods with this label, and each has a sidecar.
+    pub async fn ensure_meshed(&self, label: &str) -> Result<()> {
+        let pods = self.api::<Pod>().list(&ListParams::default().labels(label)).await?.items;
+        ensure!(!pods.is_empty(), "no Pods with {label} in {}", self.name);
+        for pod in pods {
+            let init = pod.spec.and_then(|spec| spec.init_containers).unwrap_or_default();
+            let has_proxy = init.iter().any(|one| one.name == "leno-proxy");
+            ensure!(has_proxy, "{:?} has no sidecar", pod.metadata.name);
+        }
+        Ok(())
+    }
+
     /// The name of the one Pod of an application.
     pub async fn pod(&self, app: &str) -> Result<String> {
         let pods = self.pods(app).await?;
@@ -182,6 +210,16 @@ impl Namespace {
             Ok(printed)
         })
         .await
+    }
+
+    /// Whether a server answers `hello` (escaped as in Python), sent as bytes from a Pod. It must take the connection.
+    pub async fn is_answered(&self, client: &str, host: &str, port: u16, hello: &str) -> Result<bool> {
+        let said = self.run(client, &format!("python3 /programs/knock.py {host} {port} '{hello}'")).await?;
+        match said.split(' ').next() {
+            Some("answered") => Ok(true),
+            Some("closed") => Ok(false),
+            _ => anyhow::bail!("{said}"),
+        }
     }
 
     /// Load from a client's Pod: 500/s over 50 connections unless `options` say otherwise, to `authority` (host:port).
