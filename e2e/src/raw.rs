@@ -82,15 +82,32 @@ impl Http2 {
         Ok(())
     }
 
+    /// Reads frames until the first HEADERS; its block, as it came.
+    pub async fn read_head(&mut self) -> Result<Vec<u8>> {
+        loop {
+            let (kind, payload) = timeout(LIMIT, self.read_frame()).await.context("no answer")??;
+            if kind == frame::HEADERS {
+                return Ok(payload);
+            }
+        }
+    }
+
+    /// The next frame's type and payload.
+    async fn read_frame(&mut self) -> std::io::Result<(u8, Vec<u8>)> {
+        let mut header = [0; 9];
+        self.stream.read_exact(&mut header).await?;
+        let [a, b, c, kind, ..] = header;
+        let mut payload = vec![0; usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c)];
+        self.stream.read_exact(&mut payload).await?;
+        Ok((kind, payload))
+    }
+
     /// Reads frames until one of type GOAWAY, the end, or silence; their types.
     pub async fn read_to_goaway(&mut self) -> Vec<u8> {
         let mut types = Vec::new();
-        let mut header = [0; 9];
-        while let Ok(Ok(_)) = timeout(LIMIT, self.stream.read_exact(&mut header)).await {
-            let [a, b, c, kind, ..] = header;
-            let mut payload = vec![0; usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c)];
+        while let Ok(Ok((kind, _))) = timeout(LIMIT, self.read_frame()).await {
             types.push(kind);
-            if kind == frame::GOAWAY || self.stream.read_exact(&mut payload).await.is_err() {
+            if kind == frame::GOAWAY {
                 break;
             }
         }

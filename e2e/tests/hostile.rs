@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use leno_e2e::{
     load::{Load, Running},
-    mesh::{LIMIT, Options, Workload, documents},
+    mesh::{LIMIT, Mesh, Options, Workload, documents},
     raw::{self, END_HEADERS, END_STREAM, Http2, encode, frame, statuses},
     scenario::{Scenario, destination},
     server::Server,
@@ -24,6 +24,14 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep},
 };
+
+/// Workloads of the namespace let plaintext in.
+const PERMISSIVE: &str = "apiVersion: v1
+kind: Namespace
+metadata:
+  name: default
+  annotations: {leno.dev/inbound: permissive}
+";
 
 /// A client's sidecar, a server's, and one that also lets plaintext in; with bystanders' load through all.
 struct Stage {
@@ -37,13 +45,7 @@ struct Stage {
 impl Stage {
     async fn set() -> Result<Self> {
         let scenario = Scenario::start(&["shop"]).await?;
-        let namespace = "apiVersion: v1
-kind: Namespace
-metadata:
-  name: default
-  annotations: {leno.dev/inbound: permissive}
-";
-        scenario.mesh.apply("namespace.yaml", namespace)?;
+        scenario.mesh.apply("namespace.yaml", PERMISSIVE)?;
         // Floods ask the application for more than it can answer at once, which the adaptive limit would meet with refusals,
         // also of others. Here the frames are to be met without its help.
         let unlimited = documents::inbound_policy("unlimited", "shop", "  concurrency: {mode: Off}\n");
@@ -141,6 +143,122 @@ async fn malformed_requests_are_refused() -> Result<()> {
         ensure!(server.seen("/smuggled") == 0, "a smuggled request reached {}", server.name());
     }
     stage.end().await
+}
+
+/// What is not even a request gets its reason like any other: in the answer's header, the access log and the metric.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heads_that_are_refused_are_told_why() -> Result<()> {
+    let mesh = Mesh::start().await?;
+    mesh.apply("namespace.yaml", PERMISSIVE)?;
+    let server = Server::start("shop").await?;
+    let shop = mesh.workload("shop").access_log().serves("shop", server.address()).start().await?;
+    let client = mesh.workload("client").access_log().outbound("shop.default:80").start().await?;
+    let doors = [("outbound", &client, client.calls("shop.default:80")?), ("inbound", &shop, shop.listener(0)?)];
+    let large = format!("GET / HTTP/1.1\r\nHost: shop\r\nX-A: {}\r\n\r\n", "a".repeat(200_000));
+    let many = format!("GET / HTTP/1.1\r\nHost: shop\r\n{}\r\n", "x: y\r\n".repeat(300));
+    let get = "GET /before HTTP/1.1\r\nHost: shop\r\n\r\n";
+    // Each begins as HTTP does: what does not is taken for opaque bytes, and is the application's to judge.
+    let bad = |line: &str| format!("GET / HTTP/1.1\r\nHost: shop\r\n{line}\r\n\r\n");
+    for (direction, workload, door) in doors {
+        for (bytes, status, reason) in [
+            (bad("X A: b"), 400, "bad-request"),
+            (bad("X: a\r\n folded"), 400, "bad-request"),
+            (bad("X: a\0b"), 400, "bad-request"),
+            (bad("Content-Length: +1"), 400, "bad-request"),
+            (bad("Content-Length: 1\r\nContent-Length: 2"), 400, "bad-request"),
+            ("GET /a b HTTP/1.1\r\nHost: shop\r\n\r\n".to_owned(), 400, "bad-request"),
+            (format!("{get}{}", bad("X A: b")), 400, "bad-request"),
+            (large.clone(), 431, "head-too-large"),
+            (many.clone(), 431, "head-too-large"),
+        ] {
+            let told = Told { direction, workload, reason };
+            let before = told.count().await?;
+            let answer = raw::send(door, bytes.as_bytes()).await?;
+            let text = String::from_utf8_lossy(&answer);
+            let shown = format!("{direction}, {:?}: {text}", bytes.chars().take(80).collect::<String>());
+            ensure!(statuses(&answer).last() == Some(&status), "{shown}");
+            ensure!(text.contains(&format!("leno-reason: {reason}\r\n")), "{shown}");
+            ensure!(text.contains("connection: close\r\n"), "{shown}");
+            told.once_more_than(before, status).await?;
+        }
+        // Behind a request that is out of the usual: the header is missing, the rest is told.
+        let told = Told { direction, workload, reason: "bad-request" };
+        let before = told.count().await?;
+        let odd = "PROPFIND /odd HTTP/1.1\r\nHost: shop\r\n\r\n";
+        let answer = raw::send(door, format!("{odd}{}", bad("X A: b")).as_bytes()).await?;
+        ensure!(statuses(&answer) == [200, 400], "{direction}: {}", String::from_utf8_lossy(&answer));
+        told.once_more_than(before, 400).await?;
+        // HTTP/2: a pseudo-field is missing, which resets the stream.
+        let told = Told { direction, workload, reason: "bad-request" };
+        let before = told.count().await?;
+        let mut connection = Http2::connect(door, &[]).await?;
+        connection.write(&encode(frame::HEADERS, END_HEADERS | END_STREAM, 1, &[0x82])).await?;
+        told.once_more_than(before, 400).await?;
+        // A head beyond the limits is answered; gRPC calls in their own way, wherever they say what they are.
+        let grpc = [&[0x0f, 0x10, 16][..], b"application/grpc"].concat();
+        for (own, status, expected) in [(&[][..], 431, &b"431"[..]), (&grpc, 200, b"grpc-message")] {
+            let told = Told { direction, workload, reason: "head-too-large" };
+            let before = told.count().await?;
+            let mut connection = Http2::connect(door, &[]).await?;
+            connection.write(&beyond_the_limits(own)).await?;
+            let head = connection.read_head().await?;
+            let says = |text: &[u8]| head.windows(text.len()).any(|part| part == text);
+            let shown = String::from_utf8_lossy(&head);
+            ensure!(says(expected) && says(b"leno-reason") && says(b"head-too-large"), "{direction}: {shown}");
+            told.once_more_than(before, status).await?;
+        }
+    }
+    // Whose deadline it is nobody can tell: it is not taken.
+    let stranger = "GET /late HTTP/1.1\r\nHost: shop\r\nleno-timeout-ms: 0\r\nConnection: close\r\n\r\n";
+    let answer = raw::send(shop.listener(0)?, stranger.as_bytes()).await?;
+    ensure!(statuses(&answer) == [200], "{}", String::from_utf8_lossy(&answer));
+    ensure!(server.requests() == 5, "{} requests reached the application", server.requests());
+    mesh.end().await
+}
+
+/// The frames of a request whose head has more than 64 KiB, with these fields at its end.
+fn beyond_the_limits(last: &[u8]) -> Vec<u8> {
+    const FILLER: usize = 16_000;
+    // A literal without index, its value's length as HPACK has it.
+    let filler = [vec![0x00, 0x01, b'a', 0x7f, 0x81, 0x7c], vec![b'x'; FILLER]].concat();
+    let block = [raw::get("shop", "/long"), filler.repeat(5), last.to_vec()].concat();
+    let parts: Vec<&[u8]> = block.chunks(FILLER).collect();
+    let frames = parts.iter().enumerate().map(|(n, part)| {
+        let kind = if n == 0 { frame::HEADERS } else { frame::CONTINUATION };
+        let flags = if n == 0 { END_STREAM } else { 0 } | if n + 1 == parts.len() { END_HEADERS } else { 0 };
+        encode(kind, flags, 1, part)
+    });
+    frames.collect::<Vec<_>>().concat()
+}
+
+/// What a proxy tells of requests that it refused for a reason.
+struct Told<'a> {
+    direction: &'static str,
+    workload: &'a Workload,
+    reason: &'static str,
+}
+
+impl Told<'_> {
+    async fn count(&self) -> Result<f64> {
+        let labels = [("direction", self.direction), ("class", "failed"), ("reason", self.reason)];
+        Ok(self.workload.metrics().await?.sum("leno_requests_total", &labels))
+    }
+
+    /// One more is counted, and the access log has as many.
+    async fn once_more_than(&self, before: f64, status: u16) -> Result<()> {
+        eventually(&format!("{} tells of {}", self.direction, self.reason), LIMIT, async || {
+            let count = self.count().await?;
+            ensure!(count == before + 1.0, "counted {count} after {before}");
+            let log = self.workload.process()?.log()?;
+            let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+            let told: Vec<_> = lines.filter(|line| line.get("reason") == Some(&self.reason.into())).collect();
+            ensure!(told.len() as f64 == count, "{} lines for {count} requests", told.len());
+            let last = told.last().and_then(|line| line.get("status"));
+            ensure!(last == Some(&status.into()), "status {last:?}");
+            Ok(())
+        })
+        .await
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

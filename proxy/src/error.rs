@@ -4,7 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use http::StatusCode;
 
-use crate::reason::{GrpcCode, Reason};
+use crate::{
+    config::limits,
+    reason::{GrpcCode, Reason},
+};
 
 /// What went wrong, by what the answer to the client is. Where a cause exists it is kept for the log.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +51,9 @@ pub enum Error {
     /// The request's head is larger than the port's policy allows.
     #[error("the request's head has {bytes} bytes, and may have {most}")]
     HeadTooLarge { bytes: usize, most: usize },
+    /// The same, than any head may be.
+    #[error("the request's head has more than {} bytes or {} fields", limits::HEAD_BYTES, limits::HEADERS)]
+    HeadBeyondLimits,
     /// The same of its body.
     #[error("the request's body has more than {most} bytes")]
     BodyTooLarge { most: u64 },
@@ -102,7 +108,7 @@ impl Error {
             Self::TryTimeout => Reason::TryTimeout,
             Self::Deadline => Reason::Deadline,
             Self::Overload(_) | Self::Limit { .. } => Reason::Overload,
-            Self::HeadTooLarge { .. } => Reason::HeadTooLarge,
+            Self::HeadTooLarge { .. } | Self::HeadBeyondLimits => Reason::HeadTooLarge,
             Self::BodyTooLarge { .. } => Reason::BodyTooLarge,
             Self::RetryBudget(_) => Reason::RetryBudget,
             Self::RateLimited(_) => Reason::RateLimit,

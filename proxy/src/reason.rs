@@ -112,7 +112,8 @@ reasons! {
     RetryBudget "retry-budget" UNAVAILABLE, Some(GrpcCode::Unavailable),
         "A try failed, and the retry budget that an XBackendTrafficPolicy sets is spent (GEP-3388).";
     HeadTooLarge "head-too-large" HEAD_TOO_LARGE, Some(GrpcCode::ResourceExhausted),
-        "The request's target and header fields are larger than the workload's InboundPolicy allows.";
+        "The request's target and header fields are larger than the workload's InboundPolicy allows, or than any may be: 64 KiB, 256 \
+         fields.";
     BodyTooLarge "body-too-large" BODY_TOO_LARGE, Some(GrpcCode::ResourceExhausted),
         "The request's body is larger than the workload's InboundPolicy allows.";
     RateLimit "rate-limit" TOO_MANY, Some(GrpcCode::ResourceExhausted),

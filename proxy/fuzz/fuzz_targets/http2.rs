@@ -16,7 +16,7 @@ use http::{Method, StatusCode, Version};
 use leno_proxy::{
     drain::DrainOwner,
     http::{
-        h2::{Code, Connection, Frame, RecvStream, SendStream, Settings, connect, serve},
+        h2::{Code, Connection, Frame, RecvStream, Request, SendStream, Settings, connect, serve},
         head::{Fields, RequestHead, ResponseHead},
     },
 };
@@ -146,9 +146,8 @@ fuzz_target!(|bytes: &[u8]| {
         let drain = DrainOwner::default();
         let handle = drain.handle();
         let taken = streams.clone();
-        let serving = serve(wire.clone(), Settings::new(), handle, move |request| {
-            taken.borrow_mut().push((request.send, request.receive));
-        });
+        let on_request = move |request: Request| taken.borrow_mut().push((request.send, request.receive));
+        let serving = serve(wire.clone(), Settings::new(), handle, on_request, |_, _| {});
         drive(serving, &wire, pieces(bytes, true), |choice| {
             use_streams(&streams, choice, true);
             if choice == 255 {

@@ -19,7 +19,7 @@ use super::{
     Response,
     body::Frame,
     forward::Answer,
-    head::{Fields, Name, RequestHead, ResponseHead},
+    head::{Fields, Name, RequestHead, ResponseHead, Unfit},
     headers,
     notes::{self, Notes},
     persistence::Session,
@@ -62,8 +62,8 @@ pub(crate) struct Exchange {
     /// Inbound: counts as under way for clients that ask.
     pub(crate) underway: Option<Underway>,
     watch: Rc<Watch>,
-    /// Two readers could understand the head differently: how.
-    refused: Option<&'static str>,
+    /// Its head is not taken: why.
+    refused: Option<Unfit>,
     /// Within limits that policy sets for the backend, until the exchange ends.
     pub(crate) places: Vec<Place>,
     /// Has taken its place among the retries, if they are limited.
@@ -95,7 +95,7 @@ impl Exchange {
         peer: Option<SpiffeId>,
         metrics: &RouteMetrics,
         watch: Rc<Watch>,
-        refused: Option<&'static str>,
+        refused: Option<Unfit>,
     ) -> Box<Self> {
         watch.begin();
         let told = ctx.telemetry.tells_of_requests();
@@ -159,7 +159,8 @@ impl Exchange {
     /// See [`headers::receive`].
     pub(crate) fn receive(&mut self, head: &mut RequestHead) -> Result<Option<Box<[u8]>>, Error> {
         match self.refused {
-            Some(reason) => Err(Error::BadRequest(reason)),
+            Some(Unfit::Malformed(reason)) => Err(Error::BadRequest(reason)),
+            Some(Unfit::TooLarge) => Err(Error::HeadBeyondLimits),
             None => headers::receive(head),
         }
     }

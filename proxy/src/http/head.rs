@@ -154,6 +154,17 @@ pub const fn names<const N: usize>(names: [Name; N]) -> u32 {
     bits
 }
 
+/// A head that is not taken, and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unfit {
+    /// It is no HTTP, or two readers could understand it differently.
+    #[error("{0}")]
+    Malformed(&'static str),
+    /// It is beyond [`HEAD_BYTES`](crate::config::limits::HEAD_BYTES) or [`HEADERS`](crate::config::limits::HEADERS).
+    #[error("a head beyond the limits")]
+    TooLarge,
+}
+
 /// The fields of one head, or the trailers of one body. Names are in lower case.
 #[derive(Clone, Default)]
 pub struct Fields {
@@ -422,6 +433,15 @@ impl RequestHead {
         };
         head.set_target(target);
         head
+    }
+
+    /// What there is of a head that could not be read whole: "-" in place of what could not.
+    pub fn remains(version: Version, method: Option<&str>, target: Option<&str>) -> Self {
+        const UNREAD: &str = "-";
+        let method = method.unwrap_or(UNREAD).as_bytes();
+        // It was one when it was read.
+        let method = Method::from_bytes(method).unwrap_or_default();
+        Self::new(version, method, target.unwrap_or(UNREAD))
     }
 
     /// Path and query.

@@ -175,9 +175,13 @@ pub(crate) fn clean_trailers(trailers: &mut Fields) {
 /// Whether the request is gRPC, by its content type: `application/grpc`, with or without a `+` suffix or parameters. Not
 /// gRPC-Web, which is another protocol.
 pub(crate) fn is_grpc(fields: &Fields) -> bool {
+    fields.get(Name::ContentType).is_some_and(is_grpc_type)
+}
+
+/// As [`is_grpc`], of the content type.
+pub(crate) fn is_grpc_type(value: &[u8]) -> bool {
     const TYPE: &[u8] = b"application/grpc";
-    let value = fields.get(Name::ContentType).and_then(|value| value.split_at_checked(TYPE.len()));
-    value.is_some_and(|(start, rest)| {
+    value.split_at_checked(TYPE.len()).is_some_and(|(start, rest)| {
         start.eq_ignore_ascii_case(TYPE) && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
     })
 }

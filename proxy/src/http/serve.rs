@@ -23,7 +23,7 @@ use super::{
     exchange::Exchange,
     h1,
     h2::{self, H2Error, RecvStream, SendStream},
-    head::{Name, RequestHead},
+    head::{Name, RequestHead, Unfit},
     outflow::Outflow,
     upgrade::{self, Upgraded},
     watch::{Overdue, Watch, Watched},
@@ -40,8 +40,8 @@ pub(crate) struct Received {
     head: RequestHead,
     body: Body,
     watch: Rc<Watch>,
-    /// Two readers could understand the head differently: how.
-    refused: Option<&'static str>,
+    /// Its head is not taken: why.
+    refused: Option<Unfit>,
     /// The client's side of an upgrade, should one be granted.
     upgrade: Option<Upgraded>,
 }
@@ -60,8 +60,14 @@ impl Received {
         let (mut parts, body) = request.into_parts();
         let (head, refused) = adapt::request_head(&parts);
         let refused = if ambiguous { Some("both Content-Length and Transfer-Encoding") } else { refused };
+        let refused = refused.map(Unfit::Malformed);
         let upgrade = parts.extensions.remove::<OnUpgrade>().map(Upgraded::Hyper);
         Self { head, body: Body::hyper(body), watch, refused, upgrade }
+    }
+
+    /// A request that has its answer: what is still to be done is to record it, as any that the proxy answers itself.
+    fn answered(head: RequestHead, unfit: Unfit, idle: Duration) -> Self {
+        Self { head, body: Body::empty(), watch: Watch::new(idle, None), refused: Some(unfit), upgrade: None }
     }
 
     /// The exchange begins.
@@ -90,6 +96,9 @@ pub(crate) type Serving<'a> = Pin<Box<dyn Future<Output = Result<(), Broken>> + 
 pub(crate) enum Broken {
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// The last request, which was answered.
+    #[error("{0}")]
+    Unfit(Unfit),
     #[error("{0}")]
     Hyper(#[from] hyper::Error),
     #[error("{0}")]
@@ -110,10 +119,11 @@ pub(crate) const MALFORMED: &str = "malformed";
 
 impl Broken {
     /// Whether the client sent what is no HTTP, or a head beyond the limits: it is answered (400, 431, GOAWAY) where that
-    /// can be, its connection ends, and no request is recorded.
+    /// can be, and its connection ends.
     pub(crate) fn is_malformed(&self) -> bool {
         match self {
             Self::Io(_) => false,
+            Self::Unfit(_) => true,
             Self::Hyper(error) => error.is_parse(),
             Self::Http2(error) => matches!(error, H2Error::Fault { .. }),
         }
@@ -146,15 +156,17 @@ where
 
 /// HTTP/1.0 and HTTP/1.1.
 ///
-/// Plain requests are read and answered by our own codec ([`h1`]); from the first that is not plain on, hyper serves the
-/// connection.
+/// Plain requests are read and answered by our own codec ([`h1`]), and what nobody can serve is refused by it; from the first
+/// that is neither on, hyper serves the connection. What it refuses later it answers by itself, without a reason; that is recorded
+/// all the same.
 async fn http1<S>(stream: S, drain: Drain, idle: Duration, handle: impl Fn(Received) -> Answering) -> Result<(), Broken>
 where
     S: Io + Backlog,
 {
+    let handle = &handle;
     let plain = |request: h1::Request| {
-        let h1::Request { head, body, watch } = request;
-        let answer = handle(Received { head, body: Body::http1(body), watch, refused: None, upgrade: None });
+        let h1::Request { head, body, watch, refused } = request;
+        let answer = handle(Received { head, body: Body::http1(body), watch, refused, upgrade: None });
         async move {
             let Response { head, body } = answer.await;
             (head, body)
@@ -162,10 +174,25 @@ where
     };
     match h1::serve(stream, drain.watcher(), h1::Patience::new(idle), plain).await? {
         h1::Ended::Closed => Ok(()),
+        h1::Ended::Refused(unfit) => Err(Broken::Unfit(unfit)),
         h1::Ended::Unusual(stream, read) => {
             // Large, and seldom needed.
-            Box::pin(by_hyper(Prefixed::new(read, stream), drain, idle, handle)).await
+            let ended = Box::pin(by_hyper(Prefixed::new(read, stream), drain, idle, handle)).await;
+            if let Some(unfit) = ended.as_ref().err().and_then(refused_by_hyper) {
+                let head = RequestHead::remains(Version::HTTP_11, None, None);
+                handle(Received::answered(head, unfit, idle)).await;
+            }
+            ended
         }
+    }
+}
+
+/// The last request, if hyper could not read its head, and why.
+fn refused_by_hyper(ended: &Broken) -> Option<Unfit> {
+    match ended {
+        Broken::Hyper(error) if error.is_parse_too_large() => Some(Unfit::TooLarge),
+        Broken::Hyper(error) if error.is_parse() => Some(Unfit::Malformed("a malformed head")),
+        _ => None,
     }
 }
 
@@ -249,12 +276,12 @@ async fn http2<S>(
 where
     S: Io,
 {
+    let handle = &handle;
     let on_request = |request: h2::Request| {
-        let h2::Request { mut head, ambiguous, send, receive } = request;
+        let h2::Request { mut head, refused, send, receive } = request;
         head.version = version;
-        let refused = ambiguous.then_some("Host and :authority differ");
         let watch = Watch::new(idle, None);
-        let (body, upgrade, tunnel) = if head.method == Method::CONNECT {
+        let (body, upgrade, tunnel) = if head.method == Method::CONNECT && refused.is_none() {
             let (tunnel, upgrade) = oneshot::channel();
             (Body::empty(), Some(Upgraded::Stream(upgrade)), Some((tunnel, receive)))
         } else {
@@ -266,8 +293,14 @@ where
         let respond = Box::pin(respond(answer, send, tunnel, answered));
         tokio::task::spawn_local(Watched::new(&watch, respond));
     };
+    // Its answer is RST_STREAM.
+    let on_malformed = |mut head: RequestHead, why| {
+        head.version = version;
+        let answer = handle(Received::answered(head, Unfit::Malformed(why), idle));
+        tokio::task::spawn_local(async move { drop(answer.await) });
+    };
     let settings = h2::Settings { reports, ..h2::Settings::new() };
-    Ok(h2::serve(stream, settings, drain, on_request).await?)
+    Ok(h2::serve(stream, settings, drain, on_request, on_malformed).await?)
 }
 
 /// A tunnel that may come to be: who waits for it, and its incoming half.

@@ -191,13 +191,19 @@ fn heads_that_cannot_be_read_are_refused_by_count() {
         let (app, _) = scripted(OK).await;
         let outbound = client_side(app, v1::Protocol::Http);
         let address = outbound.outbound().await;
-        let (_inbound, to_server) = server_side(app, v1::inbound::Mode::Permissive, v1::Protocol::Http).await;
+        let (inbound, to_server) = server_side(app, v1::inbound::Mode::Permissive, v1::Protocol::Http).await;
         let long = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(100_000));
-        for (head, status) in [("GET / HTTP/1.1\r\nHost: a\r\nX\0: b\r\n\r\n", "400"), (&long, "431")] {
+        let malformed = "GET / HTTP/1.1\r\nHost: a\r\nX\0: b\r\n\r\n";
+        for (head, status, reason) in [(malformed, "400", "bad-request"), (&long, "431", "head-too-large")] {
             for address in [address, to_server] {
                 let answer = talk(address, head.as_bytes()).await;
                 assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+                assert!(answer.contains(&format!("\r\nleno-reason: {reason}\r\n")), "{answer}");
             }
+        }
+        // They are counted when their connections end.
+        for sidecar in [&outbound, &inbound] {
+            assert_eq!(sidecar.drain.wait(Duration::from_secs(10)).await, 0);
         }
         let page = exposition::render(&registry);
         for direction in ["inbound", "outbound"] {

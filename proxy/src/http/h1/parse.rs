@@ -7,7 +7,7 @@ use super::Framing;
 use crate::{
     config::limits,
     http::{
-        head::{Fields, RequestHead, ResponseHead},
+        head::{Fields, RequestHead, ResponseHead, Unfit},
         headers::is_authority,
     },
 };
@@ -31,6 +31,8 @@ pub struct Request {
     pub close: bool,
     /// Bytes of the head.
     pub length: usize,
+    /// It is to be refused, and why.
+    pub refused: Option<Unfit>,
 }
 
 /// A response's head, without Connection (unless it names fields) and Transfer-Encoding.
@@ -266,7 +268,7 @@ fn request(bytes: &[u8]) -> Result<Request, Stop> {
         return Err(UNUSUAL);
     }
     let framing = if told.chunked { Framing::Chunked } else { Framing::Length(told.length.unwrap_or(0)) };
-    Ok(Request { head, framing, close: told.close, length: at + 2 })
+    Ok(Request { head, framing, close: told.close, length: at + 2, refused: None })
 }
 
 /// The method, and where what follows its blank begins.

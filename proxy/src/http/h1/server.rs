@@ -24,6 +24,7 @@ use self::{
 use super::{
     Incoming, Outgoing, buffer,
     chunked::{consume, take},
+    judge::{Judged, judge},
     parse::{self, Parsed},
     write::{Filled, Output, Plan},
 };
@@ -33,7 +34,7 @@ use crate::{
     http::{
         body::BodyError,
         client_stream::ClientPhase,
-        head::{Name, RequestHead, ResponseHead},
+        head::{Name, RequestHead, ResponseHead, Unfit},
         watch::{Watch, Watched},
     },
     net::{Backlog, Io},
@@ -49,12 +50,16 @@ pub(crate) struct Request {
     pub(crate) head: RequestHead,
     pub(crate) body: Incoming,
     pub(crate) watch: Rc<Watch>,
+    /// It is to be refused, and why.
+    pub(crate) refused: Option<Unfit>,
 }
 
 /// How serving a connection ended.
 pub(crate) enum Ended<S> {
     /// All is done.
     Closed,
+    /// The last request was refused, for this.
+    Refused(Unfit),
     /// What comes next is not for this codec: the stream, and the bytes that were read of it and not used. No exchange is
     /// in progress, and every response was written.
     Unusual(S, Bytes),
@@ -63,6 +68,7 @@ pub(crate) enum Ended<S> {
 /// Why the connection is no longer read for requests.
 enum End {
     Closed,
+    Refused(Unfit),
     Unusual,
 }
 
@@ -104,6 +110,7 @@ where
                 Ok(Ended::Unusual(stream, unread.freeze()))
             }
             Ok(Ok(End::Closed)) => Ok(Ended::Closed),
+            Ok(Ok(End::Refused(unfit))) => Ok(Ended::Refused(unfit)),
             Ok(Err(error)) => Err(error),
             Err(overdue) => {
                 tracing::debug!(reason = %overdue.reason(), "client connection closed in the middle of an exchange");
@@ -144,19 +151,20 @@ impl<S: Io + Backlog> Connection<S> {
         F: Future<Output = (ResponseHead, B)>,
     {
         let mut begun = std::pin::pin!(drain.begun());
-        loop {
+        let refused = loop {
             // Nothing but what the next wait needs is kept over it: an idle connection must be small.
-            let (method, mut exchange) = match poll_fn(|cx| self.poll_head(cx, drain, begun.as_mut())).await? {
+            let (method, refused, mut exchange) = match poll_fn(|cx| self.poll_head(cx, drain, begun.as_mut())).await? {
                 Next::Request(request, body) => {
                     self.timer.begin_exchange();
                     self.close = request.close;
                     let method = request.head.method.clone();
-                    let received = Request { head: request.head, body, watch: Rc::clone(watch) };
-                    (method, Box::pin(handle(received)))
+                    let refused = request.refused;
+                    let received = Request { head: request.head, body, watch: Rc::clone(watch), refused };
+                    (method, refused, Box::pin(handle(received)))
                 }
                 Next::Unusual => return Ok(End::Unusual),
                 Next::Closed => return Ok(End::Closed),
-                Next::Drained => break,
+                Next::Drained => break None,
             };
             let mut answer = match poll_fn(|cx| self.poll_answer(cx, exchange.as_mut())).await? {
                 Some((head, body)) => {
@@ -177,12 +185,15 @@ impl<S: Io + Backlog> Connection<S> {
                 return Ok(End::Closed);
             }
             if self.close || !poll_fn(|cx| self.poll_settled(cx)).await? {
-                break;
+                break refused;
             }
-        }
+        };
         self.shutdown().await;
-        Box::pin(self.linger()).await;
-        Ok(End::Closed)
+        // Of a head that was refused, much may be on its way.
+        if refused.is_some() || !self.shared.0.borrow().is_read() {
+            Box::pin(self.linger()).await;
+        }
+        Ok(refused.map_or(End::Closed, End::Refused))
     }
 
     /// Whether it is known already that no further request can be read.
@@ -223,7 +234,14 @@ impl<S: Io + Backlog> Connection<S> {
                         let body = shared.begin_body(&held.0, request.framing, whole);
                         (Some(Next::Request(request, body)), rest)
                     }
-                    Parsed::Unusual => (Some(Next::Unusual), new),
+                    Parsed::Unusual => match judge(new) {
+                        Judged::Unusual => (Some(Next::Unusual), new),
+                        Judged::Refused(request) => (Some(shared.refuse(&held.0, request)), &[][..]),
+                        Judged::Incomplete => {
+                            *scanned = new.len();
+                            (None, new)
+                        }
+                    },
                     Parsed::Incomplete => {
                         *scanned = new.len();
                         (None, new)
@@ -254,9 +272,10 @@ impl<S: Io + Backlog> Connection<S> {
     fn next_in_buffer(&mut self) -> Option<Next> {
         let mut shared = self.shared.0.borrow_mut();
         let length = shared.bytes.len();
-        if length <= self.scanned || (self.scanned > 0 && !parse::has_empty_line(&shared.bytes, self.scanned)) {
+        let seen = self.scanned > 0 && !parse::has_empty_line(&shared.bytes, self.scanned);
+        if length <= self.scanned || (seen && length <= limits::HEAD_BYTES) {
             self.scanned = length;
-            return (length > limits::HEAD_BYTES).then_some(Next::Unusual);
+            return None;
         }
         self.scanned = 0;
         match parse::parse_request(&shared.bytes) {
@@ -266,7 +285,17 @@ impl<S: Io + Backlog> Connection<S> {
                 let body = shared.begin_body(&self.shared.0, request.framing, whole);
                 Some(Next::Request(request, body))
             }
-            Parsed::Unusual => Some(Next::Unusual),
+            Parsed::Unusual => match judge(&shared.bytes) {
+                Judged::Unusual => Some(Next::Unusual),
+                Judged::Refused(request) => {
+                    shared.bytes.clear();
+                    Some(shared.refuse(&self.shared.0, request))
+                }
+                Judged::Incomplete => {
+                    self.scanned = length;
+                    None
+                }
+            },
             Parsed::Incomplete => {
                 self.scanned = length;
                 None
@@ -438,9 +467,6 @@ impl<S: Io + Backlog> Connection<S> {
     /// Takes what the client is still sending, for a while: a connection closed over unread bytes is reset, and the client
     /// might never see its response.
     async fn linger(&mut self) {
-        if self.shared.0.borrow().is_read() {
-            return;
-        }
         let mut left = LINGER_BYTES;
         let drained = poll_fn(|cx| {
             while left > 0 {

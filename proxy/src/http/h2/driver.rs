@@ -19,7 +19,7 @@ use tokio::{
 use super::{
     error::{Code, Fault, H2Error},
     frame,
-    intake::{Arrived, DRAIN_PING, Intake, LIVE_PING},
+    intake::{Came, DRAIN_PING, Intake, LIVE_PING},
     output,
     state::{LAST_STREAM, Role, State, set_waker},
 };
@@ -106,11 +106,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         }
     }
 
-    /// Drives on. `arrived` gets each new request. Ready: the connection is over, and why.
+    /// Drives on. `arrived` gets each new request, and each that was reset. Ready: the connection is over, and why.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        arrived: &mut impl FnMut(&Link, Arrived),
+        arrived: &mut impl FnMut(&Link, Came),
     ) -> Poll<Result<(), H2Error>> {
         {
             let mut state = self.link.borrow_mut();
@@ -152,7 +152,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     }
 
     /// Reads what is there.
-    fn poll_read(&mut self, cx: &mut Context<'_>, arrived: &mut impl FnMut(&Link, Arrived)) -> Result<Read, H2Error> {
+    fn poll_read(&mut self, cx: &mut Context<'_>, arrived: &mut impl FnMut(&Link, Came)) -> Result<Read, H2Error> {
         for _ in 0..READS_PER_TURN {
             {
                 let state = self.link.borrow();
@@ -172,7 +172,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 Poll::Pending => return Ok(Read::All),
             }
             for request in self.intake.arrived.drain(..) {
-                arrived(&self.link, request);
+                arrived(&self.link, Came::Request(request));
+            }
+            for (head, why) in self.intake.malformed.drain(..) {
+                arrived(&self.link, Came::Malformed(head, why));
             }
         }
         cx.waker().wake_by_ref();
@@ -217,6 +220,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         state.end(code, &error.to_string());
         // What came before the fault is not looked at.
         self.intake.arrived.clear();
+        self.intake.malformed.clear();
         self.timer = None;
         self.over.get_or_insert(Err(error));
     }

@@ -4,16 +4,11 @@ use http::{Method, StatusCode, Version};
 
 use crate::{
     config::limits,
-    http::head::{Fields, Name, RequestHead, ResponseHead, Scheme, names},
+    http::{
+        head::{Fields, Name, RequestHead, ResponseHead, Scheme, Unfit, names},
+        headers::{is_grpc, is_grpc_type},
+    },
 };
-
-/// A head that is not taken. Its stream ends, the connection goes on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Unfit {
-    Malformed(&'static str),
-    /// Beyond the limits of a head.
-    TooLarge,
-}
 
 /// What cannot be in HTTP/2 (RFC 9113, 8.2.2).
 const OF_CONNECTIONS: u32 =
@@ -56,12 +51,15 @@ impl Regular {
         }
     }
 
-    fn finish(self) -> Result<Fields, Unfit> {
+    fn wrong(&self) -> Option<Unfit> {
         match self.wrong {
-            Some(wrong) => Err(wrong),
-            None if self.fields.may_have(OF_CONNECTIONS) => Err(Unfit::Malformed("a field of HTTP/1 connections")),
-            None => Ok(self.fields),
+            None if self.fields.may_have(OF_CONNECTIONS) => Some(Unfit::Malformed("a field of HTTP/1 connections")),
+            wrong => wrong,
         }
+    }
+
+    fn finish(self) -> Result<Fields, Unfit> {
+        self.wrong().map_or(Ok(self.fields), Err)
     }
 }
 
@@ -77,8 +75,18 @@ pub(super) struct RequestReader {
     ambiguous: bool,
     target: bool,
     any_regular: bool,
+    /// Beyond the limits of a head it says that it is gRPC.
+    late_grpc: bool,
     /// What becomes the head.
     head: RequestHead,
+}
+
+/// What a client's header block came to.
+pub(super) enum Read {
+    /// To be answered. If it is to be refused: why.
+    Request(RequestHead, Option<Unfit>),
+    /// To be reset (RFC 9113, 8.1.1), and why. In the head is what could be read of it, without fields.
+    Malformed(RequestHead, &'static str),
 }
 
 impl RequestReader {
@@ -94,12 +102,15 @@ impl RequestReader {
             ambiguous: false,
             target: false,
             any_regular: false,
+            late_grpc: false,
             head: RequestHead::new(Version::HTTP_2, Method::GET, ""),
         }
     }
 
     pub(super) fn field(&mut self, name: &[u8], value: &[u8], sealed: bool) {
         if !self.regular.count(name, value) {
+            // The form of the answer hangs on it.
+            self.late_grpc |= name == Name::ContentType.as_str().as_bytes() && is_grpc_type(value);
             return;
         }
         if name.first() == Some(&b':') {
@@ -166,26 +177,51 @@ impl RequestReader {
         Ok(())
     }
 
-    /// The head, and whether whom it is for is ambiguous. `connect_protocol`: extended CONNECT was announced.
-    pub(super) fn finish(self, connect_protocol: bool) -> Result<(RequestHead, bool), Unfit> {
+    /// `connect_protocol`: extended CONNECT was announced.
+    pub(super) fn finish(self, connect_protocol: bool) -> Read {
+        match self.wrong(connect_protocol) {
+            None => {}
+            Some(Unfit::TooLarge) => return Read::Request(self.remains(), Some(Unfit::TooLarge)),
+            Some(Unfit::Malformed(why)) => return Read::Malformed(self.remains(), why),
+        }
         let mut head = self.head;
-        head.fields = self.regular.finish()?;
-        let malformed = |why| Err(Unfit::Malformed(why));
-        let Some(method) = self.method else { return malformed("a request without method") };
+        head.fields = self.regular.fields;
+        head.method = self.method.unwrap_or_default();
+        head.scheme = self.scheme.unwrap_or_default();
+        head.protocol = self.protocol;
+        Read::Request(head, self.ambiguous.then_some(Unfit::Malformed("Host and :authority differ")))
+    }
+
+    fn wrong(&self, connect_protocol: bool) -> Option<Unfit> {
+        let malformed = |why| Some(Unfit::Malformed(why));
+        if let Some(wrong) = self.regular.wrong() {
+            return Some(wrong);
+        }
+        let Some(method) = &self.method else { return malformed("a request without method") };
         if self.protocol.is_some() && (!connect_protocol || method != Method::CONNECT) {
             return malformed("a protocol where none may be");
         }
-        if method == Method::CONNECT && self.protocol.is_none() {
+        if *method == Method::CONNECT && self.protocol.is_none() {
             if self.scheme.is_some() || self.target || !self.authority {
                 return malformed("a CONNECT with other than an authority");
             }
         } else if self.scheme.is_none() || !self.target {
             return malformed("a request without scheme or path");
         }
-        head.method = method;
-        head.scheme = self.scheme.unwrap_or_default();
-        head.protocol = self.protocol;
-        Ok((head, self.ambiguous))
+        None
+    }
+
+    /// What could be read of a head that is not taken; of its fields only that it is gRPC.
+    fn remains(self) -> RequestHead {
+        let target = self.target.then(|| self.head.target());
+        let mut head = RequestHead::remains(Version::HTTP_2, self.method.as_ref().map(Method::as_str), target);
+        if let Some(authority) = self.head.authority() {
+            head.set_authority(authority);
+        }
+        if self.late_grpc || is_grpc(&self.regular.fields) {
+            head.fields.push_known(Name::ContentType, b"application/grpc");
+        }
+        head
     }
 }
 
@@ -249,17 +285,20 @@ impl TrailerReader {
 }
 
 /// The body's length that a head states.
-pub(super) fn content_length(fields: &Fields) -> Result<Option<u64>, Unfit> {
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn content_length(fields: &Fields) -> Result<Option<u64>, &'static str> {
+    const MALFORMED: &str = "a malformed content-length";
     if !fields.has(Name::ContentLength) {
         return Ok(None);
     }
-    let malformed = Unfit::Malformed("a malformed content-length");
-    let value = fields.only(Name::ContentLength).ok_or(malformed)?;
+    let value = fields.only(Name::ContentLength).ok_or(MALFORMED)?;
     if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
-        return Err(malformed);
+        return Err(MALFORMED);
     }
     let digits = std::str::from_utf8(value).ok();
-    digits.and_then(|digits| digits.parse().ok()).map(Some).ok_or(malformed)
+    digits.and_then(|digits| digits.parse().ok()).map(Some).ok_or(MALFORMED)
 }
 
 /// Path and query, or "*". Characters as in <https://url.spec.whatwg.org/#path-state>, and those that browsers leave as they are.

@@ -8,14 +8,14 @@ use super::{
     error::{Code, Fault, Kind, StreamError},
     flood::Rate,
     frame::{self, Header, Part, Reader},
-    heads::{RequestReader, ResponseReader, TrailerReader, Unfit, content_length},
+    heads::{Read, RequestReader, ResponseReader, TrailerReader, content_length},
     hpack::{Decoder, TABLE_BYTES},
     slot::Key,
     state::{LAST_STREAM, Role, State},
 };
 use crate::{
     config::limits,
-    http::head::{RequestHead, ResponseHead},
+    http::head::{Fields, RequestHead, ResponseHead, Unfit},
 };
 
 /// Payload of the ping that asks whether our first GOAWAY has arrived, and of those that ask whether the peer lives.
@@ -35,7 +35,15 @@ const USELESS_FRAMES: u32 = 10_000;
 pub(super) struct Arrived {
     pub(super) key: Key,
     pub(super) head: RequestHead,
-    pub(super) ambiguous: bool,
+    /// It is to be refused, and why.
+    pub(super) refused: Option<Unfit>,
+}
+
+/// What a client sent.
+pub(super) enum Came {
+    Request(Arrived),
+    /// One that was reset, and why; what could be read of its head.
+    Malformed(RequestHead, &'static str),
 }
 
 /// One connection's reading side.
@@ -51,6 +59,8 @@ pub(super) struct Intake {
     data: u32,
     /// In order.
     pub(super) arrived: Vec<Arrived>,
+    /// Requests that were reset, not told of yet.
+    pub(super) malformed: Vec<(RequestHead, &'static str)>,
     useless: Rate,
     rapid_resets: Rate,
     early_resets: Rate,
@@ -85,6 +95,7 @@ impl Intake {
             block: None,
             data: 0,
             arrived: Vec::new(),
+            malformed: Vec::new(),
             useless: Rate::new(USELESS_FRAMES),
             rapid_resets: Rate::new(limits::H2_RAPID_RESETS),
             early_resets: Rate::new(limits::H2_EARLY_RESETS),
@@ -372,35 +383,31 @@ impl Intake {
                 Ok(())
             };
         }
-        let read = reader.finish(state.settings.connect_protocol).and_then(|(head, ambiguous)| {
-            let length = content_length(&head.fields)?;
-            if end && length.is_some_and(|length| length > 0) {
-                return Err(Unfit::Malformed("a content-length without body"));
-            }
-            Ok((head, ambiguous, length))
-        });
-        match read {
-            Ok((head, ambiguous, length)) => {
-                let key = state.add(id);
-                if let Some(stream) = state.stream(key) {
-                    stream.born = self.turn;
-                    stream.receive.begun = true;
-                    stream.receive.ended = end;
-                    stream.receive.length = length;
-                }
-                self.arrived.push(Arrived { key, head, ambiguous });
-                Ok(())
-            }
-            Err(Unfit::Malformed(why)) => {
-                tracing::debug!(why, "malformed HTTP/2 request");
-                self.refuse(state, id, Code::PROTOCOL_ERROR)
-            }
-            Err(Unfit::TooLarge) => {
-                let too_large = ResponseHead::new(http::StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
-                state.send_block(id, true, |encoder, out| encoder.response(&too_large, out));
-                self.refuse(state, id, Code::NO_ERROR)
-            }
+        let (head, refused, length) = match reader.finish(state.settings.connect_protocol) {
+            Read::Request(head, refused) => match length_of(&head.fields, end) {
+                Ok(length) => (head, refused, length),
+                Err(why) => return self.malformed(state, id, head, why),
+            },
+            Read::Malformed(head, why) => return self.malformed(state, id, head, why),
+        };
+        let key = state.add(id);
+        if let Some(stream) = state.stream(key) {
+            stream.born = self.turn;
+            stream.receive.begun = true;
+            stream.receive.ended = end;
+            stream.receive.length = length;
         }
+        self.arrived.push(Arrived { key, head, refused });
+        if refused == Some(Unfit::TooLarge) && self.faults.is_beyond(Instant::now) {
+            return Err(Fault::flood("too many heads beyond the limits"));
+        }
+        Ok(())
+    }
+
+    fn malformed(&mut self, state: &mut State, id: u32, head: RequestHead, why: &'static str) -> Result<(), Fault> {
+        tracing::debug!(why, "malformed HTTP/2 request");
+        self.malformed.push((head, why));
+        self.refuse(state, id, Code::PROTOCOL_ERROR)
     }
 
     fn response(&mut self, state: &mut State, key: Key, end: bool, block: &[u8]) -> Result<(), Fault> {
@@ -456,5 +463,18 @@ impl Intake {
     pub(super) fn release(&mut self) {
         self.decoder.release();
         self.arrived = Vec::new();
+        self.malformed = Vec::new();
     }
+}
+
+/// What a request says of its body's length. `end`: there is no body.
+///
+/// # Errors
+/// What is wrong with it.
+fn length_of(fields: &Fields, end: bool) -> Result<Option<u64>, &'static str> {
+    let length = content_length(fields)?;
+    if end && length.is_some_and(|length| length > 0) {
+        return Err("a content-length without body");
+    }
+    Ok(length)
 }

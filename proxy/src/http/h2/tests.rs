@@ -1,6 +1,7 @@
 //! Both roles against each other, over a pipe.
 
 mod differential;
+mod heads;
 mod interop;
 mod protocol;
 mod side;
@@ -112,7 +113,7 @@ fn pair_with(client: Settings, server: Settings) -> Pair {
     let (near, far) = tokio::io::duplex(64 * 1024);
     let drain = DrainOwner::default();
     let handle = drain.handle();
-    let served = spawn_local(serve(far, server, handle, |request| drop(spawn_local(answer(request)))));
+    let served = spawn_local(serve(far, server, handle, |request| drop(spawn_local(answer(request))), |_, _| {}));
     let (client, drive) = connect(near, client);
     Pair { client, ended: spawn_local(drive), served, drain }
 }
@@ -269,7 +270,7 @@ fn tunnels_carry_bytes() {
         let (near, far) = tokio::io::duplex(64 * 1024);
         let drain = DrainOwner::default();
         let handle = drain.handle();
-        spawn_local(serve(far, Settings::new(), handle, |request| {
+        let on_request = |request: Request| {
             assert_eq!(request.head.protocol.as_deref(), Some("websocket"));
             spawn_local(async move {
                 let Request { mut send, receive, .. } = request;
@@ -278,7 +279,8 @@ fn tunnels_carry_bytes() {
                 tokio::io::copy(&mut read, &mut write).await.unwrap();
                 write.shutdown().await.unwrap();
             });
-        }));
+        };
+        spawn_local(serve(far, Settings::new(), handle, on_request, |_, _| {}));
         let (client, drive) = connect(near, Settings::new());
         spawn_local(drive);
         while client.takes_connect_protocol().is_none() {
@@ -302,7 +304,7 @@ fn tunnels_carry_bytes() {
 async fn bare(settings: Settings, more: &[u8]) -> (DuplexStream, JoinHandle<Result<(), H2Error>>) {
     let (mut near, far) = tokio::io::duplex(64 * 1024);
     let handle = DrainOwner::default().handle();
-    let served = spawn_local(serve(far, settings, handle, |request| drop(spawn_local(answer(request)))));
+    let served = spawn_local(serve(far, settings, handle, |request| drop(spawn_local(answer(request))), |_, _| {}));
     let hello = side::framed(frame::SETTINGS, 0, 0, &[]);
     near.write_all(&[&frame::PREFACE[..], &hello, more].concat()).await.unwrap();
     (near, served)

@@ -31,7 +31,7 @@ async fn tunnelled() -> (h2::Connection, SendStream, RecvStream, TcpStream) {
             let _ = copy::relay(tunnel(send, receive), server, Duration::from_secs(60), &Moved::default()).await;
         });
     };
-    spawn_local(async move { h2::serve(far, Settings::new(), drain, on_request).await });
+    spawn_local(async move { h2::serve(far, Settings::new(), drain, on_request, |_, _| {}).await });
     let (client, driver) = h2::connect(near, Settings::new());
     spawn_local(driver);
     let mut head = RequestHead::new(Version::HTTP_2, Method::CONNECT, "");

@@ -66,7 +66,7 @@ async fn answer_streams(stream: impl Io, body: String) {
         send.send_response(&ResponseHead::new(http::StatusCode::OK), false);
         send.send_data(body.as_bytes(), true);
     };
-    let _ = h2::serve(stream, h2::Settings::new(), drain.handle(), answer).await;
+    let _ = h2::serve(stream, h2::Settings::new(), drain.handle(), answer, |_, _| {}).await;
 }
 
 #[tokio::test]

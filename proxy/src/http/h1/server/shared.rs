@@ -10,9 +10,10 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 
+use super::Next;
 use crate::http::{
     body::{BodyError, Frame},
-    h1::{Decoded, Decoder, Framing, Incoming},
+    h1::{Decoded, Decoder, Framing, Incoming, parse::Request},
 };
 
 /// See the module.
@@ -113,6 +114,13 @@ impl Shared {
         }
         self.decoder = Some(Decoder::new(framing));
         Incoming::request(Reader { shared: Rc::clone(held), number: self.number })
+    }
+
+    /// A request that is refused: no more is read.
+    pub(super) fn refuse(&mut self, held: &Rc<RefCell<Self>>, request: Box<Request>) -> Next {
+        let body = self.begin_body(held, request.framing, Some(Bytes::new()));
+        self.broken = true;
+        Next::Request(*request, body)
     }
 
     /// Whether the current request was read to its end.

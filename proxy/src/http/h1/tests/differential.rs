@@ -65,6 +65,9 @@ where
 async fn by_codec(stream: DuplexStream, all: &All) {
     let drain = DrainOwner::default();
     let ended = serve(stream, drain.handle(), Patience::new(IDLE), |mut request| async move {
+        if request.refused.is_some() {
+            return (response(400), Parts::default());
+        }
         let mut seen = Seen {
             line: format!("{} {}", request.head.method, request.head.target()),
             host: request.head.authority().map(|host| host.as_bytes().to_owned()),

@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::{config::limits, drain::DrainOwner};
+use crate::{config::limits, drain::DrainOwner, http::head::Unfit};
 
 type Served = JoinHandle<std::io::Result<Ended<TcpStream>>>;
 
@@ -86,6 +86,38 @@ fn requests_are_answered_in_order() {
             tokio::task::yield_now().await;
         }
         expect(&mut client, responses).await;
+    });
+}
+
+#[test]
+fn what_nobody_can_serve_is_refused_with_an_answer() {
+    let refuse = |request: Request| async move {
+        let asked = format!("{} {}", request.head.method, request.head.target());
+        let mut head = response(if request.refused.is_some() { 400 } else { 200 });
+        head.fields.push(b"x-asked", asked.as_bytes());
+        (head, Parts::default())
+    };
+    let large = format!("GET /a HTTP/1.1\r\nHost: a\r\nX: {}", "x".repeat(200_000));
+    run(async move {
+        for (bytes, asked, unfit) in [
+            ("GET /a HTTP/1.1\r\nHost: a\r\nX : y\r\n\r\nGET /b", "GET /a", Unfit::Malformed("a malformed field name")),
+            ("\0\0\0", "- -", Unfit::Malformed("a malformed request line")),
+            (large.as_str(), "GET /a", Unfit::TooLarge),
+        ] {
+            for before in 0..2 {
+                let (mut client, served, _drain) = client_of(refuse).await;
+                let first = "GET /first HTTP/1.1\r\nHost: a\r\n\r\n".repeat(before);
+                client.write_all(format!("{first}{bytes}").as_bytes()).await.unwrap();
+                let first = "HTTP/1.1 200 OK\r\nx-asked: GET /first\r\ncontent-length: 0\r\n\r\n".repeat(before);
+                let refused = format!("HTTP/1.1 400 Bad Request\r\nx-asked: {asked}\r\n");
+                let end = "content-length: 0\r\nconnection: close\r\n\r\n";
+                expect(&mut client, &format!("{first}{refused}{end}")).await;
+                expect_end(&mut client).await;
+                drop(client);
+                let Ok(Ended::Refused(why)) = served.await.unwrap() else { panic!("not refused") };
+                assert_eq!(why, unfit);
+            }
+        }
     });
 }
 

@@ -41,7 +41,7 @@ async fn send_all(stream: &mut h2::SendStream<Bytes>, mut bytes: Bytes, end: boo
 async fn their_client(drain: &DrainOwner) -> h2::client::SendRequest<Bytes> {
     let (near, far) = tokio::io::duplex(64 * 1024);
     let handle = drain.handle();
-    spawn_local(serve(far, Settings::new(), handle, |request| drop(spawn_local(answer(request)))));
+    spawn_local(serve(far, Settings::new(), handle, |request| drop(spawn_local(answer(request))), |_, _| {}));
     let mut builder = h2::client::Builder::new();
     let (client, connection) = builder.initial_connection_window_size(1 << 20).handshake(near).await.unwrap();
     spawn_local(connection);

@@ -133,6 +133,11 @@ impl Side {
         all.into_iter().map(with_halves).collect()
     }
 
+    /// What could be read of requests that were reset.
+    pub(super) fn malformed(&mut self) -> Vec<String> {
+        self.intake.malformed.drain(..).map(|(head, _)| format!("{} {}", head.method, head.target())).collect()
+    }
+
     /// A request with a body to come, on stream 1.
     pub(super) fn open(&mut self) -> (SendStream, RecvStream) {
         self.frame(frame::HEADERS, END_HEADERS, 1, &get_with(&[])).unwrap();
