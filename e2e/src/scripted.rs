@@ -26,6 +26,8 @@ const MAX_HEAD: usize = 128 * 1024;
 pub enum Act {
     /// Answers with this status, and with these header lines, each with its end.
     Answer(u16, String),
+    /// The same, no sooner than this.
+    AnswerAfter(Duration, u16, String),
     /// Closes the connection without a word.
     BreakOff,
     /// Says nothing until the client leaves.
@@ -115,6 +117,11 @@ impl Scripted {
         self.counts.requests.load(Relaxed)
     }
 
+    /// All requests that came whole, in order.
+    pub fn asked(&self) -> Vec<Asked> {
+        self.counts.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The latest request.
     pub fn last(&self) -> Result<Asked> {
         let asked = self.counts.asked.lock().unwrap_or_else(PoisonError::into_inner);
@@ -142,15 +149,21 @@ async fn connection<F: Fn(&Asked) -> Act>(mut stream: TcpStream, script: &Script
         asked.number = counts.requests.fetch_add(1, Relaxed) + 1;
         counts.asked.lock().unwrap_or_else(PoisonError::into_inner).push(asked.clone());
         match (script.act)(&asked) {
-            Act::Answer(status, headers) => {
-                let answer = format!("HTTP/1.1 {status} As Told\r\n{headers}content-length: 0\r\n\r\n");
-                stream.write_all(answer.as_bytes()).await?;
+            Act::Answer(status, headers) => answer(&mut stream, status, &headers).await?,
+            Act::AnswerAfter(time, status, headers) => {
+                tokio::time::sleep(time).await;
+                answer(&mut stream, status, &headers).await?;
             }
             Act::BreakOff => return Ok(()),
             Act::Wait => while stream.read_buf(&mut read).await? > 0 {},
         }
     }
     Ok(())
+}
+
+async fn answer(stream: &mut TcpStream, status: u16, headers: &str) -> Result<()> {
+    let answer = format!("HTTP/1.1 {status} As Told\r\n{headers}content-length: 0\r\n\r\n");
+    Ok(stream.write_all(answer.as_bytes()).await?)
 }
 
 /// The next head; what came after it stays in `read`.

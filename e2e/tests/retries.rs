@@ -2,6 +2,7 @@
 //! time left.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -26,6 +27,7 @@ use leno_e2e::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    task::JoinSet,
 };
 
 /// More than any of these tests spends.
@@ -210,6 +212,56 @@ async fn another_endpoint_is_tried_first() -> Result<()> {
     }
     ensure!(failing.requests() > 0, "it was never tried");
     scenario.mesh.end().await
+}
+
+/// Of three endpoints two fail slowly enough to be hedged, so that a request may have failed at both when it is tried again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_hedge_neither_of_both_is_tried_again() -> Result<()> {
+    const REQUESTS: usize = 60;
+    let mesh = Mesh::start().await?;
+    let chance =
+        format!("{BUDGET}  loadBalancing: {{algorithm: Random}}\n  outlierDetection: {{consecutiveFailures: 0}}\n");
+    let documents = [service("default", "shop", 80, "http"), backend_policy("shop", "shop", &chance)];
+    mesh.apply("shop.yaml", &documents::file(&documents))?;
+    mesh.wait("backendpolicy/shop").await?;
+    let fails = |_: &Asked| Act::AnswerAfter(Duration::from_millis(600), 503, String::new());
+    let servers = [
+        Scripted::start(fails).await?,
+        Scripted::start(fails).await?,
+        Scripted::start(|_| Act::Answer(200, String::new())).await?,
+    ];
+    for (n, server) in servers.iter().enumerate() {
+        mesh.workload(&format!("shop-{n}")).account("shop").serves("shop", server.address()).start().await?;
+    }
+    let client = mesh.workload("client").outbound(&destination("shop")).start().await?;
+    let sections =
+        "  retry: {attempts: 2, statuses: [\"503\"], backoff: {base: 1ms, max: 1ms}}\n  hedging: {delay: 200ms}\n";
+    mesh.change("routes.yaml", &routed("RoutePolicy", "shop", sections), "routepolicy/shop").await?;
+
+    let mut under_way = JoinSet::new();
+    for n in 0..REQUESTS {
+        let request = Request::get("/").header("host", "shop").header("x-number", n).body(Bytes::new())?;
+        under_way.spawn(client::http1(client.calls(&destination("shop"))?, request));
+    }
+    while let Some(answered) = under_way.join_next().await {
+        let answer = answered??;
+        ensure!(answer.status == 200, "{answer:?}");
+    }
+    // However late a timer was: the first three tries of a request, hedges and retries, are at one endpoint each.
+    let mut endpoints = BTreeMap::<_, Vec<usize>>::new();
+    for (n, server) in servers.iter().enumerate() {
+        for asked in server.asked() {
+            let attempt = asked.header("leno-attempt").parse().unwrap_or(1);
+            if attempt <= servers.len() {
+                endpoints.entry(asked.header("x-number").to_owned()).or_default().push(n);
+            }
+        }
+    }
+    let again: Vec<_> = endpoints.iter().filter(|(_, at)| !at.is_sorted_by(|one, next| one < next)).collect();
+    ensure!(again.is_empty(), "tried again where it had failed: {again:?}");
+    let all_three = endpoints.values().filter(|at| at.len() == servers.len()).count();
+    ensure!(all_three > 0, "none failed at both: {endpoints:?}");
+    mesh.end().await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

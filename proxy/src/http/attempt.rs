@@ -63,7 +63,8 @@ pub(super) struct Tried {
     pub(super) other: Option<SocketAddr>,
 }
 
-/// One try: a connection, the request, the head of the response; and the endpoint that it came from. If it was hedged, what is
+/// One try: a connection, the request, the head of the response; and the endpoint that it came from. `tried`: endpoints that failed the
+/// request before. If it was hedged, what is
 /// said is of the one of both that counts.
 pub(super) async fn once(
     exchange: &mut Exchange,
@@ -71,6 +72,7 @@ pub(super) async fn once(
     guarded: &Guarded<'_>,
     template: &mut Template<'_>,
     (pick, permit): (Pick, Option<Permit>),
+    tried: &[SocketAddr],
     tries: &mut Tries,
 ) -> Tried {
     let carry = template.carry(plan.http2);
@@ -113,6 +115,7 @@ pub(super) async fn once(
                 head: template.head,
                 body: template.body.as_ref(),
                 carry,
+                tried,
                 attempt: attempt_told(tries.sent.saturating_add(1), exchange),
                 deadline: exchange.deadline,
                 grpc: template.grpc,

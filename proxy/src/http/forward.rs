@@ -113,7 +113,7 @@ async fn make_tries(exchange: &mut Exchange, plan: &Plan<'_>, template: &mut Tem
         };
         exchange.record.endpoint = Some(pick.endpoint.address);
         told::picked(exchange, &pick, why);
-        let ended = attempt::once(exchange, plan, &guarded, template, (pick, permit), &mut tries).await;
+        let ended = attempt::once(exchange, plan, &guarded, template, (pick, permit), &tried, &mut tries).await;
         let Tried { pick, permit, number, result, other } = ended;
         let now = Instant::now();
         exchange.tried_at = Some(now);

@@ -35,6 +35,8 @@ pub(super) struct Twice<'a> {
     pub(super) head: &'a RequestHead,
     pub(super) body: Option<&'a Rc<RequestBody>>,
     pub(super) carry: Carry,
+    /// Endpoints that failed the request before.
+    pub(super) tried: &'a [SocketAddr],
     /// The number of the second, as its head tells it.
     pub(super) attempt: u32,
     /// What both must be answered by, as their heads tell it.
@@ -201,7 +203,8 @@ async fn race(
 
 /// The second try; None: there is no other endpoint, or no leave for it.
 async fn elsewhere(ctx: &Context, twice: &Twice<'_>, body: Body, first: SocketAddr) -> Option<Elsewhere> {
-    let pick = ctx.upstreams.pick(twice.backend, &[first], |_| None).await.ok()?;
+    let tried = [&[first], twice.tried].concat();
+    let pick = ctx.upstreams.pick(twice.backend, &tried, |_| None).await.ok()?;
     if pick.endpoint.address == first {
         return None;
     }
