@@ -1,6 +1,6 @@
 //! The usual cast: services with real servers behind sidecars, and one client that calls them all.
 
-use std::net::SocketAddr;
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
@@ -119,6 +119,22 @@ impl Scenario {
     pub async fn answered_by(&self, request: http::request::Builder) -> Result<String> {
         let answer = self.send(request).await?;
         Ok(if answer.status == 200 { answer.seen()?.instance } else { answer.status.as_u16().to_string() })
+    }
+
+    /// How many of so many GETs from the first service, one after the other, each instance answered, or which status there was.
+    pub async fn answers(&self, requests: usize) -> Result<BTreeMap<String, usize>> {
+        let mut counts = BTreeMap::new();
+        for _ in 0..requests {
+            *counts.entry(self.answered_by(Request::get("/")).await?).or_default() += 1;
+        }
+        Ok(counts)
+    }
+
+    /// Writes the BackendPolicy of the first service anew, with these sections, and waits until it is in force.
+    pub async fn backend(&self, sections: &str) -> Result<()> {
+        let service = self.first()?;
+        let document = documents::backend_policy(service, service, sections);
+        self.mesh.change("backend.yaml", &document, &format!("backendpolicy/{service}")).await
     }
 
     /// Writes new routes, of which `object` ("httproute/shop") is one, and waits until they are in force.

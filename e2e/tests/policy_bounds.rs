@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http::Request;
 use leno_e2e::{
     client,
-    mesh::{LIMIT, Options, documents::backend_policy},
+    mesh::{LIMIT, Options},
     scenario::Scenario,
     wait::eventually,
 };
@@ -22,21 +22,7 @@ async fn shops(instances: usize) -> Result<Scenario> {
     Scenario::with(Options::default(), &["shop"], instances, "http").await
 }
 
-async fn backend(scenario: &Scenario, sections: &str) -> Result<()> {
-    let document = backend_policy("shop", "shop", sections);
-    scenario.mesh.change("backend.yaml", &document, "backendpolicy/shop").await
-}
-
-/// How many of so many requests, one after the other, each instance answered, or which status there was.
-async fn answers(scenario: &Scenario, requests: usize) -> Result<BTreeMap<String, usize>> {
-    let mut counts = BTreeMap::new();
-    for _ in 0..requests {
-        *counts.entry(scenario.answered_by(Request::get("/")).await?).or_default() += 1;
-    }
-    Ok(counts)
-}
-
-/// The same of so many requests of one user at a time; for those that the proxy answers, its reason.
+/// How many of so many requests of one user at a time each instance answered; of those that the proxy answers, its reason.
 async fn at_a_time(scenario: &Scenario, requests: usize) -> Result<BTreeMap<String, usize>> {
     let mut under_way = JoinSet::new();
     for _ in 0..requests {
@@ -62,8 +48,7 @@ async fn a_key_overflows_to_others_beyond_the_load_that_is_allowed() -> Result<(
     }
     for (percent, most) in [(1000, 24..=24), (100, 12..=13)] {
         let hash = format!("{{key: {{header: X-User}}, maximumLoadPercent: {percent}}}");
-        backend(&scenario, &format!("  loadBalancing: {{algorithm: ConsistentHash, consistentHash: {hash}}}\n"))
-            .await?;
+        scenario.backend(&format!("  loadBalancing: {{algorithm: ConsistentHash, consistentHash: {hash}}}\n")).await?;
         let counts = at_a_time(&scenario, 24).await?;
         let home = counts.values().max().copied().unwrap_or_default();
         ensure!(most.contains(&home) && counts.values().sum::<usize>() == 24, "{percent} %: {counts:?}");
@@ -79,10 +64,10 @@ async fn nobody_is_left_alone_for_longer_than_the_policy_says() -> Result<()> {
     tired.status.store(429, Relaxed);
     let at_most = async |time: &str| {
         let sections = "  loadBalancing: {algorithm: RoundRobin}\n  outlierDetection: {maximumBackOff: ";
-        backend(&scenario, &format!("{sections}{time}}}\n")).await
+        scenario.backend(&format!("{sections}{time}}}\n")).await
     };
     at_most("0s").await?;
-    let counts = answers(&scenario, 30).await?;
+    let counts = scenario.answers(30).await?;
     ensure!(counts.get("429") == Some(&10), "a third, as of anybody: {counts:?}");
     at_most("1s").await?;
     let asked = async || {
@@ -109,9 +94,9 @@ async fn no_more_endpoints_are_ejected_than_the_policy_says() -> Result<()> {
     for (percent, failures) in [(0, 19..=21), (40, 14..=16), (100, 0..=0)] {
         let ejection = format!("consecutiveFailures: 1, baseEjection: 1h, maximumEjectedPercent: {percent}");
         let sections = format!("  loadBalancing: {{algorithm: RoundRobin}}\n  outlierDetection: {{{ejection}}}\n");
-        backend(&scenario, &sections).await?;
-        answers(&scenario, 12).await?;
-        let counts = answers(&scenario, 30).await?;
+        scenario.backend(&sections).await?;
+        scenario.answers(12).await?;
+        let counts = scenario.answers(30).await?;
         let failed = counts.get("500").copied().unwrap_or_default();
         ensure!(failures.contains(&failed), "at {percent} %: {counts:?}");
     }
@@ -121,7 +106,8 @@ async fn no_more_endpoints_are_ejected_than_the_policy_says() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_few_requests_find_out_whether_a_backend_is_well() -> Result<()> {
     let scenario = shops(1).await?;
-    backend(&scenario, "  circuitBreaker: {consecutiveFailures: 1, openTime: 500ms, probes: 2, successesToClose: 2}\n")
+    scenario
+        .backend("  circuitBreaker: {consecutiveFailures: 1, openTime: 500ms, probes: 2, successesToClose: 2}\n")
         .await?;
     let control = scenario.instance("shop-1")?.server.control();
     control.status.store(503, Relaxed);

@@ -25,20 +25,6 @@ use tokio::{
 };
 use tonic::Code;
 
-async fn backend(scenario: &Scenario, sections: &str) -> Result<()> {
-    let document = backend_policy("shop", "shop", sections);
-    scenario.mesh.change("backend.yaml", &document, "backendpolicy/shop").await
-}
-
-/// How many of so many requests each instance answered, or which status there was.
-async fn answers(scenario: &Scenario, requests: usize) -> Result<BTreeMap<String, usize>> {
-    let mut counts = BTreeMap::new();
-    for _ in 0..requests {
-        *counts.entry(scenario.answered_by(Request::get("/")).await?).or_default() += 1;
-    }
-    Ok(counts)
-}
-
 fn overloaded(answer: &Answer, by: &str) -> Result<()> {
     let text = String::from_utf8_lossy(&answer.body);
     ensure!(answer.status == 503 && answer.header("leno-reason") == "overload" && text.contains(by), "{answer:?}");
@@ -96,36 +82,36 @@ async fn connections_and_those_who_wait_for_them_are_limited() -> Result<()> {
 async fn what_fails_too_large_a_share_of_the_time_is_left_alone() -> Result<()> {
     let mut scenario = Scenario::with(Options::default(), &["shop"], 2, "http").await?;
     // Who comes late gets a tenth of its share at first.
-    backend(&scenario, "  loadBalancing: {algorithm: RoundRobin, zonePreference: None, slowStart: 1h}").await?;
-    ensure!(answers(&scenario, 20).await?.len() == 2, "both serve");
+    scenario.backend("  loadBalancing: {algorithm: RoundRobin, zonePreference: None, slowStart: 1h}").await?;
+    ensure!(scenario.answers(20).await?.len() == 2, "both serve");
     scenario.add("shop", "shop-late").await?;
-    let counts = answers(&scenario, 210).await?;
+    let counts = scenario.answers(210).await?;
     let late = counts.get("shop-late").copied().unwrap_or_default();
     ensure!((5..=20).contains(&late) && counts.len() == 3, "a tenth of a share is ten of 210: {counts:?}");
 
     // An endpoint, while the others serve.
-    backend(
-        &scenario,
-        "  loadBalancing: {algorithm: RoundRobin, zonePreference: None}
+    scenario
+        .backend(
+            "  loadBalancing: {algorithm: RoundRobin, zonePreference: None}
   outlierDetection:
     consecutiveFailures: 0
     failureShare: {percent: 60, window: 10m, minimumRequests: 10}
     baseEjection: 1h",
-    )
-    .await?;
+        )
+        .await?;
     scenario.instance("shop-2")?.server.control().status.store(500, Relaxed);
-    let counts = answers(&scenario, 60).await?;
+    let counts = scenario.answers(60).await?;
     let failed = counts.get("500").copied().unwrap_or_default();
     ensure!((10..=12).contains(&failed), "nothing is concluded from fewer than ten, and no more than that: {counts:?}");
 
     // A backend as a whole: half of its answers are failures, though never two in a row.
     scenario.instance("shop-2")?.server.control().status.store(0, Relaxed);
-    backend(
-        &scenario,
-        "  outlierDetection: {consecutiveFailures: 0}
+    scenario
+        .backend(
+            "  outlierDetection: {consecutiveFailures: 0}
   circuitBreaker: {failurePercent: 50, window: 10m, minimumVolume: 20, openTime: 10m}",
-    )
-    .await?;
+        )
+        .await?;
     for n in 0..19 {
         let path = if n % 2 == 0 { "/status/503" } else { "/" };
         let answer = scenario.get(path).await?;
@@ -153,7 +139,8 @@ spec:
 ";
     let route = documents::http_route("shop", "shop", &[("shop", 1)]);
     scenario.mesh.change("routes.yaml", &documents::file(&[route, policy.into()]), "routepolicy/shop").await?;
-    backend(&scenario, "  retryBudget: {percent: 100, minPerSecond: 1000}\n  loadBalancing: {algorithm: RoundRobin}")
+    scenario
+        .backend("  retryBudget: {percent: 100, minPerSecond: 1000}\n  loadBalancing: {algorithm: RoundRobin}")
         .await?;
     // As long as it is not known how long answers take, nothing is.
     let control = |name: &str| anyhow::Ok(scenario.instance(name)?.server.control());
@@ -165,9 +152,9 @@ spec:
     ensure!(scenario.get("/").await?.status == 200 && requests().await? == 1, "sent twice before anything was learnt");
     control("shop-1")?.delay_ms.store(0, Relaxed);
     control("shop-2")?.delay_ms.store(0, Relaxed);
-    answers(&scenario, 150).await?;
+    scenario.answers(150).await?;
     control("shop-1")?.delay_ms.store(15_000, Relaxed);
-    let counts = answers(&scenario, 20).await?;
+    let counts = scenario.answers(20).await?;
     ensure!(counts == BTreeMap::from([("shop-2".to_owned(), 20)]), "{counts:?}");
     scenario.mesh.end().await
 }
