@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::Deserialize;
+use serde_json::json;
 
 use super::{BackendLimits, CircuitBreaker, DurationText, LoadBalancing, OutlierDetection, RetryBudget, TargetRef};
 
@@ -12,17 +13,23 @@ pub(crate) struct BackendPolicySpec {
     /// Services of this namespace, or single ports of them, that the policy holds for: 1 to 16.
     #[schemars(length(min = 1, max = 16))]
     pub(crate) target_refs: Vec<TargetRef>,
-    /// How an endpoint is chosen.
+    /// How an endpoint is chosen. Default: PeakEwma, with the client's own zone first.
+    #[schemars(example = json!({"algorithm": "LeastRequest", "slowStart": "30s"}))]
     pub(crate) load_balancing: Option<LoadBalancing>,
-    /// When an endpoint that fails gets no more requests.
+    /// When an endpoint that fails gets no more requests. Default: after 5 failures in a row, for 5s at first.
+    #[schemars(example = json!({"consecutiveFailures": 10, "baseEjection": "10s"}))]
     pub(crate) outlier_detection: Option<OutlierDetection>,
-    /// How long is waited.
+    /// How long is waited. Default: 2s for a connection, 5m without a byte moved, else any time.
+    #[schemars(example = json!({"connect": "500ms", "request": "10s"}))]
     pub(crate) timeouts: Option<BackendTimeouts>,
     /// When the backend is not called at all for a while. Default: never.
+    #[schemars(example = json!({"failurePercent": 50, "openTime": "10s"}))]
     pub(crate) circuit_breaker: Option<CircuitBreaker>,
     /// How much of each proxy the backend may take. Default: no limits.
+    #[schemars(example = json!({"connections": 100, "requests": 1000}))]
     pub(crate) limits: Option<BackendLimits>,
     /// How much may be tried again. Default: 20 % and 10 per second.
+    #[schemars(example = json!({"percent": 10, "minPerSecond": 5}))]
     pub(crate) retry_budget: Option<RetryBudget>,
 }
 

@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::Deserialize;
+use serde_json::json;
 
 use super::DurationText;
 
@@ -15,9 +16,11 @@ pub(crate) struct LoadBalancing {
     /// Default: PeakEwma.
     #[schemars(example = &"LeastRequest")]
     pub(crate) algorithm: AlgorithmName,
-    /// For ConsistentHash, which needs it: what the key is.
+    /// For ConsistentHash, which needs it: what the key is. Default: none.
+    #[schemars(example = json!({"key": {"header": "x-user"}, "maximumLoadPercent": 150}))]
     pub(crate) consistent_hash: Option<ConsistentHash>,
-    /// For Prequal: how much is asked.
+    /// For Prequal: how much is asked. Default: the defaults of its fields.
+    #[schemars(example = json!({"probesPercent": 200}))]
     pub(crate) prequal: Option<Prequal>,
     /// Time in which an endpoint that is new grows from a tenth of its share to all of it: 1s to 1h. Default: it has all at once.
     #[schemars(example = "30s")]
@@ -51,7 +54,8 @@ pub(crate) enum ZonePreference {
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct ConsistentHash {
     /// What of a request is its key: exactly one of header, cookie, query and sourceAddress. Requests without it go to any
-    /// endpoint.
+    /// endpoint. Default: none, it must be said.
+    #[schemars(example = json!({"header": "x-user"}))]
     pub(crate) key: HashKey,
     /// Requests in flight that an endpoint may have, in percent of the mean, before others get what it would: 100 to 1000.
     /// (Four it may always have.) Default: 125.
@@ -66,7 +70,8 @@ pub(crate) struct HashKey {
     /// Name of a header, whose first value is the key: 1 to 256 characters. Default: none.
     #[schemars(length(min = 1, max = 256), example = "x-user")]
     pub(crate) header: Option<String>,
-    /// A cookie whose value is the key. A client that has none is given one.
+    /// A cookie whose value is the key. A client that has none is given one. Default: none.
+    #[schemars(example = json!({"name": "shop-affinity", "ttl": "1h"}))]
     pub(crate) cookie: Option<HashCookie>,
     /// Name of a query parameter, whose first value is the key as it was sent: 1 to 256 characters. Default: none.
     #[schemars(length(min = 1, max = 256), example = &"user")]
@@ -116,6 +121,7 @@ pub(crate) struct OutlierDetection {
     #[schemars(range(max = 10_000), example = 10)]
     pub(crate) consecutive_failures: Option<u32>,
     /// The share of failures that ejects, whatever comes between them. Default: any is borne.
+    #[schemars(example = json!({"percent": 50, "window": "10s"}))]
     pub(crate) failure_share: Option<FailureShare>,
     /// First ejection; the second lasts twice as long, the third three times: 100ms to 1h. Default: 5s.
     #[schemars(example = "5s")]

@@ -130,6 +130,14 @@ fn target_list(spec: &mut Value, target: &Target) {
             add_example(description, &Value::from(*example));
         }
     }
+    let whole: serde_json::Map<String, Value> = target
+        .iter()
+        .filter(|(field, _)| *field != "sectionName")
+        .map(|(field, is)| ((*field).to_owned(), (*is).into()))
+        .collect();
+    if let Some(description) = spec.pointer_mut("/properties/targetRefs/description") {
+        add_example(description, &json!([whole]));
+    }
 }
 
 /// `PolicyStatus` of Gateway API.
@@ -225,7 +233,7 @@ mod tests {
 
     /// Whoever reads `kubectl explain` needs no other page: bounds, default and an example are said.
     #[test]
-    fn every_value_says_its_bounds_its_default_and_an_example() {
+    fn every_field_says_its_bounds_its_default_and_an_example() {
         let mut missing = Vec::new();
         for crd in all() {
             let schema = crd.content.pointer("/spec/versions/0/schema/openAPIV3Schema/properties/spec").unwrap();
@@ -238,12 +246,9 @@ mod tests {
                         .filter_map(|bound| field[*bound].as_f64())
                         .map(|bound| bound.to_string())
                         .collect::<Vec<_>>();
-                    // Sections hold values, and are none.
-                    if field["type"] != "object" && field["items"]["type"] != "object" {
-                        needed.push("Example: ".to_owned());
-                        if !required.contains(&name.as_str().into()) {
-                            needed.push("Default: ".to_owned());
-                        }
+                    needed.push("Example: ".to_owned());
+                    if !required.contains(&name.as_str().into()) {
+                        needed.push("Default: ".to_owned());
                     }
                     let absent = needed.iter().filter(|needed| !text.contains(*needed));
                     missing.extend(absent.map(|needed| format!("{at}.{name} does not say {needed}: {text}")));

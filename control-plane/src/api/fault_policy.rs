@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::Deserialize;
+use serde_json::json;
 
 use super::{DurationText, RequestMatch, TargetRef};
 
@@ -12,10 +13,13 @@ pub(crate) struct FaultPolicySpec {
     /// HTTPRoutes and GRPCRoutes of this namespace, or single rules of them, that the policy holds for: 1 to 16.
     #[schemars(length(min = 1, max = 16))]
     pub(crate) target_refs: Vec<TargetRef>,
-    /// Requests wait before they go on. The wait counts as time that the client waits: against its own deadline and the
-    /// route's.
+    /// Requests wait before they go on. The wait counts as time that the client waits: against its own deadline and the route's.
+    /// Default: none does.
+    #[schemars(example = json!({"duration": "500ms", "percentage": 5}))]
     pub(crate) delay: Option<FaultDelay>,
     /// Requests are answered by the proxy, with an error, in place of the application. What is delayed, too, is delayed first.
+    /// Default: none is.
+    #[schemars(example = json!({"httpStatus": 503, "percentage": 0.5}))]
     pub(crate) abort: Option<FaultAbort>,
 }
 
@@ -31,7 +35,7 @@ pub(crate) struct FaultDelay {
     pub(crate) percentage: Option<f64>,
     /// Requests that it is for: those that any of these matches. At most 16. Default: all.
     #[serde(default)]
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 16), example = json!([{"path": {"value": "/v2"}, "method": "POST"}]))]
     pub(crate) matches: Vec<RequestMatch>,
 }
 
@@ -50,6 +54,6 @@ pub(crate) struct FaultAbort {
     pub(crate) percentage: Option<f64>,
     /// Requests that it is for: those that any of these matches. At most 16. Default: all.
     #[serde(default)]
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 16), example = json!([{"path": {"value": "/v2"}, "method": "POST"}]))]
     pub(crate) matches: Vec<RequestMatch>,
 }

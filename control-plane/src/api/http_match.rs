@@ -2,20 +2,22 @@
 
 use schemars::JsonSchema;
 use serde::Deserialize;
+use serde_json::json;
 
 /// What a request must be like: everything that is said must hold. As the matches of an HTTPRoute.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RequestMatch {
     /// The path. Default: every path.
+    #[schemars(example = json!({"type": "Exact", "value": "/v2"}))]
     pub(crate) path: Option<PathValue>,
     /// Headers, all of which must match: at most 16. Of several entries for one name the first counts. Default: any.
     #[serde(default)]
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 16), example = json!([{"name": "tenant", "value": "gold"}]))]
     pub(crate) headers: Vec<NamedValue>,
     /// Query parameters, all of which must match: at most 16. Of several entries for one name the first counts. Default: any.
     #[serde(default)]
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 16), example = json!([{"name": "page", "value": "1"}]))]
     pub(crate) query_params: Vec<NamedValue>,
     /// The method. Default: every method.
     #[schemars(example = &"POST")]

@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::Deserialize;
+use serde_json::json;
 
 use super::{DurationText, RequestMatch, TargetRef};
 
@@ -17,19 +18,21 @@ pub(crate) struct InboundPolicySpec {
     /// it, it takes nothing from the others, and is answered 429 (gRPC: `RESOURCE_EXHAUSTED`). Limits are those of each workload
     /// instance: three instances admit three times as much. At most 16. Default: none.
     #[serde(default)]
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 16), example = json!([{"name": "per-client", "requests": 100, "per": "1m", "key": {"type": "ClientIdentity"}}]))]
     pub(crate) rate_limits: Vec<RateLimitSpec>,
     /// Whether answers to admitted requests say in `RateLimit` and `RateLimit-Policy` how much is left (answers to refused ones
     /// always do). Default: true.
     #[schemars(example = false)]
     pub(crate) rate_limit_headers: Option<bool>,
     /// How many requests an instance has at a time. Default: `Adaptive` with `min: 100` and `max: 10000`.
+    #[schemars(example = json!({"mode": "Fixed", "limit": 64}))]
     pub(crate) concurrency: Option<ConcurrencySpec>,
     /// Connections that an instance's port has at a time, of any protocol: 1 to 1000000. Further ones are closed. Default: no
     /// limit.
     #[schemars(range(min = 1, max = 1_000_000), example = 5000)]
     pub(crate) max_connections: Option<i64>,
     /// How large requests may be. Default: heads up to 64 KiB, bodies of any size.
+    #[schemars(example = json!({"headBytes": 16_384, "bodyBytes": 1_048_576}))]
     pub(crate) request_size: Option<RequestSizeSpec>,
 }
 
@@ -68,9 +71,10 @@ pub(crate) struct RateLimitSpec {
     pub(crate) burst: Option<i64>,
     /// Requests that the limit is for: those that one of these holds for. At most 16. Default: all.
     #[serde(default)]
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 16), example = json!([{"path": {"value": "/v2"}, "method": "POST"}]))]
     pub(crate) matches: Vec<RequestMatch>,
     /// What is counted by itself. Default: all requests together.
+    #[schemars(example = json!({"type": "ClientIdentity"}))]
     pub(crate) key: Option<RateLimitKeySpec>,
 }
 

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de};
+use serde_json::json;
 
 use super::{DurationText, SessionPersistenceSpec, TargetRef};
 
@@ -31,7 +32,9 @@ pub(crate) struct RouteRetry {
     /// servers must bear it. Default: `Idempotent`.
     #[schemars(example = &"Any")]
     pub(crate) methods: Option<Methods>,
-    /// The wait before a retry. A server's `Retry-After` is waited for instead if it is longer, and is at most 10s.
+    /// The wait before a retry. A server's `Retry-After` is waited for instead if it is longer, and is at most 10s. Default: 25ms
+    /// at first, at most 1s.
+    #[schemars(example = json!({"base": "50ms", "max": "2s"}))]
     pub(crate) backoff: Option<RetryBackoff>,
 }
 

@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::Deserialize;
+use serde_json::json;
 
 use super::{DurationText, RouteHedging, RouteRetry, StaticAnswer, TargetRef};
 
@@ -13,17 +14,22 @@ pub(crate) struct RoutePolicySpec {
     /// HTTPRoutes and GRPCRoutes of this namespace, or single rules of them, that the policy holds for: 1 to 16.
     #[schemars(length(min = 1, max = 16))]
     pub(crate) target_refs: Vec<TargetRef>,
-    /// How long requests may last.
+    /// How long requests may last. Default: what the backend's policy says.
+    #[schemars(example = json!({"request": "10s", "backendRequest": "2s"}))]
     pub(crate) timeouts: Option<RouteTimeouts>,
     /// What is tried again, and when. Of no effect on rules with a `retry` of their own. Default: only what was provably not
     /// processed, or may be repeated and broke off.
+    #[schemars(example = json!({"attempts": 2, "statuses": ["gateway-error", "429"], "backoff": {"base": "50ms"}}))]
     pub(crate) retry: Option<RouteRetry>,
     /// Requests that are not answered in time are sent to another endpoint, too. Default: never.
+    #[schemars(example = json!({"percentile": 95, "delay": "20ms"}))]
     pub(crate) hedging: Option<RouteHedging>,
-    /// Requests are answered so by the proxy, and go to no backend. A redirect of the route goes before it.
+    /// Requests are answered so by the proxy, and go to no backend. A redirect of the route goes before it. Default: none are.
+    #[schemars(example = json!({"status": 503, "body": "Closed until six."}))]
     pub(crate) direct_response: Option<StaticAnswer>,
-    /// What serves requests whose backend cannot be reached: it has no endpoint, its circuit breaker is open, or no try came
-    /// as far as a connection.
+    /// What serves requests whose backend cannot be reached: it has no endpoint, its circuit breaker is open, or no try came as
+    /// far as a connection. Default: they fail.
+    #[schemars(example = json!({"backendRef": {"name": "shop-static", "port": 80}}))]
     pub(crate) fallback: Option<Fallback>,
     /// Which requests proxies keep for `leno explain`. Default: those that fail, and those that the mesh's settings name.
     pub(crate) explain: Option<RouteExplain>,
@@ -44,9 +50,11 @@ pub(crate) struct RouteExplain {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Fallback {
-    /// A Service that gets the request in place of the backend that was chosen.
+    /// A Service that gets the request in place of the backend that was chosen. Default: none.
+    #[schemars(example = json!({"name": "shop-static", "port": 80}))]
     pub(crate) backend_ref: Option<BackendRef>,
-    /// What is answered.
+    /// What is answered. Default: none.
+    #[schemars(example = json!({"status": 503, "body": "Closed until six."}))]
     pub(crate) answer: Option<StaticAnswer>,
 }
 

@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::Deserialize;
+use serde_json::json;
 
 /// An answer that the proxy gives itself. gRPC clients get the gRPC status, with the body for message.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -15,7 +16,7 @@ pub(crate) struct StaticAnswer {
     pub(crate) grpc_status: Option<String>,
     /// Headers of the answer: at most 16. Default: none.
     #[serde(default)]
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 16), example = json!([{"name": "cache-control", "value": "no-store"}]))]
     pub(crate) headers: Vec<HeaderValue>,
     /// Body of the answer, at most 16384 bytes. Its type is text/plain unless `headers` say otherwise. Default: none.
     #[serde(default)]

@@ -249,6 +249,33 @@ fn whatever_is_out_of_bounds_is_refused_by_its_field() {
     assert!(tried > 500, "{tried}");
 }
 
+/// Sections' and lists' examples, as their descriptions give them, can be put where they belong as they are.
+#[test]
+fn examples_of_sections_can_be_taken() {
+    let mut tried = 0;
+    each_kind(|kind, schema, documents| {
+        for document in documents {
+            let mut examples = Vec::new();
+            walk("/spec", "spec", &document["spec"], schema, &mut |pointer, at, schema| {
+                let text = schema["description"].as_str().unwrap_or_default();
+                let is_section = schema["type"] == "object" || schema["type"] == "array";
+                if let Some((_, example)) = text.rsplit_once(" Example: ").filter(|_| is_section) {
+                    let example: Value = serde_json::from_str(example).unwrap();
+                    examples.push((pointer.to_owned(), at.to_owned(), example));
+                }
+            });
+            for (pointer, at, example) in examples {
+                let mut changed = document.clone();
+                *changed.pointer_mut(&pointer).unwrap() = example;
+                let parsed = good(changed);
+                assert!(parsed.unknown.is_empty(), "{kind} {at}: {:?}", parsed.unknown);
+                tried += 1;
+            }
+        }
+    });
+    assert!(tried > 30, "{tried}");
+}
+
 /// Fields that nobody knows are not fatal, since a newer version may know them, and are told of.
 #[test]
 fn what_is_unknown_is_told() {
