@@ -7,7 +7,10 @@ use bytes::Bytes;
 use http::Request;
 use leno_e2e::{
     client,
-    mesh::{LIMIT, Options, documents::route_head},
+    mesh::{
+        LIMIT, Options,
+        documents::{backend_policy, route_head},
+    },
     scenario::Scenario,
     wait::eventually,
 };
@@ -87,7 +90,7 @@ async fn a_failed_request_is_explained_without_a_trace() -> Result<()> {
         "kept: failed",
         "try 1, ",
         "503 Service Unavailable",
-        "ms, as the policy asks",
+        "ms, as the policy asks  [HTTPRoute default/shop, rule again]",
         "try 2, ",
         "no further try: all tries are used up",
         "  default/shop-1, inbound: GET /cart of shop",
@@ -193,7 +196,120 @@ async fn both_tries_of_a_hedged_request_are_told() -> Result<()> {
     let traceparent = format!("00-{TRACE}-00f067aa0ba902b7-01");
     let answer = scenario.send(Request::get("/cart").header("traceparent", traceparent.as_str())).await?;
     ensure!(answer.status == 200, "{answer:?}");
-    let parts = ["not answered in time: sent to 127.", ", too, as try 2", "cancelled: the other was answered first"];
+    let parts = [
+        "not answered in time: sent to 127.",
+        ", too, as try 2  [RoutePolicy default/twice]",
+        "cancelled: the other was answered first",
+    ];
     told(&scenario, &["--trace", TRACE], &parts).await?;
+    scenario.mesh.end().await
+}
+
+/// What is attached to the route.
+const OF_ROUTE: &str = "apiVersion: leno.dev/v1alpha1
+kind: RoutePolicy
+metadata: {name: ask}
+spec:
+  targetRefs: [{group: gateway.networking.k8s.io, kind: HTTPRoute, name: shop}]
+  timeouts: {streamIdle: 15s}
+  retry: {attempts: 1, statuses: [\"503\"], backoff: {base: 1ms}}
+  hedging: {delay: 10s}
+  fallback: {answer: {status: 203, body: stands-in}}
+  explain: {headers: [X-Order]}
+---
+apiVersion: leno.dev/v1alpha1
+kind: FaultPolicy
+metadata: {name: slow}
+spec:
+  targetRefs: [{group: gateway.networking.k8s.io, kind: HTTPRoute, name: shop}]
+  delay: {duration: 1ms}
+---
+apiVersion: gateway.networking.x-k8s.io/v1alpha1
+kind: XBackendTrafficPolicy
+metadata: {name: traffic}
+spec:
+  targetRefs: [{group: \"\", kind: Service, name: shop}]
+  retryConstraint: {budget: {percent: 33, interval: 20s}, minRetryRate: {count: 9, interval: 1m}}
+  sessionPersistence: {type: Header, sessionName: X-Home}
+";
+
+/// What is attached to the Service.
+const OF_BACKEND: &str = "  timeouts: {connect: 1s, request: 300ms, streamIdle: 20s, connectionIdle: 40s}
+  loadBalancing: {algorithm: LeastRequest}
+  outlierDetection: {consecutiveFailures: 77}
+  circuitBreaker: {consecutiveFailures: 55}
+  limits: {requests: 66}
+";
+
+const CORS_AND_MIRROR: &str = "  rules:
+    - name: all
+      filters: [{type: CORS, cors: {allowOrigins: [\"https://a.example\"]}}]
+      backendRefs:
+        - {name: shop, port: 80, filters: [{type: RequestMirror, requestMirror: {backendRef: {name: copy, port: 80}}}]}
+";
+
+async fn under_every_policy() -> Result<Scenario> {
+    let scenario = Scenario::start(&["shop", "copy"]).await?;
+    let route = format!("{}{CORS_AND_MIRROR}", route_head("HTTPRoute", "shop", "shop"));
+    scenario.route(&route, "httproute/shop").await?;
+    let all = format!("{OF_ROUTE}---\n{}", backend_policy("cart", "shop", OF_BACKEND));
+    scenario.mesh.change("policies.yaml", &all, "routepolicy/ask").await?;
+    for policy in ["faultpolicy/slow", "xbackendtrafficpolicy/traffic", "backendpolicy/cart"] {
+        scenario.mesh.wait(policy).await?;
+    }
+    Ok(scenario)
+}
+
+/// What is told of each policy, and by whom; the brackets' end is left to those who add a generation.
+const SAID: [&str; 17] = [
+    "without a byte moved: 15s  [RoutePolicy default/ask",
+    "up to 1 more tries after 1ms, on status [503]",
+    "sent to another endpoint, too, after 10s, if it may be repeated  [RoutePolicy default/ask",
+    "if nobody can be reached: 203 by the proxy  [RoutePolicy default/ask",
+    "kept with x-order  [RoutePolicy default/ask",
+    "told of by the header x-home, goes back there  [XBackendTrafficPolicy default/traffic",
+    "the request names no origin: nothing is added to the answer  [HTTPRoute default/shop, rule all",
+    "default/copy:80 gets a copy of ",
+    "default/shop:80 is called with connect timeout 1s  [BackendPolicy default/cart",
+    "LeastRequest, the own zone first  [BackendPolicy default/cart",
+    "after 77 failures in a row",
+    "33 % of what is answered well of late (20s), or 9 in 60s",
+    "the whole request, to default/shop:80: 300ms  [BackendPolicy default/cart",
+    "without a byte moved, to default/shop:80: 20s, but the rule says otherwise  [BackendPolicy default/cart",
+    "a connection without requests, to default/shop:80: 40s  [BackendPolicy default/cart",
+    "the circuit breaker of default/shop:80 is closed; it opens at 55 failures in a row",
+    "of 66 requests in flight of default/shop:80 are taken  [BackendPolicy default/cart",
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_every_policy_says_is_told_before_and_after() -> Result<()> {
+    let scenario = under_every_policy().await?;
+    let before = scenario.mesh.leno(&["explain", "client", "http://shop.default/cart"]).await?;
+    for part in SAID.iter().chain(&["1000000/1000000 of these requests waits 1ms  [FaultPolicy default/slow"]) {
+        ensure!(before.contains(part), "{part:?} is not told before:\n{before}");
+    }
+
+    // Found by the header that the policy names, at both sidecars.
+    let sent = scenario.send(Request::get("/cart").header("x-order", "7")).await?;
+    ensure!(sent.status == 200, "{sent:?}");
+    let after = told(&scenario, &["--header", "x-order=7"], &SAID).await?;
+    for part in ["kept: header", "held up for 1ms  [FaultPolicy default/slow]", "  default/shop-1, inbound: GET /cart"]
+    {
+        ensure!(after.contains(part), "{part:?} is not told after:\n{after}");
+    }
+    ensure!(scenario.mesh.leno(&["explain", "--header", "x-order=8"]).await.is_err(), "no such request");
+
+    // What is tried again, and given up for the backend's time, names who asked for that.
+    scenario.instance("shop-1")?.server.control().status.store(503, Relaxed);
+    ensure!(scenario.get("/tried").await?.status == 503, "the status");
+    let parts = ["as the policy asks  [RoutePolicy default/ask]", "all tries are used up  [RoutePolicy default/ask]"];
+    told(&scenario, &["client", "--last-failed"], &parts).await?;
+    let control = scenario.instance("shop-1")?.server.control();
+    control.status.store(200, Relaxed);
+    control.delay_ms.store(30_000, Relaxed);
+    let late = scenario.get("/late").await?;
+    ensure!(late.status == 504, "{late:?}");
+    let parts = ["GET /late", "the whole request, to default/shop:80: 300ms  [BackendPolicy default/cart]"];
+    told(&scenario, &["client", "--last-failed"], &parts).await?;
     scenario.mesh.end().await
 }

@@ -70,6 +70,13 @@ async fn tls_routes_by_server_name() -> Result<()> {
         let answer = ask(&mut stream, "over TLS").await?;
         ensure!(answer == format!("{server}: over TLS"), "{name} was answered with {answer:?}");
     }
+    for (name, route) in [("one.example", "one"), ("two.example", "two")] {
+        let told = mesh.leno(&["explain", "client", "https://shop.default:80", "--server-name", name]).await?;
+        let taken = format!("✓ rule         TLS for {name}  [TLSRoute default/{route}, rule ");
+        ensure!(told.contains(&taken), "{name}:\n{told}");
+    }
+    let told = mesh.leno(&["explain", "client", "https://shop.default:80"]).await?;
+    ensure!(told.contains("no route takes the server name"), "{told}");
     let unknown = tls(client.calls(&destination("shop"))?, "three.example", client_config).await;
     ensure!(unknown.is_err(), "a server name without a route was connected");
     mesh.end().await

@@ -89,7 +89,10 @@ impl Notes {
     }
 
     fn keep_headers(&mut self, head: &RequestHead, names: &[Box<str>]) {
-        for name in names.iter().filter(|name| !self.headers.iter().any(|kept| *kept.name == ***name)) {
+        for name in names {
+            if self.headers.iter().any(|kept| *kept.name == **name) {
+                continue;
+            }
             let value = head.fields.values(name.as_bytes()).next();
             self.headers.extend(value.map(|value| {
                 let value = String::from_utf8_lossy(value);

@@ -245,7 +245,8 @@ pub(crate) fn of_backend<'a>(
     let by = |set: bool| if set { By::Object(origin) } else { By::Nobody };
     let mut all = Vec::new();
     let mut add = |subject, applies, text, by| all.push(Said { subject, applies, text, by });
-    add("policy", true, format!("{key} is called with connect timeout {}", time(*connect_timeout)), by(true));
+    let connects = *connect_timeout != default.connect_timeout;
+    add("policy", true, format!("{key} is called with connect timeout {}", time(*connect_timeout)), by(connects));
     let balanced = *load_balancing != default.load_balancing;
     add("balancing", true, format!("{key}: {}", balancing_text(load_balancing)), by(balanced));
     let ejects = *outlier_detection != default.outlier_detection;

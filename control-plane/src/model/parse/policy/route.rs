@@ -57,13 +57,13 @@ pub(super) fn route_policy(key: &ObjectKey, raw: &RoutePolicySpec) -> Result<Rou
 fn explain(raw: &api::RouteExplain) -> Result<Vec<Arc<str>>, Wrong> {
     let Some(names) = &raw.headers else { return Ok(Vec::new()) };
     if !(1..=EXPLAIN_HEADERS).contains(&names.len()) {
-        refuse("spec.explain.headers", format!("{} headers, and not 1 to {EXPLAIN_HEADERS}", names.len()))?;
+        return refuse("spec.explain.headers", format!("{} headers, and not 1 to {EXPLAIN_HEADERS}", names.len()));
     }
     let mut parsed: Vec<Arc<str>> = Wrong::each(names.iter().enumerate().map(|(index, name)| {
         let field = format!("spec.explain.headers[{index}]");
         let name = value::header_name(&field, name)?;
         if headers::is_secret(&name) {
-            refuse(field, format!("{name} carries secrets: name a header whose value operators may read"))?;
+            return refuse(field, format!("{name} carries secrets: name a header whose value operators may read"));
         }
         Ok(name.into())
     }))?;
@@ -87,5 +87,30 @@ fn fallback(key: &ObjectKey, raw: &api::Fallback) -> Result<Fallback, Wrong> {
         }
         (None, Some(answer)) => Ok(Fallback::Answer(static_answer("spec.fallback.answer", answer)?)),
         _ => refuse("spec.fallback", "needs either backendRef or answer, and not both"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, from_value, json};
+
+    use super::*;
+
+    #[test]
+    fn headers_to_keep_requests_by_are_few_and_no_secrets() {
+        let parse = |headers: Value| explain(&from_value(json!({ "headers": headers })).unwrap());
+        let names = parse(json!(["X-Request-Id", "x-order", "x-order"])).unwrap();
+        assert_eq!(names, [Arc::from("x-order"), Arc::from("x-request-id")]);
+        let reasons = |headers: Value| {
+            let wrong = parse(headers).unwrap_err().0;
+            wrong.into_iter().map(|wrong| format!("{}: {}", wrong.field, wrong.reason)).collect::<Vec<_>>()
+        };
+        for secret in headers::SECRET {
+            let told = reasons(json!(["x-order", secret.to_ascii_uppercase()]));
+            assert!(told[0].starts_with(&format!("spec.explain.headers[1]: {secret} carries secrets")), "{told:?}");
+        }
+        assert!(reasons(json!(["no name"]))[0].contains("is not a header name"));
+        assert!(reasons(json!([]))[0].contains("0 headers, and not 1 to 4"));
+        assert!(reasons(json!(["a", "b", "c", "d", "e"]))[0].contains("5 headers"));
     }
 }

@@ -73,6 +73,7 @@ fn full(kind: &str) -> Vec<Value> {
                 "hedging": {"delay": "50ms", "percentile": 95, "methods": "Any"},
                 "directResponse": answer,
                 "fallback": {"answer": answer},
+                "explain": {"headers": ["x-request-id", "x-order"]},
             }),
             json!({"fallback": {"backendRef": {"namespace": "n", "name": "s", "port": 80}}}),
         ],
