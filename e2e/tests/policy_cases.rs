@@ -178,7 +178,7 @@ async fn neither_hedging_nor_retries_move_a_session() -> Result<()> {
   outlierDetection: {consecutiveFailures: 0}
   loadBalancing: {algorithm: RoundRobin}
 ";
-    backend(&scenario, sections).await?;
+    scenario.backend(sections).await?;
     let route = route_head("HTTPRoute", "shop", "shop")
         + "  rules:\n    - backendRefs: [{name: shop, port: 80}]\n      sessionPersistence: {type: Header, sessionName: X-Session}\n";
     let policy = "apiVersion: leno.dev/v1alpha1

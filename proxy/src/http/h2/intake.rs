@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     config::limits,
-    http::head::{Fields, RequestHead, ResponseHead, Unfit},
+    http::head::{Fields, RequestHead, Unfit},
 };
 
 /// Payload of the ping that asks whether our first GOAWAY has arrived, and of those that ask whether the peer lives.

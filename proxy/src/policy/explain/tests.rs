@@ -15,7 +15,7 @@ fn route() -> ObjectRef {
 fn store() -> Arc<Store> {
     let rule = |name: &str, path: &str, headers: Vec<NamedMatch>, action| {
         let path = PathMatch { kind: Some(path_match::Kind::Prefix(path.to_owned())) };
-        let action_of = leno_proto::v1::HttpAction {
+        let action_of = v1::HttpAction {
             origin: Some(RuleOrigin { route: Some(route()), rule: name.to_owned() }),
             backends: to_backends(&[(90, "shop/cart:80"), (10, "shop/canary:80")]),
             retry: Some(Retry { statuses: vec![503], attempts: 2, backoff: None }),
@@ -181,6 +181,7 @@ fn backend_policy() -> v1::BackendPolicy {
             ..v1::OutlierDetection::default()
         }),
         request_timeout: seconds(4),
+        response_timeout: seconds(3),
         backend_request_timeout: seconds(5),
         stream_idle_timeout: seconds(6),
         connection_idle_timeout: seconds(8),
@@ -238,13 +239,14 @@ async fn whatever_a_policy_says_is_told_with_its_name() {
         ("ejection", "Retry-After moves nothing", true, backend),
         ("budget", "30 % of what is answered well", true, traffic),
         ("timeout", "the whole request, to shop/cart:80: 4s, but the rule says otherwise", false, backend),
+        ("timeout", "until the head of the answer, to shop/cart:80: 3s", true, backend),
         ("timeout", "each try, to shop/cart:80: 5s, but the rule says otherwise", false, backend),
         ("timeout", "without a byte moved, to shop/cart:80: 6s, but the rule", false, backend),
         ("timeout", "a connection without requests, to shop/cart:80: 8s", true, backend),
         ("circuit", "is closed; it opens at 3 failures in a row, for 5s to 60s", true, backend),
         ("limit", "0 of 11 requests in flight of shop/cart:80", true, backend),
     ] {
-        let fits = |one: &&v1::Decision| one.subject == subject && one.text.contains(text);
+        let fits = |one: &&Decision| one.subject == subject && one.text.contains(text);
         let found = decisions.iter().find(fits).unwrap_or_else(|| panic!("{subject}: {text} in {decisions:#?}"));
         assert_eq!((found.applies, found.origin.as_str()), (applies, origin), "{subject}: {text}");
     }

@@ -4,7 +4,7 @@ use std::task::Poll;
 
 use http::{Method, StatusCode};
 
-use super::side::{GET, Side, block, body, capacity, cx, framed, get_with};
+use super::side::{Side, block, body, capacity, cx, framed, get_with};
 use crate::{
     config::limits,
     http::{
