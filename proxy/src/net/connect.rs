@@ -3,6 +3,7 @@
 use std::{
     io,
     net::SocketAddr,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -74,19 +75,22 @@ pub struct KnownHost {
     mark: Option<u32>,
     /// As they were last looked up and one of them answered: that one first.
     last: Mutex<Vec<SocketAddr>>,
+    /// Attempts in a row that reached nobody: each begins at another address than the one before.
+    failures: AtomicUsize,
 }
 
 impl KnownHost {
     /// `host_port`: a name or an address, and a port. `mark`: see `config::Transparent::mark`.
     pub fn new(host_port: &str, mark: Option<u32>) -> Self {
-        Self { host_port: host_port.to_owned(), mark, last: Mutex::default() }
+        Self { host_port: host_port.to_owned(), mark, last: Mutex::default(), failures: AtomicUsize::default() }
     }
 
     pub fn as_str(&self) -> &str {
         &self.host_port
     }
 
-    /// Connects as [`connect_host`] does, to the addresses known from the last time if the look-up fails.
+    /// Looks the host up and tries its addresses in turn, each for its share of the time, all within [`limits::CONNECT_TIMEOUT`] or half
+    /// as much again; those known from the last time if the look-up fails.
     ///
     /// # Errors
     /// As [`connect_host`].
@@ -98,12 +102,16 @@ impl KnownHost {
     async fn connect_by(&self, lookup: impl Future<Output = io::Result<Vec<SocketAddr>>>) -> io::Result<TcpStream> {
         let started = Instant::now();
         let mut addresses = self.addresses(lookup).await?;
+        let begin = self.failures.load(Relaxed).checked_rem(addresses.len()).unwrap_or_default();
+        addresses.rotate_left(begin);
+        let (within, connecting) = (left_to_connect(started.elapsed()), Instant::now());
         let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{} has no address", self.host_port));
         for index in 0..addresses.len() {
             let Some(address) = addresses.get(index).copied() else { break };
-            let left = limits::CONNECT_TIMEOUT.saturating_sub(started.elapsed());
-            match connect(address, self.mark, left).await {
+            let left = within.saturating_sub(connecting.elapsed());
+            match connect(address, self.mark, share(left, addresses.len() - index)).await {
                 Ok(stream) => {
+                    self.failures.store(0, Relaxed);
                     addresses.swap(0, index);
                     *self.last.lock() = addresses;
                     return Ok(stream);
@@ -111,15 +119,18 @@ impl KnownHost {
                 Err(error) => last = error,
             }
         }
+        self.failures.fetch_add(1, Relaxed);
         Err(last)
     }
 
-    /// A look-up has half of the time, so that the other half is left to connect in.
+    /// A look-up has half of the time, so that the other half is left to connect in where the host was last; all of it, if that is not
+    /// known (see [`left_to_connect`]).
     async fn addresses(
         &self,
         lookup: impl Future<Output = io::Result<Vec<SocketAddr>>>,
     ) -> io::Result<Vec<SocketAddr>> {
-        let failure = match timeout(limits::CONNECT_TIMEOUT / 2, lookup).await {
+        let limit = if self.last.lock().is_empty() { limits::CONNECT_TIMEOUT } else { limits::CONNECT_TIMEOUT / 2 };
+        let failure = match timeout(limit, lookup).await {
             Ok(Ok(found)) if !found.is_empty() => return Ok(found.into_iter().take(limits::HOST_ADDRESSES).collect()),
             Ok(Ok(_)) => io::Error::new(io::ErrorKind::NotFound, format!("{} has no address", self.host_port)),
             Ok(Err(error)) => io::Error::new(error.kind(), format!("looking up {}: {error}", self.host_port)),
@@ -132,6 +143,17 @@ impl KnownHost {
         tracing::debug!(%failure, addresses = ?last, "going to where the control plane was last");
         Ok(last)
     }
+}
+
+/// After a look-up that took so long: what is left of [`limits::CONNECT_TIMEOUT`], and half of it at least, since a look-up that was slow
+/// is no reason to try nobody.
+fn left_to_connect(lookup: Duration) -> Duration {
+    limits::CONNECT_TIMEOUT.saturating_sub(lookup).max(limits::CONNECT_TIMEOUT / 2)
+}
+
+/// What the next of `addresses` addresses gets of the time that is left: one that is silent leaves the others theirs.
+fn share(left: Duration, addresses: usize) -> Duration {
+    left / u32::try_from(addresses).unwrap_or(u32::MAX).max(1)
 }
 
 fn open(addr: SocketAddr, mark: Option<u32>) -> io::Result<TcpSocket> {
@@ -174,6 +196,44 @@ mod tests {
         // What is looked up counts, even if nobody is there; and is not remembered before somebody was.
         assert!(host.connect_by(async { Ok(vec![closed]) }).await.is_err());
         assert_eq!(*host.last.lock(), [address, closed]);
+    }
+
+    #[tokio::test]
+    async fn an_address_that_is_silent_keeps_nobody_from_the_others() {
+        // A queue of none that is full: what else comes is not answered.
+        let silent = TcpSocket::new_v4().unwrap();
+        silent.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let silent = silent.listen(0).unwrap();
+        let dead = silent.local_addr().unwrap();
+        let mut queued = Vec::new();
+        while let Ok(stream) = connect(dead, None, Duration::from_millis(100)).await {
+            queued.push(stream);
+            assert!(queued.len() < 100, "everybody gets in");
+        }
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let host = KnownHost::new("control-plane.test:4190", None);
+        host.connect_by(async { Ok(vec![dead, address]) }).await.unwrap();
+        assert_eq!(*host.last.lock(), [address, dead]);
+        assert_eq!(share(Duration::from_secs(2), 4), Duration::from_millis(500));
+        assert_eq!(share(Duration::from_secs(2), 0), Duration::from_secs(2));
+        assert_eq!(left_to_connect(Duration::ZERO), limits::CONNECT_TIMEOUT);
+        assert_eq!(left_to_connect(limits::CONNECT_TIMEOUT), limits::CONNECT_TIMEOUT / 2);
+    }
+
+    #[tokio::test]
+    async fn each_attempt_that_reaches_nobody_begins_elsewhere() {
+        let bound = || async { tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap() };
+        let (first, second, third) = (bound().await, bound().await, bound().await.local_addr().unwrap());
+        let (one, two) = (first.local_addr().unwrap(), second.local_addr().unwrap());
+        let host = KnownHost::new("control-plane.test:4190", None);
+        let connect = || host.connect_by(async { Ok(vec![one, two, third]) });
+        host.failures.store(4, Relaxed);
+        assert_eq!(connect().await.unwrap().peer_addr().unwrap(), two);
+        // Back to the order that the look-up says.
+        assert_eq!(connect().await.unwrap().peer_addr().unwrap(), one);
+        assert!(host.connect_by(async { Ok(vec![third]) }).await.is_err());
+        assert_eq!(host.failures.load(Relaxed), 1);
     }
 
     #[tokio::test]
