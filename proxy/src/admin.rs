@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode, Uri, header, uri::Authority};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
@@ -65,7 +66,7 @@ pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 
 /// Serves until the process ends.
 pub(crate) async fn serve(listener: TcpListener, status: Arc<Status>) {
-    let limits = Limits { what: "admin", connection: CONNECTION_TIMEOUT };
+    let limits = Limits { what: "admin", connection: CONNECTION_TIMEOUT, silence: CONNECTION_TIMEOUT };
     small_server::serve(listener, limits, async move |request, _| answer(request, &status).await).await;
 }
 
@@ -83,7 +84,7 @@ async fn answer(request: Request<Incoming>, status: &Status) -> Answer {
         ("GET", "/") => text(StatusCode::OK, INDEX),
         ("GET", "/live") => text(StatusCode::OK, "live\n"),
         ("GET", "/ready") => ready(status),
-        ("GET", "/metrics") => metrics(status),
+        ("GET", "/metrics") => metrics_answer(metrics_page(status)),
         ("GET", "/config") => json(StatusCode::OK, &status.policy.dump()),
         ("GET", "/identity") => identity(status),
         ("GET", "/log-level") => text(StatusCode::OK, status.log.filter() + "\n"),
@@ -143,7 +144,7 @@ fn ready(status: &Status) -> Answer {
 }
 
 /// In Prometheus' text format.
-pub(crate) fn metrics(status: &Status) -> Answer {
+pub(crate) fn metrics_page(status: &Status) -> String {
     let mut page = exposition::render(&status.registry);
     exposition::render_process(&mut page, status.started);
     exposition::render_gauge(
@@ -152,6 +153,10 @@ pub(crate) fn metrics(status: &Status) -> Answer {
         "Connections of clients that a drain waits for.",
         status.drain.open() as f64,
     );
+    page
+}
+
+pub(crate) fn metrics_answer(page: impl Into<Bytes>) -> Answer {
     let mut answer = text(StatusCode::OK, page);
     answer.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static(exposition::CONTENT_TYPE));
     answer

@@ -214,6 +214,10 @@ pub mod limits {
     pub const READY_HOLD: Duration = Duration::from_secs(3);
     /// Redirects of a probe that are followed, as a kubelet does.
     pub const PROBE_REDIRECTS: usize = 10;
+    /// Metrics at the probes' port are made anew that often, at most.
+    pub const METRICS_PACE: Duration = Duration::from_secs(1);
+    /// In which who asks at the probes' port must read the answer, and ask again.
+    pub const PROBE_SILENCE: Duration = Duration::from_secs(5);
     /// Bytes of a probe's answer that are read.
     pub const PROBE_BYTES: usize = 10 * 1024;
     /// Longest that a probe or hook may take, whatever it says.

@@ -8,8 +8,16 @@
 
 mod ask;
 
-use std::{cell::RefCell, collections::HashMap, net::SocketAddr, rc::Rc, sync::Arc, time::Duration, time::SystemTime};
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
 
+use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode, header};
 use hyper::body::Incoming;
 use serde_json::json;
@@ -46,12 +54,13 @@ pub(crate) fn bind(config: &Config) -> anyhow::Result<Vec<TcpListener>> {
 pub(crate) fn start(listeners: Vec<TcpListener>, config: &Config, status: &Arc<admin::Status>) {
     let mark = config.transparent.as_ref().and_then(|transparent| transparent.mark);
     let asker = Rc::new(Asker { probes: config.probes.clone(), mark, asking: RefCell::default() });
-    let shows_metrics = config.probe_metrics;
+    let metrics = config.probe_metrics.then(|| Rc::new(Metrics::default()));
     for listener in listeners {
         let (asker, status) = (Rc::clone(&asker), Arc::clone(status));
-        let limits = Limits { what: "probe", connection: limits::PROBE_TIMEOUT };
+        let limits = Limits { what: "probe", connection: limits::PROBE_TIMEOUT, silence: limits::PROBE_SILENCE };
+        let metrics = metrics.clone();
         tokio::task::spawn_local(small_server::serve(listener, limits, async move |request, local| {
-            answer(request, local, &asker, &status, shows_metrics).await
+            answer(request, local, &asker, &status, metrics.as_deref()).await
         }));
     }
 }
@@ -61,18 +70,35 @@ async fn answer(
     local: SocketAddr,
     asker: &Rc<Asker>,
     status: &admin::Status,
-    shows_metrics: bool,
+    metrics: Option<&Metrics>,
 ) -> Answer {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed: GET, HEAD\n");
     }
-    match request.uri().path() {
-        "/ready" => ready(status).await,
-        "/metrics" if shows_metrics => admin::metrics(status),
-        path => match asker.probes.iter().position(|probe| probe.path == path) {
+    match (request.uri().path(), metrics) {
+        ("/ready", _) => ready(status).await,
+        ("/metrics", Some(metrics)) => metrics.answer(Instant::now(), || admin::metrics_page(status)),
+        (path, _) => match asker.probes.iter().position(|probe| probe.path == path) {
             Some(index) => asker.ask(index, local, request.headers()).await,
             None => text(StatusCode::NOT_FOUND, "no such probe\n"),
         },
+    }
+}
+
+/// The page of metrics, for whoever reaches the port: it is made on the thread that answers probes, so not for each who asks.
+#[derive(Default)]
+struct Metrics {
+    /// As it was last made.
+    page: RefCell<Option<(Instant, Bytes)>>,
+}
+
+impl Metrics {
+    fn answer(&self, now: Instant, render: impl FnOnce() -> String) -> Answer {
+        let mut page = self.page.borrow_mut();
+        let fresh = page.take().filter(|(at, _)| now.saturating_duration_since(*at) < limits::METRICS_PACE);
+        let (at, bytes) = fresh.unwrap_or_else(|| (now, render().into()));
+        *page = Some((at, bytes.clone()));
+        small_server::long(admin::metrics_answer(bytes))
     }
 }
 

@@ -1,4 +1,4 @@
-use std::net::IpAddr;
+use std::{cell::Cell, net::IpAddr};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -136,4 +136,20 @@ fn who_asks_the_same_at_the_same_time_gets_the_same_answer() {
         assert_eq!(seen.borrow().len(), 1);
         assert!(asker.asking.borrow().is_empty());
     });
+}
+
+#[test]
+fn metrics_are_made_once_for_all_who_ask_within_a_second() {
+    let (metrics, now) = (Metrics::default(), Instant::now());
+    let made = Cell::new(0);
+    let ask = |at: Instant| {
+        metrics.answer(at, || {
+            made.set(made.get() + 1);
+            "page".to_owned()
+        })
+    };
+    for at in [now, now + limits::METRICS_PACE / 2, now, now + limits::METRICS_PACE] {
+        assert_eq!(ask(at).status(), StatusCode::OK);
+    }
+    assert_eq!(made.get(), 2);
 }
