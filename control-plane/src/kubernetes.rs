@@ -24,7 +24,7 @@ use tokio::{sync::watch, task::JoinSet, time::sleep};
 use self::{peers::Peers, token_review::TokenReviewer};
 use crate::{
     authority::{self, Authority},
-    model::{Object, ObjectKey, World},
+    model::{Object, ObjectKey, ProxyLife, World},
     serve::tracker::{Name, Tracker},
 };
 
@@ -176,7 +176,7 @@ impl Cluster {
     ) -> Started {
         let Parts { authority, tracker, peers } = parts;
         // Until they are here, or another replica says that they are there, what they run is not known.
-        tracker.expect(meshed_pods(&world.borrow()), Instant::now());
+        tracker.expect(serving_proxies(&world.borrow()), Instant::now());
         let candidate = lease::Candidate::new(self.client(), &self.me);
         let leader = candidate.leader();
         tasks.spawn(candidate.run(stopping.clone()));
@@ -205,10 +205,11 @@ pub struct Parts {
     pub peers: Arc<Peers>,
 }
 
-/// Pods that have a proxy, and are up.
-fn meshed_pods(world: &World) -> Vec<Name> {
+/// Pods whose proxy may serve. One that has never been ready, or is between two starts, has no policy of any control plane: it gets the
+/// newest once it comes.
+fn serving_proxies(world: &World) -> Vec<Name> {
     let pods = world.objects.iter().filter(|(_, stored)| match stored.object.as_ref() {
-        Object::Pod(pod) => pod.meshed && !pod.ips.is_empty(),
+        Object::Pod(pod) => pod.meshed && !pod.ips.is_empty() && pod.life.proxy == ProxyLife::Started,
         _ => false,
     });
     let name =
@@ -258,4 +259,36 @@ pub(crate) fn code(error: &kube::Error) -> Option<u16> {
 /// Whether it failed because somebody else was first (409).
 pub(crate) fn is_conflict(error: &anyhow::Error) -> bool {
     error.downcast_ref::<kube::Error>().and_then(code) == Some(409)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::model::{FileContent, MeshSettings};
+
+    #[test]
+    fn only_proxies_that_may_serve_are_waited_for() {
+        let pod = |name: &str, statuses: Value| {
+            let document = json!({
+                "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "namespace": "shop" },
+                "status": { "podIP": "10.0.0.1", "initContainerStatuses": statuses },
+            });
+            FileContent::object(format!("Pod shop/{name}").into(), document)
+        };
+        let running = |started: bool| json!([{ "name": "leno-proxy", "started": started, "state": { "running": {} } }]);
+        let mut ended = running(true);
+        ended[0]["state"] = json!({ "terminated": {} });
+        let pods = [
+            pod("serves", running(true)),
+            pod("never-ready", running(false)),
+            pod("crashed", ended),
+            pod("pending", json!([])),
+        ];
+        let world = World::of_api_server(MeshSettings::strict("cluster.local")).change(pods);
+        assert_eq!(world.errors(), []);
+        let expected = Name { namespace: "shop".to_owned(), workload: "serves".to_owned(), has_pod: true };
+        assert_eq!(serving_proxies(&world), [expected]);
+    }
 }

@@ -25,11 +25,11 @@ pub enum Object {
 }
 
 impl Object {
-    /// See [`Pod::ending`].
-    pub(crate) fn ending(&self) -> Option<SystemTime> {
+    /// See [`Pod::life`].
+    pub(crate) fn life(&self) -> PodLife {
         match self {
-            Self::Pod(pod) => pod.ending,
-            _ => None,
+            Self::Pod(pod) => pod.life,
+            _ => PodLife::default(),
         }
     }
 }
@@ -141,9 +141,27 @@ pub struct Pod {
     pub weight: u32,
     /// `topology.kubernetes.io/zone`, for Pods that no EndpointSlice names; empty: not known.
     pub zone: Arc<str>,
-    /// When it is, or was, to be gone at the latest, once somebody has asked for that. Shapes nothing that proxies get, and so counts
-    /// for no change.
+    pub life: PodLife,
+}
+
+/// How far a Pod's life has come. Shapes nothing that proxies get, and so counts for no change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PodLife {
+    /// When it is, or was, to be gone at the latest, once somebody has asked for that.
     pub ending: Option<SystemTime>,
+    pub proxy: ProxyLife,
+}
+
+/// What the kubelet says of the proxy's container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum ProxyLife {
+    /// Not there yet, or not any more, or between two starts.
+    #[default]
+    Down,
+    /// It has not said yet that it is ready, since it was started last: it has no policy, and the application waits for it.
+    Starting,
+    /// It has been ready: it may serve, whoever it is connected to.
+    Started,
 }
 
 /// A route of any kind.

@@ -11,7 +11,7 @@ use super::{
     Topic,
     index::{self, Index, Objects},
     intake::{Claim, FileContent, Intake, Place, Verdict, source},
-    object::Stored,
+    object::{ProxyLife, Stored},
     parse::{self, Item, Keep, Parsed},
     policies::PolicyIndex,
     routes::RouteIndex,
@@ -484,12 +484,13 @@ impl World {
         index::pod(&self.objects, &key).map(|pod| pod.service_account.clone())
     }
 
-    /// Whether there is such a Pod, and it has an address (one that has ended has none), and it was not to be gone for longer than
-    /// `overdue`: of one on a node that is dead the API server says for ever that it is ending.
-    pub fn pod_is_up(&self, namespace: &str, pod: &str, overdue: Duration, now: SystemTime) -> bool {
+    /// What is known of the proxy of a Pod that has an address (one that has ended has none), and was not to be gone for longer than
+    /// `overdue`: of one on a node that is dead the API server says for ever that it is ending. None: there is no such Pod.
+    pub fn proxy_of(&self, namespace: &str, pod: &str, overdue: Duration, now: SystemTime) -> Option<ProxyLife> {
         let key = ObjectKey { kind: Kind::Pod, namespace: namespace.into(), name: pod.into() };
         let is_overdue = |ending: SystemTime| now.duration_since(ending).is_ok_and(|since| since >= overdue);
-        index::pod(&self.objects, &key).is_some_and(|pod| !pod.ips.is_empty() && !pod.ending.is_some_and(is_overdue))
+        let pod = index::pod(&self.objects, &key)?;
+        (!pod.ips.is_empty() && !pod.life.ending.is_some_and(is_overdue)).then_some(pod.life.proxy)
     }
 
     /// What a document says, once validated.
@@ -518,7 +519,7 @@ impl Stored {
             && self.uid == parsed.uid
             && self.place == *place
             && Arc::ptr_eq(&self.content, &parsed.content)
-            && self.object.ending() == parsed.object.ending()
+            && self.object.life() == parsed.object.life()
     }
 }
 

@@ -9,18 +9,27 @@ use anyhow::Context as _;
 use tokio::{sync::watch, time::sleep};
 
 use super::{limits, tracker::Tracker};
-use crate::model::{DocumentError, World};
+use crate::model::{DocumentError, ProxyLife, World};
 
 /// How often proxies that vanished long ago are looked for.
 const FORGET_EVERY: Duration = Duration::from_secs(10);
 
-/// How long a proxy that vanished counts with what it may still serve: where an API server tells when a Pod ends, until then. One that
-/// should have ended and whose end nobody saw (its node is dead, or cut off) counts for [`limits::DISCONNECTED_KEPT`] more.
+/// What kubelets say of a container that has just been started or ended may be that late.
+const KUBELET_LATE: Duration = Duration::from_secs(5);
+
+/// How long a proxy that vanished counts with what it may still serve: where an API server tells when a Pod ends, until then, or until
+/// its process has ended, which took its policy with it. One that should have ended and whose end nobody saw (its node is dead, or cut
+/// off) counts for [`limits::DISCONNECTED_KEPT`] more.
 fn kept(world: &World, in_cluster: bool, namespace: &str, pod: &str, now: SystemTime) -> Duration {
-    match in_cluster {
-        true if world.pod_is_up(namespace, pod, limits::DISCONNECTED_KEPT, now) => Duration::MAX,
-        false if world.service_account(namespace, pod).is_some() => limits::DISCONNECTED_KEPT,
-        _ => Duration::ZERO,
+    if !in_cluster {
+        let known = world.service_account(namespace, pod).is_some();
+        return if known { limits::DISCONNECTED_KEPT } else { Duration::ZERO };
+    }
+    match world.proxy_of(namespace, pod, limits::DISCONNECTED_KEPT, now) {
+        // A proxy that has been heard of counts before its startup probe has passed, and while a kubelet that was restarted asks anew.
+        Some(ProxyLife::Started | ProxyLife::Starting) => Duration::MAX,
+        Some(ProxyLife::Down) => KUBELET_LATE,
+        None => Duration::ZERO,
     }
 }
 
@@ -72,9 +81,14 @@ mod tests {
     use super::*;
     use crate::model::{FileContent, MeshSettings};
 
-    fn pod(metadata: Value) -> FileContent {
-        let mut pod =
-            json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata, "status": { "podIP": "10.0.0.1" } });
+    /// Its proxy, if it runs, has been ready or not.
+    fn pod(metadata: Value, started: Option<bool>) -> FileContent {
+        let running = |started| json!({ "name": "leno-proxy", "started": started, "state": { "running": {} } });
+        let its_proxy: Vec<Value> = started.map(running).into_iter().collect();
+        let mut pod = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": metadata,
+            "status": { "podIP": "10.0.0.1", "initContainerStatuses": its_proxy },
+        });
         pod["metadata"]["name"] = json!("web-1");
         pod["metadata"]["namespace"] = json!("shop");
         FileContent::object("Pod shop/web-1".into(), pod)
@@ -85,14 +99,28 @@ mod tests {
         // 2026-03-01T12:00:00Z
         let end = SystemTime::UNIX_EPOCH + Duration::from_secs(1_772_366_400);
         let kept = |world: &World, now: SystemTime| kept(world, true, "shop", "web-1", now);
-        let up = World::of_api_server(MeshSettings::strict("cluster.local")).change([pod(json!({}))]);
+        let up = World::of_api_server(MeshSettings::strict("cluster.local")).change([pod(json!({}), Some(true))]);
         assert_eq!(kept(&up, end + Duration::from_secs(86_400)), Duration::MAX);
-        let ending = up.change([pod(json!({ "deletionTimestamp": "2026-03-01T12:00:00Z" }))]);
+        let ending = up.change([pod(json!({ "deletionTimestamp": "2026-03-01T12:00:00Z" }), Some(true))]);
         assert_eq!(ending.generation(), up.generation(), "proxies get nothing else by that");
         assert_eq!(kept(&ending, end), Duration::MAX);
         assert_eq!(kept(&ending, end + limits::DISCONNECTED_KEPT - Duration::from_secs(1)), Duration::MAX);
         assert_eq!(kept(&ending, end + limits::DISCONNECTED_KEPT), Duration::ZERO);
         let gone = ending.change([FileContent::none("Pod shop/web-1".into())]);
         assert_eq!(kept(&gone, end), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_a_proxy_served_ends_with_its_process() {
+        let now = SystemTime::now();
+        let of = |world: &World| kept(world, true, "shop", "web-1", now);
+        let up = World::of_api_server(MeshSettings::strict("cluster.local")).change([pod(json!({}), Some(true))]);
+        assert_eq!(of(&up), Duration::MAX);
+        // It crashed, and is not started again yet; and then it is.
+        let down = up.change([pod(json!({}), None)]);
+        assert_eq!((of(&down), down.generation()), (KUBELET_LATE, up.generation()));
+        assert_eq!(of(&down.change([pod(json!({}), Some(false))])), Duration::MAX);
+        // From a folder nobody says what runs.
+        assert_eq!(kept(&down, false, "shop", "web-1", now), limits::DISCONNECTED_KEPT);
     }
 }

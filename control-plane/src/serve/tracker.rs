@@ -310,7 +310,7 @@ impl Tracker {
                 }
             }
         }
-        for name in state.missing.keys() {
+        for (name, _) in state.missing.iter().filter(|(_, (known, _))| names::could_have(known, object)) {
             progress.subscribed += 1;
             progress.awaited += 1;
             progress.laggards.push(names::missing(name));

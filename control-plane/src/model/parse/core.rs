@@ -10,10 +10,13 @@ use serde_json::Value;
 use super::{FieldError, Metadata, Wrong, refuse, typed, value};
 use crate::{
     model::object::{
-        Endpoint, EndpointSlice, EndpointState, InboundMode, Namespace, Object, Pod, Service, ServiceKind, ServicePort,
-        SlicePort, TargetPort,
+        Endpoint, EndpointSlice, EndpointState, InboundMode, Namespace, Object, Pod, PodLife, ProxyLife, Service,
+        ServiceKind, ServicePort, SlicePort, TargetPort,
     },
-    webhook::{inject::SKIP_INBOUND_PORTS, ports::PortSet},
+    webhook::{
+        inject::{PROXY, SKIP_INBOUND_PORTS},
+        ports::PortSet,
+    },
 };
 
 /// Annotation or label, on a Pod or its Namespace: `strict` or `permissive`.
@@ -70,11 +73,39 @@ struct RawPodStatus {
     pod_ip: String,
     #[serde(rename = "podIPs")]
     pod_ips: Vec<RawPodIp>,
+    init_container_statuses: Vec<RawContainerStatus>,
 }
 
 #[derive(Deserialize)]
 struct RawPodIp {
     ip: String,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct RawContainerStatus {
+    name: String,
+    started: Option<bool>,
+    state: Option<RawContainerState>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct RawContainerState {
+    running: Option<Value>,
+}
+
+impl RawPodStatus {
+    fn proxy(&self) -> ProxyLife {
+        let its = self.init_container_statuses.iter().find(|status| status.name == PROXY);
+        let is_running =
+            |status: &&RawContainerStatus| status.state.as_ref().is_some_and(|state| state.running.is_some());
+        match its.filter(is_running) {
+            Some(status) if status.started == Some(true) => ProxyLife::Started,
+            Some(_) => ProxyLife::Starting,
+            None => ProxyLife::Down,
+        }
+    }
 }
 
 pub(super) fn pod(metadata: &Metadata, content: &Value) -> Result<Pod, Wrong> {
@@ -106,8 +137,8 @@ pub(super) fn pod(metadata: &Metadata, content: &Value) -> Result<Pod, Wrong> {
     let zone = metadata.mark(ZONE).unwrap_or_default().into();
     // Nobody but the API server writes it.
     let ending = metadata.deletion_timestamp.as_deref().and_then(|text| text.parse::<Timestamp>().ok());
-    let ending = ending.map(SystemTime::from);
-    wrong.or(Pod { service_account: service_account.into(), ips, inbound, meshed, skipped, weight, zone, ending })
+    let life = PodLife { ending: ending.map(SystemTime::from), proxy: raw.status.proxy() };
+    wrong.or(Pod { service_account: service_account.into(), ips, inbound, meshed, skipped, weight, zone, life })
 }
 
 fn skipped(metadata: &Metadata) -> Result<PortSet, FieldError> {

@@ -2,6 +2,7 @@
 //! control plane knew.
 
 use super::*;
+use crate::model::Kind;
 
 impl Tracker {
     /// A new stream, under a name that is free, or was this process's, or whose holder is gone: an earlier stream of that name
@@ -176,6 +177,11 @@ pub(super) fn duplicate(opened: &Opened) -> String {
         opened.address.ip(),
         limits::DISCONNECTED_KEPT.as_secs() / 60
     )
+}
+
+/// Whether a proxy can ever be sent something that is made from `object`. Of other kinds it depends on what they said before.
+pub(super) fn could_have(proxy: &Name, object: &ObjectRef) -> bool {
+    object.kind != Kind::InboundPolicy.as_str() || object.namespace == proxy.namespace
 }
 
 pub(super) fn missing(name: &str) -> Laggard {

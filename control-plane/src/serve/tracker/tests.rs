@@ -266,6 +266,18 @@ fn those_that_an_earlier_control_plane_knew_are_missed_until_they_are_back() {
 }
 
 #[test]
+fn who_could_never_have_an_object_is_not_waited_for_because_of_it() {
+    let tracker = Tracker::default();
+    let name = |namespace: &str| Name { namespace: namespace.into(), workload: "a".into(), has_pod: true };
+    tracker.expect([name("shop"), name("office")], Instant::now());
+    // What workloads accept is said in their own namespace; whom a route is for may have been another thing before.
+    let policy = ObjectRef { kind: "InboundPolicy".into(), ..route() };
+    assert_eq!(tracker.progress(&policy, Some(1), "").awaited, 1);
+    assert_eq!(tracker.progress(&policy, Some(1), "").laggards[0].proxy, "shop/a");
+    assert_eq!(tracker.progress(&route(), Some(1), "").awaited, 2);
+}
+
+#[test]
 fn what_is_held_in_an_unknown_version_may_be_made_from_what_is_gone() {
     let tracker = Tracker::default();
     let (a, _keep) = open(&tracker, opened("a"));

@@ -1,4 +1,4 @@
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::SystemTime};
 
 use kube::client::Body;
 use parking_lot::Mutex;
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tonic::codegen::http::{Request, Response};
 
 use super::{resources::Resource, *};
-use crate::model::{InboundMode, Object};
+use crate::model::{InboundMode, Object, ProxyLife};
 
 fn settings() -> MeshSettings {
     MeshSettings { inbound: InboundMode::Permissive, ..MeshSettings::strict("cluster.local") }
@@ -92,6 +92,25 @@ fn a_pod_is_in_the_mesh_exactly_if_it_has_a_proxy() {
     };
     assert_eq!(injected(on_host), (false, false));
     assert_eq!(injected(|pod| pod["status"]["phase"] = json!("Succeeded")), (true, false));
+}
+
+#[test]
+fn of_a_proxys_container_is_kept_whether_it_may_serve() {
+    let running = json!({"running": {"startedAt": "2026-03-01T12:00:00Z"}});
+    let of = |list: &str, status: Value| {
+        let world = World::of_api_server(settings());
+        let pod = pod("a", 7, |pod| pod["status"][list] = json!([{"name": "leno-redirect", "started": false}, status]));
+        let world = world.change([seen(Kind::Pod, pod).content]);
+        assert_eq!(world.errors(), []);
+        world.proxy_of("shop", "a", Duration::ZERO, SystemTime::now())
+    };
+    let proxy = |started: bool, state: &Value| json!({"name": "leno-proxy", "started": started, "state": state});
+    assert_eq!(of("initContainerStatuses", proxy(true, &running)), Some(ProxyLife::Started));
+    assert_eq!(of("containerStatuses", proxy(true, &running)), Some(ProxyLife::Started));
+    assert_eq!(of("initContainerStatuses", proxy(false, &running)), Some(ProxyLife::Starting));
+    let waiting = json!({"waiting": {"reason": "CrashLoopBackOff"}});
+    assert_eq!(of("initContainerStatuses", proxy(false, &waiting)), Some(ProxyLife::Down));
+    assert_eq!(of("containerStatuses", json!({"name": "app", "started": true})), Some(ProxyLife::Down));
 }
 
 #[test]

@@ -8,13 +8,11 @@ use super::resources::number;
 use crate::{
     model::{FileContent, Kind},
     webhook::{
-        inject::{REDIRECT_ANNOTATION, SKIP_INBOUND_PORTS, skipped_inbound_ports},
+        inject::{PROXY, REDIRECT_ANNOTATION, SKIP_INBOUND_PORTS, skipped_inbound_ports},
         ports::PortSet,
     },
 };
 
-/// The proxy's container: a Pod is in the mesh exactly if it has one of this name.
-const PROXY_CONTAINER: &str = "leno-proxy";
 /// See [`crate::model`]: whether a Pod is in the mesh.
 const INJECT: &str = "leno.dev/inject";
 const INBOUND: &str = "leno.dev/inbound";
@@ -153,19 +151,24 @@ fn metadata(kind: Kind, object: &mut Value) -> Value {
     to
 }
 
+/// A Pod is in the mesh exactly if it has a container of the proxy's name.
 fn pod(object: &mut Value, content: &mut Value) {
     let named = |list: &str| {
         let containers = object.pointer(list).and_then(Value::as_array);
-        containers.is_some_and(|all| all.iter().any(|one| one["name"] == PROXY_CONTAINER))
+        containers.is_some_and(|all| all.iter().any(|one| one["name"] == PROXY))
     };
     let meshed = named("/spec/initContainers") || named("/spec/containers");
     // It has ended, and its address may be another's by now.
     let ended = matches!(object.pointer("/status/phase").and_then(Value::as_str), Some("Succeeded" | "Failed"));
     // Its address is its node's: who calls that does not mean the Pod, but for endpoints that name it.
     let of_node = object.pointer("/spec/hostNetwork") == Some(&Value::Bool(true)) && !meshed;
+    let its_proxy = proxy_status(object);
     keep(object, content, &[&["spec", "serviceAccountName"]]);
     if !ended && !of_node {
         keep(object, content, &[&["status", "podIP"], &["status", "podIPs"]]);
+        if let Some(its_proxy) = its_proxy {
+            set(content, &["status", "initContainerStatuses"], json!([its_proxy]));
+        }
     }
     settle_skipped(content);
     settle_marks(content);
@@ -191,4 +194,16 @@ fn settle_skipped(content: &mut Value) {
                 .insert(format!("{REDIRECT_ANNOTATION}: cannot be read, no port is taken for skipped"), json!(""))
         }
     };
+}
+
+/// What a kubelet says of the proxy's container: whether it runs, and whether it has passed its startup probe. None: it does not run.
+fn proxy_status(pod: &Value) -> Option<Value> {
+    let said = |list: &str| {
+        let all = pod.pointer(list)?.as_array()?;
+        all.iter().find(|one| one["name"] == PROXY)
+    };
+    let status = said("/status/initContainerStatuses").or_else(|| said("/status/containerStatuses"))?;
+    status.pointer("/state/running")?;
+    let started = status["started"] == Value::Bool(true);
+    Some(json!({ "name": PROXY, "started": started, "state": { "running": {} } }))
 }
