@@ -180,8 +180,9 @@ pub struct Route {
 
 impl Route {
     /// What becomes of one that is refused, and has no earlier version.
-    pub const REFUSED: &str = "nothing of it is in force: what its readable matches take is answered with 500, and where a rule \
-         has none what no other route takes; where a good route of another kind, or another TCPRoute, is in force it does nothing";
+    pub const REFUSED: &str = "nothing of it is in force: what its readable matches take is answered with 500, and what those take \
+         that cannot be read goes to whatever else takes it; a rule that matches everything, or of which no match can be read, answers \
+         with 500 what no other route takes; where a good route of another kind, or another TCPRoute, is in force it does nothing";
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -268,6 +269,13 @@ pub struct HttpMatch {
     pub method: Option<Arc<str>>,
     pub grpc: bool,
     pub precedence: Precedence,
+}
+
+impl HttpMatch {
+    /// Whether it says nothing of requests, but maybe that they are gRPC.
+    pub(crate) fn takes_everything(&self) -> bool {
+        self.path.is_none() && self.headers.is_empty() && self.query.is_empty() && self.method.is_none()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,7 +1,8 @@
 //! Which route is in force where (GEP-1294), and what every route is told about it.
 //!
 //! Routes of a Service's own namespace hold for all its clients; those of another namespace for clients there, and for them
-//! in place of the former. Within such a group, on one port, one kind of route is in force.
+//! in place of the former, unless all are refused: those only stand beside the former. Within such a group, on one port, one kind of
+//! route is in force.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -28,7 +29,10 @@ pub(crate) struct RouteIndex {
 /// None: all clients. Some: those of that namespace.
 type Group = Option<Arc<str>>;
 /// By Service, group and port.
-type Places<T> = HashMap<ObjectKey, BTreeMap<(Group, u16), T>>;
+type Places<T> = HashMap<ObjectKey, ByGroup<T>>;
+type ByGroup<T> = BTreeMap<(Group, u16), T>;
+/// Routes of one group and port.
+type Candidates<'a> = Vec<(&'a ObjectKey, &'a Route)>;
 
 /// The routes of one group, on one port of a Service.
 #[derive(Debug)]
@@ -108,7 +112,7 @@ fn rank(kind: Kind) -> u8 {
 }
 
 fn decide(routes: &[(&ObjectKey, &Route)], attachments: &[Vec<Attachment>]) -> Places<PortRoutes> {
-    let mut candidates: Places<Vec<(&ObjectKey, &Route)>> = HashMap::new();
+    let mut candidates: Places<Candidates<'_>> = HashMap::new();
     for ((key, route), attachments) in routes.iter().zip(attachments) {
         for attachment in attachments {
             let Attachment::To(service, ports) = attachment else { continue };
@@ -121,33 +125,54 @@ fn decide(routes: &[(&ObjectKey, &Route)], attachments: &[Vec<Attachment>]) -> P
             }
         }
     }
-    let mut in_force: Places<PortRoutes> = HashMap::new();
-    for (service, places) in candidates {
-        for (place, mut candidates) in places {
-            // Without a time of creation: after those that have one.
-            candidates.sort_by_key(|(key, route)| {
-                (
-                    rank(key.kind),
-                    route.created.is_none(),
-                    route.created.clone(),
-                    key.namespace.clone(),
-                    key.name.clone(),
-                )
-            });
-            // One that is refused serves nobody: it is no reason to take the port from one that does.
-            let accepted = candidates.iter().find(|(_, route)| route.refused.is_none());
-            let Some(kind) = accepted.or_else(|| candidates.first()).map(|(key, _)| key.kind) else { continue };
-            candidates.retain(|(key, _)| key.kind == kind);
-            if kind == Kind::TcpRoute {
-                candidates.sort_by_key(|(_, route)| route.refused.is_some());
-                // Nothing tells connections apart: only one can be in force.
-                candidates.truncate(1);
-            }
-            let routes = candidates.into_iter().map(|(key, _)| key.clone()).collect();
-            in_force.entry(service.clone()).or_default().insert(place, PortRoutes { kind, routes });
+    let in_force = |groups: ByGroup<Candidates<'_>>| {
+        let mut chosen: ByGroup<Candidates<'_>> =
+            groups.into_iter().map(|(place, candidates)| (place, choose(candidates))).collect();
+        beside_own(&mut chosen);
+        let port_routes = |candidates: Candidates<'_>| {
+            let kind = candidates.first()?.0.kind;
+            Some(PortRoutes { kind, routes: candidates.into_iter().map(|(key, _)| key.clone()).collect() })
+        };
+        chosen.into_iter().filter_map(|(place, candidates)| Some((place, port_routes(candidates)?))).collect()
+    };
+    candidates.into_iter().map(|(service, groups)| (service, in_force(groups))).collect()
+}
+
+/// Those that are in force together: of one kind, the oldest first.
+fn choose(mut candidates: Candidates<'_>) -> Candidates<'_> {
+    // Without a time of creation: after those that have one.
+    candidates.sort_by_key(|(key, route)| {
+        (rank(key.kind), route.created.is_none(), route.created.clone(), key.namespace.clone(), key.name.clone())
+    });
+    // One that is refused serves nobody: it is no reason to take the port from one that does.
+    let accepted = candidates.iter().find(|(_, route)| route.refused.is_none());
+    let Some(kind) = accepted.or_else(|| candidates.first()).map(|(key, _)| key.kind) else { return candidates };
+    candidates.retain(|(key, _)| key.kind == kind);
+    if kind == Kind::TcpRoute {
+        candidates.sort_by_key(|(_, route)| route.refused.is_some());
+        // Nothing tells connections apart: only one can be in force.
+        candidates.truncate(1);
+    }
+    candidates
+}
+
+/// Of a consumer's routes that are all refused none serves its clients: the Service's own go on doing so, and what can be read of the
+/// refused takes its requests among them.
+fn beside_own(chosen: &mut ByGroup<Candidates<'_>>) {
+    if chosen.keys().all(|(group, _)| group.is_none()) {
+        return;
+    }
+    let own: BTreeMap<u16, Candidates<'_>> = chosen
+        .iter()
+        .filter(|((group, _), _)| group.is_none())
+        .map(|((_, port), candidates)| (*port, candidates.clone()))
+        .collect();
+    for ((group, port), candidates) in chosen.iter_mut() {
+        let Some(own) = own.get(port).filter(|_| group.is_some()) else { continue };
+        if candidates.iter().all(|(_, route)| route.refused.is_some()) {
+            *candidates = choose(own.iter().chain(&*candidates).copied().collect());
         }
     }
-    in_force
 }
 
 fn attach(objects: &Objects, kind: Kind, parent: &ParentRef) -> Attachment {

@@ -18,11 +18,15 @@ fn on(day: u32, route: String) -> String {
 
 /// What is matched, and "500" or the good backend's weight.
 fn told(world: &World) -> Vec<String> {
+    told_in("any", world)
+}
+
+fn told_in(namespace: &str, world: &World) -> Vec<String> {
     let short = |rule: String| match rule.split_once("-> invalid(") {
         Some((matched, _)) => format!("{matched}-> 500"),
         None => rule,
     };
-    shop_rules(world, "any").into_iter().map(short).collect()
+    shop_rules(world, namespace).into_iter().map(short).collect()
 }
 
 const BAD: &str = "{path: {type: RegularExpression, value: '/(?=x)'}}";
@@ -41,9 +45,45 @@ fn a_rule_that_cannot_be_read_takes_only_what_nobody_else_does() {
         let all = told(&with_a_bad_one(&(nothing + &good)));
         assert_eq!(all.first().map(String::as_str), Some("-> web/shop:80=1"), "{rules}: {all:?}");
     }
-    // What it says that can be read is its own, as it would be if the rest of it were right.
-    let whole = on(1, route("web", "bad", &format!("[{{timeouts: {{request: soon}}, {}}}]", to(2))));
-    assert_eq!(told(&with_a_bad_one(&(whole + &good))), ["-> 500", "-> web/shop:80=1"]);
+}
+
+#[test]
+fn a_refused_rule_that_takes_everything_stands_below_every_good_one() {
+    let good = on(2, route("web", "good", &format!("[{{matches: [{{path: {{value: /}}}}], {}}}]", to(1))));
+    // An API server writes the second where an author wrote the first.
+    for matches in ["", "matches: [{path: {type: PathPrefix, value: /}}], ", "matches: [], ", "matches: [{}], "] {
+        let bad = on(1, route("web", "bad", &format!("[{{{matches}timeouts: {{request: soon}}, {}}}]", to(2))));
+        assert_eq!(told(&with_a_bad_one(&(bad.clone() + &good))), ["-> web/shop:80=1", "-> 500"], "{matches}");
+        assert_eq!(told(&with_a_bad_one(&bad)), ["-> 500"], "{matches}");
+    }
+    // What it says of some requests is its own, as it would be if the rest of it were right.
+    let some = "matches: [{method: POST}], timeouts: {request: soon}";
+    let bad = on(1, route("web", "bad", &format!("[{{{some}, {}}}]", to(2))));
+    assert_eq!(told(&with_a_bad_one(&(bad + &good))), ["POST -> 500", "-> web/shop:80=1"]);
+}
+
+#[test]
+fn a_refused_consumer_route_leaves_its_clients_the_services_own_routes() {
+    let own =
+        on(1, route("web", "own", &format!("[{{matches: [{{path: {{value: /a}}}}], {}}}, {{{}}}]", to(1), to(2))));
+    let bad = |matches: &str| {
+        on(2, route("front", "bad", &format!("[{{matches: [{matches}], timeouts: {{request: soon}}, {}}}]", to(3))))
+    };
+    let told = |documents: String, namespace: &str| told_in(namespace, &with_a_bad_one(&documents));
+    let whole = [r#"Prefix("/a") -> web/shop:80=1"#, "-> web/shop:80=2"];
+    assert_eq!(told(bad("{path: {value: /}}") + &own, "web"), whole);
+    assert_eq!(told(bad("{path: {value: /}}") + &own, "front"), [&whole[..], &["-> 500"]].concat());
+    let exact = bad("{path: {type: Exact, value: /a/b}}");
+    assert_eq!(told(exact.clone() + &own, "front"), [&[r#"Exact("/a/b") -> 500"#], &whole[..]].concat());
+    // Beside a good one of its own namespace it is like any refused one, and that one displaces the Service's.
+    let good = on(3, route("front", "good", &format!("[{{{}}}]", to(4))));
+    let both = [r#"Exact("/a/b") -> 500"#, "-> web/shop:80=4"];
+    assert_eq!(told(exact + &own + &good, "front"), both);
+    // Where the Service's own are of another kind it does nothing.
+    let grpc =
+        bad("").replace("HTTPRoute", "GRPCRoute").replace("matches: [], timeouts: {request: soon}", "matches: none");
+    assert_eq!(told(grpc.clone() + &own, "front"), whole);
+    assert_eq!(told(grpc, "front"), ["-> 500"], "without any it has the port to itself");
 }
 
 #[test]

@@ -103,8 +103,8 @@ pub(super) fn grpc_stand_ins(spec: &Value, backends: &[Backend]) -> Vec<HttpRule
     stand_ins(spec, backends, &RawGrpcMatch::default(), grpc_match)
 }
 
-/// One rule for each, with nothing but those of its matches that can be read. One of which none is left matches what no author's rule
-/// does: whatever it was about is not served as if it were not there, and nobody else's traffic is taken for it.
+/// One rule for each, with nothing but those of its matches that can be read. One of which none is left, or that takes everything, matches
+/// what no author's rule does: whatever it was about is not served as if it were not there, and nobody else's traffic is taken for it.
 fn stand_ins<R: DeserializeOwned>(
     spec: &Value,
     backends: &[Backend],
@@ -121,18 +121,18 @@ fn stand_ins<R: DeserializeOwned>(
         retry: None,
         session_persistence: None,
     };
-    let the_rest = || {
-        let mut matches: Vec<HttpMatch> = parse("", any).into_iter().collect();
-        matches.iter_mut().for_each(|one| one.precedence.kind = PathRank::Rest);
-        matches
+    let below_all = |mut one: HttpMatch| {
+        if one.takes_everything() {
+            one.precedence.kind = PathRank::Rest;
+        }
+        one
     };
+    let the_rest = || -> Vec<HttpMatch> { parse("", any).map(below_all).into_iter().collect() };
     let raw = spec.get("rules").and_then(Value::as_array).filter(|rules| rules.len() <= MAX_RULES);
     let Some(raw) = raw else { return vec![rule(0, the_rest())] };
     let readable = |raw: &Value| -> Vec<HttpMatch> {
-        let one = |stated: &Value| typed::<R>(stated).ok().and_then(|(raw, _)| parse("", &raw).ok());
+        let one = |stated: &Value| typed::<R>(stated).ok().and_then(|(raw, _)| parse("", &raw).ok()).map(below_all);
         match raw.get("matches") {
-            None if raw.is_object() => parse("", any).into_iter().collect(),
-            Some(Value::Array(stated)) if stated.is_empty() => parse("", any).into_iter().collect(),
             Some(Value::Array(stated)) if stated.len() <= MAX_MATCHES => stated.iter().filter_map(one).collect(),
             Some(_) | None => Vec::new(),
         }
