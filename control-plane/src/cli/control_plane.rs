@@ -236,10 +236,16 @@ fn webhooks(
     injection: Option<PathBuf>,
     certificates: Option<CertificateMaker>,
 ) -> anyhow::Result<webhook::serve::Options> {
-    let settings = match injection {
+    let (settings, unknown) = match injection {
         Some(file) => webhook::settings::Settings::read(&file).context("--injection")?,
-        None => webhook::settings::Settings::default(),
+        None => Default::default(),
     };
+    for field in unknown {
+        tracing::warn!(
+            field,
+            "the settings of injection have a field that this version does not know, which has no effect: misspelt, or of a newer chart"
+        );
+    }
     let namespace = settings.namespace.clone();
     let managed = certificates != Some(CertificateMaker::CertManager);
     let certificates = webhook::certificates::Options::new(namespace, managed);

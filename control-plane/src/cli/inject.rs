@@ -49,11 +49,16 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
-    let settings = match &args.injection {
+    let (settings, unknown) = match &args.injection {
         Some(file) => Settings::read(file)?,
         None if args.installed => block_on(installed(&args.cluster))?,
-        None => Settings::default(),
+        None => Default::default(),
     };
+    for field in unknown {
+        eprintln!(
+            "leno: the settings of injection have a field that this version does not know, and that has no effect: {field}"
+        );
+    }
     let (name, text) = if args.filename.as_os_str() == "-" {
         let mut text = String::new();
         std::io::stdin().read_to_string(&mut text).context("reading standard input")?;
@@ -74,12 +79,12 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
 }
 
 /// The settings of the mesh that is installed.
-async fn installed(cluster: &Cluster) -> anyhow::Result<Settings> {
+async fn installed(cluster: &Cluster) -> anyhow::Result<(Settings, Vec<String>)> {
     let maps: Api<ConfigMap> = Api::namespaced(cluster.client().await?, leno_proto::CONTROL_PLANE_NAMESPACE);
     let map =
         kubernetes::call("read the ConfigMap leno-injection, which the chart makes", maps.get(CONFIG_MAP)).await?;
     let text = map.data.and_then(|mut data| data.remove(KEY)).context("the ConfigMap leno-injection is empty")?;
-    Settings::parse(&text).context("the ConfigMap leno-injection is not of this version")
+    Settings::parse(&text).context("the ConfigMap leno-injection does not say how to inject")
 }
 
 struct Injector<'a> {

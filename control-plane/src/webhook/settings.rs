@@ -1,4 +1,7 @@
 //! What injection is told: which images, with which resources and security. From the chart's values, as one YAML file.
+//!
+//! A chart may be newer than the image that reads it (one of the two was rolled back): what is not known is said and passed over, as it
+//! would be by the older pair. What is known and wrong is refused.
 
 use std::{fs, path::Path};
 
@@ -15,7 +18,7 @@ const PROXY_UID: u32 = 2102;
 
 /// How Pods are injected. Every field has a default, so that `leno inject` works without a cluster.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+#[serde(default, rename_all = "camelCase")]
 pub struct Settings {
     /// host:port where proxies find the control plane.
     pub control_plane: String,
@@ -27,7 +30,7 @@ pub struct Settings {
 
 /// The sidecar.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+#[serde(default, rename_all = "camelCase")]
 pub struct Proxy {
     /// Image with tag or digest.
     pub image: String,
@@ -54,7 +57,7 @@ pub struct Proxy {
 
 /// The init container that sends the Pod's connections through the sidecar.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+#[serde(default, rename_all = "camelCase")]
 pub struct Redirect {
     pub mode: RedirectMode,
     /// Image with tag or digest.
@@ -124,25 +127,28 @@ impl Default for Redirect {
 }
 
 impl Settings {
-    /// Reads the file that the chart makes.
+    /// Reads the file that the chart makes. With the fields that are not known here.
     ///
     /// # Errors
-    /// If it cannot be read, or says what no setting is.
-    pub fn read(file: &Path) -> anyhow::Result<Self> {
+    /// If it cannot be read, or a setting has a value that it cannot have.
+    pub fn read(file: &Path) -> anyhow::Result<(Self, Vec<String>)> {
         let text = fs::read_to_string(file)
             .with_context(|| format!("cannot read the settings of injection, {}", file.display()))?;
         Self::parse(&text).with_context(|| format!("{} does not say how to inject", file.display()))
     }
 
-    /// From YAML text.
+    /// From YAML text. With the fields that are not known here ("proxy.imgae").
     ///
     /// # Errors
     /// With the field that is wrong.
-    pub fn parse(text: &str) -> anyhow::Result<Self> {
-        let settings: Self = serde_saphyr::from_str(text)?;
+    pub fn parse(text: &str) -> anyhow::Result<(Self, Vec<String>)> {
+        let mut unknown = Vec::new();
+        let settings: Self = serde_saphyr::with_deserializer_from_str(text, |yaml| {
+            serde_ignored::deserialize(yaml, |path| unknown.push(path.to_string()))
+        })?;
         anyhow::ensure!(settings.proxy.uid != 0, "proxy.uid: the proxy does not run as root; give it a uid of its own");
         anyhow::ensure!(settings.proxy.resources.is_object(), "proxy.resources: expected requests and limits");
-        Ok(settings)
+        Ok((settings, unknown))
     }
 }
 
@@ -162,15 +168,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_said_has_its_default_and_slips_are_named() {
+    fn what_is_not_said_has_its_default_and_what_is_wrong_is_named() {
         let settings =
             Settings::parse("proxy:\n  image: r/p@sha256:0\nredirect:\n  skipInboundPorts: [22, 9100-9110]\n");
-        let settings = settings.unwrap();
+        let (settings, unknown) = settings.unwrap();
+        assert_eq!(unknown, [] as [&str; 0]);
         assert_eq!(settings.proxy.image, "r/p@sha256:0");
         assert_eq!(settings.proxy.uid, PROXY_UID);
         assert_eq!(settings.redirect.skip_inbound_ports.len(), 2);
         for (text, expected) in [
-            ("proxy:\n  imgae: x\n", "imgae"),
             ("proxy:\n  uid: 0\n", "root"),
             ("redirect:\n  mode: cni\n", "cni"),
             ("redirect:\n  skipOutboundPorts: [70000]\n", "port"),
@@ -178,5 +184,13 @@ mod tests {
             let error = format!("{:#}", Settings::parse(text).unwrap_err());
             assert!(error.contains(expected), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn what_a_newer_chart_says_is_named_and_passed_over() {
+        let text = "proxy:\n  image: r/p:1\n  imgae: x\n  env: [{name: A, newer: b}]\nredirect: {newer: {some: [1]}}\nnewest: true\n";
+        let (settings, unknown) = Settings::parse(text).unwrap();
+        assert_eq!((&*settings.proxy.image, settings.proxy.env.len()), ("r/p:1", 1));
+        assert_eq!(unknown, ["proxy.imgae", "redirect.newer", "newest"]);
     }
 }
