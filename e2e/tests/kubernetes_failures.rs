@@ -86,7 +86,7 @@ async fn the_chart_is_uninstalled() -> Result<()> {
     namespace.serve("echo", "echo", 3).await?;
     namespace.rolled_out("echo").await?;
     let summary = namespace.load("client", "echo:80", "--seconds 5").await?;
-    summary.unharmed(300)?;
+    summary.unharmed(1250)?;
     ensure!(summary.instances.len() == 3, "those that were there and the new one: {:?}", summary.instances);
     Ok(())
 }

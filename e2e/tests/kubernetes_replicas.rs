@@ -83,9 +83,9 @@ async fn status_counts_the_proxies_of_both_and_survives_the_leader() -> Result<(
     let all = format!("{CLIENTS} of {CLIENTS} ");
     let agreed = async |what: &str| {
         eventually(what, LIMIT, async || {
-            let condition = namespace.programmed("HTTPRoute", "echo").await?;
+            let condition = namespace.condition("HTTPRoute", "echo", "leno.dev/Programmed").await?;
             let message = condition["message"].as_str().unwrap_or_default();
-            ensure!(message.starts_with(&all), "{condition}");
+            ensure!(condition["status"] == "True" && message.starts_with(&all), "{condition}");
             Ok(())
         })
         .await
@@ -133,6 +133,6 @@ async fn pods_are_made_while_the_control_plane_is_rolled_out() -> Result<()> {
         ensure!(injected.into_iter().any(|one| one.name == "leno-proxy"), "not injected: {:?}", pod.metadata.name);
     }
     let summary = namespace.load("client-0", "echo:80", "--seconds 5 --rate 200").await?;
-    summary.unharmed(100)?;
+    summary.unharmed(500)?;
     cluster.install(&[]).await
 }

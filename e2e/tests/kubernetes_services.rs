@@ -157,7 +157,7 @@ async fn services_of_all_sorts_are_reached() -> Result<()> {
     }
     // Each Pod by the number that its own port has.
     let summary = namespace.load("client", "named:80", "--rate 100 --seconds 5").await?;
-    summary.unharmed(100)?;
+    summary.unharmed(250)?;
     ensure!(summary.instances.len() == 2, "{:?}", summary.instances);
     let ([_, ip], [_, stranger]) = (&ips[..], &strangers[..]) else {
         let wanted = std::env::var_os("LENO_CLUSTER_DUAL_STACK").is_some();

@@ -35,17 +35,22 @@ impl Namespace {
         status: &str,
         reason: Option<&str>,
     ) -> Result<Value> {
-        let routes = self.routes(kind);
         let what = format!("{condition} of {kind} {name} is {status} {}", reason.unwrap_or_default());
         eventually(&what, LIMIT, async || {
-            let route = routes.get(name).await?;
-            let found = conditions(&route, 0)?.into_iter().find(|one| one["type"] == condition);
-            let found = found.with_context(|| format!("no {condition}: {}", route.data["status"]))?;
-            ensure!(found["observedGeneration"].as_i64() == route.metadata.generation, "of an earlier one: {found}");
+            let found = self.condition(kind, name, condition).await?;
             ensure!(found["status"] == status && reason.is_none_or(|reason| found["reason"] == reason), "{found}");
             Ok(found)
         })
         .await
+    }
+
+    /// A condition of a route's newest generation as it is now. Fails if there is none, or only of an earlier generation.
+    pub async fn condition(&self, kind: &str, name: &str, condition: &str) -> Result<Value> {
+        let route = self.routes(kind).get(name).await?;
+        let found = conditions(&route, 0)?.into_iter().find(|one| one["type"] == condition);
+        let found = found.with_context(|| format!("no {condition}: {}", route.data["status"]))?;
+        ensure!(found["observedGeneration"].as_i64() == route.metadata.generation, "of an earlier one: {found}");
+        Ok(found)
     }
 }
 
