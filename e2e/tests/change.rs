@@ -4,10 +4,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use leno_e2e::{
-    client,
+    binaries, client,
     load::{Load, Report},
     mesh::{LIMIT, Options, documents},
     scenario::{Instance, Scenario, destination},
+    wait::eventually,
 };
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -120,6 +121,46 @@ async fn two_proxies_of_one_name() -> Result<()> {
     scenario.client.process()?.kill()?;
     scenario.client.restart(&scenario.mesh).await?;
     ensure!(scenario.answered_by(http::Request::get("/")).await? == "shop-1");
+    scenario.mesh.end().await
+}
+
+/// A pipeline waits for a route while the control plane is upgraded.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wait_goes_on_past_a_restart_of_the_control_plane() -> Result<()> {
+    let mut scenario = Scenario::start(&["shop"]).await?;
+    let mesh = &scenario.mesh;
+    // Connections to the operator's socket that are open now; bound under a hidden name, they keep it.
+    let open = || -> Result<usize> {
+        let (all, socket) = (std::fs::read_to_string("/proc/net/unix")?, mesh.state().join(".leno.sock"));
+        let socket = socket.display().to_string();
+        // The sixth field is the state: 01 listens, 03 is connected.
+        Ok(all.lines().filter(|line| line.ends_with(&socket) && line.split_whitespace().nth(5) == Some("03")).count())
+    };
+    let asked_by = async |wanted: usize| {
+        eventually(&format!("{wanted} ask the control plane"), LIMIT, async || {
+            let open = open()?;
+            ensure!(open == wanted, "{open} do");
+            Ok(())
+        })
+        .await
+    };
+    asked_by(0).await?;
+    let mut command = std::process::Command::new(binaries::leno()?);
+    command.args(["wait", "httproute/shop", "-n", documents::NAMESPACE, "--timeout", "120s", "--state"]);
+    command.arg(mesh.state());
+    let waiting = mesh.processes().spawn("wait", command)?;
+    asked_by(1).await?;
+    mesh.control_plane().kill()?;
+    waiting.logged("asking again", LIMIT).await?;
+    mesh.restart_control_plane().await?;
+    mesh.apply("routes.yaml", &documents::http_route("shop", "shop", &[("shop", 1)]))?;
+    eventually("leno wait returns", LIMIT, async || {
+        let ended = waiting.ended()?.context("it waits")?;
+        ensure!(ended.success(), "{ended}");
+        Ok(())
+    })
+    .await?;
+    ensure!(waiting.log()?.contains("is in force"), "{}", waiting.log()?);
     scenario.mesh.end().await
 }
 

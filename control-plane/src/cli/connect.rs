@@ -33,6 +33,16 @@ const SERVICE: &str = "leno";
 /// One call of the API server.
 const CALL: Duration = Duration::from_secs(10);
 
+/// No control plane answers now, and one may soon: it is being rolled out, or started anew.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Away(pub(super) String);
+
+/// Whether the same question may have an answer soon.
+pub(super) fn is_away(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Away>().is_some()
+}
+
 /// Which control plane is asked.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct State {
@@ -113,25 +123,17 @@ impl Cluster {
         let client = self.client().await?;
         let pods = serving_pods(&client).await?;
         if !pods.iter().any(|pod| pod.ready) {
-            bail!(
-                "no control plane is ready in namespace {CONTROL_PLANE_NAMESPACE}: see kubectl -n {CONTROL_PLANE_NAMESPACE} get \
-                 pods, or install one with helm install leno"
-            );
+            bail!(Away(format!(
+                "no control plane is ready in namespace {CONTROL_PLANE_NAMESPACE}: see kubectl -n {CONTROL_PLANE_NAMESPACE} get pods"
+            )));
         }
         let mut replicas: Option<Replicas> = None;
         for pod in &pods {
-            let answers = forward(client.clone(), pod.name.clone()).await.with_context(|| {
-                format!(
-                    "cannot reach the control plane's Pod {CONTROL_PLANE_NAMESPACE}/{}: you need the right to create \
-                     pods/portforward there (kubectl auth can-i create pods/portforward -n {CONTROL_PLANE_NAMESPACE})",
-                    pod.name
-                )
-            });
-            let channel = match answers {
+            let channel = match forward(client.clone(), pod.name.clone()).await {
                 Ok(channel) => client_of(channel),
                 // It may have ended by now.
                 Err(_) if !pod.ready => continue,
-                Err(error) => return Err(error),
+                Err(error) => return Err(unreachable(&pod.name, &error)),
             };
             replicas = Some(match replicas {
                 None => Replicas::one(channel),
@@ -139,6 +141,18 @@ impl Cluster {
             });
         }
         Ok(replicas.context("no control plane answers")?.of_cluster(client, pods))
+    }
+}
+
+fn unreachable(pod: &str, error: &anyhow::Error) -> anyhow::Error {
+    let what = format!("cannot reach the control plane's Pod {CONTROL_PLANE_NAMESPACE}/{pod}: {error:#}");
+    // A forwarded port's refusal comes wrapped in what cannot be looked into.
+    match what.contains("Forbidden") {
+        true => anyhow::anyhow!(
+            "{what}; you need the right to create pods/portforward there (kubectl auth can-i create pods/portforward -n \
+             {CONTROL_PLANE_NAMESPACE})"
+        ),
+        false => Away(what).into(),
     }
 }
 
@@ -159,10 +173,24 @@ pub(super) struct Replica {
 pub(super) async fn serving_pods(client: &kube::Client) -> anyhow::Result<Vec<Replica>> {
     let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), CONTROL_PLANE_NAMESPACE);
     let of_service = ListParams::default().labels(&format!("kubernetes.io/service-name={SERVICE}"));
-    let listed = timeout(CALL, slices.list(&of_service)).await.context("the API server does not answer")?;
-    let slices = listed.with_context(|| {
-        format!("cannot ask the API server for the control plane (EndpointSlices in {CONTROL_PLANE_NAMESPACE})")
-    })?;
+    let what =
+        || format!("cannot ask the API server for the control plane (EndpointSlices in {CONTROL_PLANE_NAMESPACE})");
+    let slices = match timeout(CALL, slices.list(&of_service)).await {
+        Err(_) => bail!(Away("the API server does not answer".to_owned())),
+        // What it refuses, it will refuse again.
+        Ok(Err(error)) if kubernetes::code(&error).is_some_and(|code| code < 500) => {
+            return Err(error).with_context(what);
+        }
+        Ok(Err(error)) => bail!(Away(format!("{}: {error}", what()))),
+        Ok(Ok(slices)) => slices,
+    };
+    // A Service has one, also while none of its Pods is there.
+    if slices.items.is_empty() {
+        bail!(
+            "no control plane is installed in namespace {CONTROL_PLANE_NAMESPACE}: helm install leno charts/leno --namespace \
+             {CONTROL_PLANE_NAMESPACE}"
+        );
+    }
     let replica = |endpoint: SliceEndpoint| {
         let conditions = endpoint.conditions.unwrap_or_default();
         let ready = conditions.ready != Some(false);
@@ -217,7 +245,8 @@ pub(super) async fn find(state: &Path) -> anyhow::Result<Option<Client>> {
             Ok::<_, io::Error>(TokioIo::new(stream))
         }
     });
-    let channel = Endpoint::from_static("http://leno").connect_with_connector(connector).await?;
+    let channel = Endpoint::from_static("http://leno").connect_with_connector(connector).await;
+    let channel = channel.map_err(|error| Away(format!("the control plane of {} ended: {error}", state.display())))?;
     Ok(Some(client_of(channel)))
 }
 
@@ -225,11 +254,15 @@ pub(super) async fn find(state: &Path) -> anyhow::Result<Option<Client>> {
 async fn connect(state: &Path) -> anyhow::Result<Client> {
     match find(state).await? {
         Some(client) => Ok(client),
-        None => bail!(
-            "no control plane answers at {}: is `leno control-plane --state {}` running?",
-            operator::socket(state).display(),
-            state.display()
-        ),
+        None => {
+            let what = format!(
+                "no control plane answers at {}: is `leno control-plane --state {}` running?",
+                operator::socket(state).display(),
+                state.display()
+            );
+            // Where none ever ran, it is the wrong folder.
+            Err(if state.is_dir() { Away(what).into() } else { anyhow::Error::msg(what) })
+        }
     }
 }
 
@@ -237,6 +270,10 @@ async fn connect(state: &Path) -> anyhow::Result<Client> {
 pub(super) fn said(status: tonic::Status) -> anyhow::Error {
     match status.code() {
         tonic::Code::Unimplemented => anyhow::anyhow!("the control plane is older than this command: upgrade it"),
+        // It never says these itself: they are what becomes of its connection.
+        tonic::Code::Unavailable | tonic::Code::Cancelled | tonic::Code::Unknown | tonic::Code::Internal => {
+            Away(format!("the control plane stopped answering: {}", status.message())).into()
+        }
         _ => anyhow::anyhow!("the control plane says: {}", status.message()),
     }
 }

@@ -1,16 +1,22 @@
 //! The replicas of a control plane, asked as one. Each knows the objects, and the proxies that are connected to it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use leno_proto::v1::{
     CheckAuthorityRequest, CheckAuthorityResponse, ExplainRequest, Explanation, FindRequestsRequest,
     FindRequestsResponse, ListObjectsRequest, ListObjectsResponse, ListProxiesRequest, ListProxiesResponse, ObjectRef,
     ObjectStatus, ProxyStatus, WatchObjectRequest,
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 use tonic::{Code, Status};
 
-use super::connect::{Client, Replica, said, serving_pods};
+use super::connect::{Away, Client, Replica, said, serving_pods};
+
+/// Silence after which it is looked whether other replicas serve by now: who vanished says no goodbye.
+const SILENCE: Duration = Duration::from_secs(5);
 
 /// Never empty.
 #[derive(Clone)]
@@ -110,7 +116,10 @@ impl Replicas {
             let sender = sender.clone();
             tokio::spawn(async move {
                 loop {
-                    let news = statuses.message().await;
+                    let news = tokio::select! {
+                        news = statuses.message() => news,
+                        () = sender.closed() => return,
+                    };
                     let last = !matches!(news, Ok(Some(_)));
                     if sender.send((index, news)).await.is_err() || last {
                         return;
@@ -140,13 +149,19 @@ impl Statuses {
     }
 
     /// Once every replica has said something, at each change.
+    ///
+    /// # Errors
+    /// [`Away`] where a replica has ended, or others serve by now: this is to be asked anew.
     pub(super) async fn next(&mut self) -> anyhow::Result<ObjectStatus> {
+        let ended = || Away("the control plane stopped answering".to_owned());
         loop {
-            let Some((index, news)) = self.news.recv().await else {
-                anyhow::bail!("the control plane stopped answering")
+            let news = match timeout(SILENCE, self.news.recv()).await {
+                Ok(news) => news,
+                Err(_) if self.outdated().await? => anyhow::bail!(Away("other replicas serve by now".to_owned())),
+                Err(_) => continue,
             };
-            let status = news.map_err(said)?;
-            let status = status.ok_or_else(|| anyhow::anyhow!("the control plane stopped answering"))?;
+            let (index, news) = news.ok_or_else(ended)?;
+            let status = news.map_err(said)?.ok_or_else(ended)?;
             if let Some(known) = self.known.get_mut(index) {
                 *known = Some(status);
             }

@@ -5,12 +5,16 @@ use std::time::{Duration, Instant};
 use leno_proto::v1::{ObjectRef, ObjectStatus};
 use tokio::time::timeout_at;
 
-use super::{State, block_on, duration, get, kinds, print::clean};
+use super::{State, block_on, connect::is_away, duration, get, kinds, print::clean};
+
+/// Between tries to reach a control plane that is away.
+const AGAIN: Duration = Duration::from_millis(250);
 
 /// Wait until an object's newest generation is in force at every proxy that uses it
 ///
 /// A generation is in force where it, or a later one, was acknowledged by the proxy, once all its workers serve by it.
-/// If the object's document is bad, waiting is in vain, and it says so at once.
+/// If the object's document is bad, waiting is in vain, and it says so at once. A control plane that is rolled out or started anew
+/// meanwhile is waited for.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  leno wait httproute/cart -n shop\n  leno wait httproute/shop/cart --generation 7 \
@@ -66,42 +70,84 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
 async fn watch(args: &Args, object: ObjectRef) -> anyhow::Result<u8> {
     let started = Instant::now();
     let title = title(&object);
-    let mut statuses = args.state.connect().await?.watch_object(&object).await?;
-    let mut last: Option<ObjectStatus> = None;
+    let mut known = Known::default();
     let deadline = tokio::time::Instant::from_std(started + args.timeout);
-    loop {
-        let news = timeout_at(deadline, statuses.next()).await;
-        match news {
-            Ok(Ok(status)) => match judge(args, &status) {
-                Verdict::Holds(_) if statuses.outdated().await? => {
-                    statuses = args.state.connect().await?.watch_object(&object).await?;
-                }
-                Verdict::Holds(what) => {
-                    outln!("{title} {what} ({:.3} s)", started.elapsed().as_secs_f64());
-                    return Ok(super::SUCCESS);
-                }
-                Verdict::Never => {
-                    if status.errors.iter().all(|error| error.object.is_empty()) && status.absent {
-                        eprintln!("leno: {title} does not exist; it may be in what cannot be read:");
-                    } else {
-                        eprintln!("leno: {title} has a bad document, so it will not come into force:");
-                    }
-                    for error in &status.errors {
-                        eprintln!("  {}", get::error_line(error));
-                    }
-                    return Ok(super::FAILURE);
-                }
-                Verdict::NotYet => last = Some(status),
-            },
-            Ok(Err(error)) => return Err(error),
-            Err(_) => {
-                let missed = match args.state_wanted {
-                    Wanted::Programmed => "is not in force at every proxy that uses it",
-                    Wanted::Removed => "is not gone everywhere",
-                };
-                eprintln!("leno: {title} {missed}, after {:?}{}", args.timeout, explain(args, last.as_ref()));
-                return Ok(super::FAILURE);
+    match timeout_at(deadline, follow_on(args, &object, &mut known)).await {
+        Ok(End::Holds(what)) => {
+            outln!("{title} {what} ({:.3} s)", started.elapsed().as_secs_f64());
+            Ok(super::SUCCESS)
+        }
+        Ok(End::Never(status)) => {
+            if status.errors.iter().all(|error| error.object.is_empty()) && status.absent {
+                eprintln!("leno: {title} does not exist; it may be in what cannot be read:");
+            } else {
+                eprintln!("leno: {title} has a bad document, so it will not come into force:");
             }
+            for error in &status.errors {
+                eprintln!("  {}", get::error_line(error));
+            }
+            Ok(super::FAILURE)
+        }
+        Ok(End::Failed(error)) => Err(error),
+        Err(_) => {
+            let missed = match args.state_wanted {
+                Wanted::Programmed => "is not in force at every proxy that uses it",
+                Wanted::Removed => "is not gone everywhere",
+            };
+            eprintln!("leno: {title} {missed}, after {:?}{}", args.timeout, explain(args, &known));
+            Ok(super::FAILURE)
+        }
+    }
+}
+
+/// How waiting ends before its time.
+enum End {
+    Holds(String),
+    /// It would be in vain.
+    Never(ObjectStatus),
+    Failed(anyhow::Error),
+}
+
+/// What is known while nothing has been decided.
+#[derive(Default)]
+struct Known {
+    /// What the control plane said last.
+    status: Option<ObjectStatus>,
+    /// Why it says nothing more.
+    away: Option<anyhow::Error>,
+}
+
+/// Follows the object, past control planes that end and others that start.
+async fn follow_on(args: &Args, object: &ObjectRef, known: &mut Known) -> End {
+    loop {
+        match follow(args, object, known).await {
+            Ok(end) => return end,
+            Err(error) if is_away(&error) => {
+                if known.away.is_none() {
+                    eprintln!("leno: {error:#}; asking again until --timeout");
+                }
+                known.away = Some(error);
+            }
+            Err(error) => return End::Failed(error),
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// Follows the object for as long as the same replicas answer.
+async fn follow(args: &Args, object: &ObjectRef, known: &mut Known) -> anyhow::Result<End> {
+    let mut statuses = args.state.connect().await?.watch_object(object).await?;
+    loop {
+        let status = statuses.next().await?;
+        known.away = None;
+        match judge(args, &status) {
+            // Others may know more.
+            Verdict::Holds(_) if statuses.outdated().await? => {
+                statuses = args.state.connect().await?.watch_object(object).await?;
+            }
+            Verdict::Holds(what) => return Ok(End::Holds(what)),
+            Verdict::Never => return Ok(End::Never(status)),
+            Verdict::NotYet => known.status = Some(status),
         }
     }
 }
@@ -139,9 +185,13 @@ fn judge(args: &Args, status: &ObjectStatus) -> Verdict {
 }
 
 /// What stands in the way.
-fn explain(args: &Args, status: Option<&ObjectStatus>) -> String {
-    let Some(status) = status else { return ": the control plane said nothing about it".to_owned() };
+fn explain(args: &Args, known: &Known) -> String {
     let mut lines = Vec::new();
+    lines.extend(known.away.as_ref().map(|error| format!("{error:#}")));
+    let Some(status) = &known.status else {
+        lines.push("the control plane said nothing about it".to_owned());
+        return indented(&lines);
+    };
     match (args.state_wanted, status.absent) {
         (Wanted::Programmed, true) => lines.push("it does not exist".to_owned()),
         (Wanted::Removed, false) => lines.push(format!("it is still there: {}", status.source)),
@@ -166,6 +216,10 @@ fn explain(args: &Args, status: Option<&ObjectStatus>) -> String {
     if !status.settled {
         lines.push("some proxies have not been compared with the newest configuration yet".to_owned());
     }
+    indented(&lines)
+}
+
+fn indented(lines: &[String]) -> String {
     lines.iter().map(|line| format!("\n  {}", clean(line))).collect()
 }
 
