@@ -125,10 +125,22 @@ fn prometheus_is_told_where_the_proxys_metrics_are_unless_the_pod_tells_of_its_o
 fn without_the_redirects_init_container_nothing_is_privileged() {
     let mut settings = Settings::default();
     settings.redirect.mode = RedirectMode::External;
-    let pod = pod(json!({ "containers": [{ "name": "cart" }] }));
-    let Outcome::Injected { pod, .. } = inject(&pod, &context(&settings)) else { panic!() };
-    assert_eq!(names(&pod["spec"]["initContainers"]), [PROXY]);
-    assert!(!pod.to_string().contains("NET_ADMIN"));
+    settings.redirect.skip_outbound_ports = vec![3306.into()];
+    let mut pod = pod(json!({ "containers": [{ "name": "cart" }] }));
+    pod["metadata"]["annotations"] = json!({ "leno.dev/skip-inbound-ports": "22" });
+    let Outcome::Injected { pod: injected, .. } = inject(&pod, &context(&settings)) else { panic!() };
+    assert_eq!(names(&injected["spec"]["initContainers"]), [PROXY]);
+    assert!(!injected.to_string().contains("NET_ADMIN"));
+    // Who installs the redirect is told as much as the init container is.
+    let told: Value =
+        serde_json::from_str(injected["metadata"]["annotations"][REDIRECT_ANNOTATION].as_str().unwrap()).unwrap();
+    assert_eq!(
+        (&told["proxyUid"], &told["excludeInboundPorts"], &told["excludeOutboundPorts"]),
+        (&json!(2102), &json!(["4195", "22"]), &json!(["3306"]))
+    );
+    pod["metadata"]["annotations"] = json!({ "leno.dev/skip-networks": "everything" });
+    let refused = outcome(&pod, &context(&settings));
+    assert!(refused.starts_with("refused: annotation leno.dev/skip-networks"), "{refused}");
 }
 
 #[test]
