@@ -41,7 +41,12 @@ fn crd<Spec: JsonSchema>(kind: &'static str, plural: &str, target: &Target) -> C
     let content = json!({
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": { "name": name, "labels": { "gateway.networking.k8s.io/policy": "Direct" } },
+        "metadata": {
+            "name": name,
+            "labels": { "gateway.networking.k8s.io/policy": "Direct" },
+            // Uninstalling the chart would delete every policy with its kind.
+            "annotations": { "helm.sh/resource-policy": "keep" },
+        },
         "spec": {
             "group": GROUP,
             "names": {
