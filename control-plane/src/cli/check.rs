@@ -23,6 +23,7 @@ use crate::{
     model::{MeshSettings, check::check},
     operator,
     sources::folder,
+    webhook::inject::PROXY,
 };
 
 /// Find what is wrong, or will be: in a cluster, in a folder of documents, or in the running mesh
@@ -151,7 +152,7 @@ async fn cluster(cluster: &connect::Cluster, pre: bool, findings: &mut Findings)
     findings.title("What the control plane says");
     let asked = async { ask(&cluster.connect().await?).await };
     match asked.await {
-        Ok(said) => report(&said, findings),
+        Ok(said) => report(&said, Source::Cluster, findings),
         Err(error) => findings.unknown("what the control plane says", &error),
     }
     Ok(())
@@ -194,7 +195,7 @@ fn running(state: &Path, findings: &mut Findings) -> anyhow::Result<()> {
         Ok(Some(ask(&Replicas::one(client)).await?))
     })?;
     match asked {
-        Some(said) => report(&said, findings),
+        Some(said) => report(&said, Source::Folder, findings),
         None => findings.wrong(
             &format!("no control plane answers at {}", operator::socket(state).display()),
             &format!("start it: leno control-plane --config DIR --state {}", state.display()),
@@ -203,9 +204,58 @@ fn running(state: &Path, findings: &mut Findings) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn report((authority, objects, proxies): &Said, findings: &mut Findings) {
+/// Where the control plane has its configuration and its root: what is to be done about either depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Folder,
+    Cluster,
+}
+
+impl Source {
+    fn renew_root(self) -> &'static str {
+        match self {
+            Self::Folder => {
+                "add a new root to root.pem beside the old one, wait until every proxy has both, then sign with the new one"
+            }
+            Self::Cluster => {
+                "bring a new root in the Secret leno-root; both are trusted until the old one's certificates are gone"
+            }
+        }
+    }
+
+    fn renew_issuer(self) -> &'static str {
+        match self {
+            Self::Folder => "there is no root.key to renew it with: sign a new issuer.pem where the root's key is",
+            Self::Cluster => {
+                "put a newer issuer and its key into the Secret leno-root, or see why cert-manager does not: the root's key is not there"
+            }
+        }
+    }
+
+    fn start_proxy(self) -> &'static str {
+        match self {
+            Self::Folder => "start one: leno-proxy run --control-plane HOST:4190 --trust-bundle FILE --token-file FILE",
+            Self::Cluster => {
+                "take a namespace into the mesh, and restart what runs there: kubectl label namespace NAMESPACE \
+                 leno.dev/inject=enabled"
+            }
+        }
+    }
+
+    /// `proxy`: namespace and workload, as in "shop/cart-0".
+    fn read_log(self, proxy: &str) -> String {
+        match (self, proxy.split_once('/')) {
+            (Self::Cluster, Some((namespace, pod))) => {
+                format!("if it should run: kubectl logs --namespace {namespace} {pod} --container {PROXY}")
+            }
+            _ => "if it should run, look at its log".to_owned(),
+        }
+    }
+}
+
+fn report((authority, objects, proxies): &Said, source: Source, findings: &mut Findings) {
     findings.well(&format!("it answers, at generation {}", objects.generation));
-    certificates(authority, SystemTime::now(), findings);
+    certificates(authority, source, SystemTime::now(), findings);
 
     findings.title("Documents");
     let held_over = get::HeldOver::of(&objects.objects);
@@ -244,10 +294,10 @@ fn report((authority, objects, proxies): &Said, findings: &mut Findings) {
             }
         }
     }
-    proxies_of(&proxies.proxies, findings);
+    proxies_of(&proxies.proxies, source, findings);
 }
 
-fn certificates(authority: &CheckAuthorityResponse, now: SystemTime, findings: &mut Findings) {
+fn certificates(authority: &CheckAuthorityResponse, source: Source, now: SystemTime, findings: &mut Findings) {
     findings.title("Certificates");
     let judge = |what: &str, not_after: i64, renewed: bool, next: &str, findings: &mut Findings| {
         let alarm = issue::alarm(get::time(not_after), now);
@@ -259,30 +309,21 @@ fn certificates(authority: &CheckAuthorityResponse, now: SystemTime, findings: &
             _ => findings.well(&text),
         }
     };
-    judge(
-        "the root certificate",
-        authority.root_not_after,
-        false,
-        "add a new root to root.pem beside the old one, wait until every proxy has both, then sign with the new one",
-        findings,
-    );
+    judge("the root certificate", authority.root_not_after, false, source.renew_root(), findings);
     judge(
         "the issuer's certificate",
         authority.issuer_not_after,
         authority.root_key_present,
-        "there is no root.key to renew it with: sign a new issuer.pem where the root's key is",
+        source.renew_issuer(),
         findings,
     );
     findings.well(&format!("workloads' certificates live {} s", authority.certificate_lifetime_s));
 }
 
-fn proxies_of(proxies: &[leno_proto::v1::ProxyStatus], findings: &mut Findings) {
+fn proxies_of(proxies: &[leno_proto::v1::ProxyStatus], source: Source, findings: &mut Findings) {
     findings.title("Proxies");
     if proxies.is_empty() {
-        findings.doubtful(
-            "none is, or lately was, connected",
-            "start one: leno-proxy run --control-plane HOST:4190 --trust-bundle FILE --token-file FILE",
-        );
+        findings.doubtful("none is, or lately was, connected", source.start_proxy());
     }
     let connected = proxies.iter().filter(|p| p.connected).count();
     if connected > 0 {
@@ -290,10 +331,32 @@ fn proxies_of(proxies: &[leno_proto::v1::ProxyStatus], findings: &mut Findings) 
     }
     for proxy in proxies.iter().filter(|p| !p.connected) {
         let what = format!("{} is not connected; it goes on with what it has", proxy.name);
-        findings.doubtful(&what, "if it should run, look at its log");
+        findings.doubtful(&what, &source.read_log(&proxy.name));
     }
     for proxy in proxies.iter().filter(|p| !p.rejected.is_empty()) {
         let what = format!("{} rejected {} resources", proxy.name, proxy.rejected.len());
         findings.wrong(&what, &format!("leno get proxies {}", proxy.name));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_to_be_done_is_said_by_source() {
+        let said = |source: Source| {
+            [
+                source.renew_root().into(),
+                source.renew_issuer().into(),
+                source.start_proxy().into(),
+                source.read_log("shop/a"),
+            ]
+        };
+        let (folder, cluster): ([String; 4], [String; 4]) = (said(Source::Folder), said(Source::Cluster));
+        let words = |all: &[String], words: &[&str]| all.iter().any(|one| words.iter().any(|word| one.contains(word)));
+        assert!(!words(&cluster, &["root.pem", "root.key", "issuer.pem", "--token-file"]), "{cluster:?}");
+        assert!(!words(&folder, &["Secret", "kubectl"]), "{folder:?}");
+        assert!(cluster[3].ends_with("kubectl logs --namespace shop a --container leno-proxy"), "{cluster:?}");
     }
 }

@@ -27,7 +27,7 @@ use super::Findings;
 use crate::{
     authority::issue,
     kubernetes::{call, code, find},
-    webhook::inject::{INJECT, PROXY, SYSTEM_NAMESPACES},
+    webhook::inject::{INJECT, PROXY, REDIRECT, SYSTEM_NAMESPACES},
 };
 
 /// The oldest Kubernetes whose Pods have native sidecars unless told otherwise.
@@ -280,6 +280,11 @@ async fn trial(client: &Client, findings: &mut Findings) {
             "a Pod that asks for it is not injected (dry run)",
             &format!("kubectl logs --namespace {NAMESPACE} deployment/{NAME}"),
         ),
+        // Pod Security looks at what injection made of it, and wants no more than it already knows.
+        Err(error) if violates_pod_security(&error) && format!("{error:#}").contains(REDIRECT) => findings.well(
+            "a Pod that asks for it is injected (dry run; Pod Security lets none with the redirect's init container into the \
+             namespace default)",
+        ),
         Err(error) => findings.unknown("whether a Pod that asks for it is injected (dry run)", &error),
     }
 }
@@ -414,13 +419,18 @@ fn should_be_meshed(pod: &Pod) -> bool {
         && pod.metadata.deletion_timestamp.is_none()
 }
 
+/// It is a 403, too, but has nothing to do with rights.
+fn violates_pod_security(error: &anyhow::Error) -> bool {
+    format!("{error:#}").contains("violates PodSecurity")
+}
+
 impl Findings {
     /// What cannot be told, for want of permission or because it failed.
     pub(super) fn unknown(&mut self, what: &str, error: &anyhow::Error) {
         let refused = error.chain().filter_map(|cause| cause.downcast_ref()).any(|error| code(error) == Some(403));
         // A forwarded port's refusal comes wrapped in what cannot be looked into.
         let forbidden = refused || format!("{error:#}").contains("Forbidden");
-        match forbidden {
+        match forbidden && !violates_pod_security(error) {
             true if self.unknown_is_wrong => self.wrong(&format!("you may not see {what}"), ""),
             true => self.note(&format!("you may not see {what}")),
             false => self.wrong(&format!("it cannot be told {what}: {error:#}"), ""),
@@ -463,6 +473,28 @@ mod tests {
         let mut ended = plain;
         ended["status"] = json!({ "phase": "Succeeded" });
         assert!(!should_be_meshed(&pod(ended)));
+    }
+
+    #[test]
+    fn pod_security_is_not_taken_for_missing_rights() {
+        let refusal = |message: &str| {
+            let status = json!({ "status": "Failure", "message": message, "reason": "Forbidden", "code": 403 });
+            let status = serde_json::from_value(status).unwrap();
+            anyhow::Error::from(kube::Error::Api(status)).context("cannot make a Pod")
+        };
+        let wrong = |error: &anyhow::Error| {
+            let style = crate::cli::print::Style::of_stdout();
+            let mut findings = Findings { style, wrong: 0, doubtful: 0, unknown_is_wrong: false };
+            findings.unknown("something", error);
+            findings.wrong
+        };
+        let insecure = refusal(
+            "pods \"a\" is forbidden: violates PodSecurity \"baseline:latest\": non-default capabilities (container \
+             \"leno-redirect\" must not include \"NET_ADMIN\" in securityContext.capabilities.add)",
+        );
+        assert!(violates_pod_security(&insecure) && wrong(&insecure) == 1);
+        let forbidden = refusal("pods is forbidden: User \"u\" cannot create resource \"pods\"");
+        assert!(!violates_pod_security(&forbidden) && wrong(&forbidden) == 0);
     }
 
     #[test]
