@@ -40,7 +40,7 @@ async fn a_thousand_route_changes() -> Result<()> {
     ensure!(writing < Duration::from_secs(60), "1000 changes took {writing:?}");
 
     // The last word is in force: nothing goes to the canary any more.
-    leno_e2e::wait::eventually("the last route is in force", LIMIT, async || {
+    eventually("the last route is in force", LIMIT, async || {
         for _ in 0..50 {
             let answered = scenario.answered_by(http::Request::get("/")).await?;
             ensure!(answered == "main-1", "{answered} answers");
@@ -68,7 +68,7 @@ async fn a_broken_file_is_held_over_by_the_next_control_plane() -> Result<()> {
         ensure!(object.pointer("/errors/0/file") == Some(&"service-shop.yaml".into()), "{object}");
         Ok(())
     };
-    leno_e2e::wait::eventually("the last good version is kept", LIMIT, async || {
+    eventually("the last good version is kept", LIMIT, async || {
         let kept = std::fs::read_to_string(mesh.state().join("last-good.json"))?;
         ensure!(kept.contains("service-shop.yaml"), "{kept}");
         Ok(())
@@ -108,7 +108,7 @@ async fn two_proxies_of_one_name() -> Result<()> {
     let waited = mesh.leno(&["wait", "httproute/shop", "-n", documents::NAMESPACE, "--timeout", "2s"]).await;
     let said = format!("{:?}", waited.err().context("it is said to be in force, and is not at the second")?);
     ensure!(said.contains("default/client duplicate-name"), "{said}");
-    leno_e2e::wait::eventually("the first has it", LIMIT, async || {
+    eventually("the first has it", LIMIT, async || {
         let route = mesh.object("httproute/shop").await?.context("the route")?;
         ensure!(route.get("programmed") == Some(&1.into()) && route.get("subscribed") == Some(&2.into()), "{route}");
         Ok(())

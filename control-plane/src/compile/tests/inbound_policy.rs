@@ -67,7 +67,7 @@ endpoints: [{addresses: [10.1.0.1], targetRef: {kind: Pod, name: shop-a}}]\n";
     assert_eq!(accepted(&world, "other").message, "");
 }
 
-fn accepted(world: &World, name: &str) -> crate::model::Condition {
+fn accepted(world: &World, name: &str) -> model::Condition {
     let found = world.objects().into_iter().find(|object| &*object.key.name == name).unwrap();
     found.conditions.into_iter().find(|condition| condition.kind == "Accepted").unwrap()
 }

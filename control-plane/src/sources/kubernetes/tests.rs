@@ -69,6 +69,30 @@ fn of_a_pod_what_the_model_reads_is_kept() {
 }
 
 #[test]
+fn of_an_endpoint_what_the_model_reads_is_kept() {
+    let slice = |node: &str| {
+        let object = json!({
+            "metadata": {"name": "cart-1", "namespace": "shop", "resourceVersion": "7", "generation": 3,
+                "labels": {"kubernetes.io/service-name": "cart"}},
+            "addressType": "IPv4",
+            "ports": [{"name": "", "port": 8080, "protocol": "TCP"}],
+            "endpoints": [{
+                "addresses": ["10.0.0.7"], "conditions": {"ready": true}, "zone": "a", "hostname": "cart-0", "newer": 1,
+                "nodeName": node, "hints": {"forZones": [{"name": "a"}]}, "deprecatedTopology": {"n": node},
+                "targetRef": {"kind": "Pod", "name": "cart-0", "namespace": "shop", "uid": node},
+            }],
+        });
+        trim::trimmed(Kind::EndpointSlice, "discovery.k8s.io/v1", object).unwrap().2
+    };
+    let expected = json!([{
+        "addresses": ["10.0.0.7"], "conditions": {"ready": true}, "zone": "a", "hostname": "cart-0", "newer": 1,
+        "targetRef": {"kind": "Pod", "name": "cart-0"},
+    }]);
+    assert_eq!(slice("one")["endpoints"], expected);
+    assert_eq!(slice("one"), slice("two"));
+}
+
+#[test]
 fn a_pod_is_in_the_mesh_exactly_if_it_has_a_proxy() {
     let injected = |change: fn(&mut Value)| {
         let (_, _, kept) = trim::trimmed(Kind::Pod, "v1", pod("a", 7, change)).unwrap();

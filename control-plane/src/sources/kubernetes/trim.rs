@@ -45,7 +45,10 @@ pub(super) fn trimmed(kind: Kind, api_version: &str, mut object: Value) -> Optio
     match kind {
         Kind::Namespace => settle_marks(&mut content),
         Kind::Service => keep(&mut object, &mut content, &SERVICE_FIELDS),
-        Kind::EndpointSlice => keep(&mut object, &mut content, &[&["addressType"], &["ports"], &["endpoints"]]),
+        Kind::EndpointSlice => {
+            keep(&mut object, &mut content, &[&["addressType"], &["ports"], &["endpoints"]]);
+            trim_endpoints(&mut content);
+        }
         Kind::Pod => pod(&mut object, &mut content),
         _ => keep(&mut object, &mut content, &[&["spec"]]),
     }
@@ -93,6 +96,21 @@ pub(crate) fn file(kind: Kind, object: &Value) -> Option<Arc<str>> {
         Some(namespace) => format!("{} {namespace}/{name}", kind.as_str()).into(),
         None => format!("{} {name}", kind.as_str()).into(),
     })
+}
+
+/// Fields of an endpoint that nothing depends on: a change of them is none, and there are as many as endpoints.
+const UNUSED_OF_ENDPOINT: [&str; 3] = ["nodeName", "hints", "deprecatedTopology"];
+/// The same of its `targetRef`.
+const UNUSED_OF_TARGET: [&str; 5] = ["namespace", "uid", "resourceVersion", "apiVersion", "fieldPath"];
+
+fn trim_endpoints(slice: &mut Value) {
+    let endpoints = slice.get_mut("endpoints").and_then(Value::as_array_mut);
+    for endpoint in endpoints.into_iter().flatten().filter_map(Value::as_object_mut) {
+        UNUSED_OF_ENDPOINT.iter().for_each(|field| drop(endpoint.remove(*field)));
+        if let Some(target) = endpoint.get_mut("targetRef").and_then(Value::as_object_mut) {
+            UNUSED_OF_TARGET.iter().for_each(|field| drop(target.remove(*field)));
+        }
+    }
 }
 
 const SERVICE_FIELDS: [&[&str]; 5] =
