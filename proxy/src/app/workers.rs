@@ -149,7 +149,9 @@ fn run(
         let ctx = context(shared);
         // Whoever started us has given up if this fails, and the process ends.
         let _ = ready.send(Ok(()));
-        serve(&ctx, listeners, stopped).await;
+        // In a task of its own: what is awaited here is polled whenever anything happens on this thread. A panic in it was
+        // logged, and ends the worker as it would here.
+        let _ = tokio::task::spawn_local(serve(ctx, listeners, stopped)).await;
     });
 }
 
@@ -169,10 +171,10 @@ fn context(shared: &Shared) -> Context {
 }
 
 /// Serves all listeners until stopped, or until one of them fails, which none should.
-async fn serve(ctx: &Context, listeners: Vec<(TcpListener, Side)>, mut stopped: watch::Receiver<bool>) {
+async fn serve(ctx: Context, listeners: Vec<(TcpListener, Side)>, mut stopped: watch::Receiver<bool>) {
     let mut accepting = JoinSet::new();
     for (listener, side) in listeners {
-        let ctx = Rc::clone(ctx);
+        let ctx = Rc::clone(&ctx);
         match side {
             Side::Inbound(application) => accepting.spawn_local(inbound::run(ctx, listener, application)),
             Side::Outbound(key) => accepting.spawn_local(outbound::run(ctx, listener, key)),

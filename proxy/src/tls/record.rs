@@ -57,7 +57,9 @@ impl Key {
     /// The nonce of this record; no two records have the same.
     fn nonce(&mut self) -> Result<aead::Nonce, Error> {
         let nonce = Nonce::new(&self.iv, self.sequence).0;
-        self.sequence = self.sequence.checked_add(1).ok_or(Error::EncryptError)?;
+        // An error is made where there is one: made before, it would have to be dropped with each record.
+        let Some(next) = self.sequence.checked_add(1) else { return Err(Error::EncryptError) };
+        self.sequence = next;
         Ok(aead::Nonce::assume_unique_for_key(nonce))
     }
 }
@@ -86,8 +88,9 @@ impl Sealer {
             let (inside, tag) = sealed.split_at_mut_checked(sealed.len().checked_sub(TAG_BYTES)?)?;
             Some((header, inside, tag))
         });
-        let (header, inside, tag) = parts.ok_or(Error::EncryptError)?;
-        *inside.last_mut().ok_or(Error::EncryptError)? = content;
+        let Some((header, inside, tag)) = parts else { return Err(Error::EncryptError) };
+        let Some(last) = inside.last_mut() else { return Err(Error::EncryptError) };
+        *last = content;
         let aad = make_tls13_aad(inside.len() + TAG_BYTES);
         header.copy_from_slice(&aad);
         let made = self.0.aead.seal_in_place_separate_tag(nonce, Aad::from(aad), inside);
@@ -169,7 +172,7 @@ impl Opener {
         };
         self.0.aead.open_separate_gather(nonce, aad, sealed, tag, room).map_err(|_| Error::DecryptError)?;
         // RFC 8446 5.4: the type comes after the content, and zeros may follow it.
-        let end = room.iter().rposition(|byte| *byte != 0).ok_or(Error::PeerMisbehaved(IllegalTlsInnerPlaintext))?;
+        let Some(end) = room.iter().rposition(|byte| *byte != 0) else { return Err(IllegalTlsInnerPlaintext.into()) };
         if end > CONTENT_BYTES {
             return Err(Error::PeerSentOversizedRecord);
         }
