@@ -27,6 +27,7 @@ pub(crate) mod request_body;
 pub mod respond;
 pub mod retry;
 pub mod serve;
+pub(crate) mod stream_task;
 mod told;
 pub mod trace_context;
 pub mod upgrade;

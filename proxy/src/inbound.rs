@@ -288,7 +288,8 @@ async fn http(ctx: &Context, stream: impl Io + Backlog, client: Client, applicat
     };
     let client = Rc::new(client);
     let handle = |received| request::serve(Rc::clone(ctx), Rc::clone(&client), Rc::clone(&application), received);
-    match serve::http(stream, wire, ctx.drain.watcher(), ctx.stream_idle, reports, handle).await {
+    let tasks = &ctx.stream_tasks;
+    match serve::http(stream, wire, ctx.drain.watcher(), ctx.stream_idle, reports, tasks, handle).await {
         Ok(()) => {}
         Err(error) if error.is_malformed() => {
             ctx.telemetry.refused(Direction::Inbound, serve::MALFORMED, address, &error);

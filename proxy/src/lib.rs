@@ -13,7 +13,9 @@
 //! its own ([`worker`]), so that the request path takes no lock.
 
 pub mod admin;
+mod alarm;
 pub mod app;
+mod bell;
 pub mod config;
 pub mod detect;
 pub mod drain;

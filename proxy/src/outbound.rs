@@ -105,8 +105,9 @@ async fn destination(ctx: &Context, key: &DestinationKey) -> Result<Arc<Destinat
 /// Serves HTTP to the client; each request asks policy anew.
 async fn http(ctx: &Context, peer: SocketAddr, stream: impl Io + Backlog, key: &DestinationKey, wire: Wire) {
     let handle = |received| request::serve(Rc::clone(ctx), key.clone(), peer, received);
-    let reports = h2::Reports::default();
-    served(ctx, peer, key, serve::http(stream, wire, ctx.drain.watcher(), ctx.stream_idle, reports, handle).await);
+    let (reports, tasks) = (h2::Reports::default(), &ctx.stream_tasks);
+    let serving = serve::http(stream, wire, ctx.drain.watcher(), ctx.stream_idle, reports, tasks, handle);
+    served(ctx, peer, key, serving.await);
 }
 
 /// How serving a client's connection ended.
@@ -137,8 +138,8 @@ async fn declared_http(ctx: &Context, accepted: Accepted, key: &DestinationKey) 
     let (ctx, key, waited_for) = (Rc::clone(ctx), key.clone(), ctx.drain.clone());
     let (of_requests, to) = (Rc::clone(&ctx), key.clone());
     let handle = move |received| request::serve(Rc::clone(&of_requests), to.clone(), peer, received);
-    let reports = h2::Reports::default();
-    let serving = serve::http(stream, wire, ctx.drain.watcher(), ctx.stream_idle, reports, handle);
+    let (reports, tasks) = (h2::Reports::default(), &ctx.stream_tasks);
+    let serving = serve::http(stream, wire, ctx.drain.watcher(), ctx.stream_idle, reports, tasks, handle);
     tokio::task::spawn_local(async move {
         served(&ctx, peer, &key, serving.await);
         drop(waited_for);

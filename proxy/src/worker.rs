@@ -19,7 +19,7 @@ use crate::{
     config::{Config, limits},
     detect::{self, FirstBytes},
     drain::Drain,
-    http::{hops::Hops, mirror::Room},
+    http::{hops::Hops, mirror::Room, stream_task::StreamTasks},
     inbound::Application,
     outbound::ServersFirst,
     policy, telemetry, tls, upstream,
@@ -59,6 +59,8 @@ pub struct Worker {
     pub(crate) undecided: telemetry::RouteMetrics,
     /// What copies of requests take up.
     pub(crate) mirrors: Room,
+    /// Answer the streams of clients' HTTP/2 connections.
+    pub(crate) stream_tasks: Rc<StreamTasks>,
     /// Metric handles for requests that reached no backend, by service.
     pub(crate) unrouted: RefCell<HashMap<Arc<str>, telemetry::RouteMetrics>>,
 }
@@ -102,6 +104,7 @@ impl Worker {
             hops,
             undecided: telemetry::RouteMetrics::outbound(UNKNOWN_SERVICE, "", "", ""),
             mirrors: Room::default(),
+            stream_tasks: Rc::default(),
             unrouted: RefCell::default(),
         })
     }

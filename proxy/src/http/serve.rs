@@ -2,12 +2,12 @@
 
 use std::{
     convert::Infallible,
-    future::{Future, poll_fn},
+    future::Future,
     io,
     pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
-    task::Poll,
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -22,10 +22,10 @@ use super::{
     client_stream::{ClientPhase, ClientStream},
     exchange::Exchange,
     h1,
-    h2::{self, H2Error, RecvStream, SendStream},
-    head::{Name, RequestHead, Unfit},
-    outflow::Outflow,
-    upgrade::{self, Upgraded},
+    h2::{self, H2Error},
+    head::{Name, RequestHead, ResponseHead, Unfit},
+    stream_task::{Respond, StreamTasks},
+    upgrade::Upgraded,
     watch::{Overdue, Watch, Watched},
 };
 use crate::{
@@ -132,7 +132,7 @@ impl Broken {
 
 /// Serves HTTP on `stream` until the client leaves, or draining has begun and the last response is complete, or an
 /// exchange is overdue. `drain`: a watcher; the connection is counted since it was accepted. `idle`: the longest time without a byte
-/// moved in an exchange. `reports`: what an HTTP/2 client may hear of the load.
+/// moved in an exchange. `reports`: what an HTTP/2 client may hear of the load. `tasks`: the worker's.
 ///
 /// # Errors
 /// What ended the connection, if it was not a clean close.
@@ -142,6 +142,7 @@ pub(crate) fn http<'a, S>(
     drain: Drain,
     idle: Duration,
     reports: h2::Reports,
+    tasks: &Rc<StreamTasks>,
     handle: impl Fn(Received) -> Answering + 'a,
 ) -> Serving<'a>
 where
@@ -149,8 +150,19 @@ where
 {
     match wire {
         Wire::Http1 => Box::pin(http1(stream, drain, idle, handle)),
-        Wire::Http1Mux => Box::pin(http2(stream, reports, drain, idle, Version::HTTP_11, handle)),
-        Wire::Http2 => Box::pin(http2(stream, reports, drain, idle, Version::HTTP_2, handle)),
+        Wire::Http1Mux => Box::pin(http2(stream, reports, drain, idle, Rc::clone(tasks), Version::HTTP_11, handle)),
+        Wire::Http2 => Box::pin(http2(stream, reports, drain, idle, Rc::clone(tasks), Version::HTTP_2, handle)),
+    }
+}
+
+/// An answer as [`h1`] takes it, where it already is on the heap.
+struct Plain(Answering);
+
+impl Future for Plain {
+    type Output = (ResponseHead, Body);
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(cx).map(|Response { head, body }| (head, body))
     }
 }
 
@@ -166,11 +178,7 @@ where
     let handle = &handle;
     let plain = |request: h1::Request| {
         let h1::Request { head, body, watch, refused } = request;
-        let answer = handle(Received { head, body: Body::http1(body), watch, refused, upgrade: None });
-        async move {
-            let Response { head, body } = answer.await;
-            (head, body)
-        }
+        Plain(handle(Received { head, body: Body::http1(body), watch, refused, upgrade: None }))
     };
     match h1::serve(stream, drain.watcher(), h1::Patience::new(idle), plain).await? {
         h1::Ended::Closed => Ok(()),
@@ -270,6 +278,7 @@ async fn http2<S>(
     reports: h2::Reports,
     drain: Drain,
     idle: Duration,
+    tasks: Rc<StreamTasks>,
     version: Version,
     handle: impl Fn(Received) -> Answering,
 ) -> Result<(), Broken>
@@ -280,18 +289,16 @@ where
     let on_request = |request: h2::Request| {
         let h2::Request { mut head, refused, send, receive } = request;
         head.version = version;
-        let watch = Watch::new(idle, None);
-        let (body, upgrade, tunnel) = if head.method == Method::CONNECT && refused.is_none() {
-            let (tunnel, upgrade) = oneshot::channel();
-            (Body::empty(), Some(Upgraded::Stream(upgrade)), Some((tunnel, receive)))
-        } else {
-            (Body::http2(receive), None, None)
-        };
-        let answer = handle(Received { head, body, watch: Rc::clone(&watch), refused, upgrade });
-        let answered = Rc::clone(&watch);
-        // On the heap by itself: it would be moved at every step to its task.
-        let respond = Box::pin(respond(answer, send, tunnel, answered));
-        tokio::task::spawn_local(Watched::new(&watch, respond));
+        tasks.answer(idle, |watch| {
+            let (body, upgrade, tunnel) = if head.method == Method::CONNECT && refused.is_none() {
+                let (tunnel, upgrade) = oneshot::channel();
+                (Body::empty(), Some(Upgraded::Stream(upgrade)), Some((tunnel, receive)))
+            } else {
+                (Body::http2(receive), None, None)
+            };
+            let answer = handle(Received { head, body, watch: Rc::clone(watch), refused, upgrade });
+            Respond::Waiting { answer, sender: send, tunnel }
+        });
     };
     // Its answer is RST_STREAM.
     let on_malformed = |mut head: RequestHead, why| {
@@ -301,29 +308,4 @@ where
     };
     let settings = h2::Settings { reports, ..h2::Settings::new() };
     Ok(h2::serve(stream, settings, drain, on_request, on_malformed).await?)
-}
-
-/// A tunnel that may come to be: who waits for it, and its incoming half.
-type Tunnel = (oneshot::Sender<Box<dyn Io>>, RecvStream);
-
-/// Answers one request; the client may lose interest meanwhile.
-async fn respond(mut answer: Answering, mut sender: SendStream, tunnel: Option<Tunnel>, watch: Rc<Watch>) {
-    let answered = poll_fn(|cx| match answer.as_mut().poll(cx) {
-        Poll::Ready(response) => Poll::Ready(Some(response)),
-        Poll::Pending => sender.poll_reset(cx).map(|_| None),
-    });
-    let Some(Response { head, body }) = answered.await else { return };
-    if let Some((tunnel, receiver)) = tunnel
-        && head.status.is_success()
-    {
-        sender.send_response(&head, false);
-        // Nobody waits for it if the exchange has ended.
-        let _ = tunnel.send(upgrade::tunnel(sender, receiver));
-        return;
-    }
-    let end = body.is_end();
-    sender.send_response(&head, end);
-    if !end && let Err(stopped) = Outflow::new(sender, body, Some(watch)).await {
-        tracing::debug!(%stopped, "response not sent to its end");
-    }
 }

@@ -14,10 +14,9 @@ use std::{
 };
 
 use pin_project_lite::pin_project;
-use tokio::time::Sleep;
 
 use super::client_stream::ClientPhase;
-use crate::reason::Reason;
+use crate::{alarm::Alarm, reason::Reason};
 
 /// Why an exchange was ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +95,11 @@ impl Watch {
     /// The same as policy has it; None: it says nothing.
     pub(super) fn policy_idle(&self) -> Option<Duration> {
         self.policy_idle.get()
+    }
+
+    /// The longest time without a byte moved, unless policy says otherwise.
+    pub(super) fn usual_idle(&self) -> Duration {
+        self.usual_idle
     }
 
     fn idle(&self) -> Duration {
@@ -178,22 +182,64 @@ struct Quiet {
     since: Instant,
 }
 
+/// No watch has seen so much: something moved, whatever it has seen.
+const MOVED: u64 = u64::MAX;
+
 pin_project! {
-    /// Serves as `future` does, until an exchange is overdue. The timer is made when first waited for, and re-armed when
-    /// it fires and for earlier deadlines, not at each exchange: idleness is noticed within twice its limit.
+    /// Keeps the time of one watch after the other. The timer is made when first waited for, and re-armed when it fires and for
+    /// earlier deadlines, not at each exchange: idleness is noticed within twice its limit.
+    #[derive(Default)]
+    pub(super) struct Timekeeper {
+        #[pin]
+        timer: Option<Alarm>,
+        quiet: Option<Quiet>,
+    }
+}
+
+impl Timekeeper {
+    /// Polls what serves the exchange, until that is overdue. It hears from the watch that nobody is to wait for the answer any longer.
+    pub(super) fn poll<T>(
+        self: Pin<&mut Self>,
+        watch: &Watch,
+        cx: &mut Context<'_>,
+        mut served: impl FnMut(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<Result<T, Overdue>> {
+        let mut this = self.project();
+        loop {
+            if let Poll::Ready(output) = served(cx) {
+                return Poll::Ready(Ok(output));
+            }
+            let overdue = std::task::ready!(poll_overdue(watch, this.timer.as_mut(), this.quiet, cx));
+            watch.overdue.set(Some(overdue));
+            if watch.stage.get() != Stage::Answering {
+                return Poll::Ready(Err(overdue));
+            }
+            // Who waits for the answer is told, and says so to the client.
+        }
+    }
+
+    /// What is polled from here on is something else, perhaps with another watch: it has not been quiet yet.
+    pub(super) fn begin_anew(self: Pin<&mut Self>) {
+        if let Some(quiet) = self.project().quiet {
+            quiet.moves = MOVED;
+        }
+    }
+}
+
+pin_project! {
+    /// Serves as `future` does, until an exchange is overdue.
     pub(crate) struct Watched<F> {
         #[pin]
         future: F,
         #[pin]
-        timer: Option<Sleep>,
-        quiet: Option<Quiet>,
+        keeper: Timekeeper,
         watch: Rc<Watch>,
     }
 }
 
 impl<F> Watched<F> {
     pub(crate) fn new(watch: &Rc<Watch>, future: F) -> Self {
-        Self { future, timer: None, quiet: None, watch: Rc::clone(watch) }
+        Self { future, keeper: Timekeeper::default(), watch: Rc::clone(watch) }
     }
 }
 
@@ -202,23 +248,13 @@ impl<F: Future> Future for Watched<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        loop {
-            if let Poll::Ready(output) = this.future.as_mut().poll(cx) {
-                return Poll::Ready(Ok(output));
-            }
-            let overdue = std::task::ready!(poll_overdue(this.watch, this.timer.as_mut(), this.quiet, cx));
-            this.watch.overdue.set(Some(overdue));
-            if this.watch.stage.get() != Stage::Answering {
-                return Poll::Ready(Err(overdue));
-            }
-            // Who waits for the answer is told, and says so to the client.
-        }
+        this.keeper.poll(this.watch, cx, |cx| this.future.as_mut().poll(cx))
     }
 }
 
 fn poll_overdue(
     watch: &Watch,
-    mut timer: Pin<&mut Option<Sleep>>,
+    mut timer: Pin<&mut Option<Alarm>>,
     quiet: &mut Option<Quiet>,
     cx: &mut Context<'_>,
 ) -> Poll<Overdue> {
@@ -236,7 +272,7 @@ fn poll_overdue(
             std::task::ready!(armed.poll(cx));
         }
         match watch.look(quiet, Instant::now()) {
-            Ok(next) => timer.set(Some(tokio::time::sleep_until(next.into()))),
+            Ok(next) => timer.set(Some(Alarm::at(next.into()))),
             Err(overdue) => return Poll::Ready(overdue),
         }
     }
@@ -298,6 +334,21 @@ mod tests {
         watch.end();
         watch.begin();
         assert_eq!(watch.look(&mut quiet, at(20)), Ok(at(300)));
+    }
+
+    #[test]
+    fn what_begins_anew_is_not_charged_with_the_silence_of_another() {
+        let (watch, quiet, start) = watching();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut keeper = std::pin::pin!(Timekeeper { timer: None, quiet });
+        assert_eq!(watch.look(keeper.as_mut().project().quiet, start), Ok(at(300)));
+        // It has seen as much as the one before.
+        let next = Watch::new(IDLE, None);
+        next.begin();
+        keeper.as_mut().begin_anew();
+        assert_eq!(next.look(keeper.as_mut().project().quiet, at(299)), Ok(at(300)));
+        assert_eq!(next.look(keeper.as_mut().project().quiet, at(300)), Ok(at(600)));
+        assert_eq!(next.look(keeper.as_mut().project().quiet, at(600)), Err(Overdue::Idle));
     }
 
     #[tokio::test]

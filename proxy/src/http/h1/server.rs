@@ -86,7 +86,7 @@ pub(crate) fn serve<S, B, F>(
 where
     S: Io + Backlog,
     B: Outgoing,
-    F: Future<Output = (ResponseHead, B)>,
+    F: Future<Output = (ResponseHead, B)> + Unpin,
 {
     let phase = Arc::new(ClientPhase::default());
     let watch = Watch::new(patience.exchange, Some(Arc::clone(&phase)));
@@ -148,7 +148,7 @@ impl<S: Io + Backlog> Connection<S> {
     async fn serve<B, F>(&mut self, watch: &Rc<Watch>, drain: &Drain, handle: impl Fn(Request) -> F) -> io::Result<End>
     where
         B: Outgoing,
-        F: Future<Output = (ResponseHead, B)>,
+        F: Future<Output = (ResponseHead, B)> + Unpin,
     {
         let mut begun = std::pin::pin!(drain.begun());
         let refused = loop {
@@ -160,13 +160,13 @@ impl<S: Io + Backlog> Connection<S> {
                     let method = request.head.method.clone();
                     let refused = request.refused;
                     let received = Request { head: request.head, body, watch: Rc::clone(watch), refused };
-                    (method, refused, Box::pin(handle(received)))
+                    (method, refused, handle(received))
                 }
                 Next::Unusual => return Ok(End::Unusual),
                 Next::Closed => return Ok(End::Closed),
                 Next::Drained => break None,
             };
-            let mut answer = match poll_fn(|cx| self.poll_answer(cx, exchange.as_mut())).await? {
+            let mut answer = match poll_fn(|cx| self.poll_answer(cx, &mut exchange)).await? {
                 Some((head, body)) => {
                     let connection = head.fields.get(Name::Connection);
                     let last = connection.is_some_and(|value| value.eq_ignore_ascii_case(b"close"));
@@ -322,10 +322,10 @@ impl<S: Io + Backlog> Connection<S> {
     fn poll_answer<T>(
         &mut self,
         cx: &mut Context<'_>,
-        mut exchange: Pin<&mut impl Future<Output = T>>,
+        exchange: &mut (impl Future<Output = T> + Unpin),
     ) -> Poll<io::Result<Option<T>>> {
         loop {
-            if let Poll::Ready(answer) = exchange.as_mut().poll(cx) {
+            if let Poll::Ready(answer) = Pin::new(&mut *exchange).poll(cx) {
                 return Poll::Ready(Ok(Some(answer)));
             }
             match ready!(self.poll_input(cx))? {

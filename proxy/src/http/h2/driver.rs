@@ -13,7 +13,7 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Instant, Sleep},
+    time::Instant,
 };
 
 use super::{
@@ -23,7 +23,7 @@ use super::{
     output,
     state::{LAST_STREAM, Role, State, set_waker},
 };
-use crate::config::limits;
+use crate::{alarm::Alarm, bell::Bell, config::limits};
 
 /// Largest single read.
 const SCRATCH_BYTES: usize = 64 * 1024;
@@ -46,11 +46,13 @@ pub(super) struct Driver<S> {
     io: S,
     link: Link,
     intake: Intake,
+    /// Rings when more can be read: the task is mostly woken for output.
+    readable: Bell,
     /// What is being written, and how far.
     writing: Vec<u8>,
     wrote: usize,
     unflushed: bool,
-    timer: Option<Pin<Box<Sleep>>>,
+    timer: Option<Pin<Box<Alarm>>>,
     /// The timer is for a client that asks for nothing.
     resting: bool,
     /// A ping was sent because nothing came, and nothing has come since.
@@ -82,6 +84,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             io,
             link,
             intake,
+            readable: Bell::default(),
             writing: Vec::new(),
             wrote: 0,
             unflushed: false,
@@ -184,7 +187,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
 
     fn poll_read_into(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<Result<(), H2Error>> {
         let mut buffer = ReadBuf::new(scratch);
-        ready!(Pin::new(&mut self.io).poll_read(cx, &mut buffer))?;
+        let io = Pin::new(&mut self.io);
+        ready!(self.readable.poll(cx, |cx| io.poll_read(cx, &mut buffer)))?;
         let mut state = self.link.borrow_mut();
         if buffer.filled().is_empty() {
             let ended = match state.goaway {
@@ -293,7 +297,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 break;
             }
             let patience = if wrote || !clean { FAREWELL } else { limits::STREAM_IDLE };
-            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+            let timer = self.timer.get_or_insert_with(|| Box::pin(Alarm::after(patience)));
             ready!(timer.as_mut().poll(cx));
             let written = self.link.borrow().output.written();
             if wrote || !clean || std::mem::replace(&mut self.farewell, written) == written {
@@ -331,7 +335,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             };
             let Some(timer) = &mut self.timer else {
                 let Some(wait) = (if needed { Some(interval) } else { idle }) else { return Ok(()) };
-                self.timer = Some(Box::pin(tokio::time::sleep(wait)));
+                self.timer = Some(Box::pin(Alarm::after(wait)));
                 self.resting = !needed;
                 self.intake.heard = false;
                 continue;
@@ -348,7 +352,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 self.pinged = false;
                 self.amid = (0, 0);
                 self.intake.release();
-                self.link.borrow_mut().encoder.release();
+                self.link.borrow_mut().release();
                 if std::mem::take(&mut self.resting) {
                     self.drain();
                 }

@@ -55,6 +55,8 @@ pub(super) struct State {
     pub(super) encoder: Encoder,
     slots: Vec<Option<Box<Stream>>>,
     free: Vec<Key>,
+    /// Room for one more, left by the last that ended.
+    spare: Option<Box<Stream>>,
     ids: HashMap<u32, Key, BuildHasherDefault<IdHasher>>,
     /// Client: the next stream's. Server: the last that the client opened.
     pub(super) next_id: u32,
@@ -102,6 +104,7 @@ impl State {
             encoder: Encoder::default(),
             slots: Vec::new(),
             free: Vec::new(),
+            spare: None,
             ids: HashMap::default(),
             next_id: 1,
             last_id: 0,
@@ -163,6 +166,12 @@ impl State {
         }
     }
 
+    /// Lets go of what is not needed while there is no stream.
+    pub(super) fn release(&mut self) {
+        self.encoder.release();
+        self.spare = None;
+    }
+
     pub(super) fn wake_driver(&mut self) {
         if !self.awake {
             self.awake = true;
@@ -192,7 +201,10 @@ impl State {
 
     /// A new stream, both of whose handles are to be made.
     pub(super) fn add(&mut self, id: u32) -> Key {
-        let mut stream = Box::new(Stream { id, handles: SENDER | RECEIVER, open: true, ..Stream::default() });
+        let mut stream = self.spare.take().unwrap_or_default();
+        stream.id = id;
+        stream.handles = SENDER | RECEIVER;
+        stream.open = true;
         stream.receive.left = i64::from(self.settings.stream_window);
         stream.send.left = i64::from(self.peer.window);
         let key = self.free.pop().unwrap_or_else(|| {
@@ -222,11 +234,15 @@ impl State {
     }
 
     fn free(&mut self, key: Key) {
-        if let Some(stream) = self.slots.get_mut(key as usize).and_then(Option::take) {
+        if let Some(mut stream) = self.slots.get_mut(key as usize).and_then(Option::take) {
             if stream.send.queued {
                 self.waiting.retain(|waiting| *waiting != key);
             }
             self.free.push(key);
+            if self.spare.is_none() {
+                *stream = Stream::default();
+                self.spare = Some(stream);
+            }
         }
         if self.free.len() == self.slots.len() && self.slots.capacity() > 16 {
             self.slots = Vec::new();

@@ -6,9 +6,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Sleep;
-
-use crate::config::limits;
+use crate::{alarm::Alarm, config::limits};
 
 /// How long a client is waited for.
 #[derive(Debug, Clone, Copy)]
@@ -49,7 +47,7 @@ pub(super) struct Timer {
     head: u32,
     request: u32,
     rest: u32,
-    sleep: Option<Pin<Box<Sleep>>>,
+    sleep: Option<Pin<Box<Alarm>>>,
     /// What it was set for, and the requests until then.
     timed: (u64, Wait),
     requests: u64,
@@ -89,7 +87,7 @@ impl Timer {
         loop {
             let allowed = self.allowed(wait);
             if self.sleep.is_none() || allowed < self.allowed(self.timed.1) {
-                self.sleep = Some(Box::pin(tokio::time::sleep(allowed)));
+                self.sleep = Some(Box::pin(Alarm::after(allowed)));
                 self.timed = now;
             }
             if let Some(sleep) = &mut self.sleep {

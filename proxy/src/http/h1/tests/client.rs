@@ -52,19 +52,16 @@ fn both_roles_speak_with_each_other_on_one_connection() {
     run(async {
         let (server, client) = pair().await;
         let drain = DrainOwner::default();
-        let served = tokio::task::spawn_local(serve(
-            server,
-            drain.handle(),
-            Patience::new(IDLE),
-            |mut request: Request| async move {
-                let mut head = response(200);
-                head.fields.push(b"x-asked", request.head.target().as_bytes());
-                head.fields.push(b"x-host", request.head.authority().unwrap().as_bytes());
-                let (body, trailers) = read_all(&mut request.body).await.unwrap();
-                let parts = Parts::full(body);
-                (head, if let Some(trailers) = trailers { parts.with_trailers(trailers) } else { parts })
-            },
-        ));
+        let answer = |mut request: Request| async move {
+            let mut head = response(200);
+            head.fields.push(b"x-asked", request.head.target().as_bytes());
+            head.fields.push(b"x-host", request.head.authority().unwrap().as_bytes());
+            let (body, trailers) = read_all(&mut request.body).await.unwrap();
+            let parts = Parts::full(body);
+            (head, if let Some(trailers) = trailers { parts.with_trailers(trailers) } else { parts })
+        };
+        let answer = move |request| Box::pin(answer(request));
+        let served = tokio::task::spawn_local(serve(server, drain.handle(), Patience::new(IDLE), answer));
         let mut connection = Some(ClientConnection::new(Box::new(client)));
         for (body, length, sum) in [
             (Parts::default(), 0, None),

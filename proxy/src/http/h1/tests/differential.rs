@@ -64,7 +64,7 @@ where
 
 async fn by_codec(stream: DuplexStream, all: &All) {
     let drain = DrainOwner::default();
-    let ended = serve(stream, drain.handle(), Patience::new(IDLE), |mut request| async move {
+    let answer = |mut request: Request| async move {
         if request.refused.is_some() {
             return (response(400), Parts::default());
         }
@@ -84,7 +84,8 @@ async fn by_codec(stream: DuplexStream, all: &All) {
             all.borrow_mut()[number].body = Some(body);
         }
         (response(200), Parts::default())
-    });
+    };
+    let ended = serve(stream, drain.handle(), Patience::new(IDLE), |request| Box::pin(answer(request)));
     if let Ok(Ended::Unusual(stream, bytes)) = ended.await {
         by_hyper(Prefixed::new(bytes, stream), all).await;
     }

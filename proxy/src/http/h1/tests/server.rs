@@ -40,6 +40,7 @@ where
 {
     let (server, client) = pair().await;
     let drain = DrainOwner::default();
+    let handle = move |request| Box::pin(handle(request));
     let served = tokio::task::spawn_local(serve(server, drain.handle(), patience, handle));
     (client, served, drain)
 }
@@ -391,7 +392,7 @@ fn a_client_that_does_not_read_ends_by_its_idleness() {
         let (server, mut client) = pair().await;
         let drain = DrainOwner::default();
         let idle = Duration::from_millis(50);
-        let ended = serve(server, drain.handle(), Patience::new(idle), |request| async move {
+        let answer = |request: Request| async move {
             // As an exchange does.
             request.watch.begin();
             request.watch.answered(false);
@@ -400,7 +401,8 @@ fn a_client_that_does_not_read_ends_by_its_idleness() {
                 sender.send(Ok(Frame::Data(vec![b'x'; 100_000].into()))).unwrap();
             }
             (response(200), body)
-        });
+        };
+        let ended = serve(server, drain.handle(), Patience::new(idle), |request| Box::pin(answer(request)));
         client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
         assert!(matches!(ended.await, Ok(Ended::Closed)));
     });
@@ -482,7 +484,7 @@ fn an_idle_connection_is_small() {
     run(async {
         let (server, _client) = pair().await;
         let drain = DrainOwner::default();
-        let served = serve(server, drain.handle(), Patience::new(IDLE), echo);
+        let served = serve(server, drain.handle(), Patience::new(IDLE), |request| Box::pin(echo(request)));
         let size = size_of_val(&served);
         assert!(size <= 900, "{size}");
         assert!(size_of::<Incoming>() <= 40);
