@@ -5,9 +5,13 @@
 //! A request's authority is never among its fields: HTTP/1's Host and HTTP/2's `:authority` both end up in
 //! [`RequestHead::authority`], and each version writes it its own way.
 
-use std::fmt;
+mod room;
+
+use std::{fmt, mem};
 
 use http::{Method, StatusCode, Version};
+
+use self::room::Text;
 
 /// Field names that mean something to the proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,7 +196,8 @@ impl Fields {
 
     /// With room for so many bytes of names and values.
     pub fn with_capacity(bytes: usize) -> Self {
-        Self { bytes: Vec::with_capacity(bytes), entries: Vec::with_capacity(16), present: 0 }
+        let (bytes, entries) = room::take(bytes);
+        Self { bytes, entries, present: 0 }
     }
 
     /// The number of fields.
@@ -360,6 +365,14 @@ fn split<'a>(bytes: &'a [u8], entry: &Entry) -> (&'a [u8], &'a [u8]) {
     field.split_at_checked(name).unwrap_or_default()
 }
 
+impl Drop for Fields {
+    fn drop(&mut self) {
+        if self.bytes.capacity() > 0 {
+            room::give_back(mem::take(&mut self.bytes), mem::take(&mut self.entries));
+        }
+    }
+}
+
 impl fmt::Debug for Fields {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shown = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -411,11 +424,12 @@ pub struct RequestHead {
     pub protocol: Option<Box<str>>,
     /// Without Host.
     pub fields: Fields,
-    target: String,
-    /// The target's length without its query.
+    /// The target and behind it the authority, which is empty if there is none.
+    text: Text,
+    /// The target's length.
+    target: usize,
+    /// The same without its query.
     path: usize,
-    /// Empty: none.
-    authority: String,
 }
 
 impl RequestHead {
@@ -427,9 +441,9 @@ impl RequestHead {
             scheme: Scheme::default(),
             protocol: None,
             fields: Fields::default(),
-            target: String::new(),
+            text: Text::new(),
+            target: 0,
             path: 0,
-            authority: String::new(),
         };
         head.set_target(target);
         head
@@ -446,34 +460,37 @@ impl RequestHead {
 
     /// Path and query.
     pub fn target(&self) -> &str {
-        &self.target
+        self.text.get(..self.target).unwrap_or_default()
     }
 
     /// The target without its query.
     pub fn path(&self) -> &str {
-        self.target.get(..self.path).unwrap_or(&self.target)
+        self.text.get(..self.path).unwrap_or_default()
     }
 
     /// What follows the path's `?`.
     pub fn query(&self) -> Option<&str> {
-        self.target.get(self.path + 1..)
+        self.text.get(self.path + 1..self.target)
     }
 
     /// See [`Self::new`].
     pub fn set_target(&mut self, target: &str) {
-        self.target.clear();
-        self.target.push_str(target);
-        self.path = target.find('?').unwrap_or(target.len());
+        if self.target > 0 {
+            drop(self.text.drain(..self.target));
+        }
+        self.text.insert_str(0, target);
+        self.target = target.len();
+        self.path = target.bytes().position(|byte| byte == b'?').unwrap_or(target.len());
     }
 
     /// Whom the client addressed: `uri-host [ ":" port ]`.
     pub fn authority(&self) -> Option<&str> {
-        Some(self.authority.as_str()).filter(|authority| !authority.is_empty())
+        self.text.get(self.target..).filter(|authority| !authority.is_empty())
     }
 
     pub fn set_authority(&mut self, authority: &str) {
-        self.authority.clear();
-        self.authority.push_str(authority);
+        self.text.truncate(self.target);
+        self.text.push_str(authority);
     }
 
     pub fn is_http2(&self) -> bool {
@@ -487,7 +504,7 @@ impl RequestHead {
         self.scheme = Scheme::default();
         self.protocol = None;
         self.fields.clear();
-        self.authority.clear();
+        self.text.truncate(self.target);
         self.set_target(target);
     }
 }
@@ -506,77 +523,4 @@ impl ResponseHead {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_known_name_is_known_by_itself() {
-        for bit in 0..32_u8 {
-            // The names are found by writing all of them that can be told apart.
-            let all = [
-                Name::Authorization,
-                Name::Baggage,
-                Name::Connection,
-                Name::ContentLength,
-                Name::ContentType,
-                Name::Cookie,
-                Name::Expect,
-                Name::GrpcMessage,
-                Name::GrpcStatus,
-                Name::GrpcTimeout,
-                Name::Http2Settings,
-                Name::IdempotencyKey,
-                Name::KeepAlive,
-                Name::LenoAttempt,
-                Name::LenoClientId,
-                Name::LenoReason,
-                Name::LenoTimeoutMs,
-                Name::Location,
-                Name::ProxyAuthenticate,
-                Name::ProxyAuthorization,
-                Name::ProxyConnection,
-                Name::RetryAfter,
-                Name::Te,
-                Name::Traceparent,
-                Name::Tracestate,
-                Name::Trailer,
-                Name::TransferEncoding,
-                Name::Upgrade,
-            ];
-            if let Some(name) = all.into_iter().find(|name| *name as u8 == bit) {
-                assert_eq!(Name::of(name.as_str().as_bytes()), name);
-            }
-        }
-        assert_eq!(Name::of(b"leno_x"), Name::LenoOther);
-        assert_eq!(Name::of(b"leno"), Name::Other);
-    }
-
-    #[test]
-    fn fields_keep_their_order_and_are_found_in_any_case() {
-        let mut fields = Fields::from_iter([("X-A", "1"), ("Connection", "close"), ("x-a", "2"), ("x-empty", "")]);
-        assert_eq!(fields.values(b"x-a").collect::<Vec<_>>(), [b"1", b"2"]);
-        assert_eq!(fields.get(Name::Connection), Some(&b"close"[..]));
-        assert!(fields.has(Name::Connection) && !fields.has(Name::Te));
-        fields.remove(names([Name::Connection, Name::Te]));
-        assert!(!fields.has(Name::Connection));
-        fields.set_named(b"x-a", b"3");
-        let all: Vec<_> = fields.iter().collect();
-        assert_eq!(all, [(&b"x-empty"[..], &b""[..]), (b"x-a", b"3")]);
-        fields.set(Name::Te, b"trailers");
-        assert_eq!(fields.only(Name::Te), Some(&b"trailers"[..]));
-        fields.push_known(Name::Te, b"x");
-        assert_eq!(fields.only(Name::Te), None);
-    }
-
-    #[test]
-    fn targets_have_path_and_query() {
-        let mut head = RequestHead::new(Version::HTTP_11, Method::GET, "/a?b=c?d");
-        assert_eq!((head.path(), head.query()), ("/a", Some("b=c?d")));
-        head.set_target("/a");
-        assert_eq!((head.path(), head.query()), ("/a", None));
-        head.set_target("/a?");
-        assert_eq!((head.path(), head.query()), ("/a", Some("")));
-        head.set_authority("shop:80");
-        assert_eq!(head.authority(), Some("shop:80"));
-    }
-}
+mod tests;

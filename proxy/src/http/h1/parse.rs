@@ -156,6 +156,11 @@ fn end_of_value(bytes: &[u8], at: usize, obs_text: bool) -> usize {
     at + plain + rest.iter().position(|&byte| !is_value(byte, obs_text)).unwrap_or(rest.len())
 }
 
+/// Whether all bytes may be in a field's value (RFC 9110 5.5).
+pub(in crate::http) fn is_field_value(value: &[u8]) -> bool {
+    end_of_value(value, 0, true) == value.len()
+}
+
 fn is_value(byte: u8, obs_text: bool) -> bool {
     is_class(byte, VALUE) || (obs_text && byte >= 0x80)
 }

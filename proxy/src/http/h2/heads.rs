@@ -5,6 +5,7 @@ use http::{Method, StatusCode, Version};
 use crate::{
     config::limits,
     http::{
+        h1::parse::is_field_value,
         head::{Fields, Name, RequestHead, ResponseHead, Scheme, Unfit, names},
         headers::{is_grpc, is_grpc_type},
     },
@@ -294,16 +295,25 @@ pub(super) fn content_length(fields: &Fields) -> Result<Option<u64>, &'static st
         return Ok(None);
     }
     let value = fields.only(Name::ContentLength).ok_or(MALFORMED)?;
-    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
-        return Err(MALFORMED);
-    }
-    let digits = std::str::from_utf8(value).ok();
-    digits.and_then(|digits| digits.parse().ok()).map(Some).ok_or(MALFORMED)
+    let length = value.iter().try_fold(0_u64, |length, byte| match byte {
+        b'0'..=b'9' => length.checked_mul(10)?.checked_add(u64::from(byte - b'0')),
+        _ => None,
+    });
+    length.filter(|_| !value.is_empty()).map(Some).ok_or(MALFORMED)
 }
 
 /// Path and query, or "*". Characters as in <https://url.spec.whatwg.org/#path-state>, and those that browsers leave as they are.
 fn target(value: &[u8]) -> Result<&str, &'static str> {
-    let fits = |byte: u8| !matches!(byte, 0..=b' ' | b'#' | b'<' | b'>' | b'`' | 0x7f);
+    const FITS: [bool; 256] = {
+        let mut table = [true; 256];
+        let mut index = 0;
+        while index < 256 {
+            table[index] = !matches!(index as u8, 0..=b' ' | b'#' | b'<' | b'>' | b'`' | 0x7f);
+            index += 1;
+        }
+        table
+    };
+    let fits = |byte: u8| FITS.get(usize::from(byte)).copied().unwrap_or(false);
     let begins = value.first() == Some(&b'/') || value == b"*";
     if !begins || value.len() > usize::from(u16::MAX) || !value.iter().all(|&byte| fits(byte)) {
         return Err("a malformed path");
@@ -334,6 +344,5 @@ fn is_name(byte: u8) -> bool {
 
 fn is_value(value: &[u8]) -> bool {
     let blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
-    let fits = |&byte: &u8| (byte >= b' ' && byte != 0x7f) || byte == b'\t';
-    !blank(value.first()) && !blank(value.last()) && value.iter().all(fits)
+    !blank(value.first()) && !blank(value.last()) && is_field_value(value)
 }
