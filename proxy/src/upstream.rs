@@ -269,7 +269,7 @@ impl Pick {
             (Protocol::Http1, Carry::Http2) if self.endpoint.identity.is_none() => Carry::Http1,
             _ => carry,
         };
-        let connection = self.local.pool.connection(carry, &self.stream).await;
+        let connection = self.local.pool.connection(carry, &self.stream, self.started).await;
         connection.map_err(|error| self.not_connected(error))
     }
 

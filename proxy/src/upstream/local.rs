@@ -24,7 +24,10 @@ pub struct LocalEndpoint {
     pub pool: Rc<Pool>,
     in_flight: Cell<u32>,
     estimate: Cell<Estimate>,
+    /// As of the last time that anybody asked; the clock is not read for each request.
     last_used: Cell<Instant>,
+    /// It was, since then.
+    used: Cell<bool>,
     /// It asked to be left alone so long.
     rests_until: Cell<Option<Instant>>,
 }
@@ -37,6 +40,7 @@ impl LocalEndpoint {
             in_flight: Cell::new(0),
             estimate: Cell::new(estimate),
             last_used: Cell::new(Instant::now()),
+            used: Cell::new(false),
             rests_until: Cell::new(None),
         }
     }
@@ -49,6 +53,7 @@ impl LocalEndpoint {
             in_flight: Cell::new(0),
             estimate: Cell::new(self.estimate.get()),
             last_used: Cell::new(self.last_used.get()),
+            used: Cell::new(self.used.get()),
             rests_until: Cell::new(self.rests_until.get()),
         }
     }
@@ -58,12 +63,8 @@ impl LocalEndpoint {
     }
 
     pub fn end(&self) {
-        let left = self.in_flight.get().saturating_sub(1);
-        self.in_flight.set(left);
-        // The clock is read for what may be idle only.
-        if left == 0 {
-            self.last_used.set(Instant::now());
-        }
+        self.in_flight.set(self.in_flight.get().saturating_sub(1));
+        self.used.set(true);
     }
 
     pub fn in_flight(&self) -> u32 {
@@ -121,8 +122,12 @@ impl LocalEndpoint {
         }
     }
 
+    /// Asked now and then.
     pub fn is_idle(&self, now: Instant) -> bool {
-        self.in_flight.get() == 0 && now.saturating_duration_since(self.last_used.get()) > limits::POOL_IDLE
+        if self.used.replace(false) || self.in_flight.get() > 0 {
+            self.last_used.set(now);
+        }
+        now.saturating_duration_since(self.last_used.get()) > limits::POOL_IDLE
     }
 }
 

@@ -196,14 +196,15 @@ impl Pool {
         dialed
     }
 
-    /// A connection for one exchange. `slot` counts a stream for as long as its owner keeps it.
+    /// A connection for one exchange. `slot` counts a stream for as long as its owner keeps it. `now`: about.
     pub(super) async fn connection(
         self: &Rc<Self>,
         carry: Carry,
         slot: &StreamSlot,
+        now: Instant,
     ) -> Result<HttpConnection, DialError> {
         match carry {
-            Carry::Http1 => self.http1(slot).await,
+            Carry::Http1 => self.http1(slot, now).await,
             Carry::Http2 => self.stream(&self.http2, slot).await,
             Carry::Alone => Ok(self.claimed(false, slot, Kind::Alone(self.dial(MeshProtocol::Http1).await?))),
         }
@@ -213,14 +214,14 @@ impl Pool {
         HttpConnection { reused, pool: Rc::clone(self), slot: slot.clone(), kind: Some(kind) }
     }
 
-    async fn http1(self: &Rc<Self>, slot: &StreamSlot) -> Result<HttpConnection, DialError> {
+    async fn http1(self: &Rc<Self>, slot: &StreamSlot, now: Instant) -> Result<HttpConnection, DialError> {
         if self.in_streams.get() {
             match self.stream(&self.mux, slot).await {
                 Err(DialError::NoStreams) => {}
                 claimed => return claimed,
             }
         }
-        match self.take_idle() {
+        match self.take_idle(now) {
             Some(connection) => Ok(self.claimed(true, slot, Kind::Http1(connection))),
             None => self.new_http1(slot).await,
         }
@@ -321,8 +322,7 @@ impl Pool {
         self.connection_idle.get().unwrap_or(usual)
     }
 
-    fn take_idle(&self) -> Option<http1::Connection> {
-        let now = Instant::now();
+    fn take_idle(&self, now: Instant) -> Option<http1::Connection> {
         loop {
             // Out of the stack before it is looked at: dropping it must not meet the borrow.
             let mut idle = self.idle.borrow_mut().pop()?;
@@ -356,7 +356,7 @@ impl HttpConnection {
             tracing::debug!(endpoint = %pool.endpoint.address, reason = error.reason, "sending on another connection");
             let again = async {
                 match in_stream {
-                    Some(true) => pool.http1(&slot).await,
+                    Some(true) => pool.http1(&slot, Instant::now()).await,
                     Some(false) => pool.stream(&pool.http2, &slot).await,
                     None => pool.new_http1(&slot).await,
                 }

@@ -60,9 +60,10 @@ impl State {
 
     /// Whether the endpoints are known. Has an old DNS answer renewed behind the scenes.
     pub fn is_settled(&self, backend: &Arc<Backend>) -> bool {
-        if backend.host_name.load().is_some() {
-            self.resolver.refresh(backend);
+        if backend.host_name.load().is_none() {
+            return backend.endpoints.load().known;
         }
+        self.resolver.refresh(backend);
         backend.is_known()
     }
 

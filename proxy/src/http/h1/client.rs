@@ -9,7 +9,7 @@ use std::{
     task::{Context, Poll, Waker, ready},
 };
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use http::Method;
 
 use super::{
@@ -39,6 +39,8 @@ pub struct ClientConnection {
     io: Box<dyn Io>,
     /// Read and not used.
     bytes: BytesMut,
+    /// It was looked at since its last exchange, and was reusable then.
+    looked_at: bool,
 }
 
 /// A request without a response.
@@ -55,13 +57,14 @@ pub struct SendError<B> {
 
 impl ClientConnection {
     pub fn new(io: Box<dyn Io>) -> Self {
-        Self { io, bytes: BytesMut::new() }
+        Self { io, bytes: BytesMut::new(), looked_at: false }
     }
 
     /// Whether another request may be sent: an idle connection on which something can be read was closed, or is broken.
     pub fn is_reusable(&mut self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
-        self.bytes.is_empty() && buffer::poll_read(&mut *self.io, &mut cx, |_| ()).is_pending()
+        self.looked_at = self.bytes.is_empty() && buffer::poll_read(&mut *self.io, &mut cx, |_| ()).is_pending();
+        self.looked_at
     }
 
     /// Sends a request and waits for its response's head. The body goes on being sent while the response's is read, should it not
@@ -79,7 +82,7 @@ impl ClientConnection {
     ) -> Result<(ResponseHead, Incoming), SendError<B>> {
         let refused = if !is_line(head) {
             Some("the target cannot be written in a request line")
-        } else if !self.is_reusable() {
+        } else if !self.looked_at && !self.is_reusable() {
             Some("the server had closed the connection")
         } else {
             None
@@ -92,23 +95,25 @@ impl ClientConnection {
         if let Some(body) = &upload.body {
             upload.plan = upload.output.request(head, body);
         }
+        self.looked_at = false;
         let mut scanned = None;
         let response = poll_fn(|cx| self.poll_exchange(cx, &mut upload, &head.method, &mut scanned)).await;
         let answered = scanned.is_some();
         match response {
-            Ok(response) => Ok(self.take_up(response, upload, home)),
+            Ok((response, body)) => Ok(self.take_up(response, body, upload, home)),
             Err(reason) => Err(SendError { written: upload.written, answered, reason, body: None }),
         }
     }
 
-    /// Writes as much as there is, and reads the response's head. `scanned`: bytes of it that were looked at, once any came.
+    /// Writes as much as there is, and reads the response's head, and its body, if all of that came with it. `scanned`: bytes of the
+    /// head that were looked at, once any came.
     fn poll_exchange<B: Outgoing>(
         &mut self,
         cx: &mut Context<'_>,
         upload: &mut Upload<B>,
         method: &Method,
         scanned: &mut Option<usize>,
-    ) -> Poll<Result<Response, String>> {
+    ) -> Poll<Result<(Response, Option<Bytes>), String>> {
         // A server that answers and closes before it has read everything is heard out.
         let sent = upload.poll(cx, &mut *self.io);
         if let Some(reason) = &upload.stopped
@@ -117,16 +122,22 @@ impl ClientConnection {
             return Poll::Ready(Err(reason.clone()));
         }
         loop {
-            let bytes = &mut self.bytes;
+            let (bytes, mut body) = (&mut self.bytes, None);
             let read = buffer::poll_read(&mut *self.io, cx, |new| {
                 if new.is_empty() {
                     return Err("the connection ended before the response".to_owned());
                 }
                 let looked_at = scanned.replace(0).unwrap_or(0);
-                // Most heads come whole: nothing is kept of what was read, but for what follows them.
+                // Most come whole: nothing is kept of what was read, but for what follows them.
                 let response = if bytes.is_empty() {
                     let (response, used) = next_response(new, method)?;
-                    bytes.extend_from_slice(new.get(used..).unwrap_or_default());
+                    let mut rest = new.get(used..).unwrap_or_default();
+                    let whole = response.as_ref().and_then(|response| response.framing.within(rest));
+                    if let Some((all, after)) = whole.and_then(|length| rest.split_at_checked(length)) {
+                        body = Some(Bytes::copy_from_slice(all));
+                        rest = after;
+                    }
+                    bytes.extend_from_slice(rest);
                     response
                 } else {
                     bytes.extend_from_slice(new);
@@ -143,27 +154,31 @@ impl ClientConnection {
             });
             match ready!(read) {
                 Ok(Ok(None)) => {}
-                Ok(Ok(Some(response))) => return Poll::Ready(Ok(response)),
+                Ok(Ok(Some(response))) => return Poll::Ready(Ok((response, body))),
                 Ok(Err(reason)) => return Poll::Ready(Err(upload.stopped.take().unwrap_or(reason))),
                 Err(error) => return Poll::Ready(Err(upload.stopped.take().unwrap_or_else(|| error.to_string()))),
             }
         }
     }
 
-    /// The response, with what is left to do for it.
+    /// The response, with what is left to do for it. `body`: all of it, if it came with the head.
     fn take_up<B: Outgoing>(
         mut self,
         response: Response,
+        mut body: Option<Bytes>,
         upload: Upload<B>,
         home: impl FnOnce(Self) + 'static,
     ) -> (ResponseHead, Incoming) {
         let Response { head, framing, close, .. } = response;
-        let whole = framing.within(&self.bytes);
         let sent = upload.is_complete();
-        if let Some(length) = whole
-            && (sent || close)
-        {
-            let body = take(&mut self.bytes, length as u64);
+        if sent || close {
+            body = body.or_else(|| framing.within(&self.bytes).map(|length| take(&mut self.bytes, length as u64)));
+        } else if let Some(body) = body.take() {
+            // Read while the request goes on being sent.
+            let after = std::mem::replace(&mut self.bytes, BytesMut::from(body));
+            self.bytes.extend_from_slice(&after);
+        }
+        if let Some(body) = body {
             if sent && !close && self.bytes.is_empty() {
                 home(self);
             }
