@@ -16,10 +16,10 @@ mod simulation;
 use std::{
     fmt,
     sync::{
-        Arc, OnceLock,
+        OnceLock,
         atomic::{AtomicU8, AtomicU32, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use metrics::{Gauge, Label};
@@ -73,8 +73,8 @@ pub struct Crowded;
 
 /// One request that counts, until it is dropped.
 #[derive(Debug)]
-pub struct Permit {
-    limiter: Arc<Limiter>,
+pub struct Permit<'a> {
+    limiter: &'a Limiter,
     slot: Slot,
     started: Instant,
     told: bool,
@@ -115,7 +115,7 @@ impl Limiter {
     ///
     /// # Errors
     /// If too many are there.
-    pub fn enter(self: &Arc<Self>, now: Instant) -> Result<Option<Permit>, Crowded> {
+    pub fn enter(&self, now: Instant) -> Result<Option<Permit<'_>>, Crowded> {
         let mode = self.mode.load(Ordering::Relaxed);
         if mode == OFF {
             return Ok(None);
@@ -132,7 +132,7 @@ impl Limiter {
             }
             return Err(Crowded);
         }
-        Ok(Some(Permit { limiter: Arc::clone(self), slot, started: now, told: false }))
+        Ok(Some(Permit { limiter: self, slot, started: now, told: false }))
     }
 
     /// The limit in force; None: there is none.
@@ -140,12 +140,12 @@ impl Limiter {
         (self.mode.load(Ordering::Relaxed) != OFF).then(|| self.limit.load(Ordering::Relaxed))
     }
 
-    fn sample(&self, started: Instant, sample: Sample, now: Instant) {
+    fn sample(&self, (started, took): (Instant, Duration), sample: Sample, now: Instant) {
         if self.mode.load(Ordering::Relaxed) != ADAPTIVE {
             return;
         }
         if let Some(mut adaptive) = self.adaptive.try_lock() {
-            adaptive.sample(started, sample, self.in_flight.recent(), now);
+            adaptive.ended((started, took), sample, self.in_flight.recent(), now);
             let limit = adaptive.limit();
             drop(adaptive);
             self.publish(limit);
@@ -174,7 +174,7 @@ impl fmt::Display for Limiter {
     }
 }
 
-impl Permit {
+impl Permit<'_> {
     /// The answer's head has come.
     pub fn answered(mut self, sample: Option<Sample>, now: Instant) {
         self.told = true;
@@ -184,13 +184,14 @@ impl Permit {
     }
 
     fn tell(&self, sample: Sample, now: Instant) {
-        if now.saturating_duration_since(self.started) < in_flight::AGED {
-            self.limiter.sample(self.started, sample, now);
+        let took = now.saturating_duration_since(self.started);
+        if took < in_flight::AGED {
+            self.limiter.sample((self.started, took), sample, now);
         }
     }
 }
 
-impl Drop for Permit {
+impl Drop for Permit<'_> {
     fn drop(&mut self) {
         self.limiter.in_flight.leave(self.slot);
         if !self.told {
@@ -206,7 +207,7 @@ mod tests {
     #[test]
     fn a_fixed_limit_counts_all() {
         let now = Instant::now();
-        let limiter = Arc::new(Limiter::new(80, Concurrency::Fixed(2), now));
+        let limiter = Limiter::new(80, Concurrency::Fixed(2), now);
         let first = limiter.enter(now).unwrap();
         let late = now + 10 * in_flight::AGED;
         let second = limiter.enter(late).unwrap();
@@ -220,7 +221,7 @@ mod tests {
     #[test]
     fn an_adaptive_limit_does_not_count_what_has_waited_long() {
         let now = Instant::now();
-        let limiter = Arc::new(Limiter::new(80, Concurrency::Adaptive { min: 2, max: 3 }, now));
+        let limiter = Limiter::new(80, Concurrency::Adaptive { min: 2, max: 3 }, now);
         let watches: Vec<_> = (0..3).map(|_| limiter.enter(now).unwrap()).collect();
         assert!(limiter.enter(now).is_err());
         let late = now + 2 * in_flight::AGED;

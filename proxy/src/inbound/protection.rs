@@ -39,7 +39,7 @@ pub struct Protection {
     /// Of the policy in force, if there is one.
     origin: ArcSwapOption<Arc<str>>,
     rate_limits: ArcSwapOption<RateLimits>,
-    pub(crate) concurrency: Arc<Limiter>,
+    pub(crate) concurrency: Limiter,
     max_connections: AtomicU32,
     max_head: AtomicU32,
     max_body: AtomicU64,
@@ -57,7 +57,7 @@ impl Protection {
         let made = Self {
             origin: ArcSwapOption::empty(),
             rate_limits: ArcSwapOption::empty(),
-            concurrency: Arc::new(Limiter::new(port, policy.concurrency, Instant::now())),
+            concurrency: Limiter::new(port, policy.concurrency, Instant::now()),
             max_connections: AtomicU32::new(u32::MAX),
             max_head: AtomicU32::new(u32::MAX),
             max_body: AtomicU64::new(u64::MAX),

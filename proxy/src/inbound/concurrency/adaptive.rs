@@ -154,9 +154,9 @@ impl Adaptive {
         }
     }
 
-    /// A request that began at `started` ended; `in_flight` are left.
-    pub fn sample(&mut self, started: Instant, sample: Sample, in_flight: u32, now: Instant) {
-        let took = now.saturating_duration_since(started).as_secs_f64();
+    /// A request that began at `started` and `took` so long ended; `in_flight` are left.
+    pub fn ended(&mut self, (started, took): (Instant, Duration), sample: Sample, in_flight: u32, now: Instant) {
+        let took = took.as_secs_f64();
         let pace = self.baseline.map_or(Pace::Usual, |baseline| Pace::of(took, baseline));
         // What fails fast tells nothing of how long work takes; that nobody waited so long for an answer does.
         if sample != Sample::Answered && pace != Pace::Slow {

@@ -72,12 +72,12 @@ enum Event {
 
 fn run(scene: Scene, settings: Concurrency) -> Seen {
     let start = Instant::now();
-    let limiter = Arc::new(Limiter::new(80, settings, start));
+    let limiter = Limiter::new(80, settings, start);
     let random = Random::seeded(scene.seed);
     let uniform = || ((random.next() >> 11) as f64 / (1_u64 << 53) as f64).max(1e-12);
     let mut seen = Seen::default();
     let mut events = BinaryHeap::from([Reverse((0_u64, Event::Arrival))]);
-    let mut requests: Vec<(f64, Option<Permit>)> = Vec::new();
+    let mut requests: Vec<(f64, Option<Permit<'_>>)> = Vec::new();
     let mut queue = VecDeque::new();
     let mut busy = 0;
     while let Some(Reverse((at, event))) = events.pop() {

@@ -142,8 +142,11 @@ impl Window {
     }
 
     pub(super) fn is_over(&self, means: f64, now: Instant) -> bool {
+        if self.samples < SAMPLES {
+            return false;
+        }
         let passed = now.saturating_duration_since(self.since);
-        self.samples >= SAMPLES && passed >= SHORTEST && passed.as_secs_f64() >= means * self.mean()
+        passed >= SHORTEST && passed.as_secs_f64() >= means * self.mean()
     }
 
     pub(super) fn mean(&self) -> f64 {
