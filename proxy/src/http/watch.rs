@@ -97,11 +97,6 @@ impl Watch {
         self.policy_idle.get()
     }
 
-    /// The longest time without a byte moved, unless policy says otherwise.
-    pub(super) fn usual_idle(&self) -> Duration {
-        self.usual_idle
-    }
-
     fn idle(&self) -> Duration {
         self.policy_idle.get().unwrap_or(self.usual_idle)
     }
