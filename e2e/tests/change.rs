@@ -127,7 +127,7 @@ async fn two_proxies_of_one_name() -> Result<()> {
 /// A pipeline waits for a route while the control plane is upgraded.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wait_goes_on_past_a_restart_of_the_control_plane() -> Result<()> {
-    let mut scenario = Scenario::start(&["shop"]).await?;
+    let scenario = Scenario::start(&["shop"]).await?;
     let mesh = &scenario.mesh;
     // Connections to the operator's socket that are open now; bound under a hidden name, they keep it.
     let open = || -> Result<usize> {

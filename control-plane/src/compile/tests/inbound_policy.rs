@@ -68,7 +68,8 @@ endpoints: [{addresses: [10.1.0.1], targetRef: {kind: Pod, name: shop-a}}]\n";
 }
 
 fn accepted(world: &World, name: &str) -> model::Condition {
-    let found = world.objects().into_iter().find(|object| &*object.key.name == name).unwrap();
+    let mut objects = world.objects().into_iter();
+    let found = objects.find(|object| &*object.key.name == name && object.key.kind == Kind::InboundPolicy).unwrap();
     found.conditions.into_iter().find(|condition| condition.kind == "Accepted").unwrap()
 }
 

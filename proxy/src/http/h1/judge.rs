@@ -54,7 +54,7 @@ fn wrong(head: &httparse::Request<'_, '_>) -> Option<Unfit> {
         return malformed("a malformed Content-Length");
     }
     let mut lengths = values("content-length").map(number);
-    let Some(codings) = values("transfer-encoding").last() else {
+    let Some(codings) = values("transfer-encoding").next_back() else {
         let first = lengths.next()?;
         return if lengths.all(|other| other == first) { None } else { malformed("lengths that differ") };
     };

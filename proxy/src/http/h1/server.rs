@@ -236,7 +236,7 @@ impl<S: Io + Backlog> Connection<S> {
                     }
                     Parsed::Unusual => match judge(new) {
                         Judged::Unusual => (Some(Next::Unusual), new),
-                        Judged::Refused(request) => (Some(shared.refuse(&held.0, request)), &[][..]),
+                        Judged::Refused(request) => (Some(shared.refuse(&held.0, *request)), &[][..]),
                         Judged::Incomplete => {
                             *scanned = new.len();
                             (None, new)
@@ -289,7 +289,7 @@ impl<S: Io + Backlog> Connection<S> {
                 Judged::Unusual => Some(Next::Unusual),
                 Judged::Refused(request) => {
                     shared.bytes.clear();
-                    Some(shared.refuse(&self.shared.0, request))
+                    Some(shared.refuse(&self.shared.0, *request))
                 }
                 Judged::Incomplete => {
                     self.scanned = length;

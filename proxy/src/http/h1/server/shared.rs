@@ -117,10 +117,10 @@ impl Shared {
     }
 
     /// A request that is refused: no more is read.
-    pub(super) fn refuse(&mut self, held: &Rc<RefCell<Self>>, request: Box<Request>) -> Next {
+    pub(super) fn refuse(&mut self, held: &Rc<RefCell<Self>>, request: Request) -> Next {
         let body = self.begin_body(held, request.framing, Some(Bytes::new()));
         self.broken = true;
-        Next::Request(*request, body)
+        Next::Request(request, body)
     }
 
     /// Whether the current request was read to its end.
