@@ -163,7 +163,8 @@ mod tests {
             {"work": "h1-c16", "contender": "haproxy-chain-h2", "kind": "pair", "rps": 20_000.0, "cpu_us_per_request": 30.0,
              "ratio_to": {"direct": {"rps": 0.2}}},
             {"work": "h1-c16", "contender": "envoy-hop", "kind": "hop", "failed": "no answer"},
-            {"work": "policy-20-proxies", "contender": "leno", "p50_us": 15_000.0, "p99_us": 18_000.0}
+            {"work": "policy-20-proxies", "contender": "leno", "p50_us": 15_000.0, "p99_us": 18_000.0},
+            {"work": "kubernetes-endpoint", "contender": "leno", "services": 2000, "p50_us": 40_000.0, "p99_us": 250_000.0}
         ]))
         .unwrap()
     }
@@ -173,7 +174,7 @@ mod tests {
         let page = markdown(&rows());
         for expected in [
             "Machine: a machine",
-            "## Targets: 1 of 1 met",
+            "## Targets: 1 of 2 met",
             "| h1-c16: CPU per request, of HAProxy's best pair's | ≤ 0.75× | 0.66× | met |",
             "![cpu](cpu-h1.svg)",
             "20.0 [19.0–22.0]",
@@ -181,6 +182,9 @@ mod tests {
             "| haproxy-chain-h2 |",
             "envoy-hop failed: no answer",
             "| policy-20-proxies | 15.0 | 18.0 |",
+            "at rest, p99 | ≤ 200 ms | 250.0 ms | **missed** |",
+            "## Kubernetes",
+            "| kubernetes-endpoint | 2,000 | 40.0 | 250 |",
         ] {
             assert!(page.contains(expected), "{expected:?} is not in\n{page}");
         }

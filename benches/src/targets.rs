@@ -3,6 +3,7 @@
 use crate::{
     contender::LENO,
     figures::name,
+    kubernetes,
     results::{Row, figure, ratio, text},
 };
 
@@ -99,6 +100,12 @@ const fn below(
     Absolute { text, work, figure, limit, unit, scale: 1.0 }
 }
 
+/// Of a change in a real API server.
+const fn to_the_last(work: &'static str) -> Absolute {
+    let text = "from the API server's write to the last subscriber, at rest, p99";
+    Absolute { scale: 1000.0, ..below(text, work, name::P99, kubernetes::BOUND_MS, "ms") }
+}
+
 const ABSOLUTE: &[Absolute] = &[
     below("idle sidecar at the client, resident", "idle-client", name::RSS_OUT, 8.0, "MiB"),
     below("idle sidecar at the server, resident", "idle-client", name::RSS_IN, 8.0, "MiB"),
@@ -116,6 +123,8 @@ const ABSOLUTE: &[Absolute] = &[
         10.0,
         "% of a core",
     ),
+    to_the_last("kubernetes-endpoint"),
+    to_the_last("kubernetes-endpoint-anywhere"),
 ];
 
 /// All that can be checked with these rows; rows may bring targets of their own, in `targets`.

@@ -133,8 +133,14 @@ pub(super) fn others(page: &mut String, rows: &[Row]) {
         let name = text(row, "work");
         !work::ALL.iter().any(|work| work.name == name) && !WORKS.iter().any(|work| work.name == name)
     };
-    let rest: Vec<_> = rows.iter().filter(is_other).collect();
-    if rest.is_empty() {
+    let (in_cluster, rest): (Vec<_>, Vec<_>) =
+        rows.iter().filter(is_other).partition(|row| text(row, "work").starts_with("kubernetes-"));
+    control_plane(page, &rest);
+    kubernetes(page, &in_cluster);
+}
+
+fn control_plane(page: &mut String, rows: &[&Row]) {
+    if rows.is_empty() {
         return;
     }
     page.push_str(
@@ -142,15 +148,40 @@ pub(super) fn others(page: &mut String, rows: &[Row]) {
          `control-plane-N-…`: N simulated proxies connected; a change each second of an endpoint that most of them use \
          (`endpoint`), of any endpoint (`endpoint-anywhere`), of a route; or none (`idle`).\n\n",
     );
-    table(page, &rest, "work", &columns_of_others());
+    table(page, rows, "work", &columns_of_others());
     page.push('\n');
 }
 
+fn kubernetes(page: &mut String, rows: &[&Row]) {
+    if rows.is_empty() {
+        return;
+    }
+    page.push_str(
+        "## Kubernetes\n\nThe control plane on a real API server, which runs on the same machine as all else. From before an EndpointSlice's change \
+         is sent to the last answer of a proxy that it concerns, the API server's own work included: of a Service that all proxies call (`endpoint`), \
+         of any (`endpoint-anywhere`); at rest, and while the leader writes the first status of each route, ten a second (`settling`).\n\n",
+    );
+    table(page, rows, "work", &columns_of_kubernetes());
+    page.push('\n');
+}
+
+fn columns_of_kubernetes() -> Vec<Column<'static>> {
+    let sizes =
+        [scaled("Services", "services", 1.0), scaled("endpoints", "endpoints", 1.0), scaled("proxies", "proxies", 1.0)];
+    let memory = [
+        scaled("MiB at the end", "rss_mib_at_end", 1.0),
+        scaled("at rest, % of a core", "cpu_percent_of_core_idle", 1.0),
+        scaled("ms until ready", "ready_ms", 1.0),
+    ];
+    let write = scaled("of it, the API server's write, p50 ms", "api_write_p50_us", 1e-3);
+    sizes.into_iter().chain(columns_of_others()).chain([write]).chain(memory).collect()
+}
+
+fn scaled(title: &str, name: &'static str, factor: f64) -> Column<'static> {
+    Column { title: title.to_owned(), cell: Box::new(move |row| figure(row, name).map(|value| shown(value * factor))) }
+}
+
 fn columns_of_others() -> Vec<Column<'static>> {
-    let scaled = |title: &str, name: &'static str, factor: f64| Column {
-        title: title.to_owned(),
-        cell: Box::new(move |row| figure(row, name).map(|value| shown(value * factor))),
-    };
     vec![
         scaled("proxies concerned", "subscribers", 1.0),
         scaled("p50 ms", name::P50, 1e-3),
