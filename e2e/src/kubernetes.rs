@@ -57,12 +57,15 @@ impl Cluster {
         &self.client
     }
 
-    /// Leno installed by Helm as the README says, its webhooks answering. Does nothing if it is there already.
+    /// Leno installed by Helm as the README says, its webhooks answering; with these arguments, and with none of those of an
+    /// earlier call. Does nothing if it is there already.
     pub async fn install(&self, arguments: &[&str]) -> Result<()> {
         let charts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts");
         let (crds, leno) = (charts.join("leno-crds").display().to_string(), charts.join("leno").display().to_string());
         self.helm(&["upgrade", "--install", "leno-crds", &crds, "--namespace", SYSTEM, "--create-namespace"]).await?;
         let mut all = vec!["upgrade", "--install", "leno", &leno, "--namespace", SYSTEM, "--wait", "--timeout", "2m"];
+        // Without arguments Helm otherwise takes those of the release before.
+        all.push("--reset-values");
         all.extend(arguments);
         self.helm(&all).await?;
         Ok(())

@@ -246,7 +246,7 @@ async fn kubectl_waits_as_the_documentation_says() -> Result<()> {
         namespace.apply(route.clone()).await?;
         println!("{}", cluster.script(&root(), &commands, LIMIT).await?);
         let now = namespace.programmed("HTTPRoute", "cart").await?;
-        println!("{}", now["message"]);
+        ensure!(now["reason"] == "Programmed", "the client's proxy is not among those that use it: {now}");
     }
     Ok(())
 }

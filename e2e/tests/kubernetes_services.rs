@@ -162,7 +162,9 @@ async fn services_of_all_sorts_are_reached() -> Result<()> {
     let ([_, ip], [_, stranger]) = (&ips[..], &strangers[..]) else {
         let wanted = std::env::var_os("LENO_CLUSTER_DUAL_STACK").is_some();
         ensure!(!wanted, "Pods have addresses of one family, two were wanted: {ips:?}");
-        println!("Pods have addresses of one family: nothing is tried of the other; e2e/cluster/test --dual-stack does");
+        println!(
+            "Pods have addresses of one family: nothing is tried of the other; e2e/cluster/test --dual-stack does"
+        );
         return Ok(());
     };
     let mut dual = selecting("dual", "echo", json!(8080), Some("http"));
