@@ -150,6 +150,8 @@ async fn malformed_requests_are_refused() -> Result<()> {
 async fn heads_that_are_refused_are_told_why() -> Result<()> {
     let mesh = Mesh::start().await?;
     mesh.apply("namespace.yaml", PERMISSIVE)?;
+    mesh.apply("service.yaml", &documents::service(documents::NAMESPACE, "shop", 80, ""))?;
+    mesh.wait("service/shop").await?;
     let server = Server::start("shop").await?;
     let shop = mesh.workload("shop").access_log().serves("shop", server.address()).start().await?;
     let client = mesh.workload("client").access_log().outbound("shop.default:80").start().await?;

@@ -32,6 +32,7 @@ pub(crate) struct RoutePolicySpec {
     #[schemars(example = json!({"backendRef": {"name": "shop-static", "port": 80}}))]
     pub(crate) fallback: Option<Fallback>,
     /// Which requests proxies keep for `leno explain`. Default: those that fail, and those that the mesh's settings name.
+    #[schemars(example = json!({"headers": ["x-request-id"]}))]
     pub(crate) explain: Option<RouteExplain>,
 }
 

@@ -97,7 +97,8 @@ impl Exchange {
         watch: Rc<Watch>,
         refused: Option<Unfit>,
     ) -> Box<Self> {
-        watch.begin();
+        let started = Instant::now();
+        watch.begin(started);
         let told = ctx.telemetry.tells_of_requests();
         Box::new(Self {
             ctx: Rc::clone(ctx),
@@ -123,7 +124,7 @@ impl Exchange {
                 fallback: None,
             },
             metrics: metrics.clone(),
-            started: Instant::now(),
+            started,
             tried_at: None,
             deadline: None,
             answer_by: None,

@@ -6,6 +6,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -82,7 +83,7 @@ impl Outflow {
 /// when the request does not; after it, what is left ends when nothing of it moves for STREAM_IDLE.
 pub(crate) fn spawn(mut outflow: Outflow, held: impl Sized + 'static) {
     let watch = Watch::new(outflow.body.idle(), None);
-    watch.begin();
+    watch.begin(Instant::now());
     watch.answered(true);
     outflow.watch = Some(Rc::clone(&watch));
     tokio::task::spawn_local(async move {

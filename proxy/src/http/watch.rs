@@ -44,6 +44,8 @@ pub(crate) struct Watch {
     deadline: Cell<Option<Instant>>,
     /// Grows with every byte that moves, and with every exchange that begins.
     moves: Cell<u64>,
+    /// When the exchange began, and what had moved by then.
+    began: Cell<Option<Quiet>>,
     overdue: Cell<Option<Overdue>>,
     /// HTTP/1: what its client takes.
     client: Option<Arc<ClientPhase>>,
@@ -68,18 +70,20 @@ impl Watch {
             stage: Cell::new(Stage::Between),
             deadline: Cell::new(None),
             moves: Cell::new(0),
+            began: Cell::new(None),
             overdue: Cell::new(None),
             client,
         })
     }
 
     /// An exchange begins.
-    pub(crate) fn begin(&self) {
+    pub(crate) fn begin(&self, now: Instant) {
         self.stage.set(Stage::Answering);
         self.deadline.set(None);
         self.policy_idle.set(None);
         self.overdue.set(None);
         self.moved(1);
+        self.began.set(Some(Quiet { moves: self.moves(), since: now }));
     }
 
     /// The longest time without a byte moved in this exchange.
@@ -165,13 +169,22 @@ impl Watch {
         let until = match quiet {
             Some(quiet) if now < quiet.since + idle => quiet.since + idle,
             Some(quiet) if quiet.moves == moves => return Err(Overdue::Idle),
-            _ => quiet.insert(Quiet { moves, since: now }).since + idle,
+            _ => {
+                // Where nothing has moved at all, it has been quiet from the beginning.
+                let from = self.began.get().filter(|began| began.moves == moves);
+                let until = quiet.insert(from.unwrap_or(Quiet { moves, since: now })).since + idle;
+                if until <= now {
+                    return Err(Overdue::Idle);
+                }
+                until
+            }
         };
         Ok(deadline.map_or(until, |deadline| deadline.min(until)))
     }
 }
 
 /// If nothing has moved since then, for long enough, it is idle.
+#[derive(Debug, Clone, Copy)]
 struct Quiet {
     moves: u64,
     since: Instant,
@@ -182,7 +195,7 @@ const MOVED: u64 = u64::MAX;
 
 pin_project! {
     /// Keeps the time of one watch after the other. The timer is made when first waited for, and re-armed when it fires and for
-    /// earlier deadlines, not at each exchange: idleness is noticed within twice its limit.
+    /// earlier deadlines, not at each exchange: what does not move at all ends at its limit, and what stops moving within twice that.
     #[derive(Default)]
     pub(super) struct Timekeeper {
         #[pin]
@@ -281,8 +294,9 @@ mod tests {
 
     fn watching() -> (Rc<Watch>, Option<Quiet>, Instant) {
         let watch = Watch::new(IDLE, None);
-        watch.begin();
-        (watch, None, Instant::now())
+        let start = Instant::now();
+        watch.begin(start);
+        (watch, None, start)
     }
 
     #[test]
@@ -308,10 +322,10 @@ mod tests {
         assert_eq!(watch.look(&mut quiet, start), Ok(at(300)));
         assert_eq!(watch.end(), None);
         assert!(!watch.is_kept());
-        watch.begin();
+        watch.begin(at(200));
         assert_eq!(watch.look(&mut quiet, at(299)), Ok(at(300)));
-        assert_eq!(watch.look(&mut quiet, at(300)), Ok(at(600)));
-        assert_eq!(watch.look(&mut quiet, at(600)), Err(Overdue::Idle));
+        assert_eq!(watch.look(&mut quiet, at(300)), Ok(at(500)));
+        assert_eq!(watch.look(&mut quiet, at(500)), Err(Overdue::Idle));
     }
 
     #[test]
@@ -327,7 +341,7 @@ mod tests {
         assert_eq!(watch.look(&mut quiet, at(10)), Ok(at(300)));
         // The next exchange has none.
         watch.end();
-        watch.begin();
+        watch.begin(at(20));
         assert_eq!(watch.look(&mut quiet, at(20)), Ok(at(300)));
     }
 
@@ -339,17 +353,17 @@ mod tests {
         assert_eq!(watch.look(keeper.as_mut().project().quiet, start), Ok(at(300)));
         // It has seen as much as the one before.
         let next = Watch::new(IDLE, None);
-        next.begin();
+        next.begin(at(200));
         keeper.as_mut().begin_anew();
         assert_eq!(next.look(keeper.as_mut().project().quiet, at(299)), Ok(at(300)));
-        assert_eq!(next.look(keeper.as_mut().project().quiet, at(300)), Ok(at(600)));
-        assert_eq!(next.look(keeper.as_mut().project().quiet, at(600)), Err(Overdue::Idle));
+        assert_eq!(next.look(keeper.as_mut().project().quiet, at(300)), Ok(at(500)));
+        assert_eq!(next.look(keeper.as_mut().project().quiet, at(500)), Err(Overdue::Idle));
     }
 
     #[tokio::test]
     async fn a_later_exchange_may_have_less_patience() {
         let watch = Watch::new(IDLE, None);
-        watch.begin();
+        watch.begin(Instant::now());
         watch.answered(false);
         let mut polls = 0;
         let stalls = std::future::poll_fn(|cx| {
@@ -358,21 +372,21 @@ mod tests {
                 cx.waker().wake_by_ref();
             } else if polls == 2 {
                 watch.end();
-                watch.begin();
+                watch.begin(Instant::now());
                 watch.limit_idle(Duration::from_millis(5));
                 watch.answered(false);
             }
             Poll::<()>::Pending
         });
         assert_eq!(Watched::new(&watch, stalls).await, Err(Overdue::Idle));
-        watch.begin();
+        watch.begin(Instant::now());
         assert_eq!(watch.idle(), IDLE, "the next has the usual");
     }
 
     #[tokio::test]
     async fn an_answer_that_is_waited_for_is_told_and_one_on_its_way_ends() {
         let watch = Watch::new(Duration::from_millis(5), None);
-        watch.begin();
+        watch.begin(Instant::now());
         let answering = std::future::poll_fn(|_| watch.overdue().map_or(Poll::Pending, Poll::Ready));
         assert_eq!(Watched::new(&watch, answering).await, Ok(Overdue::Idle));
         watch.answered(true);
@@ -384,7 +398,7 @@ mod tests {
     async fn a_later_exchange_may_have_an_earlier_deadline() {
         let watch = Watch::new(IDLE, None);
         let started = Instant::now();
-        watch.begin();
+        watch.begin(Instant::now());
         watch.answered(false);
         let mut polls = 0;
         let stalls = std::future::poll_fn(|cx| {
@@ -393,7 +407,7 @@ mod tests {
                 cx.waker().wake_by_ref();
             } else {
                 watch.end();
-                watch.begin();
+                watch.begin(Instant::now());
                 watch.limit(Some(started + Duration::from_millis(5)));
                 watch.answered(false);
             }

@@ -7,6 +7,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker, ready},
+    time::Instant,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -201,7 +202,7 @@ impl ClientConnection {
         let wire = Rc::new(RefCell::new(wire));
         // Once the exchange is over nobody waits for the request's end any more: it ends when nothing moves.
         let watch = Watch::new(upload.body.as_ref().map_or(limits::STREAM_IDLE, Outgoing::idle), None);
-        watch.begin();
+        watch.begin(Instant::now());
         watch.answered(true);
         let pump = Pump { wire: Rc::clone(&wire), upload, watch: Rc::clone(&watch) };
         tokio::task::spawn_local(Watched::new(&watch, pump));

@@ -210,7 +210,8 @@ mod tests {
         assert_eq!((budget.percent, budget.burst), (20, 500));
         assert_eq!(limits(&from_value(json!({})).unwrap()).unwrap(), BackendLimits::default());
         let target = json!([{"group": "", "kind": "Service", "name": "shop"}]);
-        let traffic = json!({"targetRefs": target, "retryConstraint": {"minRetryRate": {"count": 300, "interval": "2s"}}});
+        let traffic =
+            json!({"targetRefs": target, "retryConstraint": {"minRetryRate": {"count": 300, "interval": "2s"}}});
         let budget = traffic_policy(&from_value(traffic).unwrap()).unwrap().retry_budget.unwrap();
         assert_eq!((budget.percent, budget.per_second, budget.burst), (20, 150, 150));
         assert!(budget.answer_unavailable);

@@ -1,6 +1,6 @@
 //! The server's role.
 
-use std::{cell::Cell, rc::Rc};
+use std::{cell::Cell, rc::Rc, time::Instant};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -394,7 +394,7 @@ fn a_client_that_does_not_read_ends_by_its_idleness() {
         let idle = Duration::from_millis(50);
         let answer = |request: Request| async move {
             // As an exchange does.
-            request.watch.begin();
+            request.watch.begin(Instant::now());
             request.watch.answered(false);
             let (sender, body) = Parts::channel(None);
             for _ in 0..1000 {
