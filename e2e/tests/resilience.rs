@@ -180,15 +180,12 @@ async fn a_stream_outlives_the_time_for_its_head() -> Result<()> {
         }
         anyhow::Ok(seen)
     };
-    for policy in [
-        routed("  timeouts: {response: 2s, streamIdle: 1m}\n"),
-        routed("") + "---\n" + &backend("  timeouts: {response: 2s}\n"),
-    ] {
-        scenario.mesh.change("routes.yaml", &policy, "httproute/shop").await?;
-        let seen = stream().await?;
-        ensure!(seen == 4, "{seen} of 4 came under {policy}");
-    }
-    scenario.mesh.change("routes.yaml", &routed("  timeouts: {request: 2s}\n"), "routepolicy/shop").await?;
+    route_policy(&scenario, "  timeouts: {response: 2s, streamIdle: 1m}\n").await?;
+    ensure!(stream().await? == 4, "the route's policy");
+    route_policy(&scenario, "  timeouts: {streamIdle: 1m}\n").await?;
+    backend_policy(&scenario, "  timeouts: {response: 2s}\n").await?;
+    ensure!(stream().await? == 4, "the backend's policy");
+    route_policy(&scenario, "  timeouts: {request: 2s}\n").await?;
     let cut = stream().await;
     ensure!(cut.is_err(), "{cut:?}");
     scenario.mesh.end().await

@@ -84,7 +84,12 @@ pub(crate) async fn forward(exchange: &mut Exchange, plan: Plan<'_>, outgoing: O
     let answer = make_tries(exchange, &plan, &mut template).await;
     if let Err(error) = &answer {
         exchange.fails_for(Some(error.reason()), Some(template.head));
-        told::refused(exchange, &plan, template.head, error, noted);
+    }
+    if !noted {
+        told::policy(exchange, &plan, template.head);
+    }
+    if let Err(error) = &answer {
+        told::refused(exchange, &plan, error);
     }
     answer
 }

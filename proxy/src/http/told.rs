@@ -355,14 +355,16 @@ fn retry_by(action: Option<&HttpAction>) -> By<'_> {
     action.map_or(By::Nobody, |action| action.by(Part::Retry))
 }
 
-/// The request failed on its way to a backend, and nothing had been told of it by then (`noted`: but this was, when it came to
-/// it): what policy says of it.
-pub(super) fn refused(exchange: &mut Exchange, plan: &Plan<'_>, head: &RequestHead, error: &Error, noted: bool) {
+/// What policy says of a request to a backend, for notes that began only when it failed.
+pub(super) fn policy(exchange: &mut Exchange, plan: &Plan<'_>, head: &RequestHead) {
     let (To::Backend(backend), true) = (plan.to, exchange.is_told()) else { return };
-    if !noted {
-        plan.action.into_iter().for_each(|action| exchange.tell_all(says::of_rule(action, head)));
-        called(exchange, backend, plan.action);
-    }
+    plan.action.into_iter().for_each(|action| exchange.tell_all(says::of_rule(action, head)));
+    called(exchange, backend, plan.action);
+}
+
+/// The request failed on its way to a backend.
+pub(super) fn refused(exchange: &mut Exchange, plan: &Plan<'_>, error: &Error) {
+    let (To::Backend(backend), true) = (plan.to, exchange.is_told()) else { return };
     let subject = match error {
         Error::CircuitOpen { .. } => "circuit",
         Error::Limit { .. } => "limit",
