@@ -162,7 +162,7 @@ fn injected(pod: &Value, context: &Context<'_>, warnings: &mut Vec<String>) -> R
     if settings.redirect.mode == RedirectMode::Init {
         first.push(sidecar::redirect(&pod, settings, &told));
     }
-    first.push(sidecar::proxy(&pod, settings, &asked)?);
+    first.push(sidecar::proxy(&pod, settings, &told, &asked)?);
     let spec = &mut pod["spec"];
     first.append(&mut taken_list(spec, "initContainers"));
     spec["initContainers"] = first.into();

@@ -179,24 +179,54 @@ async fn marks_that_cannot_be_read_take_no_pod_out_of_the_mesh() {
 }
 
 #[test]
-fn which_ports_are_skipped_is_what_the_redirect_was_told() {
-    let skipped = |annotations: Value| {
-        let (_, _, kept) =
-            trim::trimmed(Kind::Pod, "v1", pod("a", 7, |pod| pod["metadata"]["annotations"] = annotations)).unwrap();
-        kept["metadata"]["annotations"]["leno.dev/skip-inbound-ports"].as_str().map(str::to_owned)
+fn which_ports_are_skipped_stands_in_the_spec_whatever_annotations_say() {
+    let skipped = |containers: Value, annotations: Value| {
+        let changed = pod("a", 7, |pod| {
+            pod["spec"]["initContainers"] = containers;
+            pod["metadata"]["annotations"] = annotations;
+        });
+        let (_, _, kept) = trim::trimmed(Kind::Pod, "v1", changed).unwrap();
+        let annotations = &kept["metadata"]["annotations"];
+        assert!(annotations.get("leno.dev/redirect").is_none(), "{annotations}");
+        annotations["leno.dev/skip-inbound-ports"].as_str().map(str::to_owned)
     };
-    let told = r#"{"proxyUid":2102,"excludeInboundPorts":["4195","22"],"excludeNewer":[]}"#;
-    assert_eq!(skipped(json!({"leno.dev/redirect": told})).as_deref(), Some("4195,22"));
-    // Annotated anew, the redirect is the same.
-    let annotated = json!({"leno.dev/redirect": told, "leno.dev/skip-inbound-ports": "80"});
-    assert_eq!(skipped(annotated).as_deref(), Some("4195,22"));
-    for garbage in ["", "[]", r#"{"proxyUid":2102,"excludeInboundPorts":["all"]}"#] {
-        let annotated = json!({"leno.dev/redirect": garbage, "leno.dev/skip-inbound-ports": "80"});
-        assert_eq!(skipped(annotated), None, "{garbage}");
+    let container = |name: &str, env: &[(&str, &str)]| {
+        let env: Vec<_> = env.iter().map(|(name, value)| json!({ "name": name, "value": value })).collect();
+        json!({ "name": name, "env": env })
+    };
+    let probes = ("LENO_PROBE_PORT", "4195");
+    let proxy = |ports| container("leno-proxy", &[probes, ("LENO_EXCLUDE_INBOUND_PORTS", ports)]);
+    let old_proxy = container("leno-proxy", &[probes]);
+    let redirect = container("leno-redirect", &[("LENO_EXCLUDE_INBOUND_PORTS", "4195,23")]);
+    let bare = json!([{ "name": "leno-proxy" }]);
+    let redirected = r#"{"proxyUid":2102,"excludeInboundPorts":["80"]}"#;
+    for annotations in [
+        json!(null),
+        json!({}),
+        json!({"leno.dev/skip-inbound-ports": "80"}),
+        json!({"leno.dev/redirect": redirected, "leno.dev/skip-inbound-ports": "80"}),
+    ] {
+        for (containers, expected) in [
+            (json!([proxy("4195,22")]), Some("4195,22")),
+            (json!([redirect, proxy("4195,22")]), Some("4195,22")),
+            // Injected by an older release, with the redirect's init container, and without.
+            (json!([redirect, old_proxy]), Some("4195,23")),
+            (json!([old_proxy]), Some("4195")),
+            // With a sidecar that nobody injected.
+            (bare.clone(), None),
+            (json!([proxy("ssh")]), None),
+            (
+                json!([{ "name": "leno-proxy", "env": [{ "name": "LENO_EXCLUDE_INBOUND_PORTS", "valueFrom": {} }] }]),
+                None,
+            ),
+        ] {
+            assert_eq!(
+                skipped(containers.clone(), annotations.clone()).as_deref(),
+                expected,
+                "{containers} {annotations}"
+            );
+        }
     }
-    // With a sidecar that nobody injected.
-    assert_eq!(skipped(json!({"leno.dev/skip-inbound-ports": "80"})).as_deref(), Some("80"));
-    assert_eq!(skipped(json!({"leno.dev/skip-inbound-ports": "ssh"})), None);
 }
 
 struct Running {

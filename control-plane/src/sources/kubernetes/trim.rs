@@ -181,6 +181,7 @@ fn pod(object: &mut Value, content: &mut Value) {
     // Its address is its node's: who calls that does not mean the Pod, but for endpoints that name it.
     let of_node = object.pointer("/spec/hostNetwork") == Some(&Value::Bool(true)) && !meshed;
     let its_proxy = proxy_status(object);
+    let skipped = skipped_inbound_ports(object).map(str::to_owned);
     keep(object, content, &[&["spec", "serviceAccountName"]]);
     if !ended && !of_node {
         keep(object, content, &[&["status", "podIP"], &["status", "podIPs"]]);
@@ -188,7 +189,7 @@ fn pod(object: &mut Value, content: &mut Value) {
             set(content, &["status", "initContainerStatuses"], json!([its_proxy]));
         }
     }
-    settle_skipped(content);
+    settle_skipped(content, skipped);
     settle_marks(content);
     // What was asked for when it was made does not matter any more.
     if let Some(labels) = content.pointer_mut("/metadata/labels").and_then(Value::as_object_mut) {
@@ -198,20 +199,16 @@ fn pod(object: &mut Value, content: &mut Value) {
     set(content, &["metadata", "annotations", INJECT], Value::String(injected.to_owned()));
 }
 
-/// Which ports the redirect leaves alone was settled when the Pod was injected: what its annotation says of them may have changed since,
-/// and is not all there is to it.
-fn settle_skipped(content: &mut Value) {
-    let annotations = content.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut);
-    let Some(annotations) = annotations else { return };
-    let Some(told) = annotations.remove(REDIRECT_ANNOTATION) else { return };
-    match told.as_str().and_then(skipped_inbound_ports) {
-        Some(ports) => annotations.insert(SKIP_INBOUND_PORTS.to_owned(), Value::String(ports)),
-        None => {
-            annotations.remove(SKIP_INBOUND_PORTS);
-            annotations
-                .insert(format!("{REDIRECT_ANNOTATION}: cannot be read, no port is taken for skipped"), json!(""))
-        }
-    };
+/// Which ports the redirect leaves alone was settled when the Pod was injected, and stands in its spec; annotations may say since then
+/// what they like.
+fn settle_skipped(content: &mut Value, skipped: Option<String>) {
+    if let Some(annotations) = content.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) {
+        annotations.remove(REDIRECT_ANNOTATION);
+        annotations.remove(SKIP_INBOUND_PORTS);
+    }
+    if let Some(ports) = skipped {
+        set(content, &["metadata", "annotations", SKIP_INBOUND_PORTS], Value::String(ports));
+    }
 }
 
 /// What a kubelet says of the proxy's container: whether it runs, and whether it has passed its startup probe. None: it does not run.

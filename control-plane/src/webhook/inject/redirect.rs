@@ -1,16 +1,19 @@
 //! What the redirect of a Pod is told: the settings and the Pod's annotations, together.
 //!
-//! It is written into the Pod as the annotation [`REDIRECT_ANNOTATION`], for who installs the redirect in place of the init container, and
-//! for the control plane: clients in the mesh must reach a port that the redirect leaves alone without TLS, since there the application
-//! itself answers.
+//! It is written into the Pod as the annotation [`REDIRECT_ANNOTATION`], for who installs the redirect in place of the init container.
+//! Which inbound ports it leaves alone is written into its containers, too, for the control plane: clients in the mesh must reach these
+//! without TLS, since there the application itself answers. A spec stays as it was made; annotations are anybody's who may change the
+//! Pod's metadata, and must not take a port out of the mesh.
 
 use std::str::FromStr;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
 
-use super::{PROBE_PORT, SKIP_INBOUND_PORTS, SKIP_NETWORKS, SKIP_OUTBOUND_PORTS, annotation};
+use super::{
+    PROBE_PORT, PROXY, REDIRECT, SKIP_INBOUND_PORTS, SKIP_NETWORKS, SKIP_OUTBOUND_PORTS, annotation, containers, list,
+};
 use crate::webhook::{
     ports::{self, PortRange},
     settings::Settings,
@@ -18,17 +21,18 @@ use crate::webhook::{
 
 /// Annotation of injected Pods: JSON whose fields are named as the options of `leno-proxy redirect install`.
 pub const REDIRECT_ANNOTATION: &str = "leno.dev/redirect";
+/// Variable of the containers `leno-proxy` and `leno-redirect`: inbound ports that the redirect leaves alone.
+pub(super) const EXCLUDE_INBOUND_PORTS: &str = "LENO_EXCLUDE_INBOUND_PORTS";
+/// Variable of the container `leno-proxy`: see [`PROBE_PORT`].
+pub(super) const PROBE_PORT_VARIABLE: &str = "LENO_PROBE_PORT";
 
 /// See the module.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Redirect {
     pub(super) proxy_uid: u32,
-    #[serde(default)]
     pub(super) exclude_inbound_ports: Vec<PortRange>,
-    #[serde(default)]
     pub(super) exclude_outbound_ports: Vec<PortRange>,
-    #[serde(default)]
     pub(super) exclude_networks: Vec<IpNet>,
 }
 
@@ -57,11 +61,18 @@ impl Redirect {
     }
 }
 
-/// Inbound ports that the redirect of an injected Pod leaves alone, as [`SKIP_INBOUND_PORTS`] would say it. None: `text` is no
-/// [`REDIRECT_ANNOTATION`].
-pub(crate) fn skipped_inbound_ports(text: &str) -> Option<String> {
-    let redirect: Redirect = serde_json::from_str(text).ok()?;
-    Some(ports::joined(&redirect.exclude_inbound_ports))
+/// Inbound ports that the redirect of a Pod leaves alone, as [`SKIP_INBOUND_PORTS`] would say it. Of a Pod that was injected before its
+/// proxy had the variable the redirect's own counts; where something outside the Pod installed that, the proxy's probe port alone is
+/// known.
+pub(crate) fn skipped_inbound_ports(pod: &Value) -> Option<&str> {
+    let said = |container: &str, variable: &str| {
+        let found = containers(&pod["spec"]).find(|one| one["name"] == container)?;
+        // Of several of one name the last holds.
+        list(found, "env").iter().rfind(|one| one["name"] == variable)?["value"].as_str()
+    };
+    said(PROXY, EXCLUDE_INBOUND_PORTS)
+        .or_else(|| said(REDIRECT, EXCLUDE_INBOUND_PORTS))
+        .or_else(|| said(PROXY, PROBE_PORT_VARIABLE))
 }
 
 /// The values of an annotation.

@@ -2,7 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::{ANNOTATIONS, PROBE_PORT, PROXY, REDIRECT, annotation, redirect::Redirect};
+use super::{
+    ANNOTATIONS, PROBE_PORT, PROXY, REDIRECT, annotation,
+    redirect::{EXCLUDE_INBOUND_PORTS, PROBE_PORT_VARIABLE, Redirect},
+};
 use crate::webhook::{
     limits, ports,
     settings::{Settings, with_quantity},
@@ -27,7 +30,7 @@ const READY_TIMEOUT: u32 = 5;
 const READY_TRIES: u32 = 60;
 
 /// The native sidecar.
-pub(super) fn proxy(pod: &Value, settings: &Settings, asked: &[Value]) -> Result<Value, String> {
+pub(super) fn proxy(pod: &Value, settings: &Settings, told: &Redirect, asked: &[Value]) -> Result<Value, String> {
     let chosen = &settings.proxy;
     let or = |name: &'static str, setting: &str| {
         debug_assert!(ANNOTATIONS.contains(&name));
@@ -41,7 +44,7 @@ pub(super) fn proxy(pod: &Value, settings: &Settings, asked: &[Value]) -> Result
         variable("LENO_TRANSPARENT", "true"),
         // Its connections are known by its user: a mark would need a capability.
         variable("LENO_MARK", "0"),
-        variable("LENO_PROBE_PORT", &PROBE_PORT.to_string()),
+        variable(PROBE_PORT_VARIABLE, &PROBE_PORT.to_string()),
         variable("LENO_WORKERS", &or("leno.dev/proxy-workers", &chosen.workers)),
         variable("LENO_LOG", &or("leno.dev/proxy-log", &chosen.log)),
         variable("LENO_LOG_FORMAT", &chosen.log_format),
@@ -54,6 +57,8 @@ pub(super) fn proxy(pod: &Value, settings: &Settings, asked: &[Value]) -> Result
         env.push(variable("LENO_PROBES", &probes_text(asked)?));
     }
     env.extend(chosen.env.iter().cloned());
+    // The proxy does not read it: it tells the control plane which ports of this Pod are not the proxy's.
+    env.push(variable(EXCLUDE_INBOUND_PORTS, &ports::joined(&told.exclude_inbound_ports)));
     let mut container = json!({
         "name": PROXY,
         "image": or("leno.dev/proxy-image", &chosen.image),
@@ -93,7 +98,7 @@ pub(super) fn redirect(pod: &Value, settings: &Settings, told: &Redirect) -> Val
     let chosen = &settings.redirect;
     let mut env = vec![
         variable("LENO_PROXY_UID", &told.proxy_uid.to_string()),
-        variable("LENO_EXCLUDE_INBOUND_PORTS", &ports::joined(&told.exclude_inbound_ports)),
+        variable(EXCLUDE_INBOUND_PORTS, &ports::joined(&told.exclude_inbound_ports)),
     ];
     if !told.exclude_outbound_ports.is_empty() {
         env.push(variable("LENO_EXCLUDE_OUTBOUND_PORTS", &ports::joined(&told.exclude_outbound_ports)));

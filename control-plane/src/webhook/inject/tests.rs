@@ -91,7 +91,8 @@ fn annotations_go_before_settings() {
             "excludeNetworks": ["10.1.0.0/16", "169.254.169.254/32"],
         })
     );
-    assert_eq!(skipped_inbound_ports(told).as_deref(), Some("7,4195,9100-9110,22"));
+    assert_eq!(env(&init[1], "LENO_EXCLUDE_INBOUND_PORTS"), Some("7,4195,9100-9110,22"));
+    assert_eq!(skipped_inbound_ports(&injected), Some("7,4195,9100-9110,22"));
     let resources = json!({ "requests": { "cpu": "50m", "memory": "24Mi" }, "limits": { "memory": "64Mi" } });
     assert_eq!(init[1]["resources"], resources);
     pod["metadata"]["annotations"] = json!({ "leno.dev/skip-outbound-ports": "http" });
@@ -138,6 +139,8 @@ fn without_the_redirects_init_container_nothing_is_privileged() {
         (&told["proxyUid"], &told["excludeInboundPorts"], &told["excludeOutboundPorts"]),
         (&json!(2102), &json!(["4195", "22"]), &json!(["3306"]))
     );
+    // And so is the control plane, which takes an annotation's word for nothing.
+    assert_eq!(skipped_inbound_ports(&injected), Some("4195,22"));
     pod["metadata"]["annotations"] = json!({ "leno.dev/skip-networks": "everything" });
     let refused = outcome(&pod, &context(&settings));
     assert!(refused.starts_with("refused: annotation leno.dev/skip-networks"), "{refused}");
