@@ -85,7 +85,7 @@ pub(crate) struct EndpointUse {
     pub(crate) pod: Option<ObjectKey>,
 }
 
-/// A port of a Pod that some Service names.
+/// A port of a Pod that some Service of its namespace names.
 #[derive(Debug, Default)]
 pub(crate) struct InboundPort {
     declared: BTreeSet<i32>,
@@ -178,14 +178,25 @@ impl Index {
         slices.filter_map(|key| service_of_slice(key, slice(objects, key)?)).collect()
     }
 
-    /// Ports of a Pod that some Service names.
-    pub(crate) fn inbound(&self, objects: &Objects, key: &ObjectKey) -> BTreeMap<u16, InboundPort> {
-        let own = pod(objects, key).into_iter().flat_map(|pod| &pod.ips);
-        let by_address = own.flat_map(|ip| self.uses_of(*ip)).map(|used| &used.slice);
+    /// EndpointSlices of a Pod's own namespace that name it or one of its addresses. Those of other namespaces send to it, and say nothing
+    /// about it: who may write there must not govern what this Pod accepts.
+    fn own_slices<'a>(
+        &'a self,
+        objects: &'a Objects,
+        key: &'a ObjectKey,
+    ) -> impl Iterator<Item = (&'a ObjectKey, &'a EndpointSlice)> {
+        let ips = pod(objects, key).into_iter().flat_map(|pod| &pod.ips);
+        let by_address = ips.flat_map(|ip| self.uses_of(*ip)).map(|used| &used.slice);
+        let named = self.slices_of_pod.get(key).into_iter().flatten();
         let slices: BTreeSet<&ObjectKey> =
-            self.slices_of_pod.get(key).into_iter().flatten().chain(by_address).collect();
+            named.chain(by_address).filter(|slice| slice.namespace == key.namespace).collect();
+        slices.into_iter().filter_map(move |key| Some((key, slice(objects, key)?)))
+    }
+
+    /// Ports of a Pod that some Service of its namespace names.
+    pub(crate) fn inbound(&self, objects: &Objects, key: &ObjectKey) -> BTreeMap<u16, InboundPort> {
         let mut known = BTreeMap::new();
-        for (slice_key, slice) in slices.into_iter().filter_map(|key| Some((key, slice(objects, key)?))) {
+        for (slice_key, slice) in self.own_slices(objects, key) {
             let Some(service_key) = service_of_slice(slice_key, slice) else { continue };
             let Some(service) = service(objects, &service_key) else { continue };
             let is_it = |endpoint: &Endpoint| {
@@ -204,13 +215,9 @@ impl Index {
         known
     }
 
-    /// The zone that a Pod runs in, as EndpointSlices say, or its own label; empty: neither does.
+    /// The zone that a Pod runs in, as EndpointSlices of its namespace say, or its own label; empty: neither does.
     pub(crate) fn zone_of(&self, objects: &Objects, key: &ObjectKey) -> Arc<str> {
-        let own = pod(objects, key).into_iter().flat_map(|pod| &pod.ips);
-        let by_address = own.flat_map(|ip| self.uses_of(*ip)).map(|used| &used.slice);
-        let slices: BTreeSet<&ObjectKey> =
-            self.slices_of_pod.get(key).into_iter().flatten().chain(by_address).collect();
-        let slices = slices.into_iter().filter_map(|key| Some((key, slice(objects, key)?)));
+        let slices = self.own_slices(objects, key);
         let endpoints = slices.flat_map(|(key, slice)| slice.endpoints.iter().map(move |endpoint| (key, endpoint)));
         let mut own = endpoints.filter(|(slice, endpoint)| {
             let mut ips = endpoint.addresses.iter();

@@ -106,3 +106,52 @@ endpoints: [{addresses: [10.1.0.1], targetRef: {kind: Pod, name: shop-a}}]\n";
         .collect();
     assert_eq!(policies, ["winner"]);
 }
+
+/// A Service of namespace "evil" that lists addresses by hand.
+fn evil(addresses: &str) -> String {
+    let policy = policy("evil", "name: shop", ", creationTimestamp: '2025-01-01T00:00:00Z'", "  maxConnections: 1\n");
+    let policy = policy.replace("namespace: web", "namespace: evil");
+    format!(
+        "---
+apiVersion: v1
+kind: Service
+metadata: {{name: shop, namespace: evil}}
+spec: {{clusterIP: None, ports: [{{name: http, port: 80, targetPort: 8080, appProtocol: kubernetes.io/h2c}}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: shop-1, namespace: evil, labels: {{kubernetes.io/service-name: shop}}}}
+addressType: IPv4
+ports: [{{name: http, port: 8080}}]
+endpoints: [{{addresses: {addresses}, zone: far}}]
+{policy}"
+    )
+}
+
+#[test]
+fn services_of_other_namespaces_have_no_say_in_what_a_pod_accepts() {
+    let victim = policy("victim", "name: shop", "", "  maxConnections: 2\n");
+    let plain = shop(&victim);
+    let told = |world: &World| {
+        let own = inbound(world, "web", "shop-a");
+        (in_force(world, "shop-a"), own.zone, own.ports.into_iter().map(|port| port.protocol).collect::<Vec<_>>())
+    };
+    let world = shop(&[&*evil("[10.1.0.1]"), &victim].concat());
+    assert_eq!(in_force(&world, "shop-a")[0], (8080, "victim".to_owned(), 2));
+    assert_eq!(told(&world), told(&plain));
+    let victims = accepted(&world, "victim");
+    assert!(victims.status && victims.message.is_empty(), "{victims:?}");
+    let others = accepted(&world, "evil");
+    assert!(!others.status && others.reason == "Invalid", "{others:?}");
+    assert_eq!(others.message, "not in force at Pods of other namespaces: 10.1.0.1");
+    // Also where the Pod's own Services have no policy.
+    assert!(in_force(&shop(&evil("[10.1.0.1]")), "shop-a").is_empty());
+    // It is in force at Pods of its own namespace.
+    let own = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: own, namespace: evil}\nspec: {serviceAccountName: own}\n\
+               status: {podIP: 10.1.9.9}\n";
+    let both = shop(&[&*evil("[10.1.0.1, 10.1.9.9]"), own, &victim].concat());
+    let subscriber = inbound(&both, "evil", "own");
+    assert_eq!(subscriber.ports[0].policy.as_ref().map(|policy| policy.max_connections), Some(1));
+    let others = accepted(&both, "evil");
+    assert!(others.status && others.message.ends_with("of other namespaces: 10.1.0.1"), "{others:?}");
+}

@@ -1,15 +1,17 @@
 //! InboundPolicies hold at workloads' ports, and two Services (a ClusterIP and a headless one, say) may name the same port: then
-//! the older policy is in force there, and the other is told so.
+//! the older policy is in force there, and the other is told so. Services of other namespaces may send to a workload, and have no say in
+//! what it accepts: [`Index::inbound`] does not name them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
 };
 
 use super::{Condition, Kind, ObjectKey, Objects, PolicyIndex, Target, index};
 use crate::model::index::Index;
 
-/// Ports that are named to a policy that is not in force there.
+/// Ports, and Pods' addresses, that are named to a policy that is not in force there.
 const PORTS_TOLD: usize = 4;
 
 impl PolicyIndex {
@@ -26,8 +28,7 @@ impl PolicyIndex {
         })
     }
 
-    /// Says in what an InboundPolicy was told of `target` where another one is in force in its place; if that is so everywhere, it is
-    /// not accepted.
+    /// Says in what an InboundPolicy was told of `target` where it is not in force; if that is so everywhere, it is not accepted.
     pub(crate) fn tell_contested(
         &self,
         (objects, index): (&Objects, &Index),
@@ -39,21 +40,26 @@ impl PolicyIndex {
             return;
         }
         let contested = self.contested(objects, index, key, target);
-        if contested.lost.is_empty() {
-            return;
-        }
         let named = |((pod, port), winner): (&(ObjectKey, u16), &&ObjectKey)| format!("port {port} of {pod}: {winner}");
-        let mut lost: Vec<String> = contested.lost.iter().take(PORTS_TOLD).map(named).collect();
-        let more = contested.lost.len().saturating_sub(lost.len());
-        if more > 0 {
-            lost.push(format!("{more} more"));
-        }
-        let said =
-            format!("not in force where an older policy of another Service with that port is: {}", lost.join("; "));
-        told.message = if told.message.is_empty() { said } else { format!("{}; {said}", told.message) };
-        if !contested.holds {
-            told.status = false;
-            "Conflicted".clone_into(&mut told.reason);
+        let reasons = [
+            (
+                "Conflicted",
+                "not in force where an older policy of another Service with that port is",
+                few(contested.lost.iter().map(named)),
+            ),
+            (
+                "Invalid",
+                "not in force at Pods of other namespaces",
+                few(contested.foreign.iter().map(ToString::to_string)),
+            ),
+        ];
+        for (reason, what, places) in reasons.into_iter().filter(|(_, _, places)| !places.is_empty()) {
+            let said = format!("{what}: {places}");
+            told.message = if told.message.is_empty() { said } else { format!("{}; {said}", told.message) };
+            if told.status && !contested.holds {
+                told.status = false;
+                reason.clone_into(&mut told.reason);
+            }
         }
     }
 
@@ -61,14 +67,20 @@ impl PolicyIndex {
         let is_others = |service: &ObjectKey| {
             *service != target.object && self.in_force.contains_key(&(Kind::InboundPolicy, service.clone()))
         };
-        let mut contested = Contested { holds: false, lost: BTreeMap::new() };
+        let mut contested = Contested { holds: false, lost: BTreeMap::new(), foreign: BTreeSet::new() };
         let mut pods = BTreeSet::new();
         for slice_key in index.slices_of(&target.object) {
             let Some(slice) = index::slice(objects, slice_key) else { continue };
             for endpoint in &slice.endpoints {
                 let addresses = endpoint.addresses.iter();
                 let shared = addresses.flat_map(|ip| index.uses_of(*ip)).any(|used| is_others(&used.service));
-                let of_endpoint = index.pods_of(objects, &slice_key.namespace, endpoint);
+                let is_foreign = |ip: &IpAddr| {
+                    let pod = index.pod_of(objects, &slice_key.namespace, endpoint, *ip);
+                    pod.is_some_and(|pod| pod.namespace != slice_key.namespace)
+                };
+                contested.foreign.extend(endpoint.addresses.iter().copied().filter(is_foreign));
+                let mut of_endpoint = index.pods_of(objects, &slice_key.namespace, endpoint);
+                of_endpoint.retain(|pod| pod.namespace == slice_key.namespace);
                 if shared {
                     pods.extend(of_endpoint);
                 } else {
@@ -102,4 +114,16 @@ struct Contested<'a> {
     holds: bool,
     /// Ports of Pods, and who is in force there.
     lost: BTreeMap<(ObjectKey, u16), &'a ObjectKey>,
+    /// Addresses of Pods of other namespaces.
+    foreign: BTreeSet<IpAddr>,
+}
+
+/// The first of them, and how many more there are.
+fn few(places: impl ExactSizeIterator<Item = String>) -> String {
+    let more = places.len().saturating_sub(PORTS_TOLD);
+    let mut told: Vec<String> = places.take(PORTS_TOLD).collect();
+    if more > 0 {
+        told.push(format!("{more} more"));
+    }
+    told.join("; ")
 }
