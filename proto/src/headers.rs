@@ -18,25 +18,27 @@ pub const RESERVED: [&str; 10] = [
 /// Some applications take an underscore for a hyphen.
 pub const PREFIXES: [&str; 2] = ["leno-", "leno_"];
 
-/// Headers whose values are secrets: whoever keeps requests for operators does not keep these. In lower case.
+/// A header whose name has one of these in it carries secrets: whoever keeps requests for operators does not keep its value. In lower
+/// case, with hyphens.
 pub const SECRET: [&str; 12] = [
     "api-key",
     "apikey",
+    "assertion",
     "authorization",
     "cookie",
-    "proxy-authorization",
-    "set-cookie",
-    "x-access-token",
-    "x-amz-security-token",
-    "x-api-key",
-    "x-auth-token",
-    "x-csrf-token",
-    "x-xsrf-token",
+    "credential",
+    "jwt",
+    "passwd",
+    "password",
+    "secret",
+    "session",
+    "token",
 ];
 
-/// Whether a header, in lower case, is known to carry secrets.
+/// Whether a header, in lower case, must be taken to carry secrets. An underscore counts as a hyphen.
 pub fn is_secret(name: &str) -> bool {
-    SECRET.contains(&name)
+    let name = name.replace('_', "-");
+    SECRET.iter().any(|part| name.contains(part))
 }
 
 /// Whether a header, in lower case, is the proxy's own.
@@ -55,6 +57,37 @@ mod tests {
         }
         for name in ["x-connection", "accept", "len", "cookie", "grpc-timeout", "authorization"] {
             assert!(!is_reserved(name), "{name}");
+        }
+    }
+    #[test]
+    fn credentials_are_known_by_parts_of_their_names() {
+        let known = [
+            "authorization",
+            "proxy-authorization",
+            "cookie",
+            "set-cookie",
+            "x-api-key",
+            "x_api_key",
+            "apikey",
+            "x-auth-token",
+            "x-csrf-token",
+            "x-amz-security-token",
+            "x-goog-iap-jwt-assertion",
+            "cf-access-jwt-assertion",
+            "x-vault-token",
+            "private-token",
+            "x-client-secret",
+            "x-session-id",
+            "x-db-password",
+            "x-passwd",
+            "x-amz-credential",
+        ];
+        for name in known {
+            assert!(is_secret(name), "{name}");
+        }
+        for name in ["x-request-id", "x-order", "traceparent", "user-agent", "x-author", "idempotency-key", "x-tenant"]
+        {
+            assert!(!is_secret(name), "{name}");
         }
     }
 }
