@@ -19,7 +19,7 @@ use crate::{
     },
     net::{Accepted, Backlog, Io, Prefixed, listener},
     policy::{Destination, DestinationKey, Protocol, RuleOrigin, Target},
-    tcp::{self, Carried},
+    tcp::{self, Carried, Purpose},
     telemetry::{ConnectionMetrics, ConnectionRecord, Direction},
     upstream::{Backend, Pick},
     worker::Context,
@@ -167,7 +167,13 @@ async fn detected(ctx: &Context, accepted: Accepted, destination: &Destination) 
     let wait = if server_first { Duration::ZERO } else { limits::PEEK_WAIT };
     match ctx.first_bytes(Bytes::new(), accepted.stream, Some(wait)).await {
         Ok(FirstBytes::Spoken(spoken, stream)) => carry(ctx, peer, spoken, stream, destination, None).await,
-        Ok(FirstBytes::Silent(stream)) => silent(ctx, peer, stream, destination).await,
+        Ok(FirstBytes::Silent(stream)) => {
+            // Requests are told from opaque bytes only by what comes; where the server spoke first of late, and where there
+            // are no rules for requests, it is the latter.
+            let opaque = server_first || !routes_http(destination);
+            let purpose = if opaque { Purpose::Opaque } else { Purpose::Undecided };
+            silent(ctx, peer, stream, destination, purpose).await
+        }
         Ok(FirstBytes::Closed) => Ok(()),
         Err(error) => {
             tracing::debug!(%peer, %error, "client left before it spoke");
@@ -182,10 +188,11 @@ async fn silent(
     peer: SocketAddr,
     client: Prefixed<TcpStream>,
     destination: &Destination,
+    purpose: Purpose,
 ) -> Result<(), Error> {
     let chosen = Chosen::opaque(ctx, destination, None)?;
     let carried = || chosen.carried(ctx, peer, &destination.key);
-    let (server, pick) = match Box::pin(tcp::connect(ctx, &chosen.backend, peer)).await {
+    let (server, pick) = match Box::pin(tcp::connect(ctx, &chosen.backend, peer, purpose)).await {
         Ok(connected) => connected,
         Err(error) => return Err(carried().failed(error)),
     };

@@ -31,8 +31,18 @@ use crate::{
 /// Endpoints tried for one connection before giving up.
 const TRIES: usize = 3;
 
+/// What a connection that is to be made is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// It carries opaque bytes.
+    Opaque,
+    /// To see who speaks first. If that is an HTTP client it serves nothing: breaker and budget are its requests' to ask
+    /// and to tell.
+    Undecided,
+}
+
 /// A connection to one of the backend's endpoints: another one is tried if a connection cannot be made, as far as breaker,
-/// limits and budget of the backend allow it.
+/// limits and budget of the backend allow it; of those, an undecided one meets `limits.connections` alone.
 ///
 /// `source`: where the client's connection came from.
 ///
@@ -42,11 +52,13 @@ pub(crate) async fn connect(
     ctx: &Context,
     backend: &Arc<Backend>,
     source: SocketAddr,
+    purpose: Purpose,
 ) -> Result<(Box<dyn Io>, Pick), Error> {
     if !backend.shield.is_told() {
         ctx.upstreams.await_policy(backend).await?;
     }
-    let rules = backend.shield.rules();
+    let opaque = purpose == Purpose::Opaque;
+    let rules = backend.shield.rules().filter(|_| opaque);
     let mut retrying = None;
     let mut tried: Vec<SocketAddr> = Vec::new();
     let key =
@@ -63,7 +75,9 @@ pub(crate) async fn connect(
         backend.shield.report(permit, outcome, &backend.key, now);
         match connected {
             Ok(stream) => {
-                backend.budget.deposit(now);
+                if opaque {
+                    backend.budget.deposit(now);
+                }
                 return Ok((stream, pick));
             }
             Err(error) => {
@@ -72,7 +86,7 @@ pub(crate) async fn connect(
                 if outcome == Outcome::Neutral || tried.len() >= TRIES {
                     return Err(error);
                 }
-                if !may_retry(backend, rules.as_deref(), &mut retrying, now) {
+                if opaque && !may_retry(backend, rules.as_deref(), &mut retrying, now) {
                     return Err(error);
                 }
             }
@@ -219,7 +233,7 @@ impl<'a> Carried<'a> {
     /// # Errors
     /// If no connection can be made.
     pub(crate) async fn to(self, backend: &Arc<Backend>, client: impl Io, source: SocketAddr) -> Result<(), Error> {
-        match Box::pin(connect(self.ctx, backend, source)).await {
+        match Box::pin(connect(self.ctx, backend, source, Purpose::Opaque)).await {
             Ok((server, pick)) => {
                 self.reached(&pick).relay(client, server).await;
                 Ok(())

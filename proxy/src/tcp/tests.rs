@@ -1,4 +1,10 @@
-use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use leno_proto::v1;
@@ -7,6 +13,7 @@ use tokio::{
     net::TcpStream,
 };
 
+use super::Purpose;
 use crate::{
     config::limits,
     detect::Spoken,
@@ -279,12 +286,75 @@ fn connections_that_cannot_be_made_open_the_breaker() {
         let (backend, taken) = unreachable(policy).await;
         let client = Sidecar::new("client", || Target::Outside);
         let source = SocketAddr::from(([127, 0, 0, 1], 1));
-        let error = super::connect(&client.ctx, &backend, source).await.err();
+        let error = super::connect(&client.ctx, &backend, source, Purpose::Opaque).await.err();
         assert!(matches!(error, Some(Error::Tls { .. } | Error::Connect { .. })), "{error:?}");
         assert_eq!(taken.get(), 2, "it is open, and there is no third try");
-        let error = super::connect(&client.ctx, &backend, source).await.err();
+        let error = super::connect(&client.ctx, &backend, source, Purpose::Opaque).await.err();
         assert!(matches!(error, Some(Error::CircuitOpen { .. })), "{error:?}");
         assert_eq!(taken.get(), 2);
+    });
+}
+
+#[test]
+fn who_has_not_spoken_yet_neither_asks_the_breaker_nor_tells_it() {
+    run(async {
+        let breaker = Arc::new(breaker::Settings {
+            consecutive: Some(1),
+            percent: None,
+            window: Duration::from_secs(10),
+            minimum_volume: 1,
+            open: Duration::from_secs(60),
+            open_max: Duration::from_secs(60),
+            probes: 1,
+            successes: 1,
+        });
+        let retry_budget = budget::Settings { percent: 100, per_second: 0, burst: 1, ..budget::Settings::default() };
+        let policy = || BackendPolicy { breaker: Some(Arc::clone(&breaker)), retry_budget, ..BackendPolicy::default() };
+        let client = Sidecar::new("client", || Target::Outside);
+        let source = SocketAddr::from(([127, 0, 0, 1], 1));
+        let (backend, taken) = unreachable(policy()).await;
+        assert!(backend.budget.withdraw(Instant::now()), "its last");
+        assert!(super::connect(&client.ctx, &backend, source, Purpose::Undecided).await.is_err());
+        assert_eq!((taken.get(), backend.shield.breaker.state()), (3, "closed"), "without a budget, too");
+
+        let (app, _) = scripted(OK).await;
+        let backend = Arc::new(Backend::new("shop/shop:80".into()));
+        backend.publish(EndpointSet::new(true, Protocol::Detect, vec![Endpoint::plain(app)]).under(Arc::new(policy())));
+        let permit = backend.shield.breaker.admit(&breaker, Instant::now()).unwrap();
+        assert!(permit.report(Some(false), Instant::now()), "it has just been opened");
+        assert!(backend.budget.withdraw(Instant::now()), "its last");
+        let connect = async |purpose| super::connect(&client.ctx, &backend, source, purpose).await;
+        assert!(connect(Purpose::Undecided).await.is_ok());
+        assert_eq!((backend.shield.breaker.state(), backend.budget.left()), ("open", 0), "nor pays into the budget");
+        assert!(matches!(connect(Purpose::Opaque).await.err(), Some(Error::CircuitOpen { .. })));
+    });
+}
+
+#[test]
+fn a_silent_client_of_http_is_not_closed_by_an_open_circuit() {
+    run(async {
+        let (app, _) = scripted(OK).await;
+        let breaker = Arc::new(breaker::Settings {
+            consecutive: Some(1),
+            percent: None,
+            window: Duration::from_secs(10),
+            minimum_volume: 1,
+            open: Duration::from_secs(60),
+            open_max: Duration::from_secs(60),
+            probes: 1,
+            successes: 1,
+        });
+        let policy = BackendPolicy { breaker: Some(Arc::clone(&breaker)), ..BackendPolicy::default() };
+        let backend = Arc::new(Backend::new("shop/shop:80".into()));
+        backend.publish(EndpointSet::new(true, Protocol::Detect, vec![Endpoint::plain(app)]).under(Arc::new(policy)));
+        let permit = backend.shield.breaker.admit(&breaker, Instant::now()).unwrap();
+        assert!(permit.report(Some(false), Instant::now()), "it has just been opened");
+        let client = Sidecar::new("client", move || Target::Workload(Arc::clone(&backend)));
+        let mut stream = TcpStream::connect(client.outbound().await).await.unwrap();
+        let closed = tokio::time::timeout(limits::PEEK_WAIT * 5, stream.read_u8()).await;
+        assert!(closed.is_err(), "{closed:?}");
+        let answer = ask(stream, &[b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"]).await;
+        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("circuit-open"), "{answer}");
     });
 }
 
@@ -296,7 +366,7 @@ fn connections_are_tried_again_within_the_budget() {
         for (burst, tries) in [(100, 3), (1, 2), (0, 1)] {
             let retry_budget = budget::Settings { percent: 0, per_second: 0, burst, ..budget::Settings::default() };
             let (backend, taken) = unreachable(BackendPolicy { retry_budget, ..BackendPolicy::default() }).await;
-            assert!(super::connect(&client.ctx, &backend, source).await.is_err());
+            assert!(super::connect(&client.ctx, &backend, source, Purpose::Opaque).await.is_err());
             assert_eq!(taken.get(), tries, "with a budget of {burst}");
         }
     });
