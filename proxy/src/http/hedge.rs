@@ -201,11 +201,11 @@ async fn race(
     exchange.within(deadline, pin!(both)).await
 }
 
-/// The second try; None: there is no other endpoint, or no leave for it.
+/// The second try; None: there is no endpoint that has not been tried, or no leave for it.
 async fn elsewhere(ctx: &Context, twice: &Twice<'_>, body: Body, first: SocketAddr) -> Option<Elsewhere> {
     let tried = [&[first], twice.tried].concat();
     let pick = ctx.upstreams.pick(twice.backend, &tried, |_| None).await.ok()?;
-    if pick.endpoint.address == first {
+    if tried.contains(&pick.endpoint.address) {
         return None;
     }
     let leave = twice.guarded.second(Instant::now())?;

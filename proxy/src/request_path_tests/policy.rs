@@ -64,6 +64,40 @@ fn what_was_never_sent_goes_to_another_endpoint() {
 }
 
 #[test]
+fn the_hedge_of_a_retry_passes_over_who_failed() {
+    run(async {
+        for _ in 0..8 {
+            let failed = Rc::new(Cell::new(0));
+            let count = Rc::clone(&failed);
+            let fails = application(move |mut stream| {
+                let count = Rc::clone(&count);
+                async move {
+                    while read_until(&mut stream, b"\r\n\r\n").await.is_some() {
+                        count.set(count.get() + 1);
+                        stream.write_all(b"HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+                    }
+                }
+            })
+            .await;
+            let slow = application(|mut stream| async move {
+                while read_until(&mut stream, b"\r\n\r\n").await.is_some() {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    stream.write_all(OK).await.unwrap();
+                }
+            })
+            .await;
+            let retry = v1::Retry { statuses: vec![503], attempts: 1, backoff: None };
+            let delay = Some(Duration::from_millis(1).try_into().unwrap());
+            let hedging = Some(v1::Hedging { delay, percentile: 0, any_method: false });
+            let action = v1::HttpAction { retry: Some(retry), hedging, ..Default::default() };
+            let answer = talk(routed(&[fails, slow], action).outbound().await, GET).await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+            assert!(failed.get() <= 1, "sent {} times to who failed", failed.get());
+        }
+    });
+}
+
+#[test]
 fn nobody_there_is_said_so() {
     run(async {
         let address = routed(&[nobody().await], Default::default()).outbound().await;
