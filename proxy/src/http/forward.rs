@@ -18,7 +18,7 @@ use super::{
     attempt::{self, Failed, Template, Tried},
     exchange::Exchange,
     guarded::Guarded,
-    head::{Name, RequestHead},
+    head::{Name, RequestHead, ResponseHead},
     headers,
     persistence::Session,
     request_body::RequestBody,
@@ -104,17 +104,23 @@ async fn make_tries(exchange: &mut Exchange, plan: &Plan<'_>, template: &mut Tem
         ..Tries::default()
     };
     let mut tried = Vec::new();
-    // How the latest try ended that may have been processed.
-    let mut broken = None;
+    let mut latest = None;
     let mut affinity = Affinity::new(plan.source, &ctx.config.workload);
     loop {
-        let permit = guarded.admit()?;
+        let permit = match guarded.admit() {
+            Ok(permit) => permit,
+            Err(error) => return no_try(exchange, plan, template, latest, error),
+        };
         let session = exchange.session.as_ref().filter(|_| tried.is_empty()).map(|session| **session);
         let why = exchange.is_told().then(RefCell::default);
-        let pick = {
+        let picked = {
             let choice = Choosing { ctx: &ctx, to: plan.to, tried: &tried, session, why: why.as_ref() };
             let picked = async { Ok(choice.choose(&mut affinity, template.head).await) };
-            exchange.within(None, pin!(picked)).await??
+            exchange.within(None, pin!(picked)).await?
+        };
+        let pick = match picked {
+            Ok(pick) => pick,
+            Err(error) => return no_try(exchange, plan, template, latest, error),
         };
         exchange.record.endpoint = Some(pick.endpoint.address);
         told::picked(exchange, &pick, why);
@@ -163,8 +169,7 @@ async fn make_tries(exchange: &mut Exchange, plan: &Plan<'_>, template: &mut Tem
                 return match reply {
                     _ if tries.spent_budget(why) && guarded.answers_unavailable() => Err(guarded.budget_spent(error)),
                     Some(reply) => accept(exchange, pick, template, &affinity, reply),
-                    // That nobody could be reached any more is not what became of it.
-                    None if failure == Failure::NotConnected => Err(broken.unwrap_or(error)),
+                    None if is_unsent(failure, &error) => as_it_ended(exchange, template, latest, error),
                     None => Err(error),
                 };
             }
@@ -175,14 +180,84 @@ async fn make_tries(exchange: &mut Exchange, plan: &Plan<'_>, template: &mut Tem
         tries.by_policy += u32::from(matches!(next, Next::ByPolicy(_)));
         tried.push(pick.endpoint.address);
         tried.extend(other);
-        if may_be_processed && reply.is_none() {
-            broken = Some(error);
+        // A hedged one may have been, however the try that counts ended.
+        if may_be_processed || (exchange.may_be_processed && latest.is_none()) {
+            latest = Some(Latest::of(error, reply.as_ref(), &pick));
         }
         drop((pick, reply));
         if !next.wait().is_zero() {
             pause(exchange, next.wait()).await?;
         }
     }
+}
+
+/// How the latest try ended that may have been processed: that is what became of the request, if none of the next ones is
+/// sent.
+enum Latest {
+    Failed(Error),
+    /// What is kept of its answer while a better one is looked for.
+    Answered(ResponseHead),
+}
+
+impl Latest {
+    fn of(error: Error, reply: Option<&Reply>, pick: &Pick) -> Self {
+        let Some(reply) = reply else { return Self::Failed(error) };
+        let mut head = ResponseHead::new(reply.head.status);
+        let mut keep = |name| {
+            if let Some(value) = reply.head.fields.get(name) {
+                head.fields.push_known(name, value);
+            }
+        };
+        keep(Name::RetryAfter);
+        if pick.endpoint.identity.is_some() {
+            keep(Name::LenoReason);
+        }
+        if reply.head.fields.has(Name::GrpcStatus) {
+            [Name::ContentType, Name::GrpcStatus, Name::GrpcMessage].into_iter().for_each(keep);
+        }
+        Self::Answered(head)
+    }
+}
+
+/// There is no further try, since `error`.
+fn no_try(
+    exchange: &mut Exchange,
+    plan: &Plan<'_>,
+    template: &Template<'_>,
+    latest: Option<Latest>,
+    error: Error,
+) -> Result<Answer, Error> {
+    if latest.is_some() {
+        exchange.tell("retry", false, || format!("no further try: {error}"));
+        if matches!(plan.to, To::Backend(_)) {
+            exchange.retried_in_vain();
+        }
+    }
+    as_it_ended(exchange, template, latest, error)
+}
+
+/// The answer to a request whose last try was not sent, because of `error`: if an earlier one may have been processed, that
+/// is not what became of it.
+fn as_it_ended(
+    exchange: &mut Exchange,
+    template: &Template<'_>,
+    latest: Option<Latest>,
+    error: Error,
+) -> Result<Answer, Error> {
+    match latest {
+        None => Err(error),
+        Some(Latest::Failed(earlier)) => Err(earlier),
+        Some(Latest::Answered(head)) => {
+            template.body.iter().for_each(|body| body.settle());
+            exchange.answered(&head);
+            Ok(Answer { response: Response { head, body: Body::empty() }, upgraded: None })
+        }
+    }
+}
+
+/// Whether a try ended before its request was sent, and not because its time was up.
+fn is_unsent(failure: Failure, error: &Error) -> bool {
+    failure == Failure::NotConnected || matches!(error, Error::Limit { .. })
 }
 
 /// Waits before the next try. Idleness counts anew from the failure, and from the next try on: the wait alone is none.

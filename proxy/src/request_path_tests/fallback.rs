@@ -83,6 +83,8 @@ fn a_circuit_that_opens_while_a_retry_waits_is_no_reason_for_one() {
         talk(address, GET).await;
         let answer = waiting.await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 503 ") && !answer.contains("stands in"), "{answer}");
+        assert!(!answer.contains("leno-reason"), "it was the application's answer: {answer}");
+        assert!(answer.contains("retry-after: 1\r\n"), "and not the circuit's time: {answer}");
         let answer = talk(address, GET).await;
         assert!(answer.contains("leno-reason: circuit-open\r\n") && answer.ends_with("stands in"), "{answer}");
     });
