@@ -118,8 +118,7 @@ pub mod limits {
     pub const STREAM_IDLE: Duration = Duration::from_secs(300);
     /// A TCP connection on which no byte moves either way.
     pub const TCP_IDLE: Duration = Duration::from_secs(3600);
-    /// Either, from a client in the mesh: its own proxy knows what policy allows, and keeps to it. The longest that policy may
-    /// say; peers that vanish are noticed far sooner, by pings and keepalive.
+    /// The longest of either that policy may say, and a client's proxy may tell the server's.
     pub const PEER_IDLE: Duration = Duration::from_secs(24 * 3600);
     /// What is left of a request's body once its response is complete, all of it together.
     pub const BODY_AFTER_RESPONSE: Duration = STREAM_IDLE;

@@ -11,13 +11,7 @@ pub mod rate_limit;
 mod request;
 mod told;
 
-use std::{
-    io,
-    net::SocketAddr,
-    rc::Rc,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use leno_proto::spiffe::SpiffeId;
@@ -63,11 +57,6 @@ pub(crate) struct Client {
 impl Client {
     fn new(address: SocketAddr, identity: Option<SpiffeId>) -> Self {
         Self { address, identity }
-    }
-
-    /// How long its opaque connections may be without a byte moved.
-    fn idle(&self, ctx: &Context) -> Duration {
-        if self.identity.is_some() { limits::PEER_IDLE } else { ctx.tcp_idle }
     }
 }
 
@@ -183,7 +172,7 @@ async fn meshed(
         (MeshProtocol::Tcp, Protocol::Detect) => {
             let pick = ctx.upstreams.plain(application.address);
             let server = pick.tcp().await?;
-            let race = Box::pin(tcp::race(Prefixed::new(Bytes::new(), stream), server, client.idle(ctx)));
+            let race = Box::pin(tcp::race(Prefixed::new(Bytes::new(), stream), server, ctx.tcp_idle));
             let first = ctx.drain.patiently(race).await.unwrap_or(tcp::First::Closed);
             carry(ctx, first, client, application).await;
         }
@@ -274,7 +263,6 @@ fn carried<'a>(ctx: &'a Context, client: &Client, application: &'a Application) 
         peer: client.identity.clone(),
         ..ConnectionRecord::new(Direction::Inbound, client.address, application.address)
     })
-    .idle(client.idle(ctx))
 }
 
 async fn http(ctx: &Context, stream: impl Io + Backlog, client: Client, application: Rc<Application>, wire: Wire) {

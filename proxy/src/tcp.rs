@@ -212,12 +212,6 @@ impl<'a> Carried<'a> {
         }
     }
 
-    /// So long it may be without a byte moved.
-    pub(crate) fn idle(mut self, idle: Duration) -> Self {
-        self.idle = idle;
-        self
-    }
-
     /// The endpoint that it goes to.
     pub(crate) fn reached(mut self, pick: &Pick) -> Self {
         self.idle = pick.stream_idle().unwrap_or(self.idle);

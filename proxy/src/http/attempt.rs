@@ -221,6 +221,9 @@ impl<'a> Template<'a> {
             Some(_) => self.head.fields.remove_named(notes::HEADER),
             None => {}
         }
+        if let Some(idle) = exchange.watch().told_idle() {
+            headers::set_idle(&mut self.head.fields, meshed.then_some(idle));
+        }
         if http1 {
             if self.head.protocol.is_some() {
                 return Err(Error::BadRequest("extended CONNECT to a server that speaks HTTP/1"));

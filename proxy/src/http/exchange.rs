@@ -257,9 +257,9 @@ impl Exchange {
         self.watch.limit(self.ends_by());
     }
 
-    /// The longest time without a byte moved, in place of the usual.
-    pub(crate) fn limit_idle(&self, idle: Duration) {
-        self.watch.limit_idle(idle);
+    /// The longest time without a byte moved, by the word of a client's proxy.
+    pub(crate) fn limit_idle_as_told(&self, told: Duration) {
+        self.watch.limit_idle_as_told(told);
     }
 
     /// As [`Self::limit`], by what the route allows.

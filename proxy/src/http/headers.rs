@@ -277,6 +277,28 @@ pub(crate) fn leno_timeout(fields: &Fields) -> Option<Duration> {
     if plain { value.parse().ok().map(Duration::from_millis) } else { None }
 }
 
+/// By this header the client's proxy tells the server's how long the exchange may be without a byte moved: milliseconds, if
+/// policy allows longer than usual.
+const IDLE: &[u8] = b"leno-idle-ms";
+
+/// What [`IDLE`] says. None: nothing, or it is unreadable.
+pub(crate) fn leno_idle(fields: &Fields) -> Option<Duration> {
+    if !fields.has(Name::LenoOther) {
+        return None;
+    }
+    let value = fields.values(IDLE).next().and_then(|value| std::str::from_utf8(value).ok())?;
+    let plain = value.len() <= 10 && value.bytes().all(|byte| byte.is_ascii_digit());
+    if plain { value.parse().ok().map(Duration::from_millis) } else { None }
+}
+
+/// Says it; None: only what an earlier hop was told is removed.
+pub(crate) fn set_idle(fields: &mut Fields, idle: Option<Duration>) {
+    match idle {
+        Some(idle) => fields.set_named(IDLE, idle.as_millis().to_string().as_bytes()),
+        None => fields.remove_named(IDLE),
+    }
+}
+
 /// Which try of its client a request is, as a proxy of the mesh says it; 1: the first.
 pub(crate) fn attempt(fields: &Fields) -> u32 {
     fields.text(Name::LenoAttempt).and_then(|value| value.parse().ok()).unwrap_or(1)
@@ -449,6 +471,19 @@ mod tests {
             Fields::from_iter([("host", "a"), ("content-length", "1"), ("leno-reason", "x"), ("sum", "1")]);
         clean_trailers(&mut trailers);
         assert_eq!(trailers, Fields::from_iter([("sum", "1")]));
+    }
+
+    #[test]
+    fn idleness_is_read_and_told() {
+        let read = |value: &str| leno_idle(&Fields::from_iter([("leno-idle-ms", value)]));
+        assert_eq!((read("600000"), read("0")), (Some(Duration::from_secs(600)), Some(Duration::ZERO)));
+        assert_eq!((read(""), read("-1"), read("1s"), read("12345678901")), (None, None, None, None));
+        let mut fields = Fields::from_iter([("x", "y")]);
+        assert_eq!(leno_idle(&fields), None);
+        set_idle(&mut fields, Some(Duration::from_secs(7)));
+        assert_eq!(leno_idle(&fields), Some(Duration::from_secs(7)));
+        set_idle(&mut fields, None);
+        assert_eq!((leno_idle(&fields), fields.len()), (None, 1));
     }
 
     #[test]

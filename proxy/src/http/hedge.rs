@@ -220,6 +220,7 @@ async fn elsewhere(ctx: &Context, twice: &Twice<'_>, body: Body, first: SocketAd
     }
     if pick.endpoint.identity.is_none() {
         head.fields.remove_named(notes::HEADER);
+        headers::set_idle(&mut head.fields, None);
     }
     head.fields.set(Name::LenoAttempt, twice.attempt.to_string().as_bytes());
     if let Some(deadline) = twice.deadline {

@@ -16,7 +16,7 @@ use std::{
 use pin_project_lite::pin_project;
 
 use super::client_stream::ClientPhase;
-use crate::{alarm::Alarm, reason::Reason};
+use crate::{alarm::Alarm, config::limits, reason::Reason};
 
 /// Why an exchange was ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +101,16 @@ impl Watch {
         self.policy_idle.get()
     }
 
+    /// What a server's proxy must be told, lest it ends what policy allows: it has the usual limit by itself.
+    pub(super) fn told_idle(&self) -> Option<Duration> {
+        self.policy_idle().filter(|idle| *idle > self.usual_idle)
+    }
+
+    /// As [`Self::limit_idle`], by the word of a client's proxy, which gets no less than the usual.
+    pub(super) fn limit_idle_as_told(&self, told: Duration) {
+        self.policy_idle.set(Some(told.min(limits::PEER_IDLE)).filter(|idle| *idle > self.usual_idle));
+    }
+
     fn idle(&self) -> Duration {
         self.policy_idle.get().unwrap_or(self.usual_idle)
     }
@@ -143,6 +153,8 @@ impl Watch {
     pub(crate) fn end(&self) -> Option<Overdue> {
         self.stage.set(Stage::Between);
         self.deadline.set(None);
+        // What is left for the client to take is no part of what policy speaks of.
+        self.policy_idle.set(None);
         if let Some(client) = &self.client {
             client.answered();
         }
@@ -358,6 +370,28 @@ mod tests {
         assert_eq!(next.look(keeper.as_mut().project().quiet, at(299)), Ok(at(300)));
         assert_eq!(next.look(keeper.as_mut().project().quiet, at(300)), Ok(at(500)));
         assert_eq!(next.look(keeper.as_mut().project().quiet, at(500)), Err(Overdue::Idle));
+    }
+
+    #[test]
+    fn patience_ends_with_its_exchange() {
+        let (watch, ..) = watching();
+        watch.limit_idle(IDLE * 2);
+        assert_eq!((watch.idle(), watch.told_idle()), (IDLE * 2, Some(IDLE * 2)));
+        watch.end();
+        assert_eq!((watch.idle(), watch.told_idle()), (IDLE, None));
+        watch.limit_idle(IDLE / 2);
+        assert_eq!(watch.told_idle(), None, "a server's proxy has more of it anyway");
+    }
+
+    #[test]
+    fn what_is_told_is_kept_within_bounds() {
+        let (watch, ..) = watching();
+        watch.limit_idle_as_told(IDLE / 2);
+        assert_eq!(watch.policy_idle(), None);
+        watch.limit_idle_as_told(IDLE * 3);
+        assert_eq!(watch.idle(), IDLE * 3);
+        watch.limit_idle_as_told(Duration::MAX);
+        assert_eq!(watch.idle(), limits::PEER_IDLE);
     }
 
     #[tokio::test]

@@ -191,7 +191,9 @@ fn identify(client: &Client, exchange: &mut Exchange, head: &mut RequestHead) {
         return;
     };
     exchange.limit(headers::leno_timeout(&head.fields));
-    exchange.limit_idle(limits::PEER_IDLE);
+    if let Some(idle) = headers::leno_idle(&head.fields) {
+        exchange.limit_idle_as_told(idle);
+    }
     head.fields.remove(names([
         Name::LenoClientId,
         Name::LenoOther,

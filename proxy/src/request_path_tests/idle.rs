@@ -1,5 +1,6 @@
-//! Who ends what does not move: the client's proxy, which knows the policy. The server's leaves that to its peers in the mesh,
-//! and watches clients from outside itself. Nor is a request idle whose answer goes on.
+//! Who ends what does not move: the client's proxy, which knows the policy, and tells the server's where that allows more time
+//! than is usual. To others, and for opaque bytes, with which nothing can be told, the server's gives the usual. Nor is a
+//! request idle whose answer goes on.
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
@@ -12,7 +13,8 @@ use tokio::{
 
 use crate::{
     policy::{BackendPolicy, Protocol, Target},
-    testing::{BOTH, Sidecar, Through, application, read_until, run, server_id, talk},
+    testing::{BOTH, Sidecar, Through, application, read_until, run, scripted, server_id, talk},
+    tls::MeshProtocol,
     upstream::{Backend, Endpoint, EndpointSet},
 };
 
@@ -32,7 +34,16 @@ fn impatient(service_account: &str, target: impl Fn() -> Target + 'static, idle:
 /// Where a client calls `app` through two impatient sidecars, under a policy that says `stream_idle`; and where the server's
 /// own listens.
 async fn two(app: SocketAddr, protocol: Protocol, stream_idle: Option<Duration>) -> (SocketAddr, SocketAddr) {
-    let server = impatient("server", || Target::Outside, USUAL);
+    between(impatient("server", || Target::Outside, USUAL), app, protocol, stream_idle).await
+}
+
+/// The same with this server's proxy.
+async fn between(
+    server: Sidecar,
+    app: SocketAddr,
+    protocol: Protocol,
+    stream_idle: Option<Duration>,
+) -> (SocketAddr, SocketAddr) {
     let inbound = server.inbound(app).await;
     server.permit(v1::inbound::Mode::Permissive, inbound.port(), v1::Protocol::Detect);
     let backend = Arc::new(Backend::new("shop/shop:80".into()));
@@ -104,6 +115,66 @@ fn without_a_policy_the_clients_proxy_ends_what_does_not_move() {
 }
 
 #[test]
+fn the_servers_proxy_waits_longer_than_usual_only_for_peers_that_say_so() {
+    run(async {
+        let (_, server) = two(slow().await, Protocol::Http1, None).await;
+        let rogue = Sidecar::new("rogue", || Target::Outside);
+        let told = "leno-idle-ms: 20000\r\n";
+        for (meshed, header, answered) in [(true, "", false), (true, told, true), (false, told, false)] {
+            let request = format!("GET / HTTP/1.1\r\nhost: shop\r\nconnection: close\r\n{header}\r\n");
+            let tcp = TcpStream::connect(server).await.unwrap();
+            let mut stream: Box<dyn crate::net::Io> = if meshed {
+                let credentials = rogue.ctx.credentials.current().unwrap();
+                Box::new(credentials.connect(tcp, &server_id(), MeshProtocol::Http1).await.unwrap().0)
+            } else {
+                Box::new(tcp)
+            };
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = Vec::new();
+            let _ = stream.read_to_end(&mut answer).await;
+            let answer = String::from_utf8_lossy(&answer);
+            let expected = if answered { "HTTP/1.1 200 " } else { "HTTP/1.1 504 " };
+            assert!(answer.starts_with(expected), "{meshed} {header:?}: {answer}");
+        }
+    });
+}
+
+#[test]
+fn a_peer_that_stalls_its_body_is_waited_for_no_longer_than_usual() {
+    run(async {
+        let app = application(|mut stream| async move {
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        })
+        .await;
+        let (_, server) = two(app, Protocol::Http1, None).await;
+        let rogue = Sidecar::new("rogue", || Target::Outside);
+        let tcp = TcpStream::connect(server).await.unwrap();
+        let credentials = rogue.ctx.credentials.current().unwrap();
+        let mut stream = credentials.connect(tcp, &server_id(), MeshProtocol::Http1).await.unwrap().0;
+        stream.write_all(b"POST / HTTP/1.1\r\nhost: shop\r\ncontent-length: 1000000\r\n\r\n12345").await.unwrap();
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 504");
+    });
+}
+
+#[test]
+fn applications_see_nothing_of_what_proxies_tell_each_other_of_idleness() {
+    run(async {
+        let (app, seen) = scripted(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+        let patient = Sidecar::new("server", || Target::Outside);
+        let (client, server) = between(patient, app, Protocol::Http1, Some(Duration::from_secs(20))).await;
+        let told = b"GET / HTTP/1.1\r\nhost: shop\r\nconnection: close\r\nleno-idle-ms: 5\r\n\r\n";
+        for address in [client, server] {
+            let answer = talk(address, told).await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+            let text = String::from_utf8(seen.take()).unwrap();
+            assert!(text.starts_with("GET / ") && !text.contains("leno-idle"), "{text}");
+        }
+    });
+}
+
+#[test]
 fn policy_gives_tunnels_more_time_than_the_servers_proxy_would() {
     run(async {
         let app = thoughtful(b"\r\n\r\n", SWITCHED).await;
@@ -119,11 +190,14 @@ fn policy_gives_tunnels_more_time_than_the_servers_proxy_would() {
 }
 
 #[test]
-fn policy_gives_connections_more_time_than_the_servers_proxy_would() {
+fn policy_gives_connections_more_time_than_the_clients_proxy_would_and_the_servers_at_most_its_own() {
     run(async {
         let app = thoughtful(b"hello\n", b"welcome\n").await;
-        let (client, server) = two(app, Protocol::Tcp, Some(Duration::from_secs(20))).await;
-        for (address, outlives) in [(client, true), (server, false)] {
+        let policy = Some(Duration::from_secs(20));
+        let (through_both, alone) = two(app, Protocol::Tcp, policy).await;
+        let patient = Sidecar::new("server", || Target::Outside);
+        let (to_patient, _) = between(patient, app, Protocol::Tcp, policy).await;
+        for (address, outlives) in [(to_patient, true), (through_both, false), (alone, false)] {
             let mut stream = TcpStream::connect(address).await.unwrap();
             stream.write_all(b"hello\n").await.unwrap();
             read_until(&mut stream, b"welcome\n").await.unwrap();
@@ -143,7 +217,8 @@ fn both_sides_of_a_connection_may_be_silent_from_the_beginning_for_as_long_as_po
         })
         .await;
         for (stream_idle, outlives) in [(Some(Duration::from_secs(20)), true), (None, false)] {
-            let (client, _) = two(app, Protocol::Detect, stream_idle).await;
+            let patient = Sidecar::new("server", || Target::Outside);
+            let (client, _) = between(patient, app, Protocol::Detect, stream_idle).await;
             let mut stream = TcpStream::connect(client).await.unwrap();
             assert_eq!(read_until(&mut stream, b"ready\n").await.is_some(), outlives);
         }
