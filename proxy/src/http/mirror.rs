@@ -14,18 +14,19 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Context, Poll},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use http::Method;
+use tokio::time::timeout_at;
 
 use super::{
     Body,
     body::{BodyError, Frame},
     guarded,
     head::{Fields, Name, RequestHead, names},
-    headers,
+    headers, verdict,
 };
 use crate::{
     config::limits,
@@ -207,15 +208,13 @@ fn send_all(copied: Copied, to: Recipients) {
     for (mirror, place) in to {
         let copied = Rc::clone(&copied);
         tokio::task::spawn_local(async move {
-            let sent = tokio::time::timeout(limits::MIRROR_TIMEOUT, send(&mirror, &copied)).await;
-            let result = match sent {
-                Ok(Ok(())) => MirrorResult::Sent,
-                Ok(Err(error)) => {
+            let result = match send(&mirror, &copied, limits::MIRROR_TIMEOUT).await {
+                Ok(()) => MirrorResult::Sent,
+                Err(error) => {
                     tracing::debug!(backend = &*mirror.backend.key, %error, "a mirrored request failed");
                     let refused = matches!(error, Error::Limit { .. } | Error::CircuitOpen { .. });
                     if refused { MirrorResult::Overload } else { MirrorResult::Failed }
                 }
-                Err(_) => MirrorResult::Failed,
             };
             mirror.metrics.count(result);
             drop(place);
@@ -224,7 +223,9 @@ fn send_all(copied: Copied, to: Recipients) {
 }
 
 /// Sends the copy to one endpoint, as far as breaker and limits of the backend allow it, and reads the answer to its end.
-async fn send(mirror: &Mirror, copied: &Copied) -> Result<(), Error> {
+/// `patience`: for all of it.
+async fn send(mirror: &Mirror, copied: &Copied, patience: Duration) -> Result<(), Error> {
+    let until = tokio::time::Instant::now() + patience;
     let (backend, upstreams) = (&mirror.backend, &copied.ctx.upstreams);
     if !backend.shield.is_told() {
         upstreams.await_policy(backend).await?;
@@ -238,15 +239,20 @@ async fn send(mirror: &Mirror, copied: &Copied) -> Result<(), Error> {
         None => (None, None),
     };
     let pick = upstreams.pick(backend, &[], |_| None).await?;
-    let (outcome, answer) = ask(&pick, backend, rules.as_deref(), copied).await;
+    // A server that says nothing has failed, and its breaker is told.
+    let asked = timeout_at(until, ask(&pick, backend, rules.as_deref(), copied)).await;
+    let (outcome, answer) = asked.unwrap_or((Outcome::Failure, Err(Error::TryTimeout)));
     let now = Instant::now();
     pick.report(outcome, now);
     backend.shield.report(permit, outcome, &backend.key, now);
     let mut answer = answer?;
-    while let Some(frame) = poll_fn(|cx| answer.poll_frame(cx)).await {
-        frame.map_err(|error| broken(&pick, error.to_string()))?;
-    }
-    Ok(())
+    let read = async {
+        while let Some(frame) = poll_fn(|cx| answer.poll_frame(cx)).await {
+            frame.map_err(|error| broken(&pick, error.to_string()))?;
+        }
+        Ok::<(), Error>(())
+    };
+    timeout_at(until, read).await.unwrap_or(Err(Error::TryTimeout))
 }
 
 /// The answer's body, and what its head, or the lack of one, says of the endpoint.
@@ -269,8 +275,8 @@ async fn ask(pick: &Pick, backend: &Backend, rules: Option<&Rules>, copied: &Cop
     }
     let body = Body::kept(copied.frames.clone(), copied.trailers.clone());
     match connection.send(&head, body, Extras::default()).await {
-        Ok(reply) if reply.head.status.is_server_error() => (Outcome::Failure, Ok(reply.body)),
-        Ok(reply) => (Outcome::Success, Ok(reply.body)),
+        // Only the client of the request itself can have set a time.
+        Ok(reply) => (verdict::judged(&reply.head, pick).unwrap_or(Outcome::GivenUp), Ok(reply.body)),
         Err(error) => {
             let outcome = if error.own || error.unfit { Outcome::Neutral } else { Outcome::Failure };
             (outcome, Err(broken(pick, error.reason)))
@@ -284,7 +290,7 @@ fn broken(pick: &Pick, reason: String) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use std::{cell::RefCell, net::SocketAddr, time::Duration};
+    use std::{cell::RefCell, net::SocketAddr};
 
     use http::Version;
     use tokio::{io::AsyncWriteExt, net::TcpStream};
@@ -292,9 +298,11 @@ mod tests {
     use super::*;
     use crate::{
         policy::{BackendPolicy, Protocol, Target},
-        testing::{Sidecar, application, read_until, run},
+        testing::{Sidecar, application, read_until, run, scripted},
         upstream::{Endpoint, EndpointSet, breaker::Settings, bulkhead::Limits},
     };
+
+    const PATIENCE: Duration = Duration::from_secs(30);
 
     fn mirror(to: SocketAddr, policy: BackendPolicy) -> Mirror {
         let backend = Arc::new(Backend::new("shop/next:80".into()));
@@ -326,16 +334,65 @@ mod tests {
             let mirror = Rc::new(mirror(app, BackendPolicy { limits, ..BackendPolicy::default() }));
             let sidecar = Sidecar::new("client", || Target::Outside);
             let (first, copy) = (Rc::clone(&mirror), copied(&sidecar));
-            let first = tokio::task::spawn_local(async move { send(&first, &copy).await });
+            let first = tokio::task::spawn_local(async move { send(&first, &copy, PATIENCE).await });
             while held.borrow().is_none() {
                 tokio::task::yield_now().await;
             }
-            let refused = send(&mirror, &copied(&sidecar)).await;
+            let refused = send(&mirror, &copied(&sidecar), PATIENCE).await;
             assert!(matches!(refused, Err(Error::Limit { .. })), "{refused:?}");
             let mut stream = held.borrow_mut().take().unwrap();
             stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
             first.await.unwrap().unwrap();
             assert_eq!(mirror.backend.shield.counts.held(What::Request), 0, "its place is given back");
+        });
+    }
+
+    fn opens_after(failures: u32) -> Option<Arc<Settings>> {
+        Some(Arc::new(Settings {
+            consecutive: Some(failures),
+            percent: None,
+            window: Duration::from_secs(10),
+            minimum_volume: 1,
+            open: Duration::from_secs(60),
+            open_max: Duration::from_secs(60),
+            probes: 1,
+            successes: 1,
+        }))
+    }
+
+    #[test]
+    fn copies_are_judged_as_requests_are() {
+        run(async {
+            let sidecar = Sidecar::new("client", || Target::Outside);
+            for (answer, state) in [
+                (&b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"[..], "closed"),
+                (b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 0\r\n\r\n", "closed"),
+                (b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n", "open"),
+                (b"HTTP/1.1 200 OK\r\ngrpc-status: 14\r\ncontent-length: 0\r\n\r\n", "open"),
+                (b"HTTP/1.1 200 OK\r\ngrpc-status: 5\r\ncontent-length: 0\r\n\r\n", "closed"),
+            ] {
+                let (app, _) = scripted(answer).await;
+                let mirror = mirror(app, BackendPolicy { breaker: opens_after(1), ..BackendPolicy::default() });
+                send(&mirror, &copied(&sidecar), PATIENCE).await.unwrap();
+                let text = String::from_utf8_lossy(answer);
+                assert_eq!(mirror.backend.shield.breaker.state(), state, "{text}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_mirror_that_says_nothing_has_failed() {
+        run(async {
+            let app = application(|mut stream| async move {
+                read_until(&mut stream, b"\r\n\r\n").await.unwrap();
+                std::future::pending::<()>().await;
+            })
+            .await;
+            let mirror = mirror(app, BackendPolicy { breaker: opens_after(1), ..BackendPolicy::default() });
+            let sidecar = Sidecar::new("client", || Target::Outside);
+            let sent = send(&mirror, &copied(&sidecar), Duration::from_millis(50)).await;
+            assert!(matches!(sent, Err(Error::TryTimeout)), "{sent:?}");
+            assert_eq!(mirror.backend.shield.breaker.state(), "open");
         });
     }
 
@@ -349,23 +406,13 @@ mod tests {
                 }
             })
             .await;
-            let breaker = Settings {
-                consecutive: Some(2),
-                percent: None,
-                window: Duration::from_secs(10),
-                minimum_volume: 1,
-                open: Duration::from_secs(60),
-                open_max: Duration::from_secs(60),
-                probes: 1,
-                successes: 1,
-            };
-            let breaker = Some(Arc::new(breaker));
+            let breaker = opens_after(2);
             let mirror = mirror(app, BackendPolicy { breaker, ..BackendPolicy::default() });
             let sidecar = Sidecar::new("client", || Target::Outside);
             for _ in 0..2 {
-                send(&mirror, &copied(&sidecar)).await.unwrap();
+                send(&mirror, &copied(&sidecar), PATIENCE).await.unwrap();
             }
-            let refused = send(&mirror, &copied(&sidecar)).await;
+            let refused = send(&mirror, &copied(&sidecar), PATIENCE).await;
             assert!(matches!(refused, Err(Error::CircuitOpen { .. })), "{refused:?}");
         });
     }

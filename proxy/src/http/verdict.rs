@@ -69,6 +69,11 @@ pub(super) fn was_reached(number: Option<u32>, reply: Option<&Reply>, pick: &Pic
 
 /// What an answer says about its endpoint: HTTP's server errors, and gRPC's UNAVAILABLE; 429 and RESOURCE_EXHAUSTED.
 pub(super) fn outcome(response: &ResponseHead, pick: &Pick, exchange: &Exchange) -> Outcome {
+    judged(response, pick).unwrap_or_else(|| blame(&Error::RequestTimeout, exchange))
+}
+
+/// The same without its exchange. None: the peer was told the deadline, and noticed first that it has passed.
+pub(super) fn judged(response: &ResponseHead, pick: &Pick) -> Option<Outcome> {
     let (status, grpc) = (response.status, grpc_status(&response.fields));
     let failed = status.is_server_error() || grpc == Some(14);
     let refused = status == StatusCode::TOO_MANY_REQUESTS || grpc == Some(8);
@@ -80,15 +85,14 @@ pub(super) fn outcome(response: &ResponseHead, pick: &Pick, exchange: &Exchange)
     {
         pick.rest(wait, Instant::now());
     }
-    match reason {
+    Some(match reason {
         // The request's own fault.
         Some(b"head-too-large" | b"body-too-large") => Outcome::Neutral,
         _ if refused => Outcome::Refused,
         _ if !failed => Outcome::Success,
-        // The peer was told the deadline, and noticed first.
-        Some(b"request-timeout") => blame(&Error::RequestTimeout, exchange),
+        Some(b"request-timeout") => return None,
         _ => Outcome::Failure,
-    }
+    })
 }
 
 /// What a try without an answer says about its endpoint: nothing, if the request was not fit to be sent, or the client is
