@@ -245,7 +245,11 @@ fn only_in_flight(report: &Report, changes: &Changes) -> Result<()> {
     const NOTICE: Duration = Duration::from_millis(100);
     for failure in &report.failures {
         let under_way = |(from, to): &(Instant, Instant)| failure.began <= *to + NOTICE && failure.ended >= *from;
-        ensure!(changes.killed.iter().any(under_way), "a request failed with no instance killed under it: {failure}");
+        let after = changes.killed.iter().filter_map(|(_, to)| failure.began.checked_duration_since(*to)).min();
+        ensure!(
+            changes.killed.iter().any(under_way),
+            "a request failed with no instance killed under it, but {after:?} before it began: {failure}"
+        );
     }
     // Twenty connections over at least three instances: seldom more than seven on the one that dies.
     let bound = changes.killed.len() as u64 * 20;
