@@ -10,7 +10,11 @@ use leno_e2e::{
     scenario::{Instance, Scenario, destination},
     wait::eventually,
 };
-use tokio::time::{MissedTickBehavior, interval};
+use rustix::process::Signal;
+use tokio::{
+    net::TcpStream,
+    time::{MissedTickBehavior, interval},
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_route_changes() -> Result<()> {
@@ -161,6 +165,27 @@ async fn a_wait_goes_on_past_a_restart_of_the_control_plane() -> Result<()> {
     })
     .await?;
     ensure!(waiting.log()?.contains("is in force"), "{}", waiting.log()?);
+    scenario.mesh.end().await
+}
+
+/// A sidecar that has drained takes leave of the control plane, which does not answer at once: whoever it let in meanwhile
+/// would be cut off in the middle of a request when it ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_connects_to_a_sidecar_that_has_drained() -> Result<()> {
+    let scenario = Scenario::start(&["shop"]).await?;
+    ensure!(scenario.answered_by(http::Request::get("/")).await? == "shop-1");
+    let sidecar = &scenario.instance("shop-1")?.sidecar;
+    let (process, address) = (sidecar.process()?, sidecar.listener(0)?);
+    scenario.mesh.control_plane().signal(Signal::STOP)?;
+    process.signal(Signal::TERM)?;
+    process.logged("drained", LIMIT).await?;
+    let connected = TcpStream::connect(address).await;
+    scenario.mesh.control_plane().signal(Signal::CONT)?;
+    ensure!(connected.is_err(), "{connected:?}");
+    // The client's turns to nobody else, and says so; it is not reset in the middle of an answer.
+    let answer = scenario.get("/").await?;
+    ensure!(answer.status.as_u16() >= 500 && answer.header("leno-reason") != "reset", "{answer:?}");
+    process.terminate(LIMIT).await?;
     scenario.mesh.end().await
 }
 

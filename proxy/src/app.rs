@@ -22,6 +22,7 @@ use tokio::{
     time,
 };
 
+use self::workers::Workers;
 use crate::{
     admin,
     config::Config,
@@ -141,7 +142,7 @@ async fn control(config: Arc<Config>, registry: Arc<Registry>, log: LogControl) 
     if let Some(failure) = &failure {
         tracing::error!("{failure}; draining");
     }
-    drain(&shared, &mut signals).await;
+    drain(&shared, &workers, &mut signals).await;
     // Said to the control plane, which then need not wait for us to be missed.
     let _ = stop.send(true);
     if !policy.is_finished() {
@@ -192,13 +193,20 @@ async fn follow_policy(
     policy::client::run(shared.config, shared.policy, shared.credentials, shared.telemetry, asks, shutdown).await;
 }
 
-/// Tells connections to finish and waits for them; a second signal ends the process at once.
-async fn drain(shared: &Shared, signals: &mut Signals) {
+/// Tells connections to finish and waits for them; a second signal ends the process at once. Nobody can connect when it
+/// returns: who did, and was served, would be cut off when the process ends.
+async fn drain(shared: &Shared, workers: &Workers, signals: &mut Signals) {
     let timeout = shared.config.drain_timeout;
     shared.drain.begin();
     let began = Instant::now();
+    let finished = async {
+        // Who comes until then is served: clients learn late that they should go elsewhere.
+        shared.drain.wait(timeout).await;
+        workers.close().await;
+        shared.drain.wait(timeout.saturating_sub(began.elapsed())).await
+    };
     select! {
-        open = shared.drain.wait(timeout) => match open {
+        open = finished => match open {
             0 => tracing::info!(took = ?began.elapsed(), "drained"),
             open => tracing::warn!(open, "connections were still open after {timeout:?}; they are closed"),
         },

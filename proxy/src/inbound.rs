@@ -60,14 +60,19 @@ impl Client {
     }
 }
 
-/// Accepts until the worker ends. `application`: what the listener stands for; None: the original destination of each
+/// Accepts until `closing`. `application`: what the listener stands for; None: the original destination of each
 /// redirected connection.
-pub async fn run(ctx: Context, listener: TcpListener, application: Option<SocketAddr>) {
-    loop {
-        let accepted = listener::accept(&listener, application.is_none()).await;
+pub async fn run(
+    ctx: Context,
+    listener: TcpListener,
+    application: Option<SocketAddr>,
+    closing: impl Future<Output = ()>,
+) {
+    listener::accept(listener, application.is_none(), closing, |accepted| {
         let application = application.unwrap_or(accepted.destination);
         tokio::task::spawn_local(serve(Rc::clone(&ctx), accepted, application, ctx.drain.clone()));
-    }
+    })
+    .await;
 }
 
 /// Serves one connection to the workload to its end; a drain waits for it from the moment it was accepted.

@@ -49,14 +49,14 @@ impl ServersFirst {
     }
 }
 
-/// Accepts until draining has ended the worker. `key`: what the listener stands for; None: the original destination of
-/// each redirected connection.
-pub async fn run(ctx: Context, listener: TcpListener, key: Option<DestinationKey>) {
-    loop {
-        let accepted = listener::accept(&listener, key.is_none()).await;
+/// Accepts until `closing`. `key`: what the listener stands for; None: the original destination of each redirected
+/// connection.
+pub async fn run(ctx: Context, listener: TcpListener, key: Option<DestinationKey>, closing: impl Future<Output = ()>) {
+    listener::accept(listener, key.is_none(), closing, |accepted| {
         let key = key.clone().unwrap_or(DestinationKey::Address(accepted.destination));
         tokio::task::spawn_local(serve(Rc::clone(&ctx), accepted, key, ctx.drain.clone()));
-    }
+    })
+    .await;
 }
 
 /// Serves one connection of the workload to its end; a drain waits for it from the moment it was accepted.

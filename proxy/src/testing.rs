@@ -1,7 +1,7 @@
 //! Workers, sidecars and applications in one process, for tests of the request path over real sockets.
 
 use std::{
-    future::Future,
+    future::{Future, pending},
     net::SocketAddr,
     rc::Rc,
     sync::{Arc, OnceLock},
@@ -110,7 +110,7 @@ impl Sidecar {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let key = DestinationKey::Name("shop.shop:80".into());
-        tokio::task::spawn_local(outbound::run(Rc::clone(&self.ctx), listener, Some(key)));
+        tokio::task::spawn_local(outbound::run(Rc::clone(&self.ctx), listener, Some(key), pending()));
         address
     }
 
@@ -118,7 +118,7 @@ impl Sidecar {
     pub(crate) async fn inbound(&self, application: SocketAddr) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::task::spawn_local(inbound::run(Rc::clone(&self.ctx), listener, Some(application)));
+        tokio::task::spawn_local(inbound::run(Rc::clone(&self.ctx), listener, Some(application), pending()));
         address
     }
 }

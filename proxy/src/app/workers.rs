@@ -44,6 +44,8 @@ enum Side {
 
 /// The running workers.
 pub(super) struct Workers {
+    /// Each listener has a receiver.
+    close: watch::Sender<bool>,
     stop: watch::Sender<bool>,
     /// Closed once every worker has ended; brings the number of one that ended by itself.
     ended: mpsc::Receiver<usize>,
@@ -57,21 +59,29 @@ pub(super) async fn start(shared: &Shared) -> anyhow::Result<Workers> {
         // kernel says when somebody listens already. Our own listeners were told apart with the configuration.
         StdListener::bind(address).with_context(|| format!("listening on {address}"))?;
     }
+    let (close, closing) = watch::channel(false);
     let (stop, stopped) = watch::channel(false);
     let (ended_sender, ended) = mpsc::channel(shared.config.workers);
     for number in 0..shared.config.workers {
         let (ready_sender, ready) = oneshot::channel();
-        let (shared, sides, stopped, ended) = (shared.clone(), sides.clone(), stopped.clone(), ended_sender.clone());
+        let (shared, sides, ended) = (shared.clone(), sides.clone(), ended_sender.clone());
+        let told = Told { closing: closing.clone(), stopped: stopped.clone() };
         thread::Builder::new()
             .name(format!("worker-{number}"))
             .spawn(move || {
                 let _ended = Ended { number, sender: ended };
-                run(&shared, &sides, ready_sender, stopped);
+                run(&shared, &sides, ready_sender, told);
             })
             .with_context(|| format!("starting the thread of worker {number}"))?;
         ready.await.with_context(|| format!("worker {number} ended while it started"))??;
     }
-    Ok(Workers { stop, ended })
+    Ok(Workers { close, stop, ended })
+}
+
+/// What a worker is told.
+struct Told {
+    closing: watch::Receiver<bool>,
+    stopped: watch::Receiver<bool>,
 }
 
 /// Tells of a worker's end, however it comes.
@@ -93,6 +103,15 @@ impl Workers {
         match self.ended.recv().await {
             Some(number) => number,
             None => pending().await, // There is no worker left to fail.
+        }
+    }
+
+    /// Closes all listeners; returns once nobody can connect any longer.
+    pub(super) async fn close(&self) {
+        // An error means that none is left.
+        let _ = self.close.send(true);
+        if time::timeout(STOP, self.close.closed()).await.is_err() {
+            tracing::warn!("a worker did not close its listeners within {STOP:?}");
         }
     }
 
@@ -123,12 +142,7 @@ fn sides(config: &Config) -> Vec<(SocketAddr, Side)> {
 }
 
 /// One worker's thread, until it is stopped.
-fn run(
-    shared: &Shared,
-    sides: &[(SocketAddr, Side)],
-    ready: oneshot::Sender<anyhow::Result<()>>,
-    stopped: watch::Receiver<bool>,
-) {
+fn run(shared: &Shared, sides: &[(SocketAddr, Side)], ready: oneshot::Sender<anyhow::Result<()>>, told: Told) {
     let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -151,7 +165,7 @@ fn run(
         let _ = ready.send(Ok(()));
         // In a task of its own: what is awaited here is polled whenever anything happens on this thread. A panic in it was
         // logged, and ends the worker as it would here.
-        let _ = tokio::task::spawn_local(serve(ctx, listeners, stopped)).await;
+        let _ = tokio::task::spawn_local(serve(ctx, listeners, told)).await;
     });
 }
 
@@ -171,19 +185,28 @@ fn context(shared: &Shared) -> Context {
 }
 
 /// Serves all listeners until stopped, or until one of them fails, which none should.
-async fn serve(ctx: Context, listeners: Vec<(TcpListener, Side)>, mut stopped: watch::Receiver<bool>) {
+async fn serve(ctx: Context, listeners: Vec<(TcpListener, Side)>, told: Told) {
+    let Told { closing, mut stopped } = told;
     let mut accepting = JoinSet::new();
     for (listener, side) in listeners {
-        let ctx = Rc::clone(&ctx);
+        let (ctx, mut closing) = (Rc::clone(&ctx), closing.clone());
+        let closing = async move {
+            // An error means that the process is ending.
+            let _ = closing.wait_for(|closing| *closing).await;
+        };
         match side {
-            Side::Inbound(application) => accepting.spawn_local(inbound::run(ctx, listener, application)),
-            Side::Outbound(key) => accepting.spawn_local(outbound::run(ctx, listener, key)),
+            Side::Inbound(application) => accepting.spawn_local(inbound::run(ctx, listener, application, closing)),
+            Side::Outbound(key) => accepting.spawn_local(outbound::run(ctx, listener, key, closing)),
         };
     }
+    drop(closing);
     let listener_failed = async {
-        if accepting.join_next().await.is_none() {
-            pending::<()>().await; // There is no listener.
+        while let Some(ended) = accepting.join_next().await {
+            if ended.is_err() {
+                return;
+            }
         }
+        pending::<()>().await; // All are closed, or there was none.
     };
     tokio::select! {
         () = listener_failed => {}

@@ -1,17 +1,21 @@
 //! Listeners: one per worker and address, with SO_REUSEPORT, TCP_NODELAY and keep-alive; refuse
-//! before descriptors run out.
+//! before descriptors run out; close without losing who is connected already.
 
 use std::{
     cell::Cell,
     fmt, io,
     net::SocketAddr,
     os::fd::AsRawFd,
+    pin::pin,
     sync::OnceLock,
     time::{Duration, Instant},
 };
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    select,
+};
 
 use super::{Accepted, Io as _, original_dst::original_dst, set_keepalive};
 use crate::config::descriptor_limits;
@@ -48,45 +52,62 @@ pub fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
     listen().map_err(|error| io::Error::new(error.kind(), format!("listening on {addr}: {error}")))
 }
 
-/// The next connection, with its original destination if `redirected`. Transient accept errors
-/// (ECONNABORTED, EMFILE …) are logged, backed off from and not returned. When descriptors run low,
-/// connections are closed at once.
+/// Gives `accepted` each connection, with its original destination if `redirected`, until `closing`: then those that the
+/// kernel has taken already, which would be reset, and no more. Transient accept errors (ECONNABORTED, EMFILE …) are logged,
+/// backed off from and not returned. When descriptors run low, connections are closed at once.
 ///
 /// A redirected listener closes connections made to its own port: nobody redirected them, and
 /// forwarding them to where they were meant to go would come back here.
-pub async fn accept(listener: &TcpListener, redirected: bool) -> Accepted {
+pub async fn accept(
+    listener: TcpListener,
+    redirected: bool,
+    closing: impl Future<Output = ()>,
+    mut accepted: impl FnMut(Accepted),
+) {
+    let mut closing = pin!(closing);
     loop {
-        let (stream, peer) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                back_off(&error).await;
-                continue;
-            }
+        let next = select! {
+            biased;
+            next = listener.accept() => next,
+            () = &mut closing => break,
         };
-        if descriptors_low(&stream) {
-            warn_each_second(&format_args!("refusing connections: {} descriptors are nearly used up", descriptors()));
-            metrics::counter!(REFUSED, "reason" => "descriptors").increment(1);
-            // The client knows at once, and nothing lingers here.
-            stream.reset();
-            continue;
-        }
-        let Ok(local) = stream.local_addr() else {
-            continue; // The client is gone already.
-        };
-        if !redirected {
-            return Accepted { stream, peer, destination: local };
-        }
-        match original_dst(&stream) {
-            Ok(destination) if destination == local => {
-                warn_each_second(&format_args!(
-                    "refused {peer}: it called {local} directly, which only takes redirected connections"
-                ));
-                metrics::counter!(REFUSED, "reason" => "not-redirected").increment(1);
-            }
-            Ok(destination) => return Accepted { stream, peer, destination },
-            Err(_) => {} // The client is gone already.
+        match next {
+            Ok((stream, peer)) => fit(stream, peer, redirected).into_iter().for_each(&mut accepted),
+            Err(error) => back_off(&error).await,
         }
     }
+    // Asked of the kernel: the runtime may not have heard of them yet.
+    while let Ok((socket, peer)) = SockRef::from(&listener).accept() {
+        let stream = socket.set_nonblocking(true).and_then(|()| TcpStream::from_std(socket.into()));
+        if let (Ok(stream), Some(peer)) = (stream, peer.as_socket()) {
+            fit(stream, peer, redirected).into_iter().for_each(&mut accepted);
+        }
+    }
+}
+
+/// The connection, if it is to be served.
+fn fit(stream: TcpStream, peer: SocketAddr, redirected: bool) -> Option<Accepted> {
+    if descriptors_low(&stream) {
+        warn_each_second(&format_args!("refusing connections: {} descriptors are nearly used up", descriptors()));
+        metrics::counter!(REFUSED, "reason" => "descriptors").increment(1);
+        // The client knows at once, and nothing lingers here.
+        stream.reset();
+        return None;
+    }
+    // An error here and below: the client is gone already.
+    let local = stream.local_addr().ok()?;
+    if !redirected {
+        return Some(Accepted { stream, peer, destination: local });
+    }
+    let destination = original_dst(&stream).ok()?;
+    if destination == local {
+        warn_each_second(&format_args!(
+            "refused {peer}: it called {local} directly, which only takes redirected connections"
+        ));
+        metrics::counter!(REFUSED, "reason" => "not-redirected").increment(1);
+        return None;
+    }
+    Some(Accepted { stream, peer, destination })
 }
 
 /// How many descriptors this process may have open; asked once.
@@ -124,6 +145,8 @@ fn warn_each_second(message: &dyn fmt::Display) {
 
 #[cfg(test)]
 mod tests {
+    use std::future::{pending, ready};
+
     use super::*;
 
     #[tokio::test]
@@ -134,11 +157,10 @@ mod tests {
             let again = bind(local).unwrap();
             assert_eq!(again.local_addr().unwrap(), local, "a second worker binds the same address");
             drop(again);
-            let (client, accepted) = tokio::join!(
-                super::super::connect::connect(local, None, Duration::from_secs(5)),
-                accept(&listener, false)
-            );
-            let client = client.unwrap();
+            let client = super::super::connect::connect(local, None, Duration::from_secs(5)).await.unwrap();
+            let mut accepted = Vec::new();
+            accept(listener, false, ready(()), |connection| accepted.push(connection)).await;
+            let accepted = accepted.pop().unwrap();
             assert_eq!(accepted.peer, client.local_addr().unwrap());
             assert_eq!(accepted.destination, local);
             for stream in [&client, &accepted.stream] {
@@ -147,6 +169,18 @@ mod tests {
                 assert_eq!(SockRef::from(stream).tcp_keepalive_time().unwrap(), super::super::KEEPALIVE_IDLE);
             }
         }
+    }
+
+    #[tokio::test]
+    async fn who_is_connected_when_it_closes_is_accepted_and_nobody_after() {
+        let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let connect = || super::super::connect::connect(address, None, Duration::from_secs(5));
+        let clients = [connect().await.unwrap(), connect().await.unwrap(), connect().await.unwrap()];
+        let mut accepted = Vec::new();
+        accept(listener, false, ready(()), |connection| accepted.push(connection.peer)).await;
+        assert_eq!(accepted, clients.map(|client| client.local_addr().unwrap()));
+        connect().await.unwrap_err();
     }
 
     #[tokio::test]
@@ -160,7 +194,7 @@ mod tests {
         };
         tokio::select! {
             read = client => assert_eq!(read, 0),
-            _ = accept(&listener, true) => panic!("accepted"),
+            () = accept(listener, true, pending(), |_| panic!("accepted")) => {}
         }
     }
 }
