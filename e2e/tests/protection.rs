@@ -228,9 +228,9 @@ async fn fixed_limits_of_requests_and_connections() -> Result<()> {
     scenario.mesh.end().await
 }
 
-/// Slots and milliseconds of the overloaded server: 133 requests per second, or fewer where timers are late.
-const SLOTS: usize = 20;
-const WORK: u64 = 150;
+/// Slots and milliseconds of the overloaded server: 500 requests per second, or fewer where timers are late.
+const SLOTS: usize = 10;
+const WORK: u64 = 20;
 const CAPACITY: f64 = SLOTS as f64 * 1000.0 / WORK as f64;
 /// No retry but the first.
 const WITHOUT_RETRIES: &str = "  retryBudget: {percent: 0, minPerSecond: 0, burst: 1}\n";
