@@ -63,7 +63,7 @@ pub fn compile(world: &World, subscriber: &Subscriber, name: &ResourceName) -> (
 fn settings(world: &World) -> Settings {
     Settings {
         trust_domain: world.settings.trust_domain.to_string(),
-        mesh_networks: world.settings.mesh_networks.iter().map(ToString::to_string).collect(),
+        mesh_networks: world.mesh_networks().iter().map(ToString::to_string).collect(),
         session_key: world.settings.session_key.as_deref().unwrap_or_default().to_vec(),
         explain: explain(&world.settings.explain),
     }

@@ -11,6 +11,7 @@ pub mod check;
 mod hash;
 mod index;
 mod intake;
+mod networks;
 mod object;
 pub(crate) mod parse;
 mod policies;
@@ -200,7 +201,8 @@ pub struct MeshSettings {
     /// "cluster.local"
     pub trust_domain: Arc<str>,
     /// Addresses that belong to the mesh: one inside them that nobody owns does not exist, one outside is passed
-    /// through without a look-up. Empty: every address is looked up, and passed through if nobody owns it.
+    /// through without a look-up. Empty: private addresses, and public ones near those of Services and Pods, are looked up, and
+    /// passed through if nobody owns them ([`World::mesh_networks`]).
     pub mesh_networks: Vec<IpNet>,
     /// For workloads whose Pod and Namespace do not say (`leno.dev/inbound`). Strict from a folder.
     pub inbound: InboundMode,

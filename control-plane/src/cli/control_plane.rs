@@ -64,7 +64,8 @@ struct Settings {
     #[arg(long, value_name = "DIR", env = "LENO_CA_DIR")]
     ca_dir: Option<PathBuf>,
     /// Networks whose addresses belong to the mesh: unknown addresses in them are refused, all others are let through
-    /// without asking [default: every address is asked for]
+    /// without asking [default: private addresses, and public networks in which Services or Pods have addresses, are asked
+    /// for, and unknown ones let through]
     #[arg(long, value_name = "CIDR,...", value_delimiter = ',', env = "LENO_MESH_NETWORKS")]
     mesh_networks: Vec<IpNet>,
     /// Headers by which proxies keep what they decided over a request, for `leno explain`; their values are kept, too

@@ -10,6 +10,7 @@ use leno_proto::v1::Protocol;
 
 use super::{
     Kind, ObjectKey,
+    networks::Networks,
     object::{Endpoint, EndpointSlice, Namespace, Object, Pod, Route, Service, ServicePort, Stored, TargetPort},
     policy::Policy,
     shared_map::SharedMap,
@@ -74,6 +75,8 @@ pub(crate) struct Index {
     endpoint_ips: SharedMap<IpAddr, BTreeSet<EndpointUse>>,
     /// EndpointSlices by Pod, through `targetRef`; it need not exist.
     slices_of_pod: SharedMap<ObjectKey, BTreeSet<ObjectKey>>,
+    /// Where Services and Pods have addresses.
+    pub(crate) networks: Networks,
 }
 
 /// An address as some EndpointSlice uses it.
@@ -132,8 +135,12 @@ impl Index {
         match object {
             Object::Service(service) => {
                 service.cluster_ips.iter().for_each(|ip| count(&mut self.cluster_ips, ip, key.clone(), part));
+                self.part_of_networks(&service.cluster_ips, part);
             }
-            Object::Pod(pod) => pod.ips.iter().for_each(|ip| count(&mut self.pod_ips, ip, key.clone(), part)),
+            Object::Pod(pod) => {
+                pod.ips.iter().for_each(|ip| count(&mut self.pod_ips, ip, key.clone(), part));
+                self.part_of_networks(&pod.ips, part);
+            }
             Object::EndpointSlice(slice) => self.part_of_slice(key, slice, part),
             Object::Namespace(_) | Object::Route(_) | Object::Policy(_) => {}
         }
@@ -146,10 +153,20 @@ impl Index {
             let pod = target_ref(&key.namespace, endpoint);
             if let Some(pod) = &pod {
                 count(&mut self.slices_of_pod, pod, key.clone(), part);
+                self.part_of_networks(&endpoint.addresses, part);
             }
             for ip in &endpoint.addresses {
                 let used = EndpointUse { slice: key.clone(), service: service.clone(), pod: pod.clone() };
                 count(&mut self.endpoint_ips, ip, used, part);
+            }
+        }
+    }
+
+    fn part_of_networks(&mut self, ips: &[IpAddr], part: Part) {
+        for ip in ips {
+            match part {
+                Part::Added => self.networks.add(*ip),
+                Part::Removed => self.networks.remove(*ip),
             }
         }
     }

@@ -6,6 +6,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use ipnet::IpNet;
+
 use super::{
     Condition, Document, DocumentError, EndpointSlice, Generations, Kind, MeshSettings, Object, ObjectInfo, ObjectKey,
     Topic,
@@ -302,6 +304,9 @@ impl World {
         for key in &self.changed {
             topics::touched(key, &before, &after, &mut touched);
         }
+        if !before.index.networks.same_as(&after.index.networks) {
+            touched.insert(Topic::Settings);
+        }
         let touched: Touched = touched.iter().map(Topic::id).collect();
         for topic in &touched {
             self.changed_at.insert(*topic, self.generation);
@@ -318,6 +323,14 @@ impl World {
             let kept = self.changed_at.iter().filter(|(_, at)| **at > forget);
             self.changed_at = kept.map(|(topic, at)| (*topic, *at)).collect();
             self.unchanged_since = forget;
+        }
+    }
+
+    /// Addresses that proxies ask about. None: all.
+    pub fn mesh_networks(&self) -> Vec<IpNet> {
+        match self.settings.mesh_networks.as_slice() {
+            [] => self.index.networks.asked(),
+            said => said.to_vec(),
         }
     }
 
