@@ -201,7 +201,7 @@ impl Pick {
         protocol: Protocol,
         role: Role,
     ) -> Self {
-        local.begin();
+        local.begin(started);
         Self {
             endpoint: Arc::clone(&local.endpoint),
             local,
@@ -233,7 +233,10 @@ impl Pick {
                 self.local.given_up(latency, now);
                 return self.abandon_probe(now);
             }
-            Outcome::Neutral => return self.abandon_probe(now),
+            Outcome::Neutral => {
+                self.local.unheard();
+                return self.abandon_probe(now);
+            }
         };
         let role = self.role.replace(Role::Ordinary);
         self.local.observe(success, role, latency, now);
@@ -302,8 +305,9 @@ impl Pick {
 
 impl Drop for Pick {
     fn drop(&mut self) {
-        if self.role.get() == Role::Probe {
-            self.abandon_probe(Instant::now());
+        if !self.reported.get() {
+            // Whoever waited for the answer has left.
+            self.report(Outcome::GivenUp, Instant::now());
         }
         self.local.end();
     }

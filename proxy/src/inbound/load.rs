@@ -2,6 +2,7 @@
 //! late took when there were as many. Counted for the whole process, and only while somebody asks.
 
 use std::{
+    cell::Cell,
     collections::HashMap,
     net::SocketAddr,
     sync::{
@@ -48,6 +49,7 @@ pub(crate) struct Underway {
     load: Arc<Load>,
     level: usize,
     started: Instant,
+    answered: Cell<bool>,
 }
 
 /// The load of one port of the application, which all workers share.
@@ -71,7 +73,7 @@ impl Load {
             return None;
         }
         let in_flight = self.in_flight.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        Some(Underway { load: Arc::clone(self), level: level(in_flight), started: now })
+        Some(Underway { load: Arc::clone(self), level: level(in_flight), started: now, answered: Cell::new(false) })
     }
 
     /// The answer to a client that asks.
@@ -93,6 +95,7 @@ impl Load {
 impl Underway {
     /// The head of its answer is there.
     pub(crate) fn answered(&self, now: Instant) {
+        self.answered.set(true);
         if let Some(level) = self.load.levels.get(self.level) {
             level.add(now.saturating_duration_since(self.started), millis(now));
         }
@@ -101,6 +104,10 @@ impl Underway {
 
 impl Drop for Underway {
     fn drop(&mut self) {
+        if !self.answered.get() {
+            // Its client left: the answer would have taken longer yet.
+            self.answered(Instant::now());
+        }
         self.load.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -245,13 +245,14 @@ impl<'a, V: Candidates> Drawn<'a, V> {
 
     /// The cheapest, without those that are in their slow start and those that failed and do not take this draw. The first of all,
     /// drawn by weight, is the one for which slow start counts: its chance to be first is its share, that it is among a few is not.
-    /// `explores`: the first that may be taken, whatever it costs.
+    /// `explores`: the first that may be taken, whatever it costs; where tries wait in vain already, they are what finds out.
     fn take(&self, explores: bool, random: &impl Fn() -> u64) -> usize {
         let Self { view, cost, now, indices: [first, ..], .. } = *self;
-        let starts = view.warmth(first) < 1.0 && is_warm(view, first, random);
+        let hangs = |index: usize| view.estimate(index).hangs(now);
+        let starts = view.warmth(first) < 1.0 && !hangs(first) && is_warm(view, first, random);
         let warm = || self.all().filter(|index| view.warmth(*index) >= 1.0);
-        if explores {
-            return if starts { first } else { warm().next().unwrap_or(first) };
+        if explores && let Some(any) = starts.then_some(first).or_else(|| warm().find(|index| !hangs(*index))) {
+            return any;
         }
         if starts && is_trusted(view, first, now, random) && joins(view, first, warm()) {
             return first;
@@ -298,6 +299,7 @@ fn cheapest(cost: impl Fn(usize) -> f64, of: impl Iterator<Item = usize>) -> Opt
 /// `index`, drawn by share, if it is in its slow start and takes this draw: for algorithms that compare in a way of their own.
 pub fn starting(view: &impl Candidates, index: usize, now: Instant, random: &impl Fn() -> u64) -> Option<Choice> {
     let starts = view.standing(index) == Standing::Ready && view.warmth(index) < 1.0 && is_warm(view, index, random);
+    let starts = starts && !view.estimate(index).hangs(now);
     let others = || (1..MOST_COMPARED).map(|_| sampler::scale(random() as u32, view.count()));
     let warm = |index: &usize| view.standing(*index) == Standing::Ready && view.warmth(*index) >= 1.0;
     let joins = || joins(view, index, others().filter(warm));

@@ -275,7 +275,10 @@ impl Roster {
         let usable = |index: usize| is_warm(index) && balance::is_trusted(view, index, view.now, random);
         // Those that start had their turn: they are none to choose among, nor to wait for.
         let among = (0..self.endpoints.len()).filter(|index| is_warm(*index)).take(2).count();
-        let penalty = |index: usize| view.estimate(index).penalty(view.now);
+        let penalty = |index: usize| {
+            let estimate = view.estimate(index);
+            estimate.penalty(view.now).max(estimate.silence(view.now))
+        };
         let index = asked.pool.choose(settings, among, view.now, usable, penalty)?;
         // As in `Drawn::take`.
         if is_warm(any) && !usable(any) && balance::relieves(view, Cost::PeakEwma, view.now, any, index) {

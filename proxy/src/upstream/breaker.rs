@@ -228,10 +228,14 @@ impl Breaker {
             State::Open { until } => millis(until).saturating_add(1),
         };
         if self.opens_at.swap(at, Ordering::Relaxed) != 0 && at == 0 {
-            // What counts begins anew.
-            self.failures.store(0, Ordering::Relaxed);
-            self.window.clear();
+            self.forget();
         }
+    }
+
+    /// What counts begins anew.
+    fn forget(&self) {
+        self.failures.store(0, Ordering::Relaxed);
+        self.window.clear();
     }
 
     /// Closed, as if nothing had ever failed.
@@ -239,6 +243,7 @@ impl Breaker {
         let mut circuit = self.circuit.lock();
         *circuit = Circuit::default();
         self.publish(&circuit);
+        self.forget();
     }
 
     /// What operators see: "closed", "open" or "half-open".

@@ -23,6 +23,10 @@ pub struct LocalEndpoint {
     pub endpoint: Arc<Endpoint>,
     pub pool: Rc<Pool>,
     in_flight: Cell<u32>,
+    /// Of those in flight, tries without any outcome yet.
+    unanswered: Cell<u32>,
+    /// With some unanswered: since when nothing was heard.
+    silent_since: Cell<Option<Instant>>,
     estimate: Cell<Estimate>,
     /// As of the last time that anybody asked; the clock is not read for each request.
     last_used: Cell<Instant>,
@@ -38,6 +42,8 @@ impl LocalEndpoint {
             pool: Pool::new(Arc::clone(&endpoint), Rc::clone(dialer), Rc::clone(stats)),
             endpoint,
             in_flight: Cell::new(0),
+            unanswered: Cell::new(0),
+            silent_since: Cell::new(None),
             estimate: Cell::new(estimate),
             last_used: Cell::new(Instant::now()),
             used: Cell::new(false),
@@ -51,6 +57,8 @@ impl LocalEndpoint {
             endpoint: Arc::clone(endpoint),
             pool: Rc::clone(&self.pool),
             in_flight: Cell::new(0),
+            unanswered: Cell::new(0),
+            silent_since: Cell::new(None),
             estimate: Cell::new(self.estimate.get()),
             last_used: Cell::new(self.last_used.get()),
             used: Cell::new(self.used.get()),
@@ -58,8 +66,28 @@ impl LocalEndpoint {
         }
     }
 
-    pub fn begin(&self) {
+    /// A try begins. Its outcome is told once, by one of the four below, and its end by [`Self::end`].
+    pub fn begin(&self, now: Instant) {
         self.in_flight.set(self.in_flight.get().saturating_add(1));
+        let others = self.unanswered.replace(self.unanswered.get().saturating_add(1));
+        if others == 0 {
+            self.silent_since.set(Some(now));
+        }
+    }
+
+    /// The endpoint answered a try, or failed it.
+    fn heard(&self, now: Instant) {
+        self.unheard();
+        self.silent_since.set(self.silent_since.get().map(|_| now));
+    }
+
+    /// A try is over of which the endpoint said nothing.
+    pub fn unheard(&self) {
+        let left = self.unanswered.get().saturating_sub(1);
+        self.unanswered.set(left);
+        if left == 0 {
+            self.silent_since.set(None);
+        }
     }
 
     pub fn end(&self) {
@@ -72,11 +100,12 @@ impl LocalEndpoint {
     }
 
     pub fn estimate(&self) -> Estimate {
-        self.estimate.get()
+        self.estimate.get().silent_since(self.silent_since.get())
     }
 
     /// One try's result.
     pub fn observe(&self, success: bool, role: Role, latency: Duration, now: Instant) {
+        self.heard(now);
         let mut estimate = self.estimate.get();
         if success {
             estimate.succeeded(latency, now);
@@ -91,6 +120,7 @@ impl LocalEndpoint {
 
     /// One try that was turned away. See [`Estimate::refused`].
     pub fn refused(&self, latency: Duration, now: Instant) {
+        self.heard(now);
         let mut estimate = self.estimate.get();
         estimate.refused(latency, now);
         self.estimate.set(estimate);
@@ -98,6 +128,7 @@ impl LocalEndpoint {
 
     /// One try that its client gave up. See [`Estimate::given_up`].
     pub fn given_up(&self, waited: Duration, now: Instant) {
+        self.unheard();
         let mut estimate = self.estimate.get();
         estimate.given_up(waited, now);
         self.estimate.set(estimate);

@@ -23,6 +23,8 @@ const DISTRUST: f64 = 2.0;
 const MOST_DISTRUST: f64 = 8.0;
 /// Less is none.
 const LEAST_DISTRUST: f64 = 0.01;
+/// An endpoint that is silent for so many times its usual latency is not tried out of curiosity.
+const HANGING: f64 = 2.0;
 /// What one request counts for in the usual latency: a slow one little, so that a rare peak changes nothing.
 const USUAL_RISE: f64 = 1.0 / 32.0;
 /// See [`USUAL_RISE`].
@@ -43,6 +45,8 @@ pub struct Estimate {
     /// Grows with failures; decays as the penalty does, and halves with a success.
     distrust: f64,
     penalized_at: Instant,
+    /// Tries wait for an answer, and nothing was heard since then.
+    silent_since: Option<Instant>,
 }
 
 impl Estimate {
@@ -51,7 +55,13 @@ impl Estimate {
         let seconds = seed.as_secs_f64();
         let (penalty, distrust) = (0.0, 0.0);
         let (measured, answered) = (false, false);
-        Self { seconds, at: now, measured, answered, usual: seconds, penalty, distrust, penalized_at: now }
+        let (at, penalized_at, silent_since) = (now, now, None);
+        Self { seconds, at, measured, answered, usual: seconds, penalty, distrust, penalized_at, silent_since }
+    }
+
+    /// The same of an endpoint with tries that wait for an answer, of which nothing was heard since then.
+    pub fn silent_since(self, silent_since: Option<Instant>) -> Self {
+        Self { silent_since, ..self }
     }
 
     /// The latency of a try that succeeded. Above the estimate it replaces it; below, it is averaged in by the time passed. The very
@@ -110,9 +120,21 @@ impl Estimate {
         self.distrust = 0.0;
     }
 
-    /// Measured latency in seconds, decayed towards zero while nothing is observed, so that a slow endpoint is tried again.
+    /// Measured latency in seconds, decayed towards zero while nothing is observed, so that a slow endpoint is tried again; not less
+    /// than it has been silent: else one that hangs would look better and better.
     pub fn latency(&self, now: Instant) -> f64 {
-        self.seconds * decay(self.at, now, DECAY)
+        (self.seconds * decay(self.at, now, DECAY)).max(self.silence(now))
+    }
+
+    /// Seconds for which nothing was heard while tries waited for an answer, up to [`MOST_PENALTY`].
+    pub fn silence(&self, now: Instant) -> f64 {
+        let silent = self.silent_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        silent.min(MOST_PENALTY).as_secs_f64()
+    }
+
+    /// Whether tries wait there for far longer than they should: to send another would tell nothing new.
+    pub fn hangs(&self, now: Instant) -> bool {
+        self.silence(now) > HANGING * self.usual.max(DEFAULT_LATENCY.as_secs_f64())
     }
 
     pub fn is_measured(&self) -> bool {
@@ -241,6 +263,19 @@ mod tests {
         assert!(!estimate.is_measured() && (estimate.seconds(start) - 0.005).abs() < 1e-9);
         estimate.succeeded(Duration::from_millis(500), start);
         assert!((estimate.seconds(start) - 0.5).abs() < 1e-9, "it is slow indeed");
+    }
+
+    #[test]
+    fn a_silent_endpoint_is_as_slow_as_it_is_silent() {
+        let start = Instant::now();
+        let mut estimate = Estimate::new(DEFAULT_LATENCY, start);
+        estimate.succeeded(Duration::from_millis(1), start);
+        let silent = estimate.silent_since(Some(start));
+        let after = |millis| start + Duration::from_millis(millis);
+        assert!((silent.seconds(after(500)) - 0.5).abs() < 1e-9 && silent.hangs(after(500)));
+        assert!(!silent.hangs(after(50)), "not yet");
+        assert!((silent.seconds(after(60_000)) - MOST_PENALTY.as_secs_f64()).abs() < 1e-9);
+        assert!(silent.silent_since(None).seconds(after(500)) < 0.0011);
     }
 
     #[test]
