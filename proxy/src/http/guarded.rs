@@ -201,19 +201,6 @@ mod tests {
         upstream::{Endpoint, EndpointSet, breaker::Settings, bulkhead::Limits},
     };
 
-    fn settings() -> Arc<Settings> {
-        Arc::new(Settings {
-            consecutive: Some(1),
-            percent: None,
-            window: Duration::from_secs(10),
-            minimum_volume: 1,
-            open: Duration::from_secs(10),
-            open_max: Duration::from_secs(10),
-            probes: 1,
-            successes: 1,
-        })
-    }
-
     fn guarded<'a>(backend: &'a Arc<Backend>, breaker: Option<Arc<Settings>>, retries: Option<u32>) -> Guarded<'a> {
         let limits = Limits { retries, ..Limits::default() };
         let rules = Rules { breaker, limits, ..Rules::default() };
@@ -223,14 +210,15 @@ mod tests {
     #[test]
     fn an_open_breaker_lets_no_second_try_out() {
         let (backend, now) = (Arc::new(Backend::new("shop/cart:80".into())), Instant::now());
-        let guarded = guarded(&backend, Some(settings()), None);
+        let settings = Settings::opens_after(1);
+        let guarded = guarded(&backend, Some(Arc::clone(&settings)), None);
         assert!(guarded.second(now).is_some_and(|second| second.permit.is_some()));
         let first = guarded.admit().unwrap().unwrap();
         assert!(first.report(Some(false), now), "it has just been opened");
         assert!(guarded.second(now).is_none());
         // Half-open, with one probe at a time: the first try has its place, until it is cancelled and says nothing.
-        let later = now + Duration::from_secs(20);
-        let probe = backend.shield.breaker.admit(&settings(), later).unwrap();
+        let later = now + 2 * settings.open;
+        let probe = backend.shield.breaker.admit(&settings, later).unwrap();
         assert!(guarded.second(later).is_none());
         drop(probe);
         let second = guarded.second(later).unwrap();

@@ -347,17 +347,8 @@ mod tests {
         });
     }
 
-    fn opens_after(failures: u32) -> Option<Arc<Settings>> {
-        Some(Arc::new(Settings {
-            consecutive: Some(failures),
-            percent: None,
-            window: Duration::from_secs(10),
-            minimum_volume: 1,
-            open: Duration::from_secs(60),
-            open_max: Duration::from_secs(60),
-            probes: 1,
-            successes: 1,
-        }))
+    fn opens_after(failures: u32) -> BackendPolicy {
+        BackendPolicy { breaker: Some(Settings::opens_after(failures)), ..BackendPolicy::default() }
     }
 
     #[test]
@@ -372,7 +363,7 @@ mod tests {
                 (b"HTTP/1.1 200 OK\r\ngrpc-status: 5\r\ncontent-length: 0\r\n\r\n", "closed"),
             ] {
                 let (app, _) = scripted(answer).await;
-                let mirror = mirror(app, BackendPolicy { breaker: opens_after(1), ..BackendPolicy::default() });
+                let mirror = mirror(app, opens_after(1));
                 send(&mirror, &copied(&sidecar), PATIENCE).await.unwrap();
                 let text = String::from_utf8_lossy(answer);
                 assert_eq!(mirror.backend.shield.breaker.state(), state, "{text}");
@@ -388,7 +379,7 @@ mod tests {
                 std::future::pending::<()>().await;
             })
             .await;
-            let mirror = mirror(app, BackendPolicy { breaker: opens_after(1), ..BackendPolicy::default() });
+            let mirror = mirror(app, opens_after(1));
             let sidecar = Sidecar::new("client", || Target::Outside);
             let sent = send(&mirror, &copied(&sidecar), Duration::from_millis(50)).await;
             assert!(matches!(sent, Err(Error::TryTimeout)), "{sent:?}");
@@ -406,8 +397,7 @@ mod tests {
                 }
             })
             .await;
-            let breaker = opens_after(2);
-            let mirror = mirror(app, BackendPolicy { breaker, ..BackendPolicy::default() });
+            let mirror = mirror(app, opens_after(2));
             let sidecar = Sidecar::new("client", || Target::Outside);
             for _ in 0..2 {
                 send(&mirror, &copied(&sidecar), PATIENCE).await.unwrap();

@@ -1,6 +1,6 @@
 //! What serves in place of a backend that nobody can be reached of, and what it must not serve.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use leno_proto::v1;
 use tokio::{io::AsyncWriteExt, net::TcpListener, sync::mpsc};
@@ -62,17 +62,7 @@ fn a_circuit_that_opens_while_a_retry_waits_is_no_reason_for_one() {
         .await;
         let retry = v1::Retry { statuses: vec![503], attempts: 1, backoff: None };
         let sidecar = routed(&[app], stood_in(v1::HttpAction { retry: Some(retry), ..Default::default() }));
-        let breaker = Settings {
-            consecutive: Some(2),
-            percent: None,
-            window: Duration::from_secs(10),
-            minimum_volume: 1,
-            open: Duration::from_secs(600),
-            open_max: Duration::from_secs(600),
-            probes: 1,
-            successes: 1,
-        };
-        let policy = BackendPolicy { breaker: Some(Arc::new(breaker)), ..BackendPolicy::default() };
+        let policy = BackendPolicy { breaker: Some(Settings::opens_after(2)), ..BackendPolicy::default() };
         let set = EndpointSet::new(true, Protocol::Http, vec![Endpoint::plain(app)]).under(Arc::new(policy));
         sidecar.ctx.policy.snapshot().backends["shop/shop:80"].publish(set);
 

@@ -272,17 +272,7 @@ async fn unreachable(policy: BackendPolicy) -> (Arc<Backend>, Rc<Cell<u32>>) {
 #[test]
 fn connections_that_cannot_be_made_open_the_breaker() {
     run(async {
-        let breaker = breaker::Settings {
-            consecutive: Some(2),
-            percent: None,
-            window: Duration::from_secs(10),
-            minimum_volume: 1,
-            open: Duration::from_secs(60),
-            open_max: Duration::from_secs(60),
-            probes: 1,
-            successes: 1,
-        };
-        let policy = BackendPolicy { breaker: Some(Arc::new(breaker)), ..BackendPolicy::default() };
+        let policy = BackendPolicy { breaker: Some(breaker::Settings::opens_after(2)), ..BackendPolicy::default() };
         let (backend, taken) = unreachable(policy).await;
         let client = Sidecar::new("client", || Target::Outside);
         let source = SocketAddr::from(([127, 0, 0, 1], 1));
@@ -295,33 +285,31 @@ fn connections_that_cannot_be_made_open_the_breaker() {
     });
 }
 
+/// A backend of one application that nobody says the protocol of, and its circuit, which one failure has just opened.
+fn opened(app: SocketAddr, retry_budget: budget::Settings) -> Arc<Backend> {
+    let breaker = breaker::Settings::opens_after(1);
+    let policy = BackendPolicy { breaker: Some(Arc::clone(&breaker)), retry_budget, ..BackendPolicy::default() };
+    let backend = Arc::new(Backend::new("shop/shop:80".into()));
+    backend.publish(EndpointSet::new(true, Protocol::Detect, vec![Endpoint::plain(app)]).under(Arc::new(policy)));
+    let permit = backend.shield.breaker.admit(&breaker, Instant::now()).unwrap();
+    assert!(permit.report(Some(false), Instant::now()), "it has just been opened");
+    backend
+}
+
 #[test]
 fn who_has_not_spoken_yet_neither_asks_the_breaker_nor_tells_it() {
     run(async {
-        let breaker = Arc::new(breaker::Settings {
-            consecutive: Some(1),
-            percent: None,
-            window: Duration::from_secs(10),
-            minimum_volume: 1,
-            open: Duration::from_secs(60),
-            open_max: Duration::from_secs(60),
-            probes: 1,
-            successes: 1,
-        });
         let retry_budget = budget::Settings { percent: 100, per_second: 0, burst: 1, ..budget::Settings::default() };
-        let policy = || BackendPolicy { breaker: Some(Arc::clone(&breaker)), retry_budget, ..BackendPolicy::default() };
+        let breaker = Some(breaker::Settings::opens_after(1));
         let client = Sidecar::new("client", || Target::Outside);
         let source = SocketAddr::from(([127, 0, 0, 1], 1));
-        let (backend, taken) = unreachable(policy()).await;
+        let (backend, taken) = unreachable(BackendPolicy { breaker, retry_budget, ..BackendPolicy::default() }).await;
         assert!(backend.budget.withdraw(Instant::now()), "its last");
         assert!(super::connect(&client.ctx, &backend, source, Purpose::Undecided).await.is_err());
         assert_eq!((taken.get(), backend.shield.breaker.state()), (3, "closed"), "without a budget, too");
 
         let (app, _) = scripted(OK).await;
-        let backend = Arc::new(Backend::new("shop/shop:80".into()));
-        backend.publish(EndpointSet::new(true, Protocol::Detect, vec![Endpoint::plain(app)]).under(Arc::new(policy())));
-        let permit = backend.shield.breaker.admit(&breaker, Instant::now()).unwrap();
-        assert!(permit.report(Some(false), Instant::now()), "it has just been opened");
+        let backend = opened(app, retry_budget);
         assert!(backend.budget.withdraw(Instant::now()), "its last");
         let connect = async |purpose| super::connect(&client.ctx, &backend, source, purpose).await;
         assert!(connect(Purpose::Undecided).await.is_ok());
@@ -334,21 +322,7 @@ fn who_has_not_spoken_yet_neither_asks_the_breaker_nor_tells_it() {
 fn a_silent_client_of_http_is_not_closed_by_an_open_circuit() {
     run(async {
         let (app, _) = scripted(OK).await;
-        let breaker = Arc::new(breaker::Settings {
-            consecutive: Some(1),
-            percent: None,
-            window: Duration::from_secs(10),
-            minimum_volume: 1,
-            open: Duration::from_secs(60),
-            open_max: Duration::from_secs(60),
-            probes: 1,
-            successes: 1,
-        });
-        let policy = BackendPolicy { breaker: Some(Arc::clone(&breaker)), ..BackendPolicy::default() };
-        let backend = Arc::new(Backend::new("shop/shop:80".into()));
-        backend.publish(EndpointSet::new(true, Protocol::Detect, vec![Endpoint::plain(app)]).under(Arc::new(policy)));
-        let permit = backend.shield.breaker.admit(&breaker, Instant::now()).unwrap();
-        assert!(permit.report(Some(false), Instant::now()), "it has just been opened");
+        let backend = opened(app, budget::Settings::default());
         let client = Sidecar::new("client", move || Target::Workload(Arc::clone(&backend)));
         let mut stream = TcpStream::connect(client.outbound().await).await.unwrap();
         let closed = tokio::time::timeout(limits::PEEK_WAIT * 5, stream.read_u8()).await;

@@ -50,6 +50,23 @@ pub struct Settings {
     pub successes: u32,
 }
 
+#[cfg(test)]
+impl Settings {
+    /// Failures in a row open it, for longer than a test takes; one probe decides.
+    pub(crate) fn opens_after(failures: u32) -> Arc<Self> {
+        Arc::new(Self {
+            consecutive: Some(failures),
+            percent: None,
+            window: Duration::from_secs(10),
+            minimum_volume: 1,
+            open: Duration::from_secs(60),
+            open_max: Duration::from_secs(60),
+            probes: 1,
+            successes: 1,
+        })
+    }
+}
+
 /// The state of one breaker.
 #[derive(Debug)]
 pub struct Circuit {
