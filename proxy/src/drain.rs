@@ -5,14 +5,17 @@
 //! and watchers are not.
 
 use std::{
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
-use tokio::sync::Notify;
+use pin_project_lite::pin_project;
+use tokio::sync::{Notify, futures::Notified};
 
 use crate::config::limits;
 
@@ -100,15 +103,9 @@ impl Drain {
         Self { shared: self.shared.clone(), counted: false }
     }
 
-    /// Returns once draining has begun (at once if it has). Cancel-safe.
-    pub async fn begun(&self) {
-        let begin = self.shared.begin.notified();
-        tokio::pin!(begin);
-        // Registered before the flag is looked at, so that no beginning is missed.
-        begin.as_mut().enable();
-        if !self.has_begun() {
-            begin.await;
-        }
+    /// Ready once draining has begun (at once if it has). Cancel-safe.
+    pub fn begun(&self) -> Begun<'_> {
+        Begun { drain: self, begin: self.shared.begin.notified(), waker: None }
     }
 
     /// Waits for somebody to speak; None if nobody did within DRAIN_LINGER of the drain's begin, or, when it has begun
@@ -129,6 +126,35 @@ impl Drain {
     /// Whether draining has begun.
     pub fn has_begun(&self) -> bool {
         self.shared.begun.load(Ordering::Relaxed)
+    }
+}
+
+pin_project! {
+    /// See [`Drain::begun`]. It may be polled at each turn of its task, and again when it was ready: that takes no lock.
+    #[derive(Debug)]
+    pub struct Begun<'a> {
+        drain: &'a Drain,
+        // Made before the flag is looked at, so that no beginning is missed.
+        #[pin]
+        begin: Notified<'a>,
+        // Whom `begin` wakes.
+        waker: Option<Waker>,
+    }
+}
+
+impl Future for Begun<'_> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        if this.drain.has_begun() {
+            return Poll::Ready(());
+        }
+        if this.waker.as_ref().is_some_and(|held| held.will_wake(cx.waker())) {
+            return Poll::Pending;
+        }
+        *this.waker = Some(cx.waker().clone());
+        this.begin.poll(cx)
     }
 }
 

@@ -6,10 +6,10 @@ mod timer;
 use std::{
     future::{Future, poll_fn},
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     config::limits,
-    drain::Drain,
+    drain::{Begun, Drain},
     http::{
         body::BodyError,
         client_stream::ClientPhase,
@@ -93,7 +93,6 @@ where
     let mut connection = Connection {
         stream,
         shared: Held::default(),
-        told: None,
         output: Output::default(),
         phase,
         backlog: 0,
@@ -132,8 +131,6 @@ struct Connection<S> {
     /// Bytes of an incomplete head that were looked at.
     scanned: usize,
     timer: Timer,
-    /// Who hears of draining.
-    told: Option<Waker>,
 }
 
 /// What reading between and beside exchanges came to.
@@ -150,10 +147,10 @@ impl<S: Io + Backlog> Connection<S> {
         B: Outgoing,
         F: Future<Output = (ResponseHead, B)> + Unpin,
     {
-        let mut begun = std::pin::pin!(drain.begun());
+        let mut begun = pin!(drain.begun());
         let refused = loop {
             // Nothing but what the next wait needs is kept over it: an idle connection must be small.
-            let (method, refused, mut exchange) = match poll_fn(|cx| self.poll_head(cx, drain, begun.as_mut())).await? {
+            let (method, refused, mut exchange) = match poll_fn(|cx| self.poll_head(cx, begun.as_mut())).await? {
                 Next::Request(request, body) => {
                     self.timer.begin_exchange();
                     self.close = request.close;
@@ -203,12 +200,7 @@ impl<S: Io + Backlog> Connection<S> {
     }
 
     /// The next request's head.
-    fn poll_head(
-        &mut self,
-        cx: &mut Context<'_>,
-        drain: &Drain,
-        begun: Pin<&mut impl Future<Output = ()>>,
-    ) -> Poll<io::Result<Next>> {
+    fn poll_head(&mut self, cx: &mut Context<'_>, mut begun: Pin<&mut Begun<'_>>) -> Poll<io::Result<Next>> {
         loop {
             if let Some(next) = self.next_in_buffer() {
                 return Poll::Ready(Ok(next));
@@ -257,7 +249,7 @@ impl<S: Io + Backlog> Connection<S> {
                 Poll::Pending => {
                     let wait = match () {
                         () if self.scanned > 0 => Wait::Head,
-                        () if self.poll_draining(cx, drain, begun) => Wait::Drained,
+                        () if begun.as_mut().poll(cx).is_ready() => Wait::Drained,
                         () => Wait::Request,
                     };
                     ready!(self.timer.poll_late(cx, wait));
@@ -301,21 +293,6 @@ impl<S: Io + Backlog> Connection<S> {
                 None
             }
         }
-    }
-
-    /// Whether draining has begun. If not, this task is woken when it does.
-    fn poll_draining(
-        &mut self,
-        cx: &mut Context<'_>,
-        drain: &Drain,
-        begun: Pin<&mut impl Future<Output = ()>>,
-    ) -> bool {
-        // Polled once, it wakes the same task: no need to take its lock for each request.
-        if !drain.has_begun() && !self.told.as_ref().is_some_and(|told| told.will_wake(cx.waker())) {
-            self.told = Some(cx.waker().clone());
-            return begun.poll(cx).is_ready();
-        }
-        drain.has_begun()
     }
 
     /// The exchange's answer; None: the client has left.

@@ -5,7 +5,6 @@ use std::{
     future::{Future, poll_fn},
     pin::pin,
     rc::Rc,
-    task::Waker,
 };
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -53,19 +52,8 @@ where
     let mut driver = Driver::new(io, link);
     let mut begun = pin!(drain.begun());
     let mut draining = false;
-    // Who hears of draining.
-    let mut told: Option<Waker> = None;
     poll_fn(|cx| {
-        // Polled once, it wakes the same task: no need to take its lock at each turn.
-        let begins = match &told {
-            _ if drain.has_begun() => true,
-            Some(told) if told.will_wake(cx.waker()) => false,
-            _ => {
-                told = Some(cx.waker().clone());
-                begun.as_mut().poll(cx).is_ready()
-            }
-        };
-        if begins && !draining {
+        if !draining && begun.as_mut().poll(cx).is_ready() {
             draining = true;
             driver.drain();
         }
