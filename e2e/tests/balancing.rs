@@ -3,16 +3,19 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::atomic::Ordering::Relaxed,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use http::Request;
 use leno_e2e::{
+    client,
     load::Load,
     mesh::{LIMIT, Mesh, Options, documents},
     scenario::{Scenario, destination},
     wait::eventually,
 };
+use tokio::{task::JoinSet, time::timeout};
 
 /// A BackendPolicy for the Service `shop`.
 fn policy(sections: &str) -> String {
@@ -105,6 +108,41 @@ async fn a_slow_server_gets_less_from_those_who_look() -> Result<()> {
         let share = share(seeing).await?;
         println!("{seeing} sends {share:.3} of the requests to the slow server");
         ensure!(share < 0.17, "{seeing} sends it {share:.3}, half as much as chance or more");
+    }
+    scenario.mesh.end().await
+}
+
+/// One of two servers hangs. Who looks at load loses a few requests to it, whether clients give up or wait: it looks as if it
+/// had next to nothing to do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_hangs_takes_next_to_nothing() -> Result<()> {
+    const CLIENTS: usize = 20;
+    let scenario = Scenario::with(Options::default(), &["shop"], 2, "http").await?;
+    let address = scenario.address("shop")?;
+    let hanging = &scenario.instance("shop-1")?.server.control().delay_ms;
+    for algorithm in ["PeakEwma", "Prequal"] {
+        apply(&scenario, &format!("  loadBalancing: {{algorithm: {algorithm}, zonePreference: None}}")).await?;
+        scenario.answers(40).await?;
+        hanging.store(600_000, Relaxed);
+
+        let mut lost = 0;
+        for _ in 0..60 {
+            lost += u32::from(timeout(Duration::from_millis(500), scenario.get("/")).await.is_err());
+        }
+        let mut clients = JoinSet::new();
+        for _ in 0..CLIENTS {
+            clients.spawn(async move {
+                for _ in 0..50 {
+                    client::get(address, "shop", "/").await?;
+                }
+                anyhow::Ok(())
+            });
+        }
+        let stuck = clients.join_all().await.iter().filter(|ended| ended.is_err()).count();
+        println!("{algorithm}: {lost} of 60 given up, {stuck} of {CLIENTS} clients stuck");
+        ensure!(lost <= 6, "{algorithm}: {lost} of 60 requests were given up");
+        ensure!(stuck <= CLIENTS / 2, "{algorithm}: {stuck} of {CLIENTS} clients are stuck");
+        hanging.store(0, Relaxed);
     }
     scenario.mesh.end().await
 }

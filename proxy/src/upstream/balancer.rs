@@ -272,7 +272,10 @@ impl Roster {
         let mut asked = self.asked.borrow_mut();
         asked.listen(view);
         let is_warm = |index: usize| view.standing(index) == Standing::Ready && view.warmth(index) >= 1.0;
-        let usable = |index: usize| is_warm(index) && balance::is_trusted(view, index, view.now, random);
+        // However little it says that it has to do.
+        let hangs = |index: usize| view.estimate(index).hangs(view.now);
+        let is_trusted = |index: usize| balance::is_trusted(view, index, view.now, random);
+        let usable = |index: usize| is_warm(index) && !hangs(index) && is_trusted(index);
         // Those that start had their turn: they are none to choose among, nor to wait for.
         let among = (0..self.endpoints.len()).filter(|index| is_warm(*index)).take(2).count();
         let penalty = |index: usize| {
@@ -281,7 +284,11 @@ impl Roster {
         };
         let index = asked.pool.choose(settings, among, view.now, usable, penalty)?;
         // As in `Drawn::take`.
-        if is_warm(any) && !usable(any) && balance::relieves(view, Cost::PeakEwma, view.now, any, index) {
+        if is_warm(any)
+            && !hangs(any)
+            && !is_trusted(any)
+            && balance::relieves(view, Cost::PeakEwma, view.now, any, index)
+        {
             return Some(Choice::of(any).decided(By::Share));
         }
         Some(Choice::of(index).decided(By::Report))

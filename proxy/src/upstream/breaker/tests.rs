@@ -48,6 +48,14 @@ fn failures_in_a_row_open_it() {
 }
 
 #[test]
+fn reset_it_has_forgotten_all() {
+    let (breaker, settings, now) = (Arc::new(Breaker::default()), settings(), Instant::now());
+    runs(4, &breaker, &settings, false, now);
+    breaker.reset();
+    assert!(!run(&breaker, &settings, false, now), "four failures were forgotten");
+}
+
+#[test]
 fn a_share_of_failures_opens_it_but_not_of_a_few() {
     let (breaker, now) = (Arc::new(Breaker::default()), Instant::now());
     let settings = Arc::new(Settings { consecutive: None, ..Settings::clone(&settings()) });
