@@ -103,13 +103,15 @@ impl Redirect {
     /// # Errors
     /// If what comes out is no URI.
     pub(crate) fn location(&self, head: &RequestHead, port: u16, prefix_len: usize) -> Result<HeaderValue, Error> {
-        let called = head.authority().unwrap_or_default();
-        let host = self.hostname.as_deref().unwrap_or_else(|| without_port(called));
+        let (called, called_port) = host_and_port(head.authority().unwrap_or_default());
+        let host = self.hostname.as_deref().unwrap_or(called);
         let scheme = self.scheme.as_ref().map_or(head.scheme.as_str(), Scheme::as_str);
         let well_known = if scheme == "https" { 443 } else { 80 };
         let port = match (self.port, &self.scheme) {
             (Some(port), _) => port,
             (None, Some(_)) => well_known,
+            // Where clients call a listener of the proxy's, it has another port than the Service.
+            (None, None) if self.hostname.is_none() => called_port.unwrap_or(port),
             (None, None) => port,
         };
         let mut location = format!("{scheme}://{host}");
@@ -154,11 +156,11 @@ fn is_target(target: &str) -> bool {
     target.starts_with('/') && target.bytes().all(|byte| byte > b' ' && byte != 0x7f && byte != b'#')
 }
 
-/// The host of `host[:port]`; an IPv6 address keeps its brackets.
-fn without_port(authority: &str) -> &str {
+/// The parts of `host[:port]`; an IPv6 address keeps its brackets.
+fn host_and_port(authority: &str) -> (&str, Option<u16>) {
     match authority.rsplit_once(':') {
-        Some((host, port)) if !port.contains(']') => host,
-        _ => authority,
+        Some((host, port)) if !port.contains(']') => (host, port.parse().ok()),
+        _ => (authority, None),
     }
 }
 
@@ -234,6 +236,8 @@ mod tests {
         assert_eq!(location(Some(Scheme::HTTPS), None, Some(8443), 80, "shop"), "https://shop:8443/a?b=c");
         assert_eq!(location(Some(Scheme::HTTP), Some("other"), None, 8080, "shop"), "http://other/a?b=c");
         assert_eq!(location(None, Some("other"), Some(80), 8080, "shop"), "http://other/a?b=c");
+        assert_eq!(location(None, None, None, 80, "127.0.0.9:8001"), "http://127.0.0.9:8001/a?b=c", "a listener's");
+        assert_eq!(location(None, Some("other"), None, 80, "127.0.0.9:8001"), "http://other/a?b=c");
         assert_eq!(location(None, None, None, 8080, "[fd00::1]:8080"), "http://[fd00::1]:8080/a?b=c");
         assert_eq!(location(None, None, None, 80, "[fd00::1]"), "http://[fd00::1]/a?b=c");
 

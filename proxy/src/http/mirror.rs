@@ -95,13 +95,7 @@ pub(crate) fn copy<'a>(
     if head.method == Method::CONNECT {
         return body;
     }
-    let mut to = Recipients::new();
-    for mirror in mirrors.filter(|mirror| mirror.share.takes(ctx.random.next())) {
-        match Place::take(ctx) {
-            Some(place) => to.push((Arc::clone(mirror), place)),
-            None => mirror.metrics.count(MirrorResult::Overload),
-        }
-    }
+    let to: Recipients = mirrors.filter(|mirror| mirror.share.takes(ctx.random.next())).map(Arc::clone).collect();
     if to.is_empty() {
         return body;
     }
@@ -122,8 +116,8 @@ pub(crate) struct Tee {
     copying: Option<(Copied, Recipients)>,
 }
 
-/// Who gets a copy, and the place that it takes.
-type Recipients = Vec<(Arc<Mirror>, Place)>;
+/// Who gets a copy.
+type Recipients = Vec<Arc<Mirror>>;
 
 impl Tee {
     pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
@@ -167,7 +161,7 @@ impl Tee {
     }
 
     fn give_up(&mut self, why: MirrorResult) {
-        for (mirror, _) in self.copying.take().iter().flat_map(|(_, to)| to) {
+        for mirror in self.copying.take().iter().flat_map(|(_, to)| to) {
             mirror.metrics.count(why);
         }
     }
@@ -203,9 +197,14 @@ impl Drop for Copied {
     }
 }
 
+/// A place is taken only now: requests whose bodies take long (streams) keep those of others out no longer than they are sent.
 fn send_all(copied: Copied, to: Recipients) {
     let copied = Rc::new(copied);
-    for (mirror, place) in to {
+    for mirror in to {
+        let Some(place) = Place::take(&copied.ctx) else {
+            mirror.metrics.count(MirrorResult::Overload);
+            continue;
+        };
         let copied = Rc::clone(&copied);
         tokio::task::spawn_local(async move {
             let result = match send(&mirror, &copied, limits::MIRROR_TIMEOUT).await {
