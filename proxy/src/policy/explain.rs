@@ -9,8 +9,8 @@ use leno_proto::v1::{Decision, RequestToExplain};
 use super::{
     Destination, DestinationKey, HttpAction, RuleOrigin, ServicePort, Store, Target,
     fault::Faults,
-    http_route::{HttpBackend, HttpRoutes},
-    says::{self, By, Caller, Said},
+    http_route::{Fallback, HttpBackend, HttpRoutes},
+    says::{self, By, Caller, Part, Said},
     store::Snapshot,
 };
 use crate::{
@@ -226,6 +226,11 @@ impl Explainer<'_> {
         }
         for (weight, backend) in action.backends.iter() {
             self.weighted(*weight, total, backend, action);
+        }
+        if let Some(Fallback::Backend(to, _)) = action.fallback.as_deref() {
+            let text = format!("{} gets what could be sent to none of those", to.key);
+            self.said(vec![Said { subject: "backend", applies: true, text, by: action.by(Part::OfPolicy) }]);
+            self.backend(to, Caller::Request(Some(action)));
         }
     }
 

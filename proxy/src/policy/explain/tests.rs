@@ -209,9 +209,16 @@ async fn whatever_a_policy_says_is_told_with_its_name() {
     let rules = vec![HttpRule::default()];
     let destination = Body::Destination(routed(rules, vec![rule_under_policy()]));
     let known = v1::Endpoints { policy: Some(backend_policy()), ..endpoints(&["10.0.0.2:80"]) };
-    let others = ["shop/copy:80", "shop/spare:80"];
+    let of_spare = v1::BackendPolicy {
+        origin: object("BackendPolicy", "spare"),
+        connect_timeout: seconds(9),
+        backend_request_timeout: seconds(7),
+        ..v1::BackendPolicy::default()
+    };
+    let spare = v1::Endpoints { policy: Some(of_spare), ..endpoints(&["10.0.0.9:80"]) };
+    let others = [("shop/copy:80", endpoints(&[])), ("shop/spare:80", spare)];
     let mut resources: Vec<Resource> = others
-        .map(|key| resource(ResourceKind::Endpoints, key, "1", Body::Endpoints(endpoints(&[]))))
+        .map(|(key, known)| resource(ResourceKind::Endpoints, key, "1", Body::Endpoints(known)))
         .into_iter()
         .collect();
     resources.push(resource(ResourceKind::Destination, CART, "1", destination));
@@ -222,6 +229,7 @@ async fn whatever_a_policy_says_is_told_with_its_name() {
     let decisions = explain(&store, &question).await.unwrap().decisions;
     let (rule, backend) = ("HTTPRoute shop/cart, rule rest", "BackendPolicy shop/cart");
     let (patience, traffic) = ("RoutePolicy shop/patience", "XBackendTrafficPolicy shop/traffic");
+    let spare = "BackendPolicy shop/spare";
     for (subject, text, applies, origin) in [
         ("timeout", "the whole request: none", true, rule),
         ("timeout", "each try: 2s", true, patience),
@@ -245,6 +253,10 @@ async fn whatever_a_policy_says_is_told_with_its_name() {
         ("timeout", "a connection without requests, to shop/cart:80: 8s", true, backend),
         ("circuit", "is closed; it opens at 3 failures in a row, for 5s to 60s", true, backend),
         ("limit", "0 of 11 requests in flight of shop/cart:80", true, backend),
+        ("backend", "shop/spare:80 gets what could be sent to none of those", true, patience),
+        ("policy", "shop/spare:80 is called with connect timeout 9s", true, spare),
+        ("timeout", "each try, to shop/spare:80: 7s, but the rule says otherwise", false, spare),
+        ("endpoint", "10.0.0.9:80: ready", true, ""),
     ] {
         let fits = |one: &&Decision| one.subject == subject && one.text.contains(text);
         let found = decisions.iter().find(fits).unwrap_or_else(|| panic!("{subject}: {text} in {decisions:#?}"));
