@@ -22,7 +22,7 @@ use leno_proto::v1;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
-    sync::mpsc,
+    sync::{Notify, mpsc},
     time::sleep,
 };
 
@@ -411,5 +411,72 @@ fn a_body_that_breaks_off_never_looks_complete_to_an_http2_client() {
             }
         };
         assert_ne!(error.reason(), Some(h2::Reason::NO_ERROR), "{error}");
+    });
+}
+
+#[test]
+fn a_stream_keeps_nothing_of_the_one_before_it() {
+    run(async {
+        let (go, begun) = (Rc::new(Notify::new()), Rc::new(Notify::new()));
+        let (gone, began) = (go.clone(), begun.clone());
+        // /held is answered when told, /never not at all.
+        let app = application(move |stream| {
+            let (gone, began) = (gone.clone(), began.clone());
+            async move {
+                let service = service_fn(move |request: Request<Incoming>| {
+                    let (gone, began) = (gone.clone(), began.clone());
+                    async move {
+                        began.notify_one();
+                        if request.uri().path() == "/never" {
+                            std::future::pending::<()>().await;
+                        }
+                        gone.notified().await;
+                        Ok::<_, Infallible>(Response::new(full(b"hi")))
+                    }
+                });
+                let _ = hyper::server::conn::http2::Builder::new(LocalExecutor)
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await;
+            }
+        })
+        .await;
+        let sidecar = Sidecar::new("client", || Target::Outside);
+        let patience = |idle: Option<Duration>| {
+            let stream_idle_timeout = idle.map(|idle| prost_types::Duration::try_from(idle).unwrap());
+            let action = v1::HttpAction { stream_idle_timeout, ..Default::default() };
+            sidecar.route(v1::Protocol::Http, action, &[app]);
+        };
+        patience(None);
+        let mut client = client_of(TcpStream::connect(sidecar.outbound().await).await.unwrap()).await;
+        let short = Duration::from_millis(50);
+        let limited = || Request::get("http://shop:80/never").header("leno-timeout-ms", "50").body(full(b"")).unwrap();
+        let asked = |path: &str| Request::get(format!("http://shop:80{path}")).body(full(b"")).unwrap();
+        let failed = |response: &Response<Incoming>| response.headers()["leno-reason"].to_str().unwrap().to_owned();
+        for _ in 0..2 {
+            // A deadline.
+            assert_eq!(failed(&client.send_request(limited()).await.unwrap()), "request-timeout");
+            let held = client.send_request(asked("/held"));
+            sleep(4 * short).await;
+            go.notify_one();
+            assert_eq!(held.await.unwrap().status(), StatusCode::OK);
+            // Little patience.
+            patience(Some(short));
+            assert_eq!(failed(&client.send_request(asked("/never")).await.unwrap()), "idle");
+            patience(None);
+            let held = client.send_request(asked("/held"));
+            sleep(4 * short).await;
+            go.notify_one();
+            assert_eq!(held.await.unwrap().status(), StatusCode::OK);
+            // A client that gives up.
+            begun.notified().await;
+            let given_up = tokio::task::spawn_local(client.send_request(asked("/never")));
+            begun.notified().await;
+            given_up.abort();
+        }
+        let held = client.send_request(asked("/held"));
+        go.notify_one();
+        sidecar.drain.begin();
+        assert_eq!(held.await.unwrap().status(), StatusCode::OK);
+        assert_eq!(sidecar.drain.wait(Duration::from_secs(10)).await, 0);
     });
 }
