@@ -19,7 +19,7 @@ use crate::{
         filter::{Filters, PathChange},
         head::RequestHead,
     },
-    upstream::{Backend, Endpoint, outlier::Health},
+    upstream::{Backend, Endpoint, EndpointSet, bulkhead::What, outlier::Health},
 };
 
 mod inbound;
@@ -155,7 +155,7 @@ impl Explainer<'_> {
             }
             Target::Workload(backend) => {
                 self.add("destination", true, format!("{key} is one workload: no route applies"));
-                self.backend(backend, asked.caller());
+                self.backend(backend, asked.caller(), None);
             }
             Target::Service(port) => {
                 let text = format!(
@@ -230,7 +230,7 @@ impl Explainer<'_> {
         if let Some(Fallback::Backend(to, _)) = action.fallback.as_deref() {
             let text = format!("{} gets what could be sent to none of those", to.key);
             self.said(vec![Said { subject: "backend", applies: true, text, by: action.by(Part::OfPolicy) }]);
-            self.backend(to, Caller::Request(Some(action)));
+            self.backend(to, Caller::Request(Some(action)), None);
         }
     }
 
@@ -258,7 +258,7 @@ impl Explainer<'_> {
             Ok(to) => {
                 self.by("backend", weight > 0, format!("{} gets {share:.4} % of these requests", to.key), origin);
                 self.changes(&backend.filters, origin);
-                self.backend(to, Caller::Request(Some(action)));
+                self.backend(to, Caller::Request(Some(action)), action.fallback.as_deref());
             }
             Err(reason) => {
                 self.by("backend", weight > 0, format!("{share:.4} % is answered with 500: {reason}"), origin)
@@ -280,17 +280,24 @@ impl Explainer<'_> {
         }
     }
 
-    fn backend(&mut self, backend: &Backend, caller: Caller<'_>) {
+    /// `fallback`: what becomes of requests that cannot be sent to it.
+    fn backend(&mut self, backend: &Backend, caller: Caller<'_>, fallback: Option<&Fallback>) {
         let set = backend.endpoints.load_full();
         self.said(says::of_backend(backend, &set.policy, caller, self.now));
+        let obstacle = obstacle(backend, &set, self.now);
         if !backend.is_known() {
             self.add("endpoint", false, format!("the endpoints of {} are not known yet", backend.key));
-        } else if set.endpoints.is_empty() {
-            self.add("answer", true, format!("503: {} has no endpoint (leno-reason: no-endpoint)", backend.key));
+        } else if let Some(why) = &obstacle {
+            let text = match fallback {
+                None => format!("503: {why}"),
+                Some(Fallback::Answer(answer)) => format!("{}, the fallback's: {why}", answer.status.as_u16()),
+                Some(Fallback::Backend(to, _)) => format!("that of the fallback {}: {why}", to.key),
+            };
+            self.add("answer", true, text);
         }
         for endpoint in set.endpoints.iter().take(ENDPOINTS_TOLD) {
             let (applies, text) = endpoint_text(endpoint, self.now);
-            self.add("endpoint", applies, text);
+            self.add("endpoint", applies && obstacle.is_none(), text);
             if let (Some(identity), Some(told)) = (&endpoint.identity, self.decisions.last_mut()) {
                 told.workload = format!("{}/{}", identity.namespace(), endpoint.workload);
                 told.port = endpoint.address.port().into();
@@ -300,6 +307,21 @@ impl Explainer<'_> {
         if untold > 0 {
             self.add("endpoint", true, format!("{untold} more of {}", backend.key));
         }
+    }
+}
+
+/// Why no request is sent to a backend now.
+fn obstacle(backend: &Backend, set: &EndpointSet, now: Instant) -> Option<String> {
+    let key = &backend.key;
+    let requests = set.policy.limits.set().find(|(what, _)| *what == What::Request);
+    if set.endpoints.is_empty() {
+        Some(format!("{key} has no endpoint (leno-reason: no-endpoint)"))
+    } else if set.policy.breaker.is_some() && backend.shield.breaker.is_open(now) {
+        Some(format!("the circuit of {key} is open (leno-reason: circuit-open)"))
+    } else if requests.is_some_and(|(what, limit)| backend.shield.counts.held(what) >= limit) {
+        Some(format!("{key} has as many requests as its limits allow (leno-reason: overload)"))
+    } else {
+        None
     }
 }
 

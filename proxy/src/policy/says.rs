@@ -295,12 +295,12 @@ pub(crate) fn time(time: Duration) -> String {
 /// What is tried again.
 fn retry_text(retry: &Retry) -> String {
     let mut on: Vec<String> = Vec::new();
-    match retry.statuses.as_slice() {
-        [] => {}
-        [first, .., last] if usize::from(last - first) + 1 == retry.statuses.len() => {
-            on.push(format!("status {first} to {last}"));
+    // In order; what follows one upon the other is a range.
+    for range in retry.statuses.chunk_by(|one, next| one + 1 == *next) {
+        match range {
+            [first, .., last] => on.push(format!("status {first} to {last}")),
+            one => on.extend(one.iter().map(|status| format!("status {status}"))),
         }
-        statuses => on.push(format!("status {statuses:?}")),
     }
     let codes: Vec<u32> = (0..32).filter(|code| retry.grpc & 1 << code != 0).collect();
     if !codes.is_empty() {

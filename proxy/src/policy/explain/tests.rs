@@ -4,7 +4,10 @@ use leno_proto::v1::{
 };
 
 use super::*;
-use crate::policy::apply::tests::{endpoints, resource, routed, take, to_backends};
+use crate::{
+    policy::apply::tests::{endpoints, resource, routed, take, to_backends},
+    upstream::breaker,
+};
 
 const CART: &str = "cart.shop:80";
 
@@ -235,7 +238,7 @@ async fn whatever_a_policy_says_is_told_with_its_name() {
         ("timeout", "each try: 2s", true, patience),
         ("timeout", "without a byte moved: 3s", true, patience),
         ("explain", "kept with x-request-id or x-order", true, patience),
-        ("retry", "up to 2 more tries after 1s, on status [503]", true, patience),
+        ("retry", "up to 2 more tries after 1s, on status 503", true, patience),
         ("hedging", "after 1s, if it may be repeated", true, patience),
         ("fallback", "if nobody can be reached: shop/spare:80", true, patience),
         ("session", "one with shop/cart:80, told of by the header x-cart", true, traffic),
@@ -262,6 +265,14 @@ async fn whatever_a_policy_says_is_told_with_its_name() {
         let found = decisions.iter().find(fits).unwrap_or_else(|| panic!("{subject}: {text} in {decisions:#?}"));
         assert_eq!((found.applies, found.origin.as_str()), (applies, origin), "{subject}: {text}");
     }
+
+    let cart = Arc::clone(&store.snapshot().backends["shop/cart:80"]);
+    let (opens, now) = (breaker::Settings::opens_after(1), Instant::now());
+    assert!(cart.shield.breaker.admit(&opens, now).unwrap().report(Some(false), now));
+    let decisions = explain(&store, &question).await.unwrap().decisions;
+    let of = |text: &str| decisions.iter().find(|told| told.text.contains(text)).unwrap();
+    assert!(of("that of the fallback shop/spare:80: the circuit of shop/cart:80 is open").applies);
+    assert!(!of("10.0.0.2:80: ready").applies && of("10.0.0.9:80: ready").applies);
 }
 
 #[tokio::test]
