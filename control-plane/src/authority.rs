@@ -13,8 +13,10 @@
 //! | `trust-domain` | the trust domain that this folder belongs to |
 //! | `trust-bundle.pem` | a copy of the anchors that proxies are given |
 //!
-//! [`files`] is the folder, [`issue`] makes certificates, [`token`] join tokens, [`certify`] answers proxies.
+//! [`files`] is the folder, [`issue`] makes certificates, [`bound_pod`] says for which Pod, [`token`] makes join tokens, [`certify`]
+//! answers proxies.
 
+pub mod bound_pod;
 pub mod certify;
 pub mod files;
 pub mod issue;
@@ -38,6 +40,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::sync::watch;
 
 use self::{
+    bound_pod::BoundPod,
     issue::{Issued, Material},
     token::TokenKey,
 };
@@ -237,12 +240,19 @@ impl Authority {
         true
     }
 
-    /// Signs a certificate for `identity` over the public key of `csr` (PKCS#10, DER), whose own signature must hold.
+    /// Signs a certificate for `identity`, and for `pod` alone if there is one, over the public key of `csr` (PKCS#10, DER), whose own
+    /// signature must hold.
     ///
     /// # Errors
     /// If the request is malformed, or the issuer has expired.
-    pub fn issue(&self, csr: &[u8], identity: &SpiffeId, now: SystemTime) -> Result<Issued, issue::IssueError> {
-        issue::workload(&self.material.load(), csr, identity, self.lifetime, now)
+    pub fn issue(
+        &self,
+        csr: &[u8],
+        identity: &SpiffeId,
+        pod: Option<&BoundPod>,
+        now: SystemTime,
+    ) -> Result<Issued, issue::IssueError> {
+        issue::workload(&self.material.load(), csr, identity, pod, self.lifetime, now)
     }
 
     /// A key and certificate for the control plane's own server.
@@ -251,7 +261,7 @@ impl Authority {
     /// If no key can be made, or the issuer has expired.
     pub fn issue_own(&self, now: SystemTime) -> anyhow::Result<(Issued, PrivateKeyDer<'static>)> {
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).context("cannot make a key")?;
-        let issued = issue::leaf(&self.material.load(), &key, &self.control_plane, self.lifetime, now)?;
+        let issued = issue::leaf(&self.material.load(), &key, &self.control_plane, None, self.lifetime, now)?;
         Ok((issued, PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()))))
     }
 }

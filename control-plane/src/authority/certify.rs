@@ -8,8 +8,11 @@ use leno_proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Authority, issue, to_der};
-use crate::{kubernetes::token_review::TokenReviewer, serve::listener::Peer};
+use super::{Authority, bound_pod::BoundPod, issue, to_der};
+use crate::{
+    kubernetes::token_review::{TokenReviewer, Workload},
+    serve::listener::Peer,
+};
 
 /// How workloads prove who they are.
 pub enum Proof {
@@ -32,24 +35,36 @@ impl Certifier {
         Self { authority, proof, on_issued: Box::new(on_issued) }
     }
 
-    async fn authenticate(&self, token: &str, peer: Option<&Peer>, now: SystemTime) -> Result<SpiffeId, Status> {
+    /// Whom the certificate is for, and the Pod that it is bound to.
+    async fn authenticate(
+        &self,
+        token: &str,
+        peer: Option<&Peer>,
+        now: SystemTime,
+    ) -> Result<(SpiffeId, Option<BoundPod>), Status> {
         match &self.proof {
             Proof::JoinToken => self.by_join_token(token, peer, now),
             Proof::TokenReview(_) if token.is_empty() => Err(Status::unauthenticated(
                 "no token was given: in Kubernetes certificates are had, and renewed, by the Pod's service-account token",
             )),
             Proof::TokenReview(reviewer) => {
-                let workload = reviewer.review(token).await?;
-                tracing::debug!(pod = workload.pod, uid = workload.pod_uid, identity = %workload.identity, "reviewed a token");
-                Ok(workload.identity)
+                let Workload { identity, pod } = reviewer.review(token).await?;
+                tracing::debug!(pod = pod.name, uid = pod.uid, %identity, "reviewed a token");
+                Ok((identity, Some(pod)))
             }
         }
     }
 
-    /// Who asks: by token, or else by the client certificate of the connection.
-    fn by_join_token(&self, token: &str, peer: Option<&Peer>, now: SystemTime) -> Result<SpiffeId, Status> {
+    /// Who asks: by token, or else by the client certificate of the connection, whose Pod, if it has one, stays.
+    fn by_join_token(
+        &self,
+        token: &str,
+        peer: Option<&Peer>,
+        now: SystemTime,
+    ) -> Result<(SpiffeId, Option<BoundPod>), Status> {
         if let Some(tokens) = self.authority.tokens().filter(|_| !token.is_empty()) {
-            return tokens.verify(token, now).map_err(|e| Status::unauthenticated(e.to_string()));
+            let identity = tokens.verify(token, now).map_err(|e| Status::unauthenticated(e.to_string()))?;
+            return Ok((identity, None));
         }
         let Some(peer) = peer.and_then(|p| p.certificate.as_ref()) else {
             return Err(Status::unauthenticated(
@@ -63,7 +78,7 @@ impl Certifier {
                 issue::display(peer.not_after)
             )));
         }
-        Ok(peer.identity.clone())
+        Ok((peer.identity.clone(), peer.pod.clone()))
     }
 }
 
@@ -74,17 +89,19 @@ impl Identity for Certifier {
         let peer = request.extensions().get::<Peer>().cloned();
         let from = peer.as_ref().map(|p| p.address);
         let request = request.into_inner();
-        let identity = self.authenticate(&request.token, peer.as_ref(), now).await.inspect_err(|status| {
+        let (identity, pod) = self.authenticate(&request.token, peer.as_ref(), now).await.inspect_err(|status| {
             tracing::warn!(?from, reason = status.message(), "refused a certificate");
         })?;
-        let issued = self.authority.issue(&request.csr, &identity, now).map_err(|error| {
+        let issued = self.authority.issue(&request.csr, &identity, pod.as_ref(), now).map_err(|error| {
             tracing::warn!(?from, %identity, %error, "refused a certificate");
             match error {
                 issue::IssueError::TooLarge | issue::IssueError::BadRequest(_) => {
                     Status::invalid_argument(error.to_string())
                 }
                 issue::IssueError::IssuerExpired(_) => Status::failed_precondition(error.to_string()),
-                issue::IssueError::Sign(_) | issue::IssueError::Random => Status::internal(error.to_string()),
+                issue::IssueError::Sign(_) | issue::IssueError::Pod(_) | issue::IssueError::Random => {
+                    Status::internal(error.to_string())
+                }
             }
         })?;
         (self.on_issued)();

@@ -21,6 +21,9 @@ use rustls::{
     server::WebPkiClientVerifier,
 };
 use time::OffsetDateTime;
+use x509_parser::asn1_rs::SerializeError;
+
+use super::bound_pod::BoundPod;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// The life of a root made here.
@@ -93,6 +96,8 @@ pub enum IssueError {
     IssuerExpired(SystemTime),
     #[error("cannot sign: {0}")]
     Sign(#[from] rcgen::Error),
+    #[error("cannot name the Pod in the certificate: {0}")]
+    Pod(#[from] SerializeError),
     #[error("no random numbers")]
     Random,
 }
@@ -102,6 +107,7 @@ pub(super) fn workload(
     material: &Material,
     csr: &[u8],
     identity: &SpiffeId,
+    pod: Option<&BoundPod>,
     lifetime: Duration,
     now: SystemTime,
 ) -> Result<Issued, IssueError> {
@@ -110,14 +116,15 @@ pub(super) fn workload(
     }
     let request = CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(csr))
         .map_err(IssueError::BadRequest)?;
-    leaf(material, &request.public_key, identity, lifetime, now)
+    leaf(material, &request.public_key, identity, pod, lifetime, now)
 }
 
-/// A certificate for `identity` over `key`, never longer than the issuer's.
+/// A certificate for `identity`, bound to `pod`, over `key`, never longer than the issuer's.
 pub(super) fn leaf(
     material: &Material,
     key: &impl PublicKeyData,
     identity: &SpiffeId,
+    pod: Option<&BoundPod>,
     lifetime: Duration,
     now: SystemTime,
 ) -> Result<Issued, IssueError> {
@@ -137,6 +144,7 @@ pub(super) fn leaf(
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;
+    params.custom_extensions = pod.map(BoundPod::extension).transpose()?.into_iter().collect();
     let certificate = params.signed_by(key, &material.issuer)?;
     let mut chain = vec![certificate.der().clone()];
     chain.extend(material.chain.iter().cloned());
@@ -205,7 +213,7 @@ pub(crate) fn check(material: &Material, now: SystemTime) -> anyhow::Result<()> 
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build()?;
     let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).context("cannot make a key")?;
     let identity = SpiffeId::new("check", "check", "check")?;
-    let issued = leaf(material, &key, &identity, Duration::from_secs(60), now)?;
+    let issued = leaf(material, &key, &identity, None, Duration::from_secs(60), now)?;
     let (leaf, intermediates) = issued.chain.split_first().context("no certificate")?;
     verifier
         .verify_client_cert(leaf, intermediates, UnixTime::since_unix_epoch(Duration::from_secs(unix(now))))

@@ -51,7 +51,7 @@ fn an_issued_certificate_verifies_and_says_who_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let authority = open(folder.path()).unwrap();
     let now = SystemTime::now();
-    let issued = authority.issue(&request(), &cart(), now).unwrap();
+    let issued = authority.issue(&request(), &cart(), None, now).unwrap();
     let anchors = authority.material().anchors.clone();
     assert!(verify(&anchors, &issued.chain, now));
     assert!(verify(&anchors, &issued.chain, now - Duration::from_secs(50)), "for clocks that are behind");
@@ -66,7 +66,7 @@ fn an_issued_certificate_verifies_and_says_who_it_is() {
     assert_eq!(leaf.subject_alternative_name().unwrap().unwrap().value.general_names.len(), 1);
     let usage = leaf.extended_key_usage().unwrap().unwrap().value;
     assert!(usage.client_auth && usage.server_auth);
-    let another = authority.issue(&request(), &cart(), now).unwrap();
+    let another = authority.issue(&request(), &cart(), None, now).unwrap();
     let (_, other) = x509_parser::parse_x509_certificate(&another.chain[0]).unwrap();
     assert_ne!(leaf.raw_serial(), other.raw_serial());
 }
@@ -77,7 +77,7 @@ fn short_lives_are_whole_lives() {
     let options = Options { certificate_lifetime: MIN_CERTIFICATE_LIFETIME, ..options(folder.path()) };
     let now = SystemTime::now();
     let authority = Authority::open(options.clone(), now).unwrap();
-    let issued = authority.issue(&request(), &cart(), now).unwrap();
+    let issued = authority.issue(&request(), &cart(), None, now).unwrap();
     assert!(issued.not_after.duration_since(now).unwrap() >= MIN_CERTIFICATE_LIFETIME);
     assert!(now.duration_since(issued.not_before).unwrap() < Duration::from_secs(4));
     let too_short = Options { certificate_lifetime: Duration::from_secs(9), ..options };
@@ -113,7 +113,7 @@ fn a_crash_on_first_start_leaves_what_the_next_goes_on_with() {
     let again = open(folder.path()).unwrap();
     assert_eq!(authority.material().anchors, again.material().anchors);
     assert_eq!(again.material().root_key.as_ref().unwrap().serialized_der(), key.serialized_der());
-    let issued = again.issue(&request(), &cart(), SystemTime::now()).unwrap();
+    let issued = again.issue(&request(), &cart(), None, SystemTime::now()).unwrap();
     assert!(verify(&again.material().anchors, &issued.chain, SystemTime::now()));
 }
 
@@ -152,7 +152,7 @@ fn an_authority_can_be_brought_along_and_is_not_written_to() {
     let before = fs::read(made.path().join(files::ISSUER)).unwrap();
     let options = Options { ca_dir: Some(made.path().to_owned()), ..options(state.path()) };
     let authority = Authority::open(options, SystemTime::now()).unwrap();
-    let issued = authority.issue(&request(), &cart(), SystemTime::now()).unwrap();
+    let issued = authority.issue(&request(), &cart(), None, SystemTime::now()).unwrap();
     assert!(verify(&authority.material().anchors, &issued.chain, SystemTime::now()));
     assert_eq!(fs::read(made.path().join(files::ISSUER)).unwrap(), before);
     assert!(!state.path().join(files::ROOT_KEY).exists());
@@ -170,7 +170,7 @@ fn the_issuer_is_renewed_at_two_thirds_of_its_life() {
     let second = authority.material();
     assert_ne!(first.chain, second.chain);
     assert_eq!(first.anchors, second.anchors);
-    let issued = authority.issue(&request(), &cart(), late).unwrap();
+    let issued = authority.issue(&request(), &cart(), None, late).unwrap();
     assert!(verify(&second.anchors, &issued.chain, late));
 }
 
@@ -182,7 +182,7 @@ fn roots_rotate_by_editing_a_file() {
     let now = SystemTime::now();
     let mut bundle = authority.bundle();
     let before = bundle.borrow_and_update().version.clone();
-    let old = authority.issue(&request(), &cart(), now).unwrap();
+    let old = authority.issue(&request(), &cart(), None, now).unwrap();
 
     let file = ours.path().join(files::ROOT);
     let (mine, other) =
@@ -200,7 +200,7 @@ fn roots_rotate_by_editing_a_file() {
         fs::copy(next.path().join(name), ours.path().join(name)).unwrap();
     }
     assert!(authority.refresh(now).unwrap());
-    let new = authority.issue(&request(), &cart(), now).unwrap();
+    let new = authority.issue(&request(), &cart(), None, now).unwrap();
     let anchors = &authority.material().anchors;
     assert!(verify(anchors, &old.chain, now) && verify(anchors, &new.chain, now));
 
@@ -214,6 +214,24 @@ fn roots_rotate_by_editing_a_file() {
 }
 
 #[test]
+fn a_certificate_names_the_pod_that_it_is_bound_to_and_verifies_as_any_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = open(folder.path()).unwrap();
+    let now = SystemTime::now();
+    // As long as Kubernetes lets names be.
+    let pod = BoundPod { name: "a".repeat(253), uid: "4f6d0cc0-2f0c-4a2b-9d52-2b1f1d0e7c11".to_owned() };
+    for bound in [Some(pod), None] {
+        let issued = authority.issue(&request(), &cart(), bound.as_ref(), now).unwrap();
+        assert!(verify(&authority.material().anchors, &issued.chain, now));
+        assert_eq!(BoundPod::of(&issued.chain[0]).unwrap(), bound);
+        assert_eq!(issue::identity(&issued.chain[0]).unwrap().0, cart());
+        let (_, parsed) = x509_parser::parse_x509_certificate(&issued.chain[0]).unwrap();
+        let not_known = parsed.extensions().iter().filter(|one| one.parsed_extension().unsupported());
+        assert!(not_known.map(|one| one.critical).eq(bound.map(|_| false)), "peers may pass over it");
+    }
+}
+
+#[test]
 fn requests_must_be_signed_by_their_own_key() {
     let folder = tempfile::tempdir().unwrap();
     let authority = open(folder.path()).unwrap();
@@ -221,11 +239,11 @@ fn requests_must_be_signed_by_their_own_key() {
     let last = forged.len() - 1;
     forged[last] ^= 1;
     for bad in [forged, Vec::new(), b"nonsense".to_vec()] {
-        let error = authority.issue(&bad, &cart(), SystemTime::now()).unwrap_err();
+        let error = authority.issue(&bad, &cart(), None, SystemTime::now()).unwrap_err();
         assert!(matches!(error, issue::IssueError::BadRequest(_)), "{error}");
     }
     let huge = vec![0x30; 1 << 20];
-    assert!(matches!(authority.issue(&huge, &cart(), SystemTime::now()), Err(issue::IssueError::TooLarge)));
+    assert!(matches!(authority.issue(&huge, &cart(), None, SystemTime::now()), Err(issue::IssueError::TooLarge)));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use tonic::Status;
 
 use super::{limits, within};
-use crate::authority::is_control_plane;
+use crate::authority::{bound_pod::BoundPod, is_control_plane};
 
 /// What a token must be made for.
 pub const AUDIENCE: &str = "leno.dev";
@@ -26,8 +26,7 @@ const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workload {
     pub identity: SpiffeId,
-    pub pod: String,
-    pub pod_uid: String,
+    pub pod: BoundPod,
 }
 
 /// Why a token does not prove anything.
@@ -105,7 +104,7 @@ fn judge(status: &TokenReviewStatus, trust_domain: &str) -> Result<Workload, Ref
     }
     let extra = user.extra.as_ref();
     match (said(extra, POD_NAME), said(extra, POD_UID)) {
-        (Some(pod), Some(pod_uid)) => Ok(Workload { identity, pod, pod_uid }),
+        (Some(name), Some(uid)) => Ok(Workload { identity, pod: BoundPod { name, uid } }),
         _ => Err(Refused::NotBound),
     }
 }
@@ -137,7 +136,7 @@ mod tests {
     fn a_token_of_a_pod_is_its_service_account() {
         let workload = judge(&status(|_| {}), "cluster.local").unwrap();
         assert_eq!(workload.identity.as_str(), "spiffe://cluster.local/ns/shop/sa/cart");
-        assert_eq!((workload.pod.as_str(), workload.pod_uid.as_str()), ("cart-7d9", "2f0c"));
+        assert_eq!((workload.pod.name.as_str(), workload.pod.uid.as_str()), ("cart-7d9", "2f0c"));
     }
 
     #[test]

@@ -497,6 +497,12 @@ impl World {
         index::pod(&self.objects, &key).map(|pod| pod.service_account.clone())
     }
 
+    /// `metadata.uid` of a Pod. None: there is no such Pod, or its document does not say.
+    pub fn pod_uid(&self, namespace: &str, pod: &str) -> Option<Arc<str>> {
+        let key = ObjectKey { kind: Kind::Pod, namespace: namespace.into(), name: pod.into() };
+        self.objects.get(&key).map(|stored| Arc::clone(&stored.uid)).filter(|uid| !uid.is_empty())
+    }
+
     /// What is known of the proxy of a Pod that has an address (one that has ended has none), and was not to be gone for longer than
     /// `overdue`: of one on a node that is dead the API server says for ever that it is ending. None: there is no such Pod.
     pub fn proxy_of(&self, namespace: &str, pod: &str, overdue: Duration, now: SystemTime) -> Option<ProxyLife> {

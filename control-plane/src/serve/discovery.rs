@@ -31,7 +31,11 @@ use super::{
     tracker::{Claim, Holder, Opened, Orders, StreamId, Tracker},
     wire::{Outgoing, Wire},
 };
-use crate::{authority::issue, compile::Subscriber, model::World};
+use crate::{
+    authority::{bound_pod::BoundPod, issue},
+    compile::Subscriber,
+    model::World,
+};
 
 mod stream;
 
@@ -81,9 +85,32 @@ impl Distributor {
     }
 }
 
-/// That the workload's Pod runs as the service account of the certificate. Returns whether there is such a Pod.
-fn authorize(world: &World, identity: &SpiffeId, workload: &str) -> Result<bool, Status> {
+/// That a certificate that is bound to a Pod is used by no other.
+fn check_pod(world: &World, namespace: &str, bound: &BoundPod, workload: &str) -> Result<(), Status> {
+    let BoundPod { name, uid } = bound;
+    if workload != name {
+        return Err(Status::permission_denied(format!(
+            "the certificate is for the Pod {namespace}/{name} alone, but the proxy calls itself {workload:?}: set --workload \
+             (LENO_WORKLOAD) to the name of its own Pod (fieldRef metadata.name)"
+        )));
+    }
+    match world.pod_uid(namespace, name) {
+        Some(known) if *known != **uid => Err(Status::permission_denied(format!(
+            "the certificate is for the Pod {namespace}/{name} of uid {uid}, but the Pod of that name has uid {known}: it was deleted \
+             and made again. The new one is let in as soon as the control plane has heard of it; delete the old one if it still runs"
+        ))),
+        // None: not (or not yet, or no longer) known.
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// That the workload is the Pod of the certificate, if that is bound to one, and that its Pod runs as the service account of the
+/// certificate. Returns whether there is such a Pod.
+fn authorize(world: &World, identity: &SpiffeId, bound: Option<&BoundPod>, workload: &str) -> Result<bool, Status> {
     let namespace = identity.namespace();
+    if let Some(bound) = bound {
+        check_pod(world, namespace, bound, workload)?;
+    }
     match world.service_account(namespace, workload) {
         // Not (or not yet) a Pod that is known: it may call others, and is nobody's endpoint.
         None => Ok(false),
@@ -194,7 +221,7 @@ impl Distributor {
             Ok(Err(status)) => return Err(status.into()),
             Err(_) => return Err(Status::deadline_exceeded("no Open came").into()),
         };
-        let PeerCertificate { identity, not_after } = certificate;
+        let PeerCertificate { identity, not_after, pod } = certificate;
         let refused = |status: &Status| {
             let (workload, reason) = (bounded(&open.workload), status.message());
             tracing::warn!(%address, %identity, workload, reason, "refused a proxy");
@@ -207,7 +234,7 @@ impl Distributor {
             refused(&status);
             return Err(status.into());
         }
-        let has_pod = authorize(&self.world.borrow(), &identity, &open.workload).inspect_err(refused)?;
+        let has_pod = authorize(&self.world.borrow(), &identity, pod.as_ref(), &open.workload).inspect_err(refused)?;
         let opened = Opened {
             identity: identity.clone(),
             workload: open.workload.clone(),
@@ -220,7 +247,7 @@ impl Distributor {
         let (workload, held) = (open.workload.clone(), open.held.len());
         let session = Session::open(open).map_err(violation)?;
         let subscriber = Subscriber { identity: identity.clone(), workload };
-        let stream = |id| ProxyStream::new(self.clone(), subscriber, session, id);
+        let stream = |id| ProxyStream::new(self.clone(), subscriber, pod, session, id);
         match self.claim(&opened).await {
             Ok((id, orders)) => {
                 let stream = stream(id);

@@ -43,7 +43,7 @@ use super::{
     strangers::{Place, Strangers},
 };
 use crate::{
-    authority::{Authority, certify::Certifier, issue},
+    authority::{Authority, bound_pod::BoundPod, certify::Certifier, issue},
     kubernetes::peers::Answers,
 };
 
@@ -60,6 +60,8 @@ pub struct Peer {
 pub struct PeerCertificate {
     pub identity: SpiffeId,
     pub not_after: SystemTime,
+    /// None: whoever has it may be any workload of the identity.
+    pub pod: Option<BoundPod>,
 }
 
 /// The server's own certificate, and the TLS configuration made from it.
@@ -340,7 +342,7 @@ fn peer_certificate(stream: &TlsStream<TcpStream>, trust_domain: &str) -> anyhow
     if identity.trust_domain() != trust_domain {
         bail!("the client is {identity}, not of the trust domain {trust_domain}");
     }
-    Ok(Some(PeerCertificate { identity, not_after }))
+    Ok(Some(PeerCertificate { identity, not_after, pod: BoundPod::of(leaf)? }))
 }
 
 /// A TLS connection whose peer is known.

@@ -32,6 +32,7 @@ use tonic::{
 use tower::service_fn;
 
 use super::*;
+use crate::authority::bound_pod::BoundPod;
 
 /// Ten times what anything here takes on a busy machine.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -53,7 +54,7 @@ spec:
 ---
 apiVersion: v1
 kind: Pod
-metadata: {name: web-1, namespace: shop}
+metadata: {name: web-1, namespace: shop, uid: u1}
 spec: {serviceAccountName: web}
 status: {podIPs: [{ip: 10.0.0.9}]}
 ";
@@ -161,6 +162,16 @@ impl Running {
     async fn proxy(&self, service_account: &str) -> Channel {
         let (certified, key) = self.certify(self.connect(None).await, &self.token(service_account)).await.unwrap();
         self.connect(Some(credentials(&certified, &key))).await
+    }
+
+    /// As [`Self::proxy`] of the service account `web`, whose certificate is bound to a Pod.
+    async fn proxy_of_pod(&self, name: &str, uid: &str) -> Channel {
+        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+        let csr = CertificateParams::default().serialize_request(&key).unwrap().der().to_vec();
+        let identity = leno_proto::spiffe::SpiffeId::new("cluster.local", "shop", "web").unwrap();
+        let pod = BoundPod { name: name.to_owned(), uid: uid.to_owned() };
+        let issued = self.authority.issue(&csr, &identity, Some(&pod), SystemTime::now()).unwrap();
+        self.connect(Some((issued.chain, PrivatePkcs8KeyDer::from(key.serialize_der()).into()))).await
     }
 
     async fn operator(&self) -> OperatorClient<Channel> {
@@ -440,6 +451,42 @@ async fn a_workload_is_who_its_certificate_says() {
     let mut rude = Stream::open(channel, "web-2", Vec::new()).await;
     rude.say(Request::Verdict(Verdict { nonce: 7, rejected: Vec::new() })).await;
     assert_eq!(rude.next().await.unwrap_err().code(), Code::InvalidArgument);
+    running.end().await;
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_bound_to_a_pod_is_of_use_to_no_other() {
+    let running = Running::start().await;
+    let known = running.proxy_of_pod("web-1", "u1").await;
+    // Not known yet: it is about to be.
+    let new = running.proxy_of_pod("web-2", "u2").await;
+    let mut streams = Vec::new();
+    for (channel, workload) in [(&known, "web-1"), (&new, "web-2")] {
+        let mut stream = Stream::open(channel.clone(), workload, Vec::new()).await;
+        stream.subscribe(vec![cart()]).await;
+        stream.delta().await;
+        streams.push(stream);
+    }
+    let before = running.proxy_of_pod("web-1", "u0").await;
+    for (channel, workload, told) in [
+        (&known, "invented", "is for the Pod shop/web-1 alone"),
+        (&new, "web-1", "is for the Pod shop/web-2 alone"),
+        (&before, "web-1", "of uid u0, but the Pod of that name has uid u1"),
+    ] {
+        let refused = Stream::open(channel.clone(), workload, Vec::new()).await.next().await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied, "{workload}");
+        assert!(refused.message().contains(told), "{}", refused.message());
+    }
+
+    // Nor does a renewal by the certificate set it free.
+    let (renewed, _) = running.certify(known.clone(), "").await.unwrap();
+    let pod = BoundPod::of(&CertificateDer::from(renewed.chain[0].as_slice())).unwrap().unwrap();
+    assert_eq!((pod.name.as_str(), pod.uid.as_str()), ("web-1", "u1"));
+
+    // Its Pod is deleted and made again under its name.
+    running.write("cart.yaml", &SERVICE.replace("uid: u1", "uid: u3"));
+    let ended = streams[0].next().await.unwrap_err();
+    assert!(ended.message().contains("of uid u1, but the Pod of that name has uid u3"), "{}", ended.message());
     running.end().await;
 }
 

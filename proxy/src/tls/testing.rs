@@ -7,8 +7,8 @@ use std::{
 
 use leno_proto::spiffe::SpiffeId;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose, PublicKeyData, SanType,
+    BasicConstraints, CertificateParams, CertifiedIssuer, CustomExtension, DistinguishedName, ExtendedKeyUsagePurpose,
+    IsCa, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio_rustls::TlsAcceptor;
@@ -68,6 +68,9 @@ impl Authority {
         if client {
             params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
         }
+        // As the control plane names a Pod: peers pass over what they do not know.
+        let pod = CustomExtension::from_oid_content(&[1, 2, 840, 113_556, 1, 8000, 2554, 1], vec![0x05, 0x00]);
+        params.custom_extensions = vec![pod];
         params.signed_by(key, &self.issuer).unwrap().der().clone()
     }
 

@@ -18,6 +18,7 @@ use tonic::{Status, Streaming};
 
 use super::{Distributor, Responses, authorize};
 use crate::{
+    authority::bound_pod::BoundPod,
     compile::Subscriber,
     model::{Topic, TopicId, World},
     serve::{
@@ -41,6 +42,8 @@ pub(super) enum End {
 pub(super) struct ProxyStream {
     pub(super) distributor: Distributor,
     subscriber: Subscriber,
+    /// The Pod that its certificate is bound to.
+    bound: Option<BoundPod>,
     namespace: Arc<str>,
     session: Session,
     pub(super) id: StreamId,
@@ -64,7 +67,13 @@ pub(super) struct ProxyStream {
 
 impl ProxyStream {
     /// From now on it is told of changes.
-    pub(super) fn new(distributor: Distributor, subscriber: Subscriber, session: Session, id: StreamId) -> Self {
+    pub(super) fn new(
+        distributor: Distributor,
+        subscriber: Subscriber,
+        bound: Option<BoundPod>,
+        session: Session,
+        id: StreamId,
+    ) -> Self {
         let Subscriber { identity, workload } = &subscriber;
         distributor.interests.change(id, &[], &[workload_topic(identity, workload)]);
         let bundle_compiled = compiled_bundle(&distributor.bundle.borrow());
@@ -72,6 +81,7 @@ impl ProxyStream {
             namespace: identity.namespace().into(),
             bundle_compiled,
             subscriber,
+            bound,
             session,
             id,
             refresh: true,
@@ -153,13 +163,13 @@ impl ProxyStream {
         self.due_since.get_or_insert_with(Instant::now);
     }
 
-    /// The Pod may run as another service account by now, and what is another's is no longer to be had.
+    /// The Pod may be another, or run as another service account, by now, and what is another's is no longer to be had.
     fn authorize(&self, world: &World) -> Result<(), Status> {
         if self.session.seen() == world.generation() {
             return Ok(());
         }
         let Subscriber { identity, workload } = &self.subscriber;
-        authorize(world, identity, workload).map(|_| ()).inspect_err(
+        authorize(world, identity, self.bound.as_ref(), workload).map(|_| ()).inspect_err(
             |status| tracing::warn!(proxy = self.proxy(), %identity, reason = status.message(), "a proxy is no longer served"),
         )
     }

@@ -147,8 +147,8 @@ fn metadata(kind: Kind, object: &mut Value) -> Value {
         &mut to,
         &[&["name"], &["namespace"], &["generation"], &["resourceVersion"], &["creationTimestamp"]],
     );
-    // What is tracked at proxies: made again under the same name, it begins at generation 1.
-    if kind.is_route() || kind.is_policy() {
+    // What is tracked at proxies: made again under the same name, it begins at generation 1. And what certificates are bound to.
+    if kind.is_route() || kind.is_policy() || kind == Kind::Pod {
         keep(&mut from, &mut to, &[&["uid"]]);
     }
     // Until then its proxy may serve.
