@@ -1,6 +1,6 @@
 //! What fails and is replaced in a cluster under constant load of requests that are safe to retry: nobody notices.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
@@ -17,37 +17,39 @@ use serde_json::{Value, json};
 /// Longest wait for one answer of an API server that was restarted.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// Runs `change` while a client makes 500 requests per second, for 30 s: all must be answered.
-async fn unharmed(namespace: &Namespace, change: impl Future<Output = Result<()>>) -> Result<()> {
-    // The first request finds the way; the load begins when the mesh is at rest.
-    namespace.ask("http://echo/").await?;
-    let load = namespace.load("client", "echo:80", "--seconds 30");
-    let later = async {
-        tokio::time::sleep(Duration::from_secs(3)).await;
-        change.await
-    };
-    let (summary, ()) = tokio::try_join!(load, later)?;
-    println!("{summary:?}");
-    // 500/s if the machine can spare it.
-    summary.unharmed(7_500)
+/// The control plane's Pods, once there are two, both ready, and none of those `before`.
+async fn two_control_planes(cluster: &Cluster, before: &BTreeSet<String>) -> Result<BTreeSet<String>> {
+    let pods: Api<Pod> = Api::namespaced(cluster.client().clone(), SYSTEM);
+    eventually("two control planes, both ready", LIMIT, async || {
+        let found = pods.list(&ListParams::default().labels("app.kubernetes.io/component=control-plane")).await?.items;
+        let is_ready = |pod: &Pod| {
+            let mut conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+            conditions.any(|one| one.type_ == "Ready" && one.status == "True")
+        };
+        ensure!(found.iter().all(is_ready), "not ready: {:?}", found.iter().map(|pod| &pod.status).collect::<Vec<_>>());
+        let names: BTreeSet<String> = found.into_iter().filter_map(|pod| pod.metadata.name).collect();
+        ensure!(names.len() == 2 && names.is_disjoint(before), "{names:?}, before {before:?}");
+        Ok(names)
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs a cluster: e2e/cluster/test"]
-async fn the_control_plane_is_replaced() -> Result<()> {
+async fn both_control_planes_are_replaced() -> Result<()> {
     let cluster = Cluster::connect().await?;
-    cluster.install(&[]).await?;
+    cluster.install(&["--set", "replicas=2"]).await?;
     let namespace = Namespace::echo(&cluster, "control").await?;
     let pods: Api<Pod> = Api::namespaced(cluster.client().clone(), SYSTEM);
+    let before = two_control_planes(&cluster, &BTreeSet::new()).await?;
     let all_deleted = async {
-        let chosen = ListParams::default().labels("app.kubernetes.io/name=leno");
-        for pod in pods.list(&chosen).await? {
-            let name = pod.metadata.name.context("a Pod without name")?;
-            pods.delete(&name, &DeleteParams::default().grace_period(0)).await?;
+        for name in &before {
+            pods.delete(name, &DeleteParams::default().grace_period(0)).await?;
         }
-        cluster.install(&[]).await
+        two_control_planes(&cluster, &before).await.map(drop)
     };
-    unharmed(&namespace, all_deleted).await
+    namespace.unharmed_by(all_deleted).await?;
+    cluster.install(&[]).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -57,7 +59,7 @@ async fn the_chart_is_upgraded() -> Result<()> {
     cluster.install(&[]).await?;
     let namespace = Namespace::echo(&cluster, "upgraded").await?;
     // The control plane is started anew with the one, and what is injected changes with the other.
-    unharmed(&namespace, cluster.install(&["--set", "log=debug,proxy.accessLog=json"])).await?;
+    namespace.unharmed_by(cluster.install(&["--set", "log=debug,proxy.accessLog=json"])).await?;
     namespace.serve("echo", "echo", 3).await?;
     namespace.rolled_out("echo").await?;
     namespace.ask("http://echo/").await?;
@@ -74,7 +76,7 @@ async fn the_chart_is_uninstalled() -> Result<()> {
         let words = ["uninstall", "leno", "--namespace", SYSTEM, "--wait", "--timeout", "2m"];
         cluster.helm(&words).await.map(drop)
     };
-    unharmed(&namespace, uninstall).await?;
+    namespace.unharmed_by(uninstall).await?;
     let pods: Api<Pod> = Api::namespaced(cluster.client().clone(), SYSTEM);
     let left = pods.list(&ListParams::default().labels("app.kubernetes.io/name=leno")).await?.items;
     ensure!(left.iter().all(|pod| pod.metadata.deletion_timestamp.is_some()), "{left:?}");
@@ -181,7 +183,7 @@ async fn pods_are_deleted_and_proxies_killed() -> Result<()> {
         pods.delete(&victim.context("a second Pod")?, &DeleteParams::default()).await?;
         namespace.rolled_out("echo").await
     };
-    unharmed(&namespace, change).await
+    namespace.unharmed_by(change).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

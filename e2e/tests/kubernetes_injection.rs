@@ -35,6 +35,10 @@ fn pod(name: &str, spec: Value) -> Pod {
     serde_json::from_value(pod).unwrap_or_default()
 }
 
+fn plain() -> Pod {
+    pod("plain", json!({ "containers": [application(json!({}))] }))
+}
+
 fn application(more: Value) -> Value {
     let mut container = json!({ "name": "application", "image": APPLICATIONS, "command": ["sleep", "infinity"] });
     if let (Some(fields), Value::Object(more)) = (container.as_object_mut(), more) {
@@ -122,7 +126,6 @@ async fn who_is_injected_who_not_and_who_is_refused() -> Result<()> {
     let namespace = Namespace::create(&cluster, "who", Injection::Enabled).await?;
     let other = Namespace::create(&cluster, "other", Injection::Disabled).await?;
     let dry_run = PostParams { dry_run: true, ..PostParams::default() };
-    let plain = || pod("plain", json!({ "containers": [application(json!({}))] }));
     let marked = |mark: &str| {
         let mut pod = plain();
         pod.metadata.annotations = Some([("leno.dev/inject".to_owned(), mark.to_owned())].into());
@@ -203,12 +206,7 @@ async fn without_webhooks_running_pods_go_on_and_injected_ones_wait() -> Result<
     cluster.install(&[]).await?;
     let namespace = Namespace::echo(&cluster, "away").await?;
     let other = Namespace::create(&cluster, "unmeshed", Injection::Disabled).await?;
-    // What a proxy never called it must ask for.
-    namespace.ask("http://echo/").await.context("while all is there")?;
-    scale_control_plane(&cluster, 0).await?;
     let tried = async {
-        namespace.ask("http://echo/").await.context("Pods that run")?;
-        let plain = || pod("plain", json!({ "containers": [application(json!({}))] }));
         let said = refused(&namespace, plain()).await?;
         ensure!(said.contains("namespace.inject.leno.dev"), "{said}");
         let pods: Api<Pod> = other.api();
@@ -216,12 +214,43 @@ async fn without_webhooks_running_pods_go_on_and_injected_ones_wait() -> Result<
         ensure!(!has_sidecar(&made), "{made:?}");
         Ok(())
     };
-    let tried: Result<()> = tried.await;
-    scale_control_plane(&cluster, 1).await?;
-    tried?;
+    namespace.unharmed_by(without_control_plane(&cluster, tried)).await?;
     // Now it waits no longer.
     namespace.serve("echo", "echo", 3).await?;
     namespace.rolled_out("echo").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a cluster: e2e/cluster/test"]
+async fn without_webhooks_pods_get_no_sidecar_where_that_is_chosen() -> Result<()> {
+    let cluster = Cluster::connect().await?;
+    cluster.install(&["--set", "injection.failurePolicy=Ignore"]).await?;
+    let namespace = Namespace::create(&cluster, "chosen", Injection::Enabled).await?;
+    let pods: Api<Pod> = namespace.api();
+    let tried = async {
+        let made = pods.create(&PostParams::default(), &plain()).await.context("while no control plane answers")?;
+        ensure!(!has_sidecar(&made), "{made:?}");
+        Ok(())
+    };
+    without_control_plane(&cluster, tried).await?;
+    eventually("Pods get a sidecar again", LIMIT, async || {
+        let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+        let mut again = plain();
+        again.metadata.name = Some("again".to_owned());
+        let made = pods.create(&dry_run, &again).await?;
+        ensure!(has_sidecar(&made), "{made:?}");
+        Ok(())
+    })
+    .await?;
+    cluster.install(&[]).await
+}
+
+/// Does something while there is no control plane, which is there again afterwards.
+async fn without_control_plane(cluster: &Cluster, tried: impl Future<Output = Result<()>>) -> Result<()> {
+    scale_control_plane(cluster, 0).await?;
+    let tried = tried.await;
+    scale_control_plane(cluster, 1).await?;
+    tried
 }
 
 async fn scale_control_plane(cluster: &Cluster, replicas: i32) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use std::{
     sync::atomic::{AtomicU32, Ordering::Relaxed},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -227,6 +227,32 @@ impl Namespace {
         let printed = self.run(client, &format!("/usr/local/bin/leno-e2e-pod load {authority} {options}")).await?;
         let last = printed.lines().last().unwrap_or_default();
         serde_json::from_str(last).with_context(|| format!("the load's end; it said {printed}"))
+    }
+
+    /// Runs `change` while [`Namespace::echo`]'s client makes 500 requests per second, for a minute: all must be answered, and the change
+    /// must not outlast them.
+    pub async fn unharmed_by(&self, change: impl Future<Output = Result<()>>) -> Result<()> {
+        // The first request finds the way; the load begins when the mesh is at rest.
+        self.ask("http://echo/").await?;
+        let load = async {
+            let summary = self.load("client", "echo:80", "--seconds 60").await;
+            (summary, Instant::now())
+        };
+        let later = async {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            let changed = change.await;
+            (changed, Instant::now())
+        };
+        // To the end of both: a change that is left off half-way would be in the way of other tests.
+        let ((summary, load_ended), (changed, change_ended)) = tokio::join!(load, later);
+        changed?;
+        let summary = summary?;
+        println!("{summary:?}");
+        // 500/s if the machine can spare it.
+        summary.unharmed(15_000)?;
+        let outlasted = change_ended.saturating_duration_since(load_ended);
+        ensure!(outlasted.is_zero(), "the change went on for {outlasted:?} after the load");
+        Ok(())
     }
 
     /// Objects of a kind in this namespace.
