@@ -27,7 +27,8 @@ const KEY: &str = "injection.yaml";
 /// Add the sidecar to workloads in YAML, as the control plane does to Pods that are made
 ///
 /// Pods, and what makes Pods (Deployments, StatefulSets, DaemonSets, ReplicaSets, Jobs, CronJobs, Lists of these), go to
-/// standard output with the sidecar; everything else goes there as it is. What became of each is said on standard error.
+/// standard output with the sidecar, as kubectl reads them (YAML 1.1), without the comments inside; everything else goes there as it is, to
+/// the byte. What became of each is said on standard error.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  leno inject -f shop.yaml | kubectl apply -f -\n  \
                         kubectl get deployment cart -o yaml | leno inject -f - --installed | kubectl apply -f -")]
@@ -68,8 +69,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         let text = fs::read_to_string(&args.filename).with_context(|| format!("cannot read {name}"))?;
         (name, text)
     };
-    let nonce = serve::nonce()?;
-    let injector = Injector { settings: &settings, namespace: &args.namespace, nonce: &nonce };
+    let injector = Injector { settings: &settings, namespace: &args.namespace };
     let done = injector.text(&name, &text)?;
     for said in &done.said {
         eprintln!("leno: {said}");
@@ -90,7 +90,6 @@ async fn installed(cluster: &Cluster) -> anyhow::Result<(Settings, Vec<String>)>
 struct Injector<'a> {
     settings: &'a Settings,
     namespace: &'a str,
-    nonce: &'a str,
 }
 
 #[derive(Debug, Default)]
@@ -107,40 +106,52 @@ impl Injector<'_> {
         if let Some(error) = contents.unreadable.first() {
             bail!("{name}, document {}: {}", error.document, error.reason);
         }
+        let text = yaml::without_mark(text);
+        let parts = yaml::split(text);
         let mut done = Done::default();
+        let mut written = 0;
         for document in contents.documents {
-            let injected = self.object((*document.content).clone(), MAX_DEPTH, &mut done);
-            let yaml = serde_saphyr::to_string(&injected).context("writing YAML")?;
-            done.text.push_str(if done.text.is_empty() { "" } else { "---\n" });
-            done.text.push_str(&yaml);
+            let mut object = (*document.content).clone();
+            if !self.object(&mut object, MAX_DEPTH, &mut done) {
+                continue;
+            }
+            // Documents count from 1.
+            let range = &parts[document.index as usize - 1].range;
+            done.text.push_str(text.get(written..range.start).unwrap_or_default());
+            done.text.push_str(head(text.get(range.clone()).unwrap_or_default()));
+            done.text.push_str(&serde_saphyr::to_string(&object).context("writing YAML")?);
+            written = range.end;
         }
+        done.text.push_str(text.get(written..).unwrap_or_default());
         Ok(done)
     }
 
-    fn object(&self, mut object: Value, depth: usize, done: &mut Done) -> Value {
+    /// Whether it is changed.
+    fn object(&self, object: &mut Value, depth: usize, done: &mut Done) -> bool {
         let kind = object["kind"].as_str().unwrap_or_default().to_owned();
         if depth > 0
             && kind.ends_with("List")
             && let Some(Value::Array(items)) = object.get_mut("items")
         {
-            for item in items {
-                *item = self.object(item.take(), depth - 1, done);
-            }
-            return object;
+            // All of them, not only up to the first.
+            return items.iter_mut().fold(false, |changed, item| self.object(item, depth - 1, done) | changed);
         }
-        let Some(template) = template(&kind).and_then(|at| object.pointer(at)) else { return object };
+        let Some(template) = template(&kind).and_then(|at| object.pointer(at)) else { return false };
         let metadata = &object["metadata"];
         let title = format!("{kind} {}", metadata["name"].as_str().unwrap_or_default());
         let context = Context {
             settings: self.settings,
             namespace: metadata["namespace"].as_str().unwrap_or(self.namespace),
             by_default: true,
-            nonce: self.nonce,
+            // Not drawn: the same file must give the same Pods, or each time it is applied they would all be replaced.
+            nonce: &serve::nonce_of(template),
         };
+        let mut changed = false;
         let (outcome, warnings) = match inject::inject(template, &context) {
             Outcome::Injected { pod, warnings } => {
-                if let Some(place) = template_mut(&kind, &mut object) {
+                if let Some(place) = template_mut(&kind, object) {
                     *place = *pod;
+                    changed = true;
                 }
                 ("injected".to_owned(), warnings)
             }
@@ -152,7 +163,19 @@ impl Injector<'_> {
         };
         done.said.push(format!("{title}: {outcome}"));
         done.said.extend(warnings.into_iter().map(|warning| format!("{title}: {warning}")));
-        object
+        changed
+    }
+}
+
+/// What goes before a document that is written anew: its mark, and the comments above its first line.
+fn head(part: &str) -> &str {
+    let is_content =
+        |line: &&str| !(line.trim().is_empty() || line.trim_end() == "---" || line.trim_start().starts_with('#'));
+    let before: usize = part.split_inclusive('\n').take_while(|line| !is_content(line)).map(str::len).sum();
+    match part.get(..before) {
+        // Its first line is on the mark's.
+        Some("") if part.starts_with("---") => "---\n",
+        before => before.unwrap_or_default(),
     }
 }
 
@@ -207,7 +230,7 @@ spec: {containers: [{name: node}]}
 ";
 
     fn done(text: &str, settings: &Settings) -> Done {
-        Injector { settings, namespace: "default", nonce: "n" }.text("f.yaml", text).unwrap()
+        Injector { settings, namespace: "default" }.text("f.yaml", text).unwrap()
     }
 
     fn documents(text: &str) -> Vec<Value> {
@@ -240,9 +263,75 @@ spec: {containers: [{name: node}]}
     }
 
     #[test]
+    fn nothing_changes_but_what_is_injected() {
+        let settings = Settings::default();
+        let map = "---\n# a map\nkind: ConfigMap\ndata: {mode: 0400, on: 'yes'} # kept\n--- # nothing\n";
+        let only = format!("\n%YAML 1.1\n{map}");
+        assert_eq!(done(&only, &settings).text, only);
+        let pod = |rest: &str| format!("kind: Pod\nspec:\n  containers: [{{name: a}}] # lost\n{rest}");
+        let text = format!(
+            "# first\n{}{map}---\n# third\n{}--- {{kind: Pod, spec: {{containers: []}}}}\n{map}",
+            pod(""),
+            pod("")
+        );
+        let done = done(&text, &settings);
+        assert_eq!(done.text.matches(map).count(), 2, "{}", done.text);
+        assert!(done.text.starts_with("# first\nkind: Pod\n"), "{}", done.text);
+        assert!(done.text.contains("---\n# third\nkind: Pod\n") && !done.text.contains("# lost"), "{}", done.text);
+        assert_eq!(documents(&done.text).len(), documents(&text).len());
+        assert_eq!(done.said.iter().filter(|said| said.ends_with(": injected")).count(), 3, "{:?}", done.said);
+    }
+
+    #[test]
+    fn a_manifest_is_read_as_kubectl_reads_it() {
+        let settings = Settings::default();
+        let volumes = "
+apiVersion: v1
+kind: Pod
+metadata: {name: a, annotations: {mode: '0400', \"y\": 'no', when: '12:30'}}
+spec:
+  containers: [{name: a, args: ['1_000', '1e3', 'off', '0x1F', '2001-01-01', '=', '~', 'yEs']}]
+  volumes:
+  - {name: s, secret: {secretName: s, defaultMode: 0400}}
+  - {name: t, secret: {secretName: t, defaultMode: 0644}}
+";
+        let done_once = done(volumes, &settings);
+        let (before, after) = (documents(volumes), documents(&done_once.text));
+        for written in ["defaultMode: 256\n", "defaultMode: 420\n"] {
+            assert!(done_once.text.contains(written), "{}", done_once.text);
+        }
+        assert_eq!(after[0]["spec"]["containers"], before[0]["spec"]["containers"]);
+        for (name, value) in before[0]["metadata"]["annotations"].as_object().unwrap() {
+            assert_eq!(&after[0]["metadata"]["annotations"][name], value);
+            assert!(value.is_string());
+        }
+        let host = "kind: Pod\nspec: {hostNetwork: yes, containers: [{name: a}]}\n";
+        let done = done(host, &settings);
+        assert_eq!(done.text, host);
+        assert!(done.said[0].contains("hostNetwork"), "{:?}", done.said);
+    }
+
+    #[test]
+    fn the_same_file_gives_the_same_pods() {
+        let settings = Settings::default();
+        let pod = |image: &str| {
+            format!(
+                "kind: Pod\nspec: {{containers: [{{name: a, image: {image}, lifecycle: {{preStop: {{httpGet: {{port: 80}}}}}}}}]}}\n"
+            )
+        };
+        let path = |text: &str| {
+            let pod = &documents(&done(text, &settings).text)[0];
+            pod["spec"]["containers"][0]["lifecycle"]["preStop"]["httpGet"]["path"].as_str().unwrap().to_owned()
+        };
+        assert!(path(&pod("a")).starts_with("/hook/"), "{}", path(&pod("a")));
+        assert_eq!(path(&pod("a")), path(&pod("a")));
+        assert_ne!(path(&pod("a")), path(&pod("b")));
+    }
+
+    #[test]
     fn what_cannot_be_read_or_injected_is_told() {
         let settings = Settings::default();
-        let injector = Injector { settings: &settings, namespace: "default", nonce: "n" };
+        let injector = Injector { settings: &settings, namespace: "default" };
         assert!(injector.text("f.yaml", "a: [").unwrap_err().to_string().contains("document 1"));
         let mine = "kind: Pod\nspec: {containers: [{name: leno-redirect}]}\n";
         let done = done(mine, &settings);

@@ -1,8 +1,8 @@
-//! From the text of a file to documents. A document that is not YAML costs only itself.
+//! From the text of a file to documents, read as kubectl reads them. A document that is not YAML costs only itself.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, ops::Range, sync::Arc};
 
-use serde_json::Value;
+use serde_json::{Number, Value};
 
 use crate::model::{Document, DocumentError};
 
@@ -14,6 +14,9 @@ const MAX_EXACT: usize = 20;
 
 /// Values in one document.
 const MAX_NODES: usize = 4_000_000;
+
+/// Whole numbers below this are exact as floats.
+const MAX_WHOLE: f64 = 9_007_199_254_740_992.0;
 
 /// What a file holds.
 #[derive(Debug, Default)]
@@ -28,12 +31,13 @@ pub(crate) struct Contents {
 /// Documents of a file; `file` is its name as people will see it. A document in `before` is not parsed again.
 pub(crate) fn documents(file: &Arc<str>, text: &str, before: &Known) -> Contents {
     let mut contents = Contents::default();
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    for ((line, part), index) in split(text).into_iter().zip(1..) {
+    let text = without_mark(text);
+    for (Part { line, range }, index) in split(text).into_iter().zip(1..) {
+        let part = text.get(range).unwrap_or_default();
         let key = crate::model::content_hash(part.as_bytes());
         let parsed = match before.get(&key) {
             Some(content) => Ok(content.clone()),
-            None => serde_saphyr::from_str_with_options::<Value>(part, options()).map(Arc::new),
+            None => value(part).map(Arc::new),
         };
         match parsed {
             Ok(content) if content.is_null() => {}
@@ -58,14 +62,43 @@ pub(crate) fn documents(file: &Arc<str>, text: &str, before: &Known) -> Contents
     contents
 }
 
+/// A text without its byte order mark.
+pub(crate) fn without_mark(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
+}
+
+/// One document. kubectl hands numbers on as JSON, where what is whole (`1.0`, `08`) is written as such.
+fn value(part: &str) -> Result<Value, serde_saphyr::Error> {
+    let mut value = serde_saphyr::from_str_with_options(part, options())?;
+    make_whole(&mut value);
+    Ok(value)
+}
+
+fn make_whole(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(make_whole),
+        Value::Object(fields) => fields.values_mut().for_each(make_whole),
+        Value::Number(number) => {
+            if let Some(float) = number.as_f64().filter(|float| number.is_f64() && float.fract() == 0.0)
+                && float.abs() < MAX_WHOLE
+            {
+                // Exact: it is whole and in range.
+                *number = Number::from(float as i64);
+            }
+        }
+        _ => {}
+    }
+}
+
 fn options() -> serde_saphyr::Options {
     serde_saphyr::options! {
         // A List of everything in a cluster is one document; files have a limit of their own.
         budget: serde_saphyr::budget! { max_nodes: MAX_NODES, max_events: 2 * MAX_NODES },
         // One line, for a log.
         with_snippet: false,
-        // Only `true` and `false`, as Kubernetes writes them; a version "no" stays a text.
-        strict_booleans: true,
+        // kubectl reads YAML 1.1: `yes`, `no`, `on` and `off` are booleans, 0400 is 256.
+        strict_booleans: false,
+        legacy_octal_numbers: true,
     }
 }
 
@@ -78,9 +111,17 @@ fn why(line: usize, part: &str) -> String {
     }
 }
 
-/// Cuts at lines that begin a document (`---`); in a block scalar such a line is indented. Each part with the number of lines
-/// before it.
-fn split(text: &str) -> Vec<(usize, &str)> {
+/// Where a document is in its file.
+#[derive(Debug)]
+pub(crate) struct Part {
+    /// Lines before it.
+    line: usize,
+    /// Bytes, with the mark that begins it.
+    pub(crate) range: Range<usize>,
+}
+
+/// Cuts at lines that begin a document (`---`); in a block scalar such a line is indented. What has no content is no part.
+pub(crate) fn split(text: &str) -> Vec<Part> {
     let mut parts = Vec::new();
     let (mut start, mut start_line) = (0, 0);
     let mut blank = true;
@@ -90,7 +131,7 @@ fn split(text: &str) -> Vec<(usize, &str)> {
             line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace));
         if starts {
             if !blank {
-                parts.extend(text.get(start..at).map(|part| (start_line, part)));
+                parts.push(Part { line: start_line, range: start..at });
             }
             (start, start_line, blank) = (at, number, true);
         }
@@ -99,7 +140,7 @@ fn split(text: &str) -> Vec<(usize, &str)> {
         blank &= starts && line.trim_end() == "---" || content.is_empty() || content.starts_with(['#', '%']);
         at += line.len();
     }
-    parts.extend(text.get(start..).map(|part| (start_line, part)));
+    parts.push(Part { line: start_line, range: start..at });
     parts
 }
 
@@ -145,7 +186,25 @@ mod tests {
             read("{\"a\": [1, null, \"x\"]}\n---\nbase: &b {x: 1}\nmore:\n  <<: *b\n  y: \"no\"\n  z: no\n");
         assert_eq!(errors, []);
         assert_eq!(documents[0].1.to_string(), r#"{"a":[1,null,"x"]}"#);
-        assert_eq!(documents[1].1["more"].to_string(), r#"{"x":1,"y":"no","z":"no"}"#);
+        assert_eq!(documents[1].1["more"].to_string(), r#"{"x":1,"y":"no","z":false}"#);
+    }
+
+    #[test]
+    fn scalars_are_what_kubectl_takes_them_for() {
+        for (text, expected) in [
+            ("[0400, 0644, 0o755, -010, 08, 0x10, 1_000]", "[256,420,493,-8,8,16,1000]"),
+            ("[yes, Yes, NO, on, Off, y, N, True]", "[true,true,false,true,false,true,false,true]"),
+            (
+                "['yes', \"0400\", nope, 2001-01-01, 12:30, 1.2.3]",
+                r#"["yes","0400","nope","2001-01-01","12:30","1.2.3"]"#,
+            ),
+            ("[1.0, 1e3, 0.5, 18446744073709551615]", "[1,1000,0.5,18446744073709551615]"),
+            ("[~, null, '']", r#"[null,null,""]"#),
+        ] {
+            let (documents, errors) = read(&format!("a: {text}\n"));
+            assert_eq!(errors, []);
+            assert_eq!(documents[0].1["a"].to_string(), expected, "{text}");
+        }
     }
 
     #[test]

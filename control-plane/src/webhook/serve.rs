@@ -21,6 +21,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use kube::Client;
 use parking_lot::Mutex;
+use serde_json::Value;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, SemaphorePermit, watch},
@@ -36,6 +37,9 @@ use super::{
     settings::Settings,
 };
 use crate::serve::listener;
+
+/// Random bytes of a nonce.
+const NONCE_BYTES: usize = 12;
 
 /// What the webhooks are started with.
 #[derive(Debug, Clone)]
@@ -223,9 +227,19 @@ impl Server {
 
 /// Something that cannot be guessed, for paths that only the kubelet is to know.
 pub(crate) fn nonce() -> anyhow::Result<String> {
-    let mut bytes = [0; 12];
+    let mut bytes = [0; NONCE_BYTES];
     aws_lc_rs::rand::fill(&mut bytes).ok().context("no random numbers")?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&bytes))
+}
+
+/// The same for each copy of a Pod's template. Who knows the template to the letter can work it out.
+pub(crate) fn nonce_of(template: &Value) -> String {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, template.to_string().as_bytes());
+    hex(digest.as_ref().get(..NONCE_BYTES).unwrap_or_default())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn text(status: StatusCode, text: String) -> Response<Full<Bytes>> {

@@ -120,7 +120,7 @@ const HTTP_HARMLESS: &[Good] = &[
     (
         "  rules:
     - name: delay
-      matches: [{path: {type: RegularExpression, value: \"/de(l|x)ay/[0-9]+\"}, method: GET}, {headers: [{name: x, value: y}]}]
+      matches: [{path: {type: RegularExpression, value: \"/de(l|x)ay/[0-9]+\"}, method: GET}, {headers: [{name: x, value: \"y\"}]}]
       filters:
         - {type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: x-set, value: a}], remove: [x-gone]}}
         - {type: RequestMirror, requestMirror: {backendRef: {name: next, port: 80}, percent: 50}}

@@ -94,7 +94,7 @@ fn a_pod_is_dialled_at_the_address_that_was_asked_for() {
 #[test]
 fn an_endpoint_whose_pod_is_missing_is_left_out_and_not_trusted_with_plaintext() {
     let endpoints_text = "[{addresses: [10.1.0.1], hostname: db-0, targetRef: {kind: Pod, name: db-0}}, \
-                          {addresses: [10.1.0.2], targetRef: {kind: Node, name: n}}]";
+                          {addresses: [10.1.0.2], targetRef: {kind: Node, name: node}}]";
     let missing = db(endpoints_text, "");
     let served = |world: &World| -> Vec<String> {
         endpoints(world, "default/db:5432").endpoints.into_iter().map(|endpoint| endpoint.address).collect()
