@@ -6,9 +6,12 @@
 //! ([`probes`]), so that they work whatever policy says. A Pod is in the mesh exactly if it has a container of
 //! that name.
 
+mod pod_resources;
 mod probes;
 mod redirect;
 mod sidecar;
+
+use std::net::SocketAddr;
 
 use serde_json::{Map, Value, json};
 
@@ -146,8 +149,11 @@ fn injected(pod: &Value, context: &Context<'_>, warnings: &mut Vec<String>) -> R
     let settings = context.settings;
     conflicts(&pod["spec"], settings.proxy.uid)?;
     warnings.extend(contested_ports(&pod["spec"]));
-    if containers(&pod["spec"]).all(|c| is_guaranteed(&c["resources"]))
-        && !is_guaranteed(&sidecar::resources(pod, settings))
+    warnings.extend(other_dns(&pod["spec"], &settings.control_plane));
+    let resources = sidecar::resources(pod, settings);
+    if !pod_resources::are_set(&pod["spec"])
+        && containers(&pod["spec"]).all(|c| is_guaranteed(&c["resources"]))
+        && !is_guaranteed(&resources)
     {
         warnings.push(
             "its quality of service was Guaranteed and is Burstable with the sidecar: give that limits for cpu and memory \
@@ -164,6 +170,9 @@ fn injected(pod: &Value, context: &Context<'_>, warnings: &mut Vec<String>) -> R
     }
     first.push(sidecar::proxy(&pod, settings, &told, &asked)?);
     let spec = &mut pod["spec"];
+    if pod_resources::are_set(spec) {
+        pod_resources::raise(spec, &resources);
+    }
     first.append(&mut taken_list(spec, "initContainers"));
     spec["initContainers"] = first.into();
     let mut volumes = taken_list(spec, "volumes");
@@ -219,6 +228,22 @@ fn is_guaranteed(resources: &Value) -> bool {
         let (limit, request) = (&resources["limits"][name], &resources["requests"][name]);
         !limit.is_null() && (request.is_null() || request == limit)
     })
+}
+
+/// Said of a Pod that does not ask the cluster's DNS: its sidecar looks up the control plane.
+fn other_dns(spec: &Value, control_plane: &str) -> Option<String> {
+    let policy = spec["dnsPolicy"].as_str().filter(|policy| matches!(*policy, "Default" | "None"))?;
+    if control_plane.parse::<SocketAddr>().is_ok() {
+        return None;
+    }
+    let servers = match policy {
+        "None" => "the nameservers of its dnsConfig",
+        _ => "its node's nameservers",
+    };
+    Some(format!(
+        "its dnsPolicy is {policy}: unless {servers} know the name of the control plane, {control_plane}, its sidecar never gets ready, and the \
+         Pod never starts; give it dnsPolicy ClusterFirst, or None with the cluster's DNS in dnsConfig.nameservers"
+    ))
 }
 
 /// Ports of the application that the sidecar needs.

@@ -239,6 +239,89 @@ fn who_would_lose_the_quality_guaranteed_is_told() {
 }
 
 #[test]
+fn who_does_not_ask_the_clusters_dns_is_told() {
+    let warnings = |policy: &str, settings: &Settings| {
+        let pod = pod(json!({ "dnsPolicy": policy, "containers": [{ "name": "cart" }] }));
+        match inject(&pod, &context(settings)) {
+            Outcome::Injected { warnings, .. } => warnings,
+            other => panic!("{other:?}"),
+        }
+    };
+    let mut settings = Settings::default();
+    for policy in ["Default", "None"] {
+        let warnings = warnings(policy, &settings);
+        assert!(warnings[0].starts_with(&format!("its dnsPolicy is {policy}: unless ")), "{warnings:?}");
+        assert!(warnings[0].contains("leno.leno-system.svc.cluster.local:4190"), "{warnings:?}");
+    }
+    assert_eq!(warnings("ClusterFirst", &settings), Vec::<String>::new());
+    settings.control_plane = "10.96.0.7:4190".to_owned();
+    assert_eq!(warnings("Default", &settings), Vec::<String>::new());
+}
+
+#[test]
+fn what_the_pod_has_as_a_whole_grows_by_the_sidecars() {
+    let raised = |resources: Value, of_container: Value, annotations: Value| {
+        let mut pod =
+            pod(json!({ "resources": resources, "containers": [{ "name": "cart", "resources": of_container }] }));
+        pod["metadata"]["annotations"] = annotations;
+        match inject(&pod, &context(&Settings::default())) {
+            Outcome::Injected { pod, warnings } => {
+                assert_eq!(warnings, Vec::<String>::new());
+                pod["spec"]["resources"].clone()
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    let (nothing, limited) = (json!({}), json!({ "leno.dev/proxy-cpu-limit": "100m" }));
+    let guaranteed = json!({ "cpu": 1, "memory": "1Gi" });
+    for (before, of_container, annotations, after) in [
+        // Burstable: requests and limits each by theirs.
+        (
+            json!({ "requests": { "cpu": "100m" }, "limits": { "cpu": "1", "memory": "1Gi" } }),
+            nothing.clone(),
+            limited.clone(),
+            json!({ "requests": { "cpu": "120m", "memory": "1048Mi" }, "limits": { "cpu": "1100m", "memory": "1048Mi" } }),
+        ),
+        // Guaranteed stays so, and a container without a limit takes nothing from the others.
+        (
+            json!({ "requests": guaranteed, "limits": guaranteed }),
+            nothing.clone(),
+            nothing.clone(),
+            json!({ "requests": { "cpu": "1020m", "memory": "1048Mi" }, "limits": { "cpu": "1020m", "memory": "1048Mi" } }),
+        ),
+        (
+            json!({ "requests": guaranteed, "limits": guaranteed }),
+            nothing.clone(),
+            limited,
+            json!({ "requests": { "cpu": "1100m", "memory": "1048Mi" }, "limits": { "cpu": "1100m", "memory": "1048Mi" } }),
+        ),
+        // The API server adds up what containers request.
+        (
+            json!({ "limits": { "cpu": "1" } }),
+            json!({ "requests": { "cpu": "10m" } }),
+            nothing.clone(),
+            json!({ "limits": { "cpu": "1020m" } }),
+        ),
+        (
+            json!({ "requests": { "cpu": "1" } }),
+            nothing.clone(),
+            nothing.clone(),
+            json!({ "requests": { "cpu": "1020m" } }),
+        ),
+        // Not the sidecar's matter.
+        (
+            json!({ "limits": { "hugepages-2Mi": "4Mi" } }),
+            nothing.clone(),
+            nothing.clone(),
+            json!({ "limits": { "hugepages-2Mi": "4Mi" } }),
+        ),
+        (nothing.clone(), nothing.clone(), nothing.clone(), nothing.clone()),
+    ] {
+        assert_eq!(raised(before.clone(), of_container, annotations), after, "{before}");
+    }
+}
+
+#[test]
 fn probes_are_asked_of_the_proxy_and_keep_their_times() {
     let spec = injected_spec(&pod(json!({
         "terminationGracePeriodSeconds": 45,
