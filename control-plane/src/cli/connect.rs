@@ -33,6 +33,9 @@ const SERVICE: &str = "leno";
 /// One call of the API server.
 const CALL: Duration = Duration::from_secs(10);
 
+/// Status of an API server that has too much to do.
+const TOO_MANY_REQUESTS: u16 = 429;
+
 /// No control plane answers now, and one may soon: it is being rolled out, or started anew.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -177,8 +180,8 @@ pub(super) async fn serving_pods(client: &kube::Client) -> anyhow::Result<Vec<Re
         || format!("cannot ask the API server for the control plane (EndpointSlices in {CONTROL_PLANE_NAMESPACE})");
     let slices = match timeout(CALL, slices.list(&of_service)).await {
         Err(_) => bail!(Away("the API server does not answer".to_owned())),
-        // What it refuses, it will refuse again.
-        Ok(Err(error)) if kubernetes::code(&error).is_some_and(|code| code < 500) => {
+        // What it refuses, it will refuse again, unless it has too much to do.
+        Ok(Err(error)) if kubernetes::code(&error).is_some_and(|code| code < 500 && code != TOO_MANY_REQUESTS) => {
             return Err(error).with_context(what);
         }
         Ok(Err(error)) => bail!(Away(format!("{}: {error}", what()))),
@@ -275,5 +278,33 @@ pub(super) fn said(status: tonic::Status) -> anyhow::Error {
             Away(format!("the control plane stopped answering: {}", status.message())).into()
         }
         _ => anyhow::anyhow!("the control plane says: {}", status.message()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::client::Body;
+    use serde_json::json;
+    use tonic::codegen::http::{Request, Response};
+
+    use super::*;
+
+    /// An API server that refuses everything.
+    fn refusing(code: u16) -> kube::Client {
+        let answer = service_fn(move |_: Request<Body>| async move {
+            let status = json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": code,
+                "message": "no", "reason": "no" });
+            let body = Body::from(status.to_string().into_bytes());
+            Ok::<_, std::convert::Infallible>(Response::builder().status(code).body(body).unwrap())
+        });
+        kube::Client::new(answer, "default")
+    }
+
+    #[tokio::test]
+    async fn an_api_server_with_too_much_to_do_is_asked_again() {
+        for (code, again) in [(429, true), (500, true), (503, true), (401, false), (403, false)] {
+            let error = serving_pods(&refusing(code)).await.unwrap_err();
+            assert_eq!(is_away(&error), again, "{code}: {error:#}");
+        }
     }
 }
