@@ -183,6 +183,8 @@ struct RawServiceSpec {
     cluster_ips: Vec<String>,
     external_name: String,
     ports: Vec<RawServicePort>,
+    session_affinity: String,
+    internal_traffic_policy: String,
 }
 
 #[derive(Deserialize)]
@@ -204,15 +206,13 @@ enum RawTargetPort {
 }
 
 /// Fields of a Service that are somebody else's to act on.
-const SERVICE_FIELDS: [&str; 18] = [
+const SERVICE_FIELDS: [&str; 16] = [
     "spec.selector",
     "spec.ipFamilies",
     "spec.ipFamilyPolicy",
-    "spec.sessionAffinity",
     "spec.sessionAffinityConfig",
     "spec.externalIPs",
     "spec.externalTrafficPolicy",
-    "spec.internalTrafficPolicy",
     "spec.publishNotReadyAddresses",
     "spec.healthCheckNodePort",
     "spec.trafficDistribution",
@@ -234,8 +234,18 @@ pub(super) fn service(_metadata: &Metadata, content: &Value) -> Result<(Object, 
         .into_iter()
         .filter(|field| !SERVICE_FIELDS.contains(&field.as_str()))
         .filter(|field| !field.starts_with("metadata") && !field.ends_with(".nodePort"))
+        .chain(without_effect(&raw.spec).map(str::to_owned))
         .collect();
     wrong.or((Object::Service(Service { kind, cluster_ips, ports }), unknown))
+}
+
+/// Whom kube-proxy would choose among the endpoints, and the mesh does not.
+fn without_effect(spec: &RawServiceSpec) -> impl Iterator<Item = &'static str> {
+    let affinity = (spec.session_affinity == "ClientIP")
+        .then_some("spec.sessionAffinity (ClientIP is kube-proxy's: use sessionPersistence of a route, or a BackendPolicy's ConsistentHash by sourceAddress)");
+    let local = (spec.internal_traffic_policy == "Local")
+        .then_some("spec.internalTrafficPolicy (Local is kube-proxy's: endpoints on other nodes are called, too; those of the client's zone are preferred)");
+    affinity.into_iter().chain(local)
 }
 
 /// With its addresses.

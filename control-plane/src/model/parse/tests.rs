@@ -341,6 +341,7 @@ fn only_what_matters_changes_the_hash() {
 fn services_and_slices_take_their_defaults() {
     let parsed = good(service(json!({
         "clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1", "fd00::1"], "selector": {"app": "x"}, "sessionAffinity": "None",
+        "internalTrafficPolicy": "Cluster",
         "ports": [
             {"name": "a", "port": 80},
             {"name": "b", "port": 81, "targetPort": "web", "appProtocol": "kubernetes.io/h2c", "nodePort": 30000},
@@ -354,6 +355,17 @@ fn services_and_slices_take_their_defaults() {
     use leno_proto::v1::Protocol;
     assert_eq!(ports, [(80, Number(80), Protocol::Detect), (81, Name("web".into()), Protocol::Http2)]);
     assert!(parsed.unknown.is_empty(), "{:?}", parsed.unknown);
+}
+
+#[test]
+fn whom_kube_proxy_would_choose_has_no_effect_and_is_said() {
+    let parsed = good(service(json!({
+        "ports": [{"port": 80}], "sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 10}},
+        "internalTrafficPolicy": "Local",
+    })));
+    let [affinity, local] = &parsed.unknown[..] else { panic!("{:?}", parsed.unknown) };
+    assert!(affinity.starts_with("spec.sessionAffinity (ClientIP "), "{affinity}");
+    assert!(local.starts_with("spec.internalTrafficPolicy (Local "), "{local}");
 }
 
 // ---- what a proxy refuses never reaches it -------------------------------------------------------

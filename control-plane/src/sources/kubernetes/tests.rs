@@ -69,6 +69,23 @@ fn of_a_pod_what_the_model_reads_is_kept() {
 }
 
 #[test]
+fn of_a_service_what_has_no_effect_is_kept_to_be_said() {
+    let kept = |affinity: &str, policy: &str| {
+        let mut object = service("a", 7);
+        object["spec"]["sessionAffinity"] = affinity.into();
+        object["spec"]["internalTrafficPolicy"] = policy.into();
+        trim::trimmed(Kind::Service, "v1", object).unwrap().2["spec"].clone()
+    };
+    let plain = json!({"type": "ClusterIP", "clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9"],
+        "ports": [{"port": 80, "targetPort": "http", "nodePort": null}]});
+    assert_eq!(kept("None", "Cluster"), plain);
+    let mut said = plain;
+    said["sessionAffinity"] = json!("ClientIP");
+    said["internalTrafficPolicy"] = json!("Local");
+    assert_eq!(kept("ClientIP", "Local"), said);
+}
+
+#[test]
 fn of_an_endpoint_what_the_model_reads_is_kept() {
     let slice = |node: &str| {
         let object = json!({

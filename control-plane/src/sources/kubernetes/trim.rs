@@ -44,7 +44,14 @@ pub(super) fn trimmed(kind: Kind, api_version: &str, mut object: Value) -> Optio
         json!({ "apiVersion": api_version, "kind": kind.as_str(), "metadata": metadata(kind, &mut object) });
     match kind {
         Kind::Namespace => settle_marks(&mut content),
-        Kind::Service => keep(&mut object, &mut content, &SERVICE_FIELDS),
+        Kind::Service => {
+            keep(&mut object, &mut content, &SERVICE_FIELDS);
+            for (field, value) in REPORTED_OF_SERVICE {
+                if object["spec"][field] == value {
+                    keep(&mut object, &mut content, &[&["spec", field]]);
+                }
+            }
+        }
         Kind::EndpointSlice => {
             keep(&mut object, &mut content, &[&["addressType"], &["ports"], &["endpoints"]]);
             trim_endpoints(&mut content);
@@ -115,6 +122,9 @@ fn trim_endpoints(slice: &mut Value) {
 
 const SERVICE_FIELDS: [&[&str]; 5] =
     [&["spec", "type"], &["spec", "clusterIP"], &["spec", "clusterIPs"], &["spec", "externalName"], &["spec", "ports"]];
+
+/// Kept only with the value that is reported as of no effect: most Services have another.
+const REPORTED_OF_SERVICE: [(&str, &str); 2] = [("sessionAffinity", "ClientIP"), ("internalTrafficPolicy", "Local")];
 
 /// Moves fields from one object into another, at the same path.
 fn keep(from: &mut Value, to: &mut Value, fields: &[&[&str]]) {
