@@ -5,6 +5,9 @@
 //! policy. They are asked of the application at the address that the kubelet called, as it would have done ([`ask`]).
 //! Whoever reaches the Pod can ask here, too, but only what the Pod lists, and learns no more than yes or no; the same
 //! question is asked of the application once at a time.
+//!
+//! Lifecycle hooks come here, too, by paths that only the kubelet knows. It takes any status for done and only a connection
+//! that fails for a failure, so the one is passed on, and without it the connection is closed.
 
 mod ask;
 
@@ -117,8 +120,8 @@ async fn ready(status: &admin::Status) -> Answer {
     json(code, &json!({ "ready": missing.is_empty(), "missing": missing }))
 }
 
-/// What the application said.
-type Said = Result<(), String>;
+/// What the application said: its status, or why there is none.
+type Said = Result<StatusCode, String>;
 
 struct Asker {
     probes: Probes,
@@ -129,6 +132,7 @@ struct Asker {
 
 impl Asker {
     async fn ask(self: &Rc<Self>, index: usize, local: SocketAddr, headers: &HeaderMap) -> Answer {
+        let is_hook = self.probes.get(index).is_some_and(Probe::is_hook);
         let under_way = self.asking.borrow().get(&index).cloned();
         let mut answer = match under_way {
             Some(answer) => answer,
@@ -138,10 +142,13 @@ impl Asker {
             Ok(said) => said.clone(),
             Err(_) => None,
         };
+        let said = said.unwrap_or_else(|| Err("the question was given up".to_owned()));
         match said {
-            Some(Ok(())) => text(StatusCode::OK, "ok\n"),
-            Some(Err(reason)) => text(StatusCode::SERVICE_UNAVAILABLE, reason + "\n"),
-            None => text(StatusCode::SERVICE_UNAVAILABLE, "the question was given up\n"),
+            Ok(status) if is_hook => text(status, ""),
+            Err(_) if is_hook => small_server::none(),
+            Ok(status) if (200..400).contains(&status.as_u16()) => text(StatusCode::OK, "ok\n"),
+            Ok(status) => text(StatusCode::SERVICE_UNAVAILABLE, format!("the application answered {status}\n")),
+            Err(reason) => text(StatusCode::SERVICE_UNAVAILABLE, reason + "\n"),
         }
     }
 

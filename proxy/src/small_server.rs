@@ -5,6 +5,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    io,
     net::SocketAddr,
     rc::Rc,
     time::{Duration, Instant},
@@ -53,6 +54,17 @@ struct Long;
 /// one more is answered with 503.
 pub(crate) fn long(mut answer: Answer) -> Answer {
     answer.extensions_mut().insert(Long);
+    answer
+}
+
+/// Marks an answer that is [`none`].
+#[derive(Debug, Clone, Copy)]
+struct Unanswered;
+
+/// No answer: the connection is closed.
+pub(crate) fn none() -> Answer {
+    let mut answer = Answer::default();
+    answer.extensions_mut().insert(Unanswered);
     answer
 }
 
@@ -135,6 +147,9 @@ async fn connection(
     let service = service_fn(async |request| {
         waiting.set(None);
         let mut answer = answer(request, local).await;
+        if answer.extensions().get::<Unanswered>().is_some() {
+            return Err(io::Error::other("there is no answer"));
+        }
         if answer.extensions_mut().remove::<Long>().is_some() {
             let held = has_long.borrow_mut().take();
             let place = held.or_else(|| Place::take(long_answers));
@@ -145,7 +160,7 @@ async fn connection(
             *has_long.borrow_mut() = place;
         }
         waiting.set(Some(Instant::now()));
-        Ok::<_, std::convert::Infallible>(answer)
+        Ok(answer)
     });
     http1::Builder::new()
         .timer(TokioTimer::new())

@@ -33,7 +33,7 @@ pub enum Question {
     Grpc(GrpcHealth),
 }
 
-/// A request whose answer must have a status from 200 to 399.
+/// A request. A probe's answer must have a status from 200 to 399; a hook's may have any.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HttpGet {
@@ -82,7 +82,15 @@ fn one() -> u64 {
     1
 }
 
+/// What the paths of lifecycle hooks begin with.
+const HOOK: &str = "/hook/";
+
 impl Probe {
+    /// Whether it is a lifecycle hook, of whose answer a kubelet asks only that there is one.
+    pub fn is_hook(&self) -> bool {
+        self.path.starts_with(HOOK)
+    }
+
     /// How long the kubelet waits.
     pub fn timeout(&self) -> Duration {
         Duration::from_secs(self.timeout_seconds).clamp(Duration::from_secs(1), limits::PROBE_TIMEOUT)

@@ -1,6 +1,5 @@
-//! Asks the application as a kubelet does: its notion of what is well, which redirects it follows, what it sends.
-//! (k8s.io/kubernetes pkg/probe; `httpGet`: any status from 200 to 399, no verification of certificates, redirects to
-//! another host are well.)
+//! Asks the application as a kubelet does: which redirects it follows, what it sends, no verification of certificates.
+//! (k8s.io/kubernetes pkg/probe, pkg/kubelet/lifecycle; redirects to another host are answers.)
 
 use std::{
     io,
@@ -40,12 +39,12 @@ pub(super) struct Caller {
     pub(super) agent: Option<HeaderValue>,
 }
 
-/// Asks; whoever calls bounds the time.
-pub(super) async fn ask(question: &Question, caller: &Caller) -> Result<(), String> {
+/// Asks; whoever calls bounds the time. The status of the application's answer; without HTTP, 200 if it is well.
+pub(super) async fn ask(question: &Question, caller: &Caller) -> Result<StatusCode, String> {
     match question {
         Question::HttpGet(get) => http_get(get, caller).await,
-        Question::TcpSocket(socket) => caller.connect(socket.port).await.map(drop),
-        Question::Grpc(health) => grpc(health, caller).await,
+        Question::TcpSocket(socket) => caller.connect(socket.port).await.map(|_| StatusCode::OK),
+        Question::Grpc(health) => grpc(health, caller).await.map(|()| StatusCode::OK),
     }
 }
 
@@ -65,7 +64,7 @@ struct Target {
     path: PathAndQuery,
 }
 
-async fn http_get(get: &HttpGet, caller: &Caller) -> Result<(), String> {
+async fn http_get(get: &HttpGet, caller: &Caller) -> Result<StatusCode, String> {
     let mut target = Target { scheme: get.scheme, port: get.port, path: path(&get.path)? };
     let mut elsewhere = false;
     for _ in 0..=limits::PROBE_REDIRECTS {
@@ -79,8 +78,7 @@ async fn http_get(get: &HttpGet, caller: &Caller) -> Result<(), String> {
                 elsewhere |= (next.scheme, next.port) != (target.scheme, target.port);
                 target = next;
             }
-            None if (200..400).contains(&status.as_u16()) => return Ok(()),
-            None => return Err(format!("the application answered {status}")),
+            None => return Ok(status),
         }
     }
     Err(format!("stopped after {} redirects", limits::PROBE_REDIRECTS))

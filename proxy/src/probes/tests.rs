@@ -46,6 +46,44 @@ fn status(line: &str) -> String {
     format!("HTTP/1.1 {line}\r\ncontent-length: 0\r\n\r\n")
 }
 
+/// Asks at `path` of the application's `port`.
+async fn asked_at(path: &str, port: u16) -> String {
+    let asker = asker(&format!(r#"[{{"path":"{path}","httpGet":{{"path":"/h?a=b","port":{port}}}}}]"#));
+    let listener = TcpListener::bind((LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let limits = Limits { what: "test", connection: limits::PROBE_TIMEOUT, silence: limits::PROBE_SILENCE };
+    tokio::task::spawn_local(small_server::serve(listener, limits, async move |request: Request<Incoming>, local| {
+        asker.ask(0, local, request.headers()).await
+    }));
+    let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+    crate::testing::talk(address, request.as_bytes()).await
+}
+
+fn asker(probes: &str) -> Rc<Asker> {
+    let probes = format!("--probes={probes}");
+    let arguments = ["--control-plane=a:1", "--trust-bundle=/b", probes.as_str()];
+    let config = crate::config::args::parse(arguments.map(Into::into).into()).unwrap();
+    Rc::new(Asker { probes: config.probes, mark: None, asking: RefCell::default() })
+}
+
+#[test]
+fn a_hook_fails_only_where_nobody_answers() {
+    crate::testing::run(async {
+        for line in ["200 OK", "204 No Content", "302 Found", "404 Not Found", "500 Internal Server Error"] {
+            let (port, _) = server(vec![status(line)]).await;
+            let answer = asked_at("/hook/n0nce/cart/preStop", port).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {line}\r\n")), "{answer}");
+        }
+        // A kubelet takes 503 for done; a connection that is closed without an answer is a failure to it.
+        let (port, _) = server(vec![String::new()]).await;
+        assert_eq!(asked_at("/hook/n0nce/cart/preStop", port).await, "");
+        let nobody = TcpListener::bind((LOCALHOST, 0)).await.unwrap().local_addr().unwrap().port();
+        assert_eq!(asked_at("/hook/n0nce/cart/postStart", nobody).await, "");
+        let probed = asked_at("/probe/cart/liveness", nobody).await;
+        assert!(probed.starts_with("HTTP/1.1 503 "), "{probed}");
+    });
+}
+
 #[test]
 fn statuses_are_judged_as_a_kubelet_does() {
     crate::testing::run(async {
@@ -53,8 +91,8 @@ fn statuses_are_judged_as_a_kubelet_does() {
             [("200 OK", true), ("204 No Content", true), ("399 ?", true), ("400 Bad", false), ("503 No", false)]
         {
             let (port, seen) = server(vec![status(line)]).await;
-            let said = ask::ask(&question(&format!(r#""httpGet":{{"path":"/h?a=b","port":{port}}}"#)), &caller()).await;
-            assert_eq!(said.is_ok(), well, "{line}: {said:?}");
+            let said = asked_at("/probe/cart/liveness", port).await;
+            assert_eq!(said.starts_with("HTTP/1.1 200 "), well, "{line}: {said}");
             let seen = seen.borrow();
             assert!(seen[0].starts_with("GET /h?a=b HTTP/1.1\r\n"), "{seen:?}");
             assert!(seen[0].contains(&format!("host: 127.0.0.1:{port}\r\n")), "{seen:?}");
@@ -68,7 +106,7 @@ fn redirects_are_followed_to_their_end() {
         let to = |location: &str| format!("HTTP/1.1 302 Found\r\nlocation: {location}\r\ncontent-length: 0\r\n\r\n");
         let (port, seen) = server(vec![to("/second"), status("500 Oh")]).await;
         let said = ask::ask(&question(&format!(r#""httpGet":{{"path":"/first","port":{port}}}"#)), &caller()).await;
-        assert_eq!(said, Err("the application answered 500 Internal Server Error".to_owned()));
+        assert_eq!(said, Ok(StatusCode::INTERNAL_SERVER_ERROR));
         assert!(seen.borrow()[1].starts_with("GET /second "));
         let (port, _) = server(vec![to("/again"); limits::PROBE_REDIRECTS + 1]).await;
         let said = ask::ask(&question(&format!(r#""httpGet":{{"port":{port}}}"#)), &caller()).await;
@@ -82,7 +120,7 @@ fn a_port_is_well_if_somebody_listens() {
         let listener = TcpListener::bind((LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let question = question(&format!(r#""tcpSocket":{{"port":{port}}}"#));
-        assert_eq!(ask::ask(&question, &caller()).await, Ok(()));
+        assert_eq!(ask::ask(&question, &caller()).await, Ok(StatusCode::OK));
         drop(listener);
         assert!(ask::ask(&question, &caller()).await.unwrap_err().contains("cannot connect"));
     });
@@ -112,7 +150,7 @@ fn a_certificate_that_nobody_vouches_for_is_taken() {
             stream.flush().await.unwrap();
         });
         let question = question(&format!(r#""httpGet":{{"port":{port},"scheme":"HTTPS"}}"#));
-        assert_eq!(ask::ask(&question, &caller()).await, Ok(()));
+        assert_eq!(ask::ask(&question, &caller()).await, Ok(StatusCode::OK));
     });
 }
 
@@ -120,16 +158,7 @@ fn a_certificate_that_nobody_vouches_for_is_taken() {
 fn who_asks_the_same_at_the_same_time_gets_the_same_answer() {
     crate::testing::run(async {
         let (port, seen) = server(vec![status("200 OK")]).await;
-        let probes = crate::config::args::parse(
-            [
-                "--control-plane=a:1".to_owned(),
-                "--trust-bundle=/b".to_owned(),
-                format!(r#"--probes=[{{"path":"/p","httpGet":{{"port":{port}}}}}]"#),
-            ]
-            .map(Into::into)
-            .into(),
-        );
-        let asker = Rc::new(Asker { probes: probes.unwrap().probes, mark: None, asking: RefCell::default() });
+        let asker = asker(&format!(r#"[{{"path":"/p","httpGet":{{"port":{port}}}}}]"#));
         let (local, headers) = (SocketAddr::new(LOCALHOST, 1), HeaderMap::new());
         let (one, other) = tokio::join!(asker.ask(0, local, &headers), asker.ask(0, local, &headers));
         assert_eq!((one.status(), other.status()), (StatusCode::OK, StatusCode::OK));
