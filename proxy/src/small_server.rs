@@ -234,7 +234,7 @@ mod tests {
             let answer = crate::testing::talk(address, request).await;
             assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("live\n"), "{answer}");
             let still_open = |stream: &TcpStream| {
-                stream.try_read(&mut [0; 1]).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+                stream.try_read(&mut [0; 1]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
             };
             assert!(still_open(&idle[1]), "one is closed for one");
             idle[0].readable().await.unwrap();

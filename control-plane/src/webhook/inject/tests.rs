@@ -315,7 +315,7 @@ fn what_the_pod_has_as_a_whole_grows_by_the_sidecars() {
             nothing.clone(),
             json!({ "limits": { "hugepages-2Mi": "4Mi" } }),
         ),
-        (nothing.clone(), nothing.clone(), nothing.clone(), nothing.clone()),
+        (nothing.clone(), nothing.clone(), nothing.clone(), nothing),
     ] {
         assert_eq!(raised(before.clone(), of_container, annotations), after, "{before}");
     }
