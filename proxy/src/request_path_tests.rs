@@ -9,7 +9,6 @@ mod stalled;
 
 use std::time::Duration;
 
-use http_body_util::BodyExt;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -117,89 +116,6 @@ fn a_head_behind_another_request_is_looked_at_too() {
             }
         });
     }
-}
-
-#[test]
-fn requests_that_the_codec_takes_and_those_it_does_not_share_a_connection() {
-    let requests = "PROPFIND /1 HTTP/1.1\r\nHost: a\r\n\r\n\
-         GET /2 HTTP/1.1\r\nHost: a\r\n\r\n\
-         PROPFIND /3 HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello\r\n\
-         PROPFIND /4 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nSum: 1\r\n\r\n\
-         GET /5 HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n\
-         HEAD /6 HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n\
-         GET http://a/7 HTTP/1.1\r\nHost: a\r\n\r\n\
-         PROPFIND /8 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n\
-         GET /none HTTP/1.1\r\nHost: a\r\n\r\n";
-    for through in BOTH {
-        run(async move {
-            let seen = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
-            let log = seen.clone();
-            let app = application(move |stream| {
-                let log = log.clone();
-                async move {
-                    let service = hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
-                        let log = log.clone();
-                        async move {
-                            let (head, body) = request.into_parts();
-                            let length = body.collect().await?.to_bytes().len();
-                            log.borrow_mut().push(format!("{} {} {length}", head.method, head.uri.path()));
-                            Ok::<_, hyper::Error>(http::Response::new(http_body_util::Full::new(
-                                bytes::Bytes::from_static(b"hi"),
-                            )))
-                        }
-                    });
-                    let io = hyper_util::rt::TokioIo::new(stream);
-                    let _ = hyper::server::conn::http1::Builder::new().serve_connection(io, service).await;
-                }
-            })
-            .await;
-            let address = reach(app, through).await;
-            for step in [requests.len(), 150, 7] {
-                let mut stream = TcpStream::connect(address).await.unwrap();
-                let (mut read, mut write) = stream.split();
-                let asking = async {
-                    for part in requests.as_bytes().chunks(step) {
-                        // It may be closed before what is behind the last of them.
-                        let _ = write.write_all(part).await;
-                        tokio::task::yield_now().await;
-                    }
-                };
-                let mut answers = Vec::new();
-                let (_, ended) = tokio::join!(asking, read.read_to_end(&mut answers));
-                let answers = String::from_utf8(answers).unwrap();
-                if step == requests.len() {
-                    ended.unwrap();
-                }
-                assert_eq!(answers.matches(" 200 OK\r\n").count(), 8, "{answers}");
-                let wanted = ["PROPFIND /1 0", "GET /2 0", "PROPFIND /3 5", "PROPFIND /4 5", "GET /5 0", "HEAD /6 0"];
-                let wanted = [&wanted[..], &["GET /7 0", "PROPFIND /8 0"]].concat();
-                assert_eq!(seen.take(), wanted);
-            }
-        });
-    }
-}
-
-#[test]
-fn what_is_sent_before_an_upgrade_is_granted_is_for_the_tunnel() {
-    run(async {
-        let app = application(|mut stream| async move {
-            read_until(&mut stream, b"\r\n\r\n").await.unwrap();
-            stream
-                .write_all(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n")
-                .await
-                .unwrap();
-            let (mut read, mut write) = stream.split();
-            let _ = tokio::io::copy(&mut read, &mut write).await;
-        })
-        .await;
-        let upgrade = "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n";
-        let early = "GET / HTTP/1.1\r\nHost: a\r\nX\0: b\r\n\r\n";
-        let mut stream = TcpStream::connect(reach(app, Through::Outbound).await).await.unwrap();
-        stream.write_all(format!("{upgrade}{early}").as_bytes()).await.unwrap();
-        stream.write_all(b"more").await.unwrap();
-        let answer = String::from_utf8(read_until(&mut stream, b"more").await.unwrap()).unwrap();
-        assert!(answer.starts_with("HTTP/1.1 101 ") && answer.ends_with(&format!("\r\n\r\n{early}more")), "{answer}");
-    });
 }
 
 #[test]

@@ -1,90 +1,143 @@
-//! A client's HTTP/1 stream as hyper reads and writes it for one exchange: of what comes it is given that request alone, and
-//! whether its client takes anything is noted.
+//! A client's HTTP/1 stream as hyper reads and writes it: what it is doing, whether it moves, how long a head may
+//! take, and whether a head's framing is ambiguous.
 
 use std::{
-    cell::Cell,
     io,
     pin::Pin,
-    rc::Rc,
-    task::{Context, Poll, ready},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
 };
 
-use bytes::{Bytes, BytesMut};
-use http_body::{Body as HttpBody, SizeHint};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Sleep,
+};
 
-use super::{adapt::HyperBody, body::BodyError, framing::Framing};
+use super::framing::Framing;
 use crate::{config::limits, net::Backlog};
 
-/// What a client's connection takes, as its stream and its requests see it.
-#[derive(Debug, Default)]
+/// What a client's connection is doing, as its stream and its requests see it. Atomic only because an upgraded
+/// stream must be `Send`; it never leaves its thread.
+#[derive(Debug)]
 pub(crate) struct ClientPhase {
+    /// A request is being served.
+    serving: AtomicBool,
+    /// The bytes are no longer HTTP.
+    tunnel: AtomicBool,
+    /// Requests handed over so far.
+    requests: AtomicU64,
+    /// The number of the first request with an ambiguous head; from it on nothing is served.
+    ambiguous: AtomicU64,
     /// Grows whenever the client takes something.
-    taken: Cell<u64>,
+    taken: AtomicU64,
     /// Bytes wait that the client does not take.
-    blocked: Cell<bool>,
+    blocked: AtomicBool,
+}
+
+impl Default for ClientPhase {
+    fn default() -> Self {
+        Self {
+            serving: AtomicBool::new(false),
+            tunnel: AtomicBool::new(false),
+            requests: AtomicU64::new(0),
+            ambiguous: AtomicU64::new(u64::MAX),
+            taken: AtomicU64::new(0),
+            blocked: AtomicBool::new(false),
+        }
+    }
 }
 
 impl ClientPhase {
+    /// hyper hands a request over; whether its framing was ambiguous.
+    pub(super) fn begin(&self) -> bool {
+        self.serving.store(true, Relaxed);
+        let number = self.requests.load(Relaxed);
+        self.requests.store(number + 1, Relaxed);
+        number >= self.ambiguous.load(Relaxed)
+    }
+
+    /// The exchange has ended.
+    pub(super) fn answered(&self) {
+        self.serving.store(false, Relaxed);
+    }
+
+    /// What follows is for the upgraded protocol alone.
+    pub(super) fn tunnelled(&self) {
+        self.tunnel.store(true, Relaxed);
+    }
+
     /// Grows whenever the client takes something.
     pub(super) fn taken(&self) -> u64 {
-        self.taken.get()
+        self.taken.load(Relaxed)
     }
 
     /// Notes whether bytes wait that the client does not take.
     pub(super) fn set_blocked(&self, blocked: bool) {
-        self.blocked.set(blocked);
+        self.blocked.store(blocked, Relaxed);
     }
 
     /// Whether bytes wait that the client does not take.
     pub(super) fn is_blocked(&self) -> bool {
-        self.blocked.get()
+        self.blocked.load(Relaxed)
     }
 
     /// The client took so much.
     pub(super) fn take(&self, bytes: u64) {
-        self.taken.set(self.taken.get().wrapping_add(bytes));
+        self.taken.store(self.taken.load(Relaxed).wrapping_add(bytes), Relaxed);
     }
 }
 
-/// How far hyper is with the exchange.
-#[derive(Debug, Default)]
-pub(super) struct Progress {
-    /// The request was read to its end.
-    read: Cell<bool>,
-    /// Of the response's body hyper has taken all that it takes.
-    taken: Cell<bool>,
-    /// All that hyper wrote was sent.
-    flushed: Cell<bool>,
-}
-
-impl Progress {
-    pub(super) fn is_complete(&self) -> bool {
-        self.read.get() && self.taken.get() && self.flushed.get()
-    }
-}
-
-/// See the module.
+/// See the module. Heads have HEADER_TIMEOUT, connections between two requests CLIENT_IDLE.
 pub(super) struct ClientStream<S> {
     stream: S,
-    /// Read, and not handed over.
-    read: BytesMut,
-    phase: Rc<ClientPhase>,
-    progress: Rc<Progress>,
+    phase: Arc<ClientPhase>,
     framing: Framing,
+    timer: Option<Pin<Box<Sleep>>>,
+    /// What the timer was set for: the requests served until then, and whether a head had begun.
+    timed: (u64, bool),
     /// Bytes that waited in the kernel when the stream was last blocked.
     backlog: u64,
 }
 
 impl<S> ClientStream<S> {
-    /// `read`: was read of it already, a complete head first.
-    pub(super) fn new(stream: S, read: BytesMut, phase: Rc<ClientPhase>, progress: Rc<Progress>) -> Self {
-        Self { stream, read, phase, progress, framing: Framing::default(), backlog: 0 }
+    pub(super) fn new(stream: S, phase: Arc<ClientPhase>) -> Self {
+        Self { stream, phase, framing: Framing::default(), timer: None, timed: (0, false), backlog: 0 }
     }
 
-    /// The stream, and what was read behind the request.
-    pub(super) fn into_parts(self) -> (S, BytesMut) {
-        (self.stream, self.read)
+    fn saw(&mut self, bytes: &[u8]) {
+        if self.phase.tunnel.load(Relaxed) {
+            return;
+        }
+        if let Some(head) = self.framing.read(bytes) {
+            self.phase.ambiguous.store(head, Relaxed);
+        }
+    }
+
+    /// Ready if the client takes too long, in a head or between two requests. The timer is re-armed when
+    /// it fires, not at each request: late by twice the limit at most.
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if self.phase.serving.load(Relaxed) {
+                return Poll::Pending;
+            }
+            let in_head = self.framing.in_head();
+            let now = (self.phase.requests.load(Relaxed), in_head);
+            if self.timer.is_none() || (in_head && !self.timed.1) {
+                let allowed = if in_head { limits::HEADER_TIMEOUT } else { limits::CLIENT_IDLE };
+                self.timer = Some(Box::pin(tokio::time::sleep(allowed)));
+                self.timed = now;
+            }
+            if let Some(timer) = &mut self.timer {
+                std::task::ready!(timer.as_mut().poll(cx));
+            }
+            self.timer = None;
+            if self.timed == now {
+                return Poll::Ready(());
+            }
+        }
     }
 }
 
@@ -94,7 +147,7 @@ impl<S: Backlog> ClientStream<S> {
         match &polled {
             Poll::Ready(Ok(written)) => {
                 self.phase.take(bytes(written));
-                self.phase.set_blocked(false);
+                self.phase.blocked.store(false, Relaxed);
             }
             Poll::Ready(Err(_)) => {}
             // A kernel takes megabytes in, and says so again only when a third of them is gone: a client that reads
@@ -105,7 +158,7 @@ impl<S: Backlog> ClientStream<S> {
                     self.backlog = backlog;
                     self.phase.take(1);
                 }
-                self.phase.set_blocked(true);
+                self.phase.blocked.store(true, Relaxed);
             }
         }
         polled
@@ -114,35 +167,20 @@ impl<S: Backlog> ClientStream<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for ClientStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        if !this.framing.is_end() && !this.read.is_empty() {
-            let fits = this.read.len().min(buf.remaining());
-            let count = this.framing.read(this.read.get(..fits).unwrap_or_default());
-            this.progress.read.set(this.framing.is_end());
-            buf.put_slice(&this.read.split_to(count));
-            return Poll::Ready(Ok(()));
-        }
-        // Behind the request it is read on to notice that the client leaves.
         let before = buf.filled().len();
-        while this.read.len() < limits::HTTP1_BUFFER {
-            ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
-            let new = buf.filled().get(before..).unwrap_or_default();
-            let count = this.framing.read(new);
-            this.progress.read.set(this.framing.is_end());
-            this.read.extend_from_slice(new.get(count..).unwrap_or_default());
-            let left = new.is_empty();
-            buf.set_filled(before + count);
-            if left || count > 0 {
-                return Poll::Ready(Ok(()));
+        match Pin::new(&mut self.stream).poll_read(cx, buf) {
+            Poll::Ready(Ok(())) => {
+                self.saw(buf.filled().get(before..).unwrap_or_default());
+                Poll::Ready(Ok(()))
             }
+            Poll::Pending => self.poll_late(cx).map(|()| Err(io::ErrorKind::TimedOut.into())),
+            failed => failed,
         }
-        Poll::Pending
     }
 }
 
 impl<S: AsyncWrite + Backlog + Unpin> AsyncWrite for ClientStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.progress.flushed.set(false);
         let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.wrote(polled, |written| *written as u64)
     }
@@ -152,7 +190,6 @@ impl<S: AsyncWrite + Backlog + Unpin> AsyncWrite for ClientStream<S> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.progress.flushed.set(false);
         let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
         self.wrote(polled, |written| *written as u64)
     }
@@ -163,49 +200,10 @@ impl<S: AsyncWrite + Backlog + Unpin> AsyncWrite for ClientStream<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.stream).poll_flush(cx);
-        self.progress.flushed.set(polled.is_ready());
         self.wrote(polled, |()| 0)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
-/// A response's body as hyper is given it.
-pub(super) struct ClientBody {
-    body: HyperBody,
-    progress: Rc<Progress>,
-}
-
-impl ClientBody {
-    pub(super) fn new(body: HyperBody, progress: Rc<Progress>) -> Self {
-        Self { body, progress }
-    }
-}
-
-impl Drop for ClientBody {
-    fn drop(&mut self) {
-        self.progress.taken.set(true);
-    }
-}
-
-impl HttpBody for ClientBody {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, BodyError>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

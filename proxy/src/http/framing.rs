@@ -1,6 +1,6 @@
-//! Where a client's HTTP/1 request ends, followed beside hyper, which is given one at a time, and shows a head only after it has
-//! settled its framing: of Content-Length and Transfer-Encoding in one head it keeps the latter and drops the former, and nobody
-//! behind it can tell.
+//! Where a client's HTTP/1 requests begin and end, followed beside hyper, which shows a head only after it has settled
+//! its framing: of Content-Length and Transfer-Encoding in one head it keeps the latter and drops the former, and nobody
+//! behind it can tell. Every head is looked at here, also one that follows another in the same packet.
 //!
 //! Bodies are stepped over, not read: a length at once, a chunk by its size. What hyper refuses by itself (a malformed
 //! length, another coding than chunked, folded lines) need not be understood: nothing is served after it.
@@ -16,6 +16,8 @@ pub(super) struct Framing {
     part: Part,
     line: Line,
     head: Head,
+    /// Complete heads so far.
+    heads: u64,
 }
 
 /// What the next byte belongs to.
@@ -30,9 +32,7 @@ enum Part {
     /// The line end after a chunk.
     ChunkEnd,
     Trailers,
-    /// The request has ended.
-    End,
-    /// The head was ambiguous, or a body cannot be followed: nothing else is served.
+    /// A head was ambiguous, or a body cannot be followed: what comes next is not served.
     Over,
 }
 
@@ -57,24 +57,23 @@ struct Head {
 impl Default for Framing {
     fn default() -> Self {
         let line = Line { kept: [0; LINE], len: 0, last: 0 };
-        Self { part: Part::Head, line, head: Head::default() }
+        Self { part: Part::Head, line, head: Head::default(), heads: 0 }
     }
 }
 
 impl Framing {
-    /// Reads on; how many bytes are the request's.
-    pub(super) fn read(&mut self, bytes: &[u8]) -> usize {
-        let mut rest = bytes;
-        while !rest.is_empty() {
+    /// Reads on. The number, counted from 0, of the first head whose framing is ambiguous: it states its body's length in two
+    /// ways (RFC 9112 6.1), or a line of it ends without CR, which recipients read differently (RFC 9112 2.2).
+    pub(super) fn read(&mut self, mut bytes: &[u8]) -> Option<u64> {
+        while !bytes.is_empty() {
             match self.part {
-                Part::End => break,
-                Part::Over => return bytes.len(),
-                Part::Length(left) => self.part = step_over(&mut rest, left, Part::Length, Part::End),
-                Part::Chunk(left) => self.part = step_over(&mut rest, left, Part::Chunk, Part::ChunkEnd),
+                Part::Over => break,
+                Part::Length(left) => self.part = step_over(&mut bytes, left, Part::Length, Part::Head),
+                Part::Chunk(left) => self.part = step_over(&mut bytes, left, Part::Chunk, Part::ChunkEnd),
                 Part::Head | Part::ChunkSize | Part::ChunkEnd | Part::Trailers => {
-                    let end = rest.iter().position(|&byte| byte == b'\n').map_or(rest.len(), |at| at + 1);
-                    let (part, behind) = rest.split_at(end);
-                    rest = behind;
+                    let end = bytes.iter().position(|&byte| byte == b'\n').map_or(bytes.len(), |at| at + 1);
+                    let (part, rest) = bytes.split_at(end);
+                    bytes = rest;
                     if let Some(bare_lf) = self.line.push(part) {
                         self.part = self.end_line(bare_lf);
                         self.line.len = 0;
@@ -82,25 +81,13 @@ impl Framing {
                 }
             }
         }
-        bytes.len() - rest.len()
+        (self.part == Part::Over || self.head.ambiguous).then_some(self.heads)
     }
 
-    /// Whether the head at the beginning of `bytes` is ambiguous: it states its body's length in two ways (RFC 9112 6.1), or a line
-    /// of it ends without CR, which recipients read differently (RFC 9112 2.2).
-    pub(super) fn is_ambiguous(bytes: &[u8]) -> bool {
-        let mut framing = Self::default();
-        let mut lines = bytes.split_inclusive(|byte| *byte == b'\n');
-        while framing.part == Part::Head
-            && let Some(line) = lines.next()
-        {
-            framing.read(line);
-        }
-        framing.part == Part::Over
-    }
-
-    /// The request has ended.
-    pub(super) fn is_end(&self) -> bool {
-        self.part == Part::End
+    /// Whether some bytes of a head have come, and not all.
+    pub(super) fn in_head(&self) -> bool {
+        self.part == Part::Head
+            && (self.head.begun || self.line.start().first().is_some_and(|byte| !matches!(byte, b'\r' | b'\n')))
     }
 
     /// A line is complete: what comes after it.
@@ -128,20 +115,21 @@ impl Framing {
                 }
             }
             Part::ChunkEnd => Part::ChunkSize,
-            Part::Trailers if empty => Part::End,
+            Part::Trailers if empty => Part::Head,
             part => part,
         }
     }
 
-    /// The head is complete: its body comes, or nothing.
+    /// A head is complete: its body comes, or the next head.
     fn end_head(&mut self) -> Part {
         let head = std::mem::take(&mut self.head);
         if head.ambiguous || (head.coding && head.length.is_some()) {
             return Part::Over;
         }
+        self.heads += 1;
         match head.length {
             _ if head.coding => Part::ChunkSize,
-            None | Some(0) => Part::End,
+            None | Some(0) => Part::Head,
             Some(length) => Part::Length(length),
         }
     }
@@ -214,25 +202,22 @@ mod tests {
     use super::*;
 
     const BOTH: &str = "POST / HTTP/1.1\r\nHost: a\r\nContent-LENGTH: 5\r\nX: y\r\ntransfer-Encoding: chunked\r\n\r\n";
-    const NEXT: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
-    /// How much of it is the request's and whether that is all, however the bytes are cut in two.
-    fn read(bytes: &[u8]) -> (usize, bool) {
-        let mut whole = Framing::default();
-        let count = whole.read(bytes);
+    /// The verdict however the bytes are cut in two.
+    fn read(bytes: &[u8]) -> Option<u64> {
+        let whole = Framing::default().read(bytes);
         for cut in 0..bytes.len() {
             let mut framing = Framing::default();
             let (first, second) = bytes.split_at(cut);
-            assert_eq!(framing.read(first) + framing.read(second), count, "cut at {cut}");
-            assert_eq!(framing.part, whole.part, "cut at {cut}");
+            assert_eq!(framing.read(first).or_else(|| framing.read(second)), whole, "cut at {cut}");
         }
-        (count, whole.is_end())
+        whole
     }
 
     #[test]
     fn both_framing_fields_are_noticed() {
-        assert!(Framing::is_ambiguous(BOTH.as_bytes()));
-        assert!(Framing::is_ambiguous(b"\r\nPOST / HTTP/1.1\nContent-Length:5\n\n"));
+        assert_eq!(read(BOTH.as_bytes()), Some(0));
+        assert_eq!(read(b"\r\nPOST / HTTP/1.1\nContent-Length:5\n\n"), Some(0));
         for fine in [
             "POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nTransfer-Encoding: chunked\r\n",
             "\r\n\r\nPOST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nContent-Length: 5\r\n\r\n",
@@ -240,52 +225,66 @@ mod tests {
             "POST / HTTP/1.1\r\nContent-Length: 5\r\nContent-Length:5\r\n\r\n",
             "POST / HTTP/1.1\r\nContent-Length:\t 18446744073709551615  \r\n\r\n",
         ] {
-            assert!(!Framing::is_ambiguous(fine.as_bytes()), "{fine:?}");
-            // It is its head alone that counts.
-            assert!(!Framing::is_ambiguous(format!("{fine}{BOTH}").as_bytes()), "{fine:?}");
+            assert_eq!(read(fine.as_bytes()), None, "{fine:?}");
         }
     }
 
     #[test]
-    fn what_is_behind_a_request_is_not_its_own() {
-        for request in [
-            NEXT,
+    fn a_head_behind_another_request_is_looked_at() {
+        for first in [
+            "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
             "POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello",
-            "POST / HTTP/1.1\r\nContent-Length:              0000000000000005\r\n\r\nhello",
+            "POST / HTTP/1.1\r\nContent-Length:              0000000000000005\r\n\r\nhello\r\n",
             "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n0A \r\n\r\n\r\n\r\n12345\r\n\
              0\r\nSum: 1\r\n\r\n",
             "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n00000000000000000005\r\nhello\r\n000\r\n\r\n",
         ] {
-            let length = request.len();
-            assert_eq!(read(request.as_bytes()), (length, true), "{request:?}");
-            assert_eq!(read(format!("{request}{NEXT}").as_bytes()), (length, true), "{request:?}");
-            assert_eq!(read(&request.as_bytes()[..length - 1]), (length - 1, false), "{request:?}");
+            assert_eq!(read(first.as_bytes()), None, "{first:?}");
+            assert_eq!(read(format!("{first}{first}{BOTH}").as_bytes()), Some(2), "{first:?}");
         }
         // In a body it is no head.
-        let length = NEXT.len();
-        let request = format!("POST / HTTP/1.1\r\nContent-Length: {length}\r\n\r\n{NEXT}");
-        assert_eq!(read(request.as_bytes()), (request.len(), true));
-        // What cannot be followed never ends.
-        let request = format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n{NEXT}");
-        assert_eq!(read(request.as_bytes()), (request.len(), false));
-        assert_eq!(read(format!("{BOTH}{NEXT}").as_bytes()), (BOTH.len() + length, false));
+        let length = BOTH.len();
+        assert_eq!(read(format!("POST / HTTP/1.1\r\nContent-Length: {length}\r\n\r\n{BOTH}").as_bytes()), None);
+        let chunk = format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{length:x}\r\n{BOTH}\r\n0\r\n\r\n");
+        assert_eq!(read(chunk.as_bytes()), None);
+    }
+
+    #[test]
+    fn a_head_is_told_from_what_is_between_heads() {
+        let mut framing = Framing::default();
+        for (bytes, in_head) in [
+            ("\r\n", false),
+            ("G", true),
+            ("ET / HTTP/1.1\r\n", true),
+            ("Content-Length: 2\r\n\r\n", false),
+            ("h", false),
+            ("iP", true),
+            ("UT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n", true),
+            ("\r\n", false),
+            ("0\r\nSum: 1\r\n", false),
+            ("\r\n", false),
+        ] {
+            framing.read(bytes.as_bytes());
+            assert_eq!(framing.in_head(), in_head, "after {bytes:?}");
+        }
     }
 
     proptest! {
-        /// Whatever comes, and however it is cut, the request ends at the same place.
+        /// Whatever comes, and however it is cut, the verdict is the same.
         #[test]
         fn cuts_change_nothing(bytes in "[GET /:0-9a-fA-F\r\n]{0,80}", cuts in proptest::collection::vec(0_usize..80, 0..4)) {
             let bytes = format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{bytes}");
-            let mut whole = Framing::default();
-            let count = whole.read(bytes.as_bytes());
-            let (mut framing, mut counted, mut from) = (Framing::default(), 0, 0);
+            let whole = Framing::default().read(bytes.as_bytes());
+            let mut framing = Framing::default();
+            let mut verdict = None;
+            let mut from = 0;
             let mut cuts: Vec<_> = cuts.into_iter().map(|cut| cut.min(bytes.len())).chain([bytes.len()]).collect();
             cuts.sort_unstable();
             for cut in cuts {
-                counted += framing.read(&bytes.as_bytes()[from..cut]);
+                verdict = verdict.or_else(|| framing.read(&bytes.as_bytes()[from..cut]));
                 from = cut;
             }
-            prop_assert_eq!((counted, framing.part), (count, whole.part));
+            prop_assert_eq!(verdict, whole);
         }
     }
 }

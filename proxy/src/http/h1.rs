@@ -3,8 +3,8 @@
 //! no buffer while a connection idles.
 //!
 //! The server reads a plain subset of HTTP/1.1 ([`parse::parse_request`]), on which it agrees with hyper to the letter. What hyper would
-//! refuse is refused here ([`judge`]). Whatever else comes is handed over with its bytes unread ([`Ended::Unusual`]), for hyper to serve
-//! that one request. The client has nobody behind it: what it cannot read without doubt is an error.
+//! refuse is refused here ([`judge`]). Whatever else comes is handed over with its bytes unread ([`Ended::Unusual`]), for hyper to serve;
+//! from then on the connection is hyper's. The client has nobody behind it: what it cannot read without doubt is an error.
 
 mod body;
 mod buffer;

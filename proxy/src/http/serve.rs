@@ -1,34 +1,32 @@
 //! The server half of HTTP: connections from clients, HTTP/1 and HTTP/2, with every limit spelled out.
 
 use std::{
-    cell::Cell,
     convert::Infallible,
-    future::{Future, poll_fn},
+    future::Future,
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use bytes::BytesMut;
 use http::{Method, Request, StatusCode, Version};
 use hyper::{body::Incoming, server::conn, service::service_fn, upgrade::OnUpgrade};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use leno_proto::spiffe::SpiffeId;
-use tokio::{io::AsyncWriteExt as _, sync::oneshot};
+use tokio::sync::oneshot;
 
 use super::{
     Body, Response, adapt,
-    client_stream::{ClientBody, ClientPhase, ClientStream, Progress},
+    client_stream::{ClientPhase, ClientStream},
     exchange::Exchange,
-    framing::Framing,
     h1,
     h2::{self, H2Error},
     head::{Name, RequestHead, ResponseHead, Unfit},
     stream_task::{Respond, StreamTasks},
     upgrade::Upgraded,
-    watch::{Watch, Watched},
+    watch::{Overdue, Watch, Watched},
 };
 use crate::{
     config::limits,
@@ -58,11 +56,12 @@ pub(crate) struct Begun {
 }
 
 impl Received {
-    fn of_hyper(request: Request<Incoming>, watch: Rc<Watch>, ambiguous: bool, upgrade: Option<Upgraded>) -> Self {
-        let (parts, body) = request.into_parts();
+    fn of_hyper(request: Request<Incoming>, watch: Rc<Watch>, ambiguous: bool) -> Self {
+        let (mut parts, body) = request.into_parts();
         let (head, refused) = adapt::request_head(&parts);
         let refused = if ambiguous { Some("both Content-Length and Transfer-Encoding") } else { refused };
         let refused = refused.map(Unfit::Malformed);
+        let upgrade = parts.extensions.remove::<OnUpgrade>().map(Upgraded::Hyper);
         Self { head, body: Body::hyper(body), watch, refused, upgrade }
     }
 
@@ -169,8 +168,9 @@ impl Future for Plain {
 
 /// HTTP/1.0 and HTTP/1.1.
 ///
-/// Plain requests are read and answered by our own codec ([`h1`]), and what nobody can serve is refused by it; one that is neither
-/// is served by hyper.
+/// Plain requests are read and answered by our own codec ([`h1`]), and what nobody can serve is refused by it; from the first
+/// that is neither on, hyper serves the connection. What it refuses later it answers by itself, without a reason; that is recorded
+/// all the same.
 async fn http1<S>(stream: S, drain: Drain, idle: Duration, handle: impl Fn(Received) -> Answering) -> Result<(), Broken>
 where
     S: Io + Backlog,
@@ -180,57 +180,59 @@ where
         let h1::Request { head, body, watch, refused } = request;
         Plain(handle(Received { head, body: Body::http1(body), watch, refused, upgrade: None }))
     };
-    let (mut stream, mut read) = (stream, BytesMut::new());
-    loop {
-        match h1::serve(stream, read, drain.watcher(), h1::Patience::new(idle), plain).await? {
-            h1::Ended::Closed => return Ok(()),
-            h1::Ended::Refused(unfit) => return Err(Broken::Unfit(unfit)),
+    match h1::serve(stream, drain.watcher(), h1::Patience::new(idle), plain).await? {
+        h1::Ended::Closed => Ok(()),
+        h1::Ended::Refused(unfit) => Err(Broken::Unfit(unfit)),
+        h1::Ended::Unusual(stream, read) => {
             // Large, and seldom needed.
-            h1::Ended::Unusual(next, unread) => match Box::pin(by_hyper(next, unread, &drain, idle, handle)).await? {
-                Some(next) => (stream, read) = next,
-                None => return Ok(()),
-            },
+            let ended = Box::pin(by_hyper(Prefixed::new(read, stream), drain, idle, handle)).await;
+            if let Some(unfit) = ended.as_ref().err().and_then(refused_by_hyper) {
+                let head = RequestHead::remains(Version::HTTP_11, None, None);
+                handle(Received::answered(head, unfit, idle)).await;
+            }
+            ended
         }
     }
 }
 
-/// Serves one request, whose head is in `read`. The stream, and what was read behind the request, if there may be another.
+/// The last request, if hyper could not read its head, and why.
+fn refused_by_hyper(ended: &Broken) -> Option<Unfit> {
+    match ended {
+        Broken::Hyper(error) if error.is_parse_too_large() => Some(Unfit::TooLarge),
+        Broken::Hyper(error) if error.is_parse() => Some(Unfit::Malformed("a malformed head")),
+        _ => None,
+    }
+}
+
+/// As [`http1`], all of it by hyper.
 async fn by_hyper<S>(
     stream: S,
-    read: BytesMut,
-    drain: &Drain,
+    drain: Drain,
     idle: Duration,
     handle: impl Fn(Received) -> Answering,
-) -> Result<Option<(S, BytesMut)>, Broken>
+) -> Result<(), Broken>
 where
     S: Io + Backlog,
 {
-    let phase = Rc::new(ClientPhase::default());
-    let watch = Watch::new(idle, Some(Rc::clone(&phase)));
-    let (progress, tunnel) = (Rc::<Progress>::default(), Cell::new(None));
-    // Whatever hyper might find behind the one request is not served.
-    let ambiguous = Cell::new(Framing::is_ambiguous(&read));
-    let stream = ClientStream::new(stream, read, Rc::clone(&phase), Rc::clone(&progress));
-    let service = service_fn(|mut request: Request<Incoming>| {
+    let phase = Arc::new(ClientPhase::default());
+    let watch = Watch::new(idle, Some(Arc::clone(&phase)));
+    let stream = ClientStream::new(stream, Arc::clone(&phase));
+    let service = service_fn(|request| {
+        let ambiguous = phase.begin();
         let version = request.version();
-        let is_connect = request.method() == Method::CONNECT;
-        let (offer, upgrade) = request.extensions_mut().remove::<OnUpgrade>().map(|_| oneshot::channel()).unzip();
-        let upgrade = upgrade.map(Upgraded::Stream);
-        let answer = handle(Received::of_hyper(request, Rc::clone(&watch), ambiguous.replace(true), upgrade));
-        let (progress, tunnel) = (Rc::clone(&progress), &tunnel);
-        Box::pin(async move {
+        let answer = handle(Received::of_hyper(request, Rc::clone(&watch), ambiguous));
+        let drain = &drain;
+        async move {
             let mut response = answer.await;
-            let status = response.head.status;
-            if status == StatusCode::SWITCHING_PROTOCOLS || (is_connect && status.is_success()) {
-                tunnel.set(offer);
-            } else if drain.has_begun() {
+            if drain.has_begun() && response.head.status != StatusCode::SWITCHING_PROTOCOLS {
                 response.head.fields.set(Name::Connection, b"close");
             }
-            Ok::<_, Infallible>(adapt::response(response, version).map(|body| ClientBody::new(body, progress)))
-        })
+            Ok::<_, Infallible>(adapt::response(response, version))
+        }
     });
-    let mut connection = conn::http1::Builder::new()
-        // Its head is there.
+    let connection = conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        // `ClientStream` keeps time: hyper's timeout would also close connections that are merely idle.
         .header_read_timeout(None)
         // A client that closes its side has left: its request is dropped, upstream too.
         .half_close(false)
@@ -240,39 +242,34 @@ where
         .max_buf_size(limits::HTTP1_BUFFER)
         .pipeline_flush(false)
         .auto_date_header(false)
-        .serve_connection(TokioIo::new(stream), service);
-    let served = poll_fn(|cx| match connection.poll_without_shutdown(cx) {
-        Poll::Ready(ended) => Poll::Ready(ended.map(|()| false)),
-        Poll::Pending if !progress.is_complete() => Poll::Pending,
-        // It waits for another request, which is not for it: that is all there is to wait for if it ends at once.
-        Poll::Pending => {
-            Pin::new(&mut connection).graceful_shutdown();
-            connection.poll_without_shutdown(cx).map_ok(|()| true)
-        }
-    });
-    let goes_on = match Watched::new(&watch, served).await {
-        Ok(served) => served?,
-        Err(overdue) => {
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let mut connection = pin!(connection);
+    tokio::select! {
+        biased;
+        ended = Watched::new(&watch, connection.as_mut()) => return ended_as(ended),
+        () = drain.begun() => {}
+    }
+    // Closed while idle, a connection may cross a request on its way (RFC 9112 9.5), which might not be safe to send again:
+    // for a while the client is told by its next response instead.
+    tokio::select! {
+        biased;
+        ended = Watched::new(&watch, connection.as_mut()) => return ended_as(ended),
+        () = tokio::time::sleep(limits::DRAIN_LINGER) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    ended_as(Watched::new(&watch, connection).await)
+}
+
+/// How the connection ended: when an exchange is overdue its end is the connection's.
+fn ended_as(ended: Result<hyper::Result<()>, Overdue>) -> Result<(), Broken> {
+    ended.map_or_else(
+        |overdue| {
             tracing::debug!(reason = %overdue.reason(), "client connection closed in the middle of an exchange");
-            return Ok(None);
-        }
-    };
-    let conn::http1::Parts { io, read_buf, .. } = connection.into_parts();
-    let (mut stream, read) = io.into_inner().into_parts();
-    if let Some(tunnel) = tunnel.take() {
-        let read = [read_buf, read.freeze()].concat().into();
-        // Nobody waits for it if the exchange has ended.
-        let _ = tunnel.send(Box::new(Prefixed::new(read, stream)));
-        return Ok(None);
-    }
-    if goes_on && read_buf.is_empty() {
-        return Ok(Some((stream, read)));
-    }
-    // Its time is kept.
-    phase.set_blocked(true);
-    // Closed it will be, in any case.
-    let _ = Watched::new(&watch, stream.shutdown()).await;
-    Ok(None)
+            Ok(())
+        },
+        |served| served.map_err(Broken::from),
+    )
 }
 
 /// Streams of HTTP/2; an exchange that is overdue ends its own stream alone. `version`: what the requests are.

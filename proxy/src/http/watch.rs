@@ -8,6 +8,7 @@ use std::{
     future::Future,
     pin::Pin,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -47,7 +48,7 @@ pub(crate) struct Watch {
     began: Cell<Option<Quiet>>,
     overdue: Cell<Option<Overdue>>,
     /// HTTP/1: what its client takes.
-    client: Option<Rc<ClientPhase>>,
+    client: Option<Arc<ClientPhase>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +63,7 @@ enum Stage {
 
 impl Watch {
     /// `idle`: the longest time without a byte moved. `client`: the HTTP/1 connection's.
-    pub(crate) fn new(idle: Duration, client: Option<Rc<ClientPhase>>) -> Rc<Self> {
+    pub(crate) fn new(idle: Duration, client: Option<Arc<ClientPhase>>) -> Rc<Self> {
         Rc::new(Self {
             usual_idle: idle,
             policy_idle: Cell::new(None),
@@ -143,6 +144,9 @@ impl Watch {
         self.stage.set(Stage::Between);
         self.deadline.set(None);
         self.overdue.set(None);
+        if let Some(client) = &self.client {
+            client.tunnelled();
+        }
     }
 
     /// The exchange has ended; why, if it was not let go on.
@@ -151,6 +155,9 @@ impl Watch {
         self.deadline.set(None);
         // What is left for the client to take is no part of what policy speaks of.
         self.policy_idle.set(None);
+        if let Some(client) = &self.client {
+            client.answered();
+        }
         self.overdue.take()
     }
 

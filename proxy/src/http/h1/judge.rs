@@ -17,9 +17,6 @@ pub(super) enum Judged {
     Incomplete,
     /// Not to be served. In the head is what could be read of it; the rest of the connection is not to be read for requests.
     Refused(Box<Request>),
-    /// Nothing but empty lines, which some send after a body.
-    Blank,
-    /// Complete, and for hyper.
     Unusual,
 }
 
@@ -29,7 +26,8 @@ pub(super) fn judge(bytes: &[u8]) -> Judged {
     let mut head = httparse::Request::new(&mut []);
     let unfit = match head.parse_with_uninit_headers(bytes, &mut fields) {
         Ok(httparse::Status::Complete(length)) if length <= limits::HEAD_BYTES => wrong(&head),
-        Ok(httparse::Status::Partial) if is_blank(bytes) => return Judged::Blank,
+        // Nothing but empty lines, which some send after a body: the connection idles.
+        Ok(httparse::Status::Partial) if bytes.iter().all(|byte| matches!(byte, b'\r' | b'\n')) => None,
         Ok(httparse::Status::Partial) if bytes.len() <= limits::HEAD_BYTES => return Judged::Incomplete,
         Ok(_) | Err(httparse::Error::TooManyHeaders) => Some(Unfit::TooLarge),
         Err(error) => Some(Unfit::Malformed(what(error))),
@@ -40,10 +38,6 @@ pub(super) fn judge(bytes: &[u8]) -> Judged {
     let target = head.path.filter(|target| target.len() <= limits::HEAD_BYTES);
     let (head, refused) = (RequestHead::remains(Version::HTTP_11, head.method, target), Some(unfit));
     Judged::Refused(Box::new(Request { head, framing, close: true, length: bytes.len(), refused }))
-}
-
-fn is_blank(bytes: &[u8]) -> bool {
-    bytes.ends_with(b"\n") && bytes.iter().all(|byte| matches!(byte, b'\r' | b'\n'))
 }
 
 /// What is wrong with a head that could be read.

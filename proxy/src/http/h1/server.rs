@@ -8,11 +8,12 @@ use std::{
     io,
     pin::{Pin, pin},
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 pub(super) use self::shared::Reader;
 pub(crate) use self::timer::Patience;
@@ -59,9 +60,9 @@ pub(crate) enum Ended<S> {
     Closed,
     /// The last request was refused, for this.
     Refused(Unfit),
-    /// The next request is not for this codec: the stream, and the bytes that were read of it and not used, with the request's head.
-    /// No exchange is in progress, and every response was written.
-    Unusual(S, BytesMut),
+    /// What comes next is not for this codec: the stream, and the bytes that were read of it and not used. No exchange is
+    /// in progress, and every response was written.
+    Unusual(S, Bytes),
 }
 
 /// Why the connection is no longer read for requests.
@@ -72,13 +73,12 @@ enum End {
 }
 
 /// Serves requests on `stream` until the client leaves, draining has begun and the last response is complete, an exchange is
-/// overdue, or something unusual comes. `read`: was read of it already. `drain`: a watcher; the connection is counted since it was accepted.
+/// overdue, or something unusual comes. `drain`: a watcher; the connection is counted since it was accepted.
 ///
 /// # Errors
 /// What ended the connection, if it was not a clean close.
 pub(crate) fn serve<S, B, F>(
     stream: S,
-    read: BytesMut,
     drain: Drain,
     patience: Patience,
     handle: impl Fn(Request) -> F,
@@ -88,11 +88,11 @@ where
     B: Outgoing,
     F: Future<Output = (ResponseHead, B)> + Unpin,
 {
-    let phase = Rc::new(ClientPhase::default());
-    let watch = Watch::new(patience.exchange, Some(Rc::clone(&phase)));
+    let phase = Arc::new(ClientPhase::default());
+    let watch = Watch::new(patience.exchange, Some(Arc::clone(&phase)));
     let mut connection = Connection {
         stream,
-        shared: Held::new(read),
+        shared: Held::default(),
         output: Output::default(),
         phase,
         backlog: 0,
@@ -106,7 +106,7 @@ where
             Ok(Ok(End::Unusual)) => {
                 let Connection { stream, shared, .. } = connection;
                 let unread = std::mem::take(&mut shared.0.borrow_mut().bytes);
-                Ok(Ended::Unusual(stream, unread))
+                Ok(Ended::Unusual(stream, unread.freeze()))
             }
             Ok(Ok(End::Closed)) => Ok(Ended::Closed),
             Ok(Ok(End::Refused(unfit))) => Ok(Ended::Refused(unfit)),
@@ -123,7 +123,7 @@ struct Connection<S> {
     stream: S,
     shared: Held,
     output: Output,
-    phase: Rc<ClientPhase>,
+    phase: Arc<ClientPhase>,
     /// Bytes that waited in the kernel when the stream was last blocked.
     backlog: u64,
     /// The current response is the last.
@@ -229,7 +229,6 @@ impl<S: Io + Backlog> Connection<S> {
                     Parsed::Unusual => match judge(new) {
                         Judged::Unusual => (Some(Next::Unusual), new),
                         Judged::Refused(request) => (Some(shared.refuse(&held.0, *request)), &[][..]),
-                        Judged::Blank => (None, &[][..]),
                         Judged::Incomplete => {
                             *scanned = new.len();
                             (None, new)
@@ -283,10 +282,6 @@ impl<S: Io + Backlog> Connection<S> {
                 Judged::Refused(request) => {
                     shared.bytes.clear();
                     Some(shared.refuse(&self.shared.0, *request))
-                }
-                Judged::Blank => {
-                    shared.bytes.clear();
-                    None
                 }
                 Judged::Incomplete => {
                     self.scanned = length;

@@ -146,14 +146,8 @@ impl Shared {
 }
 
 /// The connection's hold on what it shares: when it is gone, no more bytes will come.
+#[derive(Default)]
 pub(super) struct Held(pub(super) Rc<RefCell<Shared>>);
-
-impl Held {
-    /// `bytes`: read and not used.
-    pub(super) fn new(bytes: BytesMut) -> Self {
-        Self(Rc::new(RefCell::new(Shared { bytes, ..Shared::default() })))
-    }
-}
 
 impl Drop for Held {
     fn drop(&mut self) {

@@ -61,8 +61,7 @@ fn both_roles_speak_with_each_other_on_one_connection() {
             (head, if let Some(trailers) = trailers { parts.with_trailers(trailers) } else { parts })
         };
         let answer = move |request| Box::pin(answer(request));
-        let served =
-            tokio::task::spawn_local(serve(server, BytesMut::new(), drain.handle(), Patience::new(IDLE), answer));
+        let served = tokio::task::spawn_local(serve(server, drain.handle(), Patience::new(IDLE), answer));
         let mut connection = Some(ClientConnection::new(Box::new(client)));
         for (body, length, sum) in [
             (Parts::default(), 0, None),

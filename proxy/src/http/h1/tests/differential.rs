@@ -85,10 +85,9 @@ async fn by_codec(stream: DuplexStream, all: &All) {
         }
         (response(200), Parts::default())
     };
-    let ended =
-        serve(stream, BytesMut::new(), drain.handle(), Patience::new(IDLE), |request| Box::pin(answer(request)));
+    let ended = serve(stream, drain.handle(), Patience::new(IDLE), |request| Box::pin(answer(request)));
     if let Ok(Ended::Unusual(stream, bytes)) = ended.await {
-        by_hyper(Prefixed::new(bytes.freeze(), stream), all).await;
+        by_hyper(Prefixed::new(bytes, stream), all).await;
     }
 }
 

@@ -41,7 +41,7 @@ where
     let (server, client) = pair().await;
     let drain = DrainOwner::default();
     let handle = move |request| Box::pin(handle(request));
-    let served = tokio::task::spawn_local(serve(server, BytesMut::new(), drain.handle(), patience, handle));
+    let served = tokio::task::spawn_local(serve(server, drain.handle(), patience, handle));
     (client, served, drain)
 }
 
@@ -402,8 +402,7 @@ fn a_client_that_does_not_read_ends_by_its_idleness() {
             }
             (response(200), body)
         };
-        let ended =
-            serve(server, BytesMut::new(), drain.handle(), Patience::new(idle), |request| Box::pin(answer(request)));
+        let ended = serve(server, drain.handle(), Patience::new(idle), |request| Box::pin(answer(request)));
         client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
         assert!(matches!(ended.await, Ok(Ended::Closed)));
     });
@@ -485,8 +484,7 @@ fn an_idle_connection_is_small() {
     run(async {
         let (server, _client) = pair().await;
         let drain = DrainOwner::default();
-        let served =
-            serve(server, BytesMut::new(), drain.handle(), Patience::new(IDLE), |request| Box::pin(echo(request)));
+        let served = serve(server, drain.handle(), Patience::new(IDLE), |request| Box::pin(echo(request)));
         let size = size_of_val(&served);
         assert!(size <= 900, "{size}");
         assert!(size_of::<Incoming>() <= 40);
