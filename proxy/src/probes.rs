@@ -6,7 +6,7 @@
 //! Whoever reaches the Pod can ask here, too, but only what the Pod lists, and learns no more than yes or no; the same
 //! question is asked of the application once at a time.
 //!
-//! Lifecycle hooks come here, too, by paths that only the kubelet knows. It takes any status for done and only a connection
+//! Lifecycle hooks come here, too, by paths that stand in the Pod's spec alone. It takes any status for done and only a connection
 //! that fails for a failure, so the one is passed on, and without it the connection is closed.
 
 mod ask;

@@ -65,9 +65,9 @@ pub enum Outcome {
     Failure,
     /// It was turned away (429, RESOURCE_EXHAUSTED): does not count against the endpoint, but is never taken for fast.
     Refused,
-    /// Time ran out that the client had set: does not count against the endpoint, but it was not faster.
+    /// The client waited no longer, or time ran out that it had set: does not count against the endpoint, but it was not faster.
     GivenUp,
-    /// The client left, or the fault is not the endpoint's: says nothing.
+    /// The client left in the middle of its request, or the fault is not the endpoint's: says nothing.
     Neutral,
 }
 
@@ -82,6 +82,8 @@ pub struct Pick {
     protocol: Protocol,
     /// What this try decides if the endpoint is ejected.
     role: Cell<Role>,
+    /// See [`Self::asks`].
+    asked: Cell<bool>,
     reported: Cell<bool>,
     /// The stream's place on a shared HTTP/2 connection, held as long as the pick.
     stream: pool::StreamSlot,
@@ -209,6 +211,7 @@ impl Pick {
             started,
             protocol,
             role: Cell::new(role),
+            asked: Cell::new(false),
             reported: Cell::new(false),
             stream: pool::StreamSlot::default(),
             connection: Cell::new(None),
@@ -284,6 +287,11 @@ impl Pick {
         Ok(io)
     }
 
+    /// The whole request is there: from here on it is the endpoint that is waited for.
+    pub(crate) fn asks(&self) {
+        self.asked.set(true);
+    }
+
     /// How long policy lets a connection be without a byte moved, if it says so.
     pub(crate) fn stream_idle(&self) -> Option<Duration> {
         self.balancer.as_ref()?.roster().policy.stream_idle
@@ -306,8 +314,9 @@ impl Pick {
 impl Drop for Pick {
     fn drop(&mut self) {
         if !self.reported.get() {
-            // Whoever waited for the answer has left.
-            self.report(Outcome::GivenUp, Instant::now());
+            // The client has left: while it waited for the answer, or in the middle of its own request.
+            let outcome = if self.asked.get() { Outcome::GivenUp } else { Outcome::Neutral };
+            self.report(outcome, Instant::now());
         }
         self.local.end();
     }

@@ -7,14 +7,16 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::shared_map::SharedMap;
 
-/// What the Internet does not route: RFC 1122 (this host, loopback), RFC 1918, RFC 6598 (shared), RFC 3927 (link-local).
-const PRIVATE_V4: [Ipv4Net; 6] = [
+/// What the Internet does not route: RFC 1122 (loopback), RFC 1918, RFC 6598 (shared), RFC 3927 (link-local), RFC 1112 (class E, which
+/// some clusters give to Pods).
+const PRIVATE_V4: [Ipv4Net; 7] = [
     Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 8),
     Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10),
     Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8),
     Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16),
     Ipv4Net::new_assert(Ipv4Addr::new(172, 16, 0, 0), 12),
     Ipv4Net::new_assert(Ipv4Addr::new(192, 168, 0, 0), 16),
+    Ipv4Net::new_assert(Ipv4Addr::new(240, 0, 0, 0), 4),
 ];
 /// RFC 4291 (loopback, link-local), RFC 4193 (unique local).
 const PRIVATE_V6: [Ipv6Net; 3] = [

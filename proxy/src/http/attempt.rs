@@ -76,10 +76,11 @@ pub(super) async fn once(
     tries: &mut Tries,
 ) -> Tried {
     let carry = template.carry(plan.http2);
-    // The time is read only for who wants to know.
-    let deadline = guarded.try_timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    if template.body.is_none() {
+        pick.asks();
+    }
     // Pinned where they are made: what is as large as a try is moved nowhere.
-    let connected = exchange.within(deadline, pin!(guarded.waiting(pin!(pick.http(carry))))).await;
+    let connected = exchange.within(None, pin!(guarded.waiting(pin!(pick.http(carry))))).await;
     let connection = match connected {
         Ok(connection) => connection,
         Err(error) => {
@@ -100,7 +101,10 @@ pub(super) async fn once(
         Err(error) => return Tried { pick, permit, number, result: Err(Failed::for_good(error)), other: None },
     };
     let hedge = plan.action.and_then(|action| action.hedge.as_ref());
-    let started = hedge.is_some().then(Instant::now);
+    // The time is read only for who wants to know.
+    let started = (hedge.is_some() || guarded.try_timeout.is_some()).then(Instant::now);
+    // From here on: a connection that was cut off for it would never be made.
+    let deadline = started.zip(guarded.try_timeout).and_then(|(started, timeout)| started.checked_add(timeout));
     // Who holds a session's state answers it, however long that takes.
     let of_session = exchange.session.as_ref().is_some_and(|session| session.address == pick.endpoint.address);
     let (won, sent, other) = match (hedge, plan.to) {

@@ -99,9 +99,16 @@ pub(crate) fn copy<'a>(
     if to.is_empty() {
         return body;
     }
+    // A head counts, too: many may wait for their bodies to end.
+    let (room, bytes) = (&ctx.mirrors, head.target().len() + head.fields.size());
+    if room.bytes.get() + bytes > limits::MIRRORED_BYTES {
+        to.iter().for_each(|mirror| mirror.metrics.count(MirrorResult::Overload));
+        return body;
+    }
+    room.bytes.set(room.bytes.get() + bytes);
     let mut head = head.clone();
     head.fields.remove(names([Name::Expect]));
-    let copied = Copied { head, ctx: Rc::clone(ctx), frames: VecDeque::new(), bytes: 0, trailers: None };
+    let copied = Copied { head, ctx: Rc::clone(ctx), frames: VecDeque::new(), bytes, of_body: 0, trailers: None };
     if body.is_end() {
         send_all(copied, to);
         return body;
@@ -148,7 +155,7 @@ impl Tee {
     fn keep(&mut self, data: &Bytes) {
         let Some((copied, _)) = &mut self.copying else { return };
         let room = &copied.ctx.mirrors;
-        let (one, all) = (copied.bytes + data.len(), room.bytes.get() + data.len());
+        let (one, all) = (copied.of_body + data.len(), room.bytes.get() + data.len());
         if one > limits::MIRROR_BODY_BYTES {
             return self.give_up(MirrorResult::TooLarge);
         }
@@ -156,7 +163,8 @@ impl Tee {
             return self.give_up(MirrorResult::Overload);
         }
         room.bytes.set(all);
-        copied.bytes = one;
+        copied.bytes += data.len();
+        copied.of_body = one;
         copied.frames.push_back(data.clone());
     }
 
@@ -186,7 +194,9 @@ struct Copied {
     head: RequestHead,
     ctx: WorkerContext,
     frames: VecDeque<Bytes>,
+    /// Head and body.
     bytes: usize,
+    of_body: usize,
     trailers: Option<Box<Fields>>,
 }
 
@@ -313,7 +323,7 @@ mod tests {
     fn copied(sidecar: &Sidecar) -> Copied {
         let mut head = RequestHead::new(Version::HTTP_11, Method::GET, "/");
         head.set_authority("shop");
-        Copied { head, ctx: Rc::clone(&sidecar.ctx), frames: VecDeque::new(), bytes: 0, trailers: None }
+        Copied { head, ctx: Rc::clone(&sidecar.ctx), frames: VecDeque::new(), bytes: 0, of_body: 0, trailers: None }
     }
 
     #[test]

@@ -93,9 +93,10 @@ impl Load {
 }
 
 impl Underway {
-    /// The head of its answer is there.
-    pub(crate) fn answered(&self, now: Instant) {
+    /// The head of its answer is there. None: that says nothing of how long answers take.
+    pub(crate) fn answered(&self, now: Option<Instant>) {
         self.answered.set(true);
+        let Some(now) = now else { return };
         if let Some(level) = self.load.levels.get(self.level) {
             level.add(now.saturating_duration_since(self.started), millis(now));
         }
@@ -106,7 +107,7 @@ impl Drop for Underway {
     fn drop(&mut self) {
         if !self.answered.get() {
             // Its client left: the answer would have taken longer yet.
-            self.answered(Instant::now());
+            self.answered(Some(Instant::now()));
         }
         self.load.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
@@ -158,14 +159,16 @@ mod tests {
         assert_eq!(load.tell(now), h2::Load { in_flight: 0, latency: Duration::ZERO });
         let first = load.begin(now).unwrap();
         let second = load.begin(now).unwrap();
-        first.answered(now + Duration::from_millis(3));
-        second.answered(now + Duration::from_millis(9));
+        first.answered(Some(now + Duration::from_millis(3)));
+        second.answered(Some(now + Duration::from_millis(9)));
         drop(second);
         let told = load.tell(now + Duration::from_millis(9));
         assert_eq!(told.in_flight, 1);
         assert_eq!(told.latency, Duration::from_millis(9), "as for two at a time");
         drop(first);
         assert_eq!(load.tell(now).latency, Duration::from_millis(3), "as for one");
+        load.begin(now).unwrap().answered(None);
+        assert_eq!(load.tell(now).latency, Duration::from_millis(3), "what failed fast is not fast");
         assert_eq!(load.tell(now + STALE * 2).latency, Duration::ZERO, "long ago");
         assert!(load.begin(now + STALE * 2 + FORGET * 2).is_none(), "nobody asks any longer");
     }

@@ -37,10 +37,9 @@ pub(super) fn serve(ctx: Context, client: Rc<Client>, application: Rc<Applicatio
         let grpc = headers::is_grpc(&head.fields);
         exchange.underway = application.load.begin(exchange.started);
         let answer = answer(&client, &application, &mut exchange, &mut head, body).await;
-        if let (Some(underway), Ok(answer)) = (&exchange.underway, &answer)
-            && !answer.response.head.status.is_server_error()
-        {
-            underway.answered(answered_at(&exchange));
+        if let Some(underway) = &exchange.underway {
+            let worked = answer.as_ref().is_ok_and(|answer| !answer.response.head.status.is_server_error());
+            underway.answered(worked.then(|| answered_at(&exchange)));
         }
         exchange.respond(answer, upgrade, grpc)
     })

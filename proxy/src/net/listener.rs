@@ -77,7 +77,12 @@ pub async fn accept(
         }
     }
     // Asked of the kernel: the runtime may not have heard of them yet.
-    while let Ok((socket, peer)) = SockRef::from(&listener).accept() {
+    loop {
+        let (socket, peer) = match SockRef::from(&listener).accept() {
+            Ok(next) => next,
+            Err(error) if of_one_connection(&error) => continue,
+            Err(_) => break, // Nobody is left, or there are no descriptors for them.
+        };
         let stream = socket.set_nonblocking(true).and_then(|()| TcpStream::from_std(socket.into()));
         if let (Ok(stream), Some(peer)) = (stream, peer.as_socket()) {
             fit(stream, peer, redirected).into_iter().for_each(&mut accepted);
@@ -123,10 +128,14 @@ fn descriptors_low(stream: &TcpStream) -> bool {
     u64::try_from(stream.as_raw_fd()).is_ok_and(|number| number >= limit - reserved)
 }
 
-async fn back_off(error: &io::Error) {
+/// accept(2): these belong to one connection, the rest to the process or the host.
+fn of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
-    // accept(2): these belong to one connection, the rest to the process or the host.
-    if matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted) {
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+async fn back_off(error: &io::Error) {
+    if of_one_connection(error) {
         return;
     }
     warn_each_second(&format_args!("cannot accept connections: {error}"));

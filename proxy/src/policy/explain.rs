@@ -1,7 +1,7 @@
 //! What would be done with a request, and why: the decisions of its way, made by the same policy and the same matches as a
 //! real one's, and put into words. Nothing is sent, and nothing changes by it.
 
-use std::{sync::Arc, time::Instant};
+use std::{fmt, sync::Arc, time::Instant};
 
 use http::{Method, Version};
 use leno_proto::v1::{Decision, RequestToExplain};
@@ -288,10 +288,13 @@ impl Explainer<'_> {
         if !backend.is_known() {
             self.add("endpoint", false, format!("the endpoints of {} are not known yet", backend.key));
         } else if let Some(why) = &obstacle {
-            let text = match fallback {
-                None => format!("503: {why}"),
-                Some(Fallback::Answer(answer)) => format!("{}, the fallback's: {why}", answer.status.as_u16()),
-                Some(Fallback::Backend(to, _)) => format!("that of the fallback {}: {why}", to.key),
+            // Too many requests are no reason to send them to others.
+            let text = match fallback.filter(|_| !matches!(why, Obstacle::Limit)) {
+                None => format!("503: {} {why}", backend.key),
+                Some(Fallback::Answer(answer)) => {
+                    format!("{}, the fallback's: {} {why}", answer.status.as_u16(), backend.key)
+                }
+                Some(Fallback::Backend(to, _)) => format!("that of the fallback {}: {} {why}", to.key, backend.key),
             };
             self.add("answer", true, text);
         }
@@ -311,17 +314,31 @@ impl Explainer<'_> {
 }
 
 /// Why no request is sent to a backend now.
-fn obstacle(backend: &Backend, set: &EndpointSet, now: Instant) -> Option<String> {
-    let key = &backend.key;
+enum Obstacle {
+    Limit,
+    Circuit,
+    NoEndpoint,
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Limit => "has as many requests as its limits allow (leno-reason: overload)",
+            Self::Circuit => "has an open circuit (leno-reason: circuit-open)",
+            Self::NoEndpoint => "has no endpoint (leno-reason: no-endpoint)",
+        })
+    }
+}
+
+/// What a request meets first, in its order.
+fn obstacle(backend: &Backend, set: &EndpointSet, now: Instant) -> Option<Obstacle> {
     let requests = set.policy.limits.set().find(|(what, _)| *what == What::Request);
-    if set.endpoints.is_empty() {
-        Some(format!("{key} has no endpoint (leno-reason: no-endpoint)"))
+    if requests.is_some_and(|(what, limit)| backend.shield.counts.held(what) >= limit) {
+        Some(Obstacle::Limit)
     } else if set.policy.breaker.is_some() && backend.shield.breaker.is_open(now) {
-        Some(format!("the circuit of {key} is open (leno-reason: circuit-open)"))
-    } else if requests.is_some_and(|(what, limit)| backend.shield.counts.held(what) >= limit) {
-        Some(format!("{key} has as many requests as its limits allow (leno-reason: overload)"))
+        Some(Obstacle::Circuit)
     } else {
-        None
+        set.endpoints.is_empty().then_some(Obstacle::NoEndpoint)
     }
 }
 

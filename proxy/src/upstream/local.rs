@@ -25,7 +25,8 @@ pub struct LocalEndpoint {
     in_flight: Cell<u32>,
     /// Of those in flight, tries without any outcome yet.
     unanswered: Cell<u32>,
-    /// With some unanswered: since when nothing was heard.
+    /// When the first of those began that began since anything was heard: a stream whose answer is long in coming does not
+    /// count where others are answered.
     silent_since: Cell<Option<Instant>>,
     estimate: Cell<Estimate>,
     /// As of the last time that anybody asked; the clock is not read for each request.
@@ -69,16 +70,14 @@ impl LocalEndpoint {
     /// A try begins. Its outcome is told once, by one of the four below, and its end by [`Self::end`].
     pub fn begin(&self, now: Instant) {
         self.in_flight.set(self.in_flight.get().saturating_add(1));
-        let others = self.unanswered.replace(self.unanswered.get().saturating_add(1));
-        if others == 0 {
-            self.silent_since.set(Some(now));
-        }
+        self.unanswered.set(self.unanswered.get().saturating_add(1));
+        self.silent_since.set(self.silent_since.get().or(Some(now)));
     }
 
     /// The endpoint answered a try, or failed it.
-    fn heard(&self, now: Instant) {
+    fn heard(&self) {
         self.unheard();
-        self.silent_since.set(self.silent_since.get().map(|_| now));
+        self.silent_since.set(None);
     }
 
     /// A try is over of which the endpoint said nothing.
@@ -100,12 +99,12 @@ impl LocalEndpoint {
     }
 
     pub fn estimate(&self) -> Estimate {
-        self.estimate.get().silent_since(self.silent_since.get())
+        self.estimate.get().silent_since(self.silent_since.get(), self.unanswered.get())
     }
 
     /// One try's result.
     pub fn observe(&self, success: bool, role: Role, latency: Duration, now: Instant) {
-        self.heard(now);
+        self.heard();
         let mut estimate = self.estimate.get();
         if success {
             estimate.succeeded(latency, now);
@@ -120,7 +119,7 @@ impl LocalEndpoint {
 
     /// One try that was turned away. See [`Estimate::refused`].
     pub fn refused(&self, latency: Duration, now: Instant) {
-        self.heard(now);
+        self.heard();
         let mut estimate = self.estimate.get();
         estimate.refused(latency, now);
         self.estimate.set(estimate);

@@ -271,7 +271,7 @@ async fn whatever_a_policy_says_is_told_with_its_name() {
     assert!(cart.shield.breaker.admit(&opens, now).unwrap().report(Some(false), now));
     let decisions = explain(&store, &question).await.unwrap().decisions;
     let of = |text: &str| decisions.iter().find(|told| told.text.contains(text)).unwrap();
-    assert!(of("that of the fallback shop/spare:80: the circuit of shop/cart:80 is open").applies);
+    assert!(of("that of the fallback shop/spare:80: shop/cart:80 has an open circuit").applies);
     assert!(!of("10.0.0.2:80: ready").applies && of("10.0.0.9:80: ready").applies);
 }
 

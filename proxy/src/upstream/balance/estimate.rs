@@ -47,6 +47,8 @@ pub struct Estimate {
     penalized_at: Instant,
     /// Tries wait for an answer, and nothing was heard since then.
     silent_since: Option<Instant>,
+    /// So many.
+    waiting: u32,
 }
 
 impl Estimate {
@@ -55,13 +57,13 @@ impl Estimate {
         let seconds = seed.as_secs_f64();
         let (penalty, distrust) = (0.0, 0.0);
         let (measured, answered) = (false, false);
-        let (at, penalized_at, silent_since) = (now, now, None);
-        Self { seconds, at, measured, answered, usual: seconds, penalty, distrust, penalized_at, silent_since }
+        let (at, penalized_at, silent_since, waiting) = (now, now, None, 0);
+        Self { seconds, at, measured, answered, usual: seconds, penalty, distrust, penalized_at, silent_since, waiting }
     }
 
-    /// The same of an endpoint with tries that wait for an answer, of which nothing was heard since then.
-    pub fn silent_since(self, silent_since: Option<Instant>) -> Self {
-        Self { silent_since, ..self }
+    /// The same of an endpoint with so many tries that wait for an answer, of which nothing was heard since then.
+    pub fn silent_since(self, silent_since: Option<Instant>, waiting: u32) -> Self {
+        Self { silent_since, waiting, ..self }
     }
 
     /// The latency of a try that succeeded. Above the estimate it replaces it; below, it is averaged in by the time passed. The very
@@ -107,6 +109,7 @@ impl Estimate {
     /// A try that had no answer when its client gave it up: no failure, but the endpoint is slower than that.
     pub fn given_up(&mut self, waited: Duration, now: Instant) {
         let seconds = waited.min(MOST_PENALTY).as_secs_f64();
+        self.usual += (seconds - self.usual).max(0.0) * USUAL_RISE;
         if seconds > self.latency(now) {
             self.seconds = seconds;
             self.at = self.at.max(now);
@@ -132,9 +135,10 @@ impl Estimate {
         silent.min(MOST_PENALTY).as_secs_f64()
     }
 
-    /// Whether tries wait there for far longer than they should: to send another would tell nothing new.
+    /// Whether tries wait there for far longer than they should: to send another would tell nothing new. One alone may be a
+    /// long poll, or a stream.
     pub fn hangs(&self, now: Instant) -> bool {
-        self.silence(now) > HANGING * self.usual.max(DEFAULT_LATENCY.as_secs_f64())
+        self.waiting > 1 && self.silence(now) > HANGING * self.usual.max(DEFAULT_LATENCY.as_secs_f64())
     }
 
     pub fn is_measured(&self) -> bool {
@@ -270,12 +274,13 @@ mod tests {
         let start = Instant::now();
         let mut estimate = Estimate::new(DEFAULT_LATENCY, start);
         estimate.succeeded(Duration::from_millis(1), start);
-        let silent = estimate.silent_since(Some(start));
+        let silent = estimate.silent_since(Some(start), 2);
         let after = |millis| start + Duration::from_millis(millis);
         assert!((silent.seconds(after(500)) - 0.5).abs() < 1e-9 && silent.hangs(after(500)));
         assert!(!silent.hangs(after(50)), "not yet");
+        assert!(!estimate.silent_since(Some(start), 1).hangs(after(500)), "one alone may be a long poll");
         assert!((silent.seconds(after(60_000)) - MOST_PENALTY.as_secs_f64()).abs() < 1e-9);
-        assert!(silent.silent_since(None).seconds(after(500)) < 0.0011);
+        assert!(silent.silent_since(None, 0).seconds(after(500)) < 0.0011);
     }
 
     #[test]

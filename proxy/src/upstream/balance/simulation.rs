@@ -199,7 +199,7 @@ impl<'a> Simulation<'a> {
         }
         endpoints.estimates[server].succeeded(took, now);
         if let Some(underway) = underway {
-            underway.answered(now);
+            underway.answered(Some(now));
         }
         self.outcome.latencies.push(took);
         self.servers[server].busy -= 1;

@@ -88,6 +88,10 @@ impl Zones {
         if view.warmth(near.index) < 1.0 && all_start() && !is_warm(view, near.index, random) {
             return Some(far);
         }
+        let hangs = |index: usize| view.estimate(index).hangs(now);
+        if hangs(near.index) && !hangs(far.index) {
+            return Some(far);
+        }
         let is_trusted = |index: usize| is_trusted(view, index, now, random);
         if !is_trusted(near.index) && is_trusted(far.index) {
             let stays = relieves(view, cost, now, near.index, far.index) && unit(random()) < self.near_share;
@@ -220,6 +224,28 @@ mod tests {
         assert_eq!(far, 0, "{near} near");
         let (_, far) = simulate(1000, Duration::from_millis(500), 600, Duration::from_millis(11));
         assert_eq!(far, 0, "little traffic least of all");
+    }
+
+    #[test]
+    fn a_zone_whose_endpoint_hangs_is_left() {
+        let start = Instant::now();
+        let random = generator(7);
+        let zones = Zones::new([(true, 1), (false, 1)].into_iter()).unwrap();
+        let mut endpoints = Endpoints::ready(2, start);
+        endpoints.estimates.iter_mut().for_each(|estimate| estimate.succeeded(Duration::from_millis(1), start));
+        let (now, well) = (start + Duration::from_millis(500), endpoints.estimates[0]);
+        let near = |endpoints: &Endpoints| {
+            let choices = (0..1000).map(|_| zones.choose(endpoints, Cost::PeakEwma, now, &random).unwrap());
+            choices.filter(|choice| choice.index == 0).count()
+        };
+        assert_eq!(near(&endpoints), 1000);
+        // While clients wait, and where they give up.
+        endpoints.estimates[0] = well.silent_since(Some(start), 2);
+        assert_eq!(near(&endpoints), 0);
+        endpoints.estimates[0] = well;
+        endpoints.estimates[0].given_up(Duration::from_millis(500), now);
+        let near = near(&endpoints);
+        assert!(near < 30, "{near} of 1000");
     }
 
     #[test]
