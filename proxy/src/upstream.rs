@@ -203,7 +203,7 @@ impl Pick {
         protocol: Protocol,
         role: Role,
     ) -> Self {
-        local.begin(started);
+        local.begin();
         Self {
             endpoint: Arc::clone(&local.endpoint),
             local,
@@ -224,6 +224,9 @@ impl Pick {
         if self.reported.replace(true) {
             return;
         }
+        if self.asked.get() {
+            self.local.over();
+        }
         let latency = now.saturating_duration_since(self.started);
         let success = match outcome {
             Outcome::Success => true,
@@ -236,10 +239,7 @@ impl Pick {
                 self.local.given_up(latency, now);
                 return self.abandon_probe(now);
             }
-            Outcome::Neutral => {
-                self.local.unheard();
-                return self.abandon_probe(now);
-            }
+            Outcome::Neutral => return self.abandon_probe(now),
         };
         let role = self.role.replace(Role::Ordinary);
         self.local.observe(success, role, latency, now);
@@ -287,9 +287,15 @@ impl Pick {
         Ok(io)
     }
 
-    /// The whole request is there: from here on it is the endpoint that is waited for.
-    pub(crate) fn asks(&self) {
-        self.asked.set(true);
+    /// The whole request is there, when it was begun or since `sent`: from here on it is the endpoint that is waited for.
+    pub(crate) fn asks(&self, sent: Option<Instant>) {
+        if !self.asked.replace(true) {
+            self.local.asked(sent.unwrap_or(self.started));
+        }
+    }
+
+    pub(crate) fn is_asked(&self) -> bool {
+        self.asked.get()
     }
 
     /// How long policy lets a connection be without a byte moved, if it says so.

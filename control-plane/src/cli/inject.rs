@@ -99,6 +99,16 @@ struct Done {
     refused: bool,
 }
 
+/// Whether a text of several lines is in it whose first line with anything on it begins with a tab.
+fn begins_with_tab(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains('\n') && text.trim_start_matches('\n').starts_with('\t'),
+        Value::Array(items) => items.iter().any(begins_with_tab),
+        Value::Object(fields) => fields.values().any(begins_with_tab),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
 impl Injector<'_> {
     /// Every document of a text.
     fn text(&self, name: &str, text: &str) -> anyhow::Result<Done> {
@@ -119,7 +129,9 @@ impl Injector<'_> {
             let range = &parts[document.index as usize - 1].range;
             done.text.push_str(text.get(written..range.start).unwrap_or_default());
             done.text.push_str(head(text.get(range.clone()).unwrap_or_default()));
-            done.text.push_str(&serde_saphyr::to_string(&object).context("writing YAML")?);
+            // A tab cannot stand where a block's indentation is found out.
+            let options = serde_saphyr::ser_options! { prefer_block_scalars: !begins_with_tab(&object) };
+            done.text.push_str(&serde_saphyr::to_string_with_options(&object, options).context("writing YAML")?);
             written = range.end;
         }
         done.text.push_str(text.get(written..).unwrap_or_default());
@@ -309,6 +321,21 @@ spec:
         let done = done(host, &settings);
         assert_eq!(done.text, host);
         assert!(done.said[0].contains("hostNetwork"), "{:?}", done.said);
+    }
+
+    /// kubectl finds no indentation where a tab begins a block.
+    #[test]
+    fn a_script_that_begins_with_a_tab_is_written_in_quotes() {
+        let script =
+            |text: &str| format!("kind: Pod\nspec: {{containers: [{{name: a, command: [sh, -c, {text}]}}]}}\n");
+        for (text, is_block) in
+            [(r#""\tset -e\n\techo\n""#, false), (r#""\n\tb\n""#, false), (r#""set -e\necho\n""#, true)]
+        {
+            let text = script(text);
+            let done = done(&text, &Settings::default());
+            assert_eq!(documents(&done.text)[0]["spec"]["containers"], documents(&text)[0]["spec"]["containers"]);
+            assert_eq!(done.text.contains("- |\n"), is_block, "{}", done.text);
+        }
     }
 
     #[test]

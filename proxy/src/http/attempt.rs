@@ -1,6 +1,15 @@
 //! One try of a request: a connection to the endpoint that was chosen, the request, the head of the answer.
 
-use std::{cell::Cell, fmt::Display, net::SocketAddr, pin::pin, rc::Rc, sync::Arc, time::Instant};
+use std::{
+    cell::Cell,
+    fmt::Display,
+    future::{Future, poll_fn},
+    net::SocketAddr,
+    pin::pin,
+    rc::Rc,
+    sync::Arc,
+    time::Instant,
+};
 
 use http::Method;
 
@@ -36,6 +45,27 @@ pub(super) struct Template<'a> {
     host: &'a dyn Display,
     expects_continue: bool,
     grpc: bool,
+}
+
+/// Notes at an endpoint that it is waited for, once the whole request is there; at the latest when nobody waits any longer.
+struct Asking<'a> {
+    pick: &'a Pick,
+    body: Option<&'a RequestBody>,
+}
+
+impl Asking<'_> {
+    fn note(&self) {
+        let is_sent = |body: &RequestBody| !body.awaited() && !body.failed();
+        if !self.pick.is_asked() && self.body.is_none_or(is_sent) {
+            self.pick.asks(Some(Instant::now()));
+        }
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.note();
+    }
 }
 
 /// A try that was sent: where, by whose leave, and which of the request's it is.
@@ -77,7 +107,7 @@ pub(super) async fn once(
 ) -> Tried {
     let carry = template.carry(plan.http2);
     if template.body.is_none() {
-        pick.asks();
+        pick.asks(None);
     }
     // Pinned where they are made: what is as large as a try is moved nowhere.
     let connected = exchange.within(None, pin!(guarded.waiting(pin!(pick.http(carry))))).await;
@@ -129,8 +159,20 @@ pub(super) async fn once(
             Box::pin(hedge::send(exchange, deadline, (pick, permit), connection, (body, extras), twice, tries)).await
         }
         _ => {
-            let sent = async { Ok(connection.send(template.head, body, extras).await) };
+            let asking = Asking { pick: &pick, body: template.body.as_deref() };
+            let sent = async {
+                let mut sending = pin!(connection.send(template.head, body, extras));
+                let sent = poll_fn(|cx| {
+                    let polled = sending.as_mut().poll(cx);
+                    if polled.is_pending() {
+                        asking.note();
+                    }
+                    polled
+                });
+                Ok(sent.await)
+            };
             let sent = exchange.within(deadline, pin!(sent)).await;
+            drop(asking);
             (Try { pick, permit, number: tries.sent }, sent, None)
         }
     };

@@ -209,6 +209,8 @@ async fn elsewhere(ctx: &Context, twice: &Twice<'_>, body: Body, first: SocketAd
         return None;
     }
     let leave = twice.guarded.second(Instant::now())?;
+    // Its body is there as a whole.
+    pick.asks(None);
     let connected = twice.guarded.waiting(pin!(pick.http(twice.carry))).await;
     let connection = match connected {
         Ok(connection) => connection,

@@ -16,7 +16,7 @@ pub mod zone;
 use std::time::{Duration, Instant};
 
 pub use self::{
-    estimate::{DECAY, DEFAULT_LATENCY, Estimate, LEAST_PENALTY, MOST_PENALTY},
+    estimate::{DECAY, DEFAULT_LATENCY, Estimate, LEAST_PENALTY, MOST_PENALTY, Waiting},
     round_robin::RoundRobin,
     sampler::Sampler,
     settings::{Algorithm, LoadBalancing},

@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     Endpoint,
-    balance::{self, Estimate, Standing},
+    balance::{self, Estimate, Standing, Waiting},
     dial::Dialer,
     outlier::{Health, Role},
     pool::Pool,
@@ -23,11 +23,7 @@ pub struct LocalEndpoint {
     pub endpoint: Arc<Endpoint>,
     pub pool: Rc<Pool>,
     in_flight: Cell<u32>,
-    /// Of those in flight, tries without any outcome yet.
-    unanswered: Cell<u32>,
-    /// When the first of those began that began since anything was heard: a stream whose answer is long in coming does not
-    /// count where others are answered.
-    silent_since: Cell<Option<Instant>>,
+    waiting: Cell<Waiting>,
     estimate: Cell<Estimate>,
     /// As of the last time that anybody asked; the clock is not read for each request.
     last_used: Cell<Instant>,
@@ -43,8 +39,7 @@ impl LocalEndpoint {
             pool: Pool::new(Arc::clone(&endpoint), Rc::clone(dialer), Rc::clone(stats)),
             endpoint,
             in_flight: Cell::new(0),
-            unanswered: Cell::new(0),
-            silent_since: Cell::new(None),
+            waiting: Cell::default(),
             estimate: Cell::new(estimate),
             last_used: Cell::new(Instant::now()),
             used: Cell::new(false),
@@ -58,8 +53,7 @@ impl LocalEndpoint {
             endpoint: Arc::clone(endpoint),
             pool: Rc::clone(&self.pool),
             in_flight: Cell::new(0),
-            unanswered: Cell::new(0),
-            silent_since: Cell::new(None),
+            waiting: Cell::default(),
             estimate: Cell::new(self.estimate.get()),
             last_used: Cell::new(self.last_used.get()),
             used: Cell::new(self.used.get()),
@@ -67,26 +61,27 @@ impl LocalEndpoint {
         }
     }
 
-    /// A try begins. Its outcome is told once, by one of the four below, and its end by [`Self::end`].
-    pub fn begin(&self, now: Instant) {
+    pub fn begin(&self) {
         self.in_flight.set(self.in_flight.get().saturating_add(1));
-        self.unanswered.set(self.unanswered.get().saturating_add(1));
-        self.silent_since.set(self.silent_since.get().or(Some(now)));
     }
 
-    /// The endpoint answered a try, or failed it.
+    /// A try was sent whole; [`Self::over`] once that is settled.
+    pub fn asked(&self, now: Instant) {
+        let Waiting { tries, silent_since, .. } = self.waiting.get();
+        let silent_since = silent_since.or(Some(now));
+        self.waiting.set(Waiting { tries: tries.saturating_add(1), silent_since, last: Some(now) });
+    }
+
+    /// One of those, however it ended.
+    pub fn over(&self) {
+        let waiting = self.waiting.get();
+        let tries = waiting.tries.saturating_sub(1);
+        self.waiting.set(Waiting { tries, silent_since: waiting.silent_since.filter(|_| tries > 0), ..waiting });
+    }
+
+    /// The endpoint answered a try, or failed it: those that wait longer (streams, long polls) are no sign that it hangs.
     fn heard(&self) {
-        self.unheard();
-        self.silent_since.set(None);
-    }
-
-    /// A try is over of which the endpoint said nothing.
-    pub fn unheard(&self) {
-        let left = self.unanswered.get().saturating_sub(1);
-        self.unanswered.set(left);
-        if left == 0 {
-            self.silent_since.set(None);
-        }
+        self.waiting.set(Waiting { silent_since: None, ..self.waiting.get() });
     }
 
     pub fn end(&self) {
@@ -99,7 +94,7 @@ impl LocalEndpoint {
     }
 
     pub fn estimate(&self) -> Estimate {
-        self.estimate.get().silent_since(self.silent_since.get(), self.unanswered.get())
+        self.estimate.get().with(self.waiting.get())
     }
 
     /// One try's result.
@@ -127,7 +122,6 @@ impl LocalEndpoint {
 
     /// One try that its client gave up. See [`Estimate::given_up`].
     pub fn given_up(&self, waited: Duration, now: Instant) {
-        self.unheard();
         let mut estimate = self.estimate.get();
         estimate.given_up(waited, now);
         self.estimate.set(estimate);

@@ -237,6 +237,31 @@ async fn what_clients_give_up_ejects_nobody_but_shows_who_is_slow() {
 }
 
 #[tokio::test]
+async fn who_leaves_while_it_waits_shows_who_hangs() {
+    on_worker(async {
+        let addresses = addresses(2);
+        for (is_sent, is_shunned) in [(true, true), (false, false)] {
+            let (upstreams, backend) = (upstreams(), backend(&addresses));
+            let mut at_hanging = 0;
+            for _ in 0..200 {
+                let mut pick = upstreams.pick(&backend, &[], |_| None).await.unwrap();
+                if pick.endpoint.address == addresses[0] {
+                    at_hanging += 1;
+                    pick.started -= Duration::from_secs(1);
+                    if is_sent {
+                        pick.asks(None);
+                    }
+                } else {
+                    pick.report(Outcome::Success, pick.started + Duration::from_millis(100));
+                }
+            }
+            assert_eq!(at_hanging < 40, is_shunned, "{at_hanging} of 200");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_backend_that_is_gone_leaves_no_series() {
     on_worker(async {
         let registry = Arc::new(Registry::default());

@@ -45,10 +45,17 @@ pub struct Estimate {
     /// Grows with failures; decays as the penalty does, and halves with a success.
     distrust: f64,
     penalized_at: Instant,
-    /// Tries wait for an answer, and nothing was heard since then.
-    silent_since: Option<Instant>,
-    /// So many.
-    waiting: u32,
+    waiting: Waiting,
+}
+
+/// Tries at an endpoint that were sent whole and wait for its answer.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Waiting {
+    pub tries: u32,
+    /// The first of them that was sent since anything was heard of the endpoint.
+    pub silent_since: Option<Instant>,
+    /// The last that was sent.
+    pub last: Option<Instant>,
 }
 
 impl Estimate {
@@ -57,13 +64,13 @@ impl Estimate {
         let seconds = seed.as_secs_f64();
         let (penalty, distrust) = (0.0, 0.0);
         let (measured, answered) = (false, false);
-        let (at, penalized_at, silent_since, waiting) = (now, now, None, 0);
-        Self { seconds, at, measured, answered, usual: seconds, penalty, distrust, penalized_at, silent_since, waiting }
+        let (at, penalized_at, waiting) = (now, now, Waiting::default());
+        Self { seconds, at, measured, answered, usual: seconds, penalty, distrust, penalized_at, waiting }
     }
 
-    /// The same of an endpoint with so many tries that wait for an answer, of which nothing was heard since then.
-    pub fn silent_since(self, silent_since: Option<Instant>, waiting: u32) -> Self {
-        Self { silent_since, waiting, ..self }
+    /// The same of an endpoint where these wait.
+    pub fn with(self, waiting: Waiting) -> Self {
+        Self { waiting, ..self }
     }
 
     /// The latency of a try that succeeded. Above the estimate it replaces it; below, it is averaged in by the time passed. The very
@@ -131,14 +138,17 @@ impl Estimate {
 
     /// Seconds for which nothing was heard while tries waited for an answer, up to [`MOST_PENALTY`].
     pub fn silence(&self, now: Instant) -> f64 {
-        let silent = self.silent_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        let silent = self.waiting.silent_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         silent.min(MOST_PENALTY).as_secs_f64()
     }
 
-    /// Whether tries wait there for far longer than they should: to send another would tell nothing new. One alone may be a
-    /// long poll, or a stream.
+    /// Whether tries wait there for far longer than they should: to send another would tell nothing new, until some time has
+    /// passed without one. One alone may be a long poll, or a stream.
     pub fn hangs(&self, now: Instant) -> bool {
-        self.waiting > 1 && self.silence(now) > HANGING * self.usual.max(DEFAULT_LATENCY.as_secs_f64())
+        let Waiting { tries, last, .. } = self.waiting;
+        tries > 1
+            && self.silence(now) > HANGING * self.usual.max(DEFAULT_LATENCY.as_secs_f64())
+            && last.is_some_and(|last| now.saturating_duration_since(last) < MOST_PENALTY)
     }
 
     pub fn is_measured(&self) -> bool {
@@ -274,13 +284,15 @@ mod tests {
         let start = Instant::now();
         let mut estimate = Estimate::new(DEFAULT_LATENCY, start);
         estimate.succeeded(Duration::from_millis(1), start);
-        let silent = estimate.silent_since(Some(start), 2);
         let after = |millis| start + Duration::from_millis(millis);
+        let waiting = |tries| Waiting { tries, silent_since: Some(start), last: Some(start) };
+        let silent = estimate.with(waiting(2));
         assert!((silent.seconds(after(500)) - 0.5).abs() < 1e-9 && silent.hangs(after(500)));
         assert!(!silent.hangs(after(50)), "not yet");
-        assert!(!estimate.silent_since(Some(start), 1).hangs(after(500)), "one alone may be a long poll");
+        assert!(!estimate.with(waiting(1)).hangs(after(500)), "one alone may be a long poll");
+        assert!(!silent.hangs(after(5_000)), "one more may find out");
         assert!((silent.seconds(after(60_000)) - MOST_PENALTY.as_secs_f64()).abs() < 1e-9);
-        assert!(silent.silent_since(None, 0).seconds(after(500)) < 0.0011);
+        assert!(silent.with(Waiting::default()).seconds(after(500)) < 0.0011);
     }
 
     #[test]

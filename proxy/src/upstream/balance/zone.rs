@@ -186,7 +186,10 @@ impl<V: Candidates> Candidates for Of<'_, V> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::testing::*, *};
+    use super::{
+        super::{estimate::Waiting, testing::*},
+        *,
+    };
 
     const NEAR: usize = 2;
 
@@ -240,7 +243,7 @@ mod tests {
         };
         assert_eq!(near(&endpoints), 1000);
         // While clients wait, and where they give up.
-        endpoints.estimates[0] = well.silent_since(Some(start), 2);
+        endpoints.estimates[0] = well.with(Waiting { tries: 2, silent_since: Some(start), last: Some(start) });
         assert_eq!(near(&endpoints), 0);
         endpoints.estimates[0] = well;
         endpoints.estimates[0].given_up(Duration::from_millis(500), now);
