@@ -263,7 +263,7 @@ async fn under_every_policy() -> Result<Scenario> {
 /// What is told of each policy, and by whom; the brackets' end is left to those who add a generation.
 const SAID: [&str; 17] = [
     "without a byte moved: 15s  [RoutePolicy default/ask",
-    "up to 1 more tries after 1ms, on status [503]",
+    "up to 1 more tries after 1ms, on status 503",
     "sent to another endpoint, too, after 10s, if it may be repeated  [RoutePolicy default/ask",
     "if nobody can be reached: 203 by the proxy  [RoutePolicy default/ask",
     "kept with x-order  [RoutePolicy default/ask",

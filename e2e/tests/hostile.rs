@@ -48,7 +48,7 @@ impl Stage {
         scenario.mesh.apply("namespace.yaml", PERMISSIVE)?;
         // Floods ask the application for more than it can answer at once, which the adaptive limit would meet with refusals,
         // also of others. Here the frames are to be met without its help.
-        let unlimited = documents::inbound_policy("unlimited", "shop", "  concurrency: {mode: Off}\n");
+        let unlimited = documents::inbound_policy("unlimited", "shop", "  concurrency: {mode: \"Off\"}\n");
         scenario.mesh.change("unlimited.yaml", &unlimited, "inboundpolicy/unlimited").await?;
         let open_server = Server::start("open").await?;
         let open = scenario.mesh.workload("open").inbound(open_server.address()).start().await?;

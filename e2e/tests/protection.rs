@@ -204,7 +204,7 @@ async fn fixed_limits_of_requests_and_connections() -> Result<()> {
     ensure!(server.seen("/") == 0, "it reached the application");
     ensure!(scenario.get("/").await?.status == 200, "there is room again");
 
-    policy(&scenario, "  concurrency: {mode: Off}\n  maxConnections: 3\n").await?;
+    policy(&scenario, "  concurrency: {mode: \"Off\"}\n  maxConnections: 3\n").await?;
     let listener = scenario.instance("shop-1")?.sidecar.listener(0)?;
     let mut held = Vec::new();
     for _ in 0..10 {
@@ -351,7 +351,7 @@ async fn three_times_the_capacity() -> Result<()> {
         ensure!(early <= 10.0 * work, "{name}: the limit was found after {early:.0} ms");
     }
 
-    policy(&scenario, "  concurrency: {mode: Off}\n").await?;
+    policy(&scenario, "  concurrency: {mode: \"Off\"}\n").await?;
     let collapsed = load(&scenario, 3.0, 400, 15).await?;
     let (told, _) = Told::after(lines, &scenario, collapsed.ok).await?;
     println!("without a limit: {:.3} C, admitted {}", collapsed.rate() / CAPACITY, quantiles(&told.all()));

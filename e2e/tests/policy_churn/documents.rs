@@ -301,7 +301,7 @@ const INBOUND_HARMLESS: &[Good] = &[
         "  rateLimits: [{name: client, requests: 900000, key: {type: ClientIdentity}}]\n  rateLimitHeaders: false",
         NOTHING,
     ),
-    ("  concurrency: {mode: Off}", NOTHING),
+    ("  concurrency: {mode: \"Off\"}", NOTHING),
     ("  concurrency: {mode: Fixed, limit: 1000}\n  maxConnections: 1000", NOTHING),
 ];
 const INBOUND: &[Good] = &[
