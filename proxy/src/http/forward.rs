@@ -276,8 +276,8 @@ async fn pause(exchange: &mut Exchange, wait: Duration) -> Result<(), Error> {
 fn is_in_vain(to: To<'_>, failure: Failure, wanted: bool, again: bool) -> bool {
     match to {
         To::Backend(_) => wanted || again || failure == Failure::InVain,
-        // Its other instances may still be reached.
-        To::Application(..) => again && failure == Failure::Reset,
+        // Its other instances may do better: this one may just be ending, and break off what comes on new connections, too.
+        To::Application(..) => false,
     }
 }
 
