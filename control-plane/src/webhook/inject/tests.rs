@@ -483,7 +483,7 @@ proptest! {
         };
         let pointed: usize = [("initContainers", 2), ("containers", 0)]
             .into_iter()
-            .flat_map(|(field, added)| list(after, field).into_iter().skip(added))
+            .flat_map(|(field, added)| list(after, field).iter().skip(added))
             .map(questions_to_the_proxy)
             .sum();
         prop_assert_eq!(pointed, asked.len());
