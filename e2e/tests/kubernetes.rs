@@ -9,6 +9,9 @@ use leno_e2e::{
 };
 use serde_json::{Value, json};
 
+/// A request, escaped as in Python.
+const HELLO: &str = "GET / HTTP/1.1\\r\\nhost: echo\\r\\n\\r\\n";
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs a cluster: e2e/cluster/test"]
 async fn from_helm_install_to_the_first_meshed_request() -> Result<()> {
@@ -143,8 +146,11 @@ async fn strangers_are_served_as_the_mode_says() -> Result<()> {
         "metadata": { "name": namespace.name(), "labels": { "leno.dev/inject": "enabled", "leno.dev/inbound": "strict" } },
     });
     cluster.apply(None, strict).await?;
-    eventually("plaintext is refused", LIMIT, async || {
-        ensure!(outside.ask(&url).await.is_err(), "it was answered");
+    let host = format!("echo.{}", namespace.name());
+    eventually("plaintext is refused, by every server", LIMIT, async || {
+        for _ in 0..10 {
+            ensure!(!outside.is_answered("client", &host, 80, HELLO).await?, "it was answered");
+        }
         Ok(())
     })
     .await?;
@@ -160,7 +166,6 @@ async fn no_request_fails_while_servers_come_and_go() -> Result<()> {
     let cluster = Cluster::connect().await?;
     cluster.install(&[]).await?;
     let namespace = Namespace::echo(&cluster, "rolling").await?;
-    let load = namespace.load("client", "echo:80", "--seconds 60");
     let changes = async {
         for replicas in [6, 2] {
             namespace.serve("echo", "echo", replicas).await?;
@@ -172,10 +177,7 @@ async fn no_request_fails_while_servers_come_and_go() -> Result<()> {
         namespace.apply(server).await?;
         namespace.rolled_out("echo").await
     };
-    let (summary, ()) = tokio::try_join!(load, changes)?;
-    println!("{summary:?}");
-    // 500/s for 60 s if the machine can spare it; what matters is that none fails.
-    summary.unharmed(15_000)
+    namespace.unharmed_for(120, changes).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -189,8 +191,7 @@ async fn jobs_complete_and_their_init_containers_reach_the_network() -> Result<(
     outside.client("client").await?;
     outside.rolled_out("client").await?;
     let host = format!("echo.{}", namespace.name());
-    let hello = "GET / HTTP/1.1\\r\\nhost: echo\\r\\n\\r\\n";
-    ensure!(!outside.is_answered("client", &host, 80, hello).await?, "a stranger was answered");
+    ensure!(!outside.is_answered("client", &host, 80, HELLO).await?, "a stranger was answered");
     let ask = json!({ "image": APPLICATIONS, "command": ["curl", "-sS", "--fail", "-m", "10", "http://echo/"] });
     let container = |name: &str| {
         let mut container = ask.clone();

@@ -14,6 +14,7 @@ use kube::{
 };
 use leno_e2e::{
     kubernetes::{APPLICATIONS, Cluster, LIMIT, Namespace, SYSTEM},
+    metrics::Metrics,
     wait::eventually,
 };
 use serde_json::{Value, json};
@@ -259,6 +260,19 @@ async fn short_certificates_and_a_changed_root_roll_under_load_without_a_failed_
         Ok(())
     };
     tokio::try_join!(load, changes)?;
+    // Three minutes at least, in which each was renewed every forty seconds or so.
+    for workload in ["client", "echo"] {
+        for pod in namespace.pods(workload).await? {
+            let ip = pod.status.and_then(|status| status.pod_ip).context("its address")?;
+            let page = namespace.request("client", &format!("http://{ip}:4195/metrics")).await?;
+            let issued = Metrics::parse(&page.body)?.sum("leno_certificates_issued_total", &[]);
+            ensure!(issued >= 4.0, "{workload} at {ip} got {issued} certificates");
+        }
+    }
+    // Whoever is new knows the new root alone.
+    namespace.serve("echo", "echo", 3).await?;
+    namespace.rolled_out("echo").await?;
+    namespace.reaches(3).await?;
     let seen = namespace.run("client", "curl -sS --fail -m 10 http://echo/").await?;
     ensure!(seen.contains("spiffe://"), "{seen}");
     cluster.install(&[]).await

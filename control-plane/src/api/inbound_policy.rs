@@ -99,7 +99,8 @@ pub(crate) struct RateLimitKeySpec {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ConcurrencySpec {
     /// `Adaptive`: as many as the application answers in not much more than its usual time; nothing is refused while it answers
-    /// within twice that time or 20 ms more. `Fixed`: as many as `limit` says. `Off`: any number. Default: `Adaptive`.
+    /// within twice that time or 20 ms more. `Fixed`: as many as `limit` says. `Off`: any number; it needs quotes,
+    /// `"Off"`, which YAML takes for a boolean otherwise. Default: `Adaptive`.
     #[schemars(extend("enum" = ["Adaptive", "Fixed", "Off"]), example = &"Fixed")]
     pub(crate) mode: Option<String>,
     /// For `Fixed`, which needs it: how many, 1 to 1000000. Default: none.

@@ -422,9 +422,17 @@ fn typed<T: DeserializeOwned>(content: &Value) -> Result<(T, Vec<String>), Field
         Ok(parsed) => Ok((parsed, unknown)),
         Err(error) => {
             let field = error.path().to_string();
-            refuse(if field == "." { String::new() } else { field }, error.inner().to_string())
+            refuse(if field == "." { String::new() } else { field }, with_remedy(error.inner().to_string()))
         }
     }
+}
+
+/// YAML takes a plain `Off`, `yes` or `1.0` for something else than text.
+fn with_remedy(reason: String) -> String {
+    let is_scalar = ["boolean", "integer", "floating point"]
+        .iter()
+        .any(|kind| reason.strip_prefix("invalid type: ").is_some_and(|found| found.starts_with(kind)));
+    if is_scalar && reason.ends_with("expected a string") { reason + ": put it in quotes" } else { reason }
 }
 
 /// `spec.rules[0].name`, as `serde_path_to_error` writes it.

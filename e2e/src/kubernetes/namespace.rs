@@ -229,13 +229,13 @@ impl Namespace {
         serde_json::from_str(last).with_context(|| format!("the load's end; it said {printed}"))
     }
 
-    /// Runs `change` while [`Namespace::echo`]'s client makes 500 requests per second, for a minute: all must be answered, and the change
-    /// must not outlast them.
-    pub async fn unharmed_by(&self, change: impl Future<Output = Result<()>>) -> Result<()> {
+    /// Runs `change` while [`Namespace::echo`]'s client makes 500 requests per second, for so many seconds: all must be answered,
+    /// and the change must not outlast them.
+    pub async fn unharmed_for(&self, seconds: u64, change: impl Future<Output = Result<()>>) -> Result<()> {
         // The first request finds the way; the load begins when the mesh is at rest.
         self.ask("http://echo/").await?;
         let load = async {
-            let summary = self.load("client", "echo:80", "--seconds 60").await;
+            let summary = self.load("client", "echo:80", &format!("--seconds {seconds}")).await;
             (summary, Instant::now())
         };
         let later = async {
@@ -249,10 +249,28 @@ impl Namespace {
         let summary = summary?;
         println!("{summary:?}");
         // 500/s if the machine can spare it.
-        summary.unharmed(15_000)?;
+        summary.unharmed(250 * seconds)?;
         let outlasted = change_ended.saturating_duration_since(load_ended);
         ensure!(outlasted.is_zero(), "the change went on for {outlasted:?} after the load");
         Ok(())
+    }
+
+    /// [`Namespace::unharmed_for`] a minute.
+    pub async fn unharmed_by(&self, change: impl Future<Output = Result<()>>) -> Result<()> {
+        self.unharmed_for(60, change).await
+    }
+
+    /// Until so many servers of [`Namespace::echo`] have answered its client within five seconds; no request may fail meanwhile.
+    pub async fn reaches(&self, servers: usize) -> Result<()> {
+        let end = Instant::now() + LIMIT;
+        loop {
+            let summary = self.load("client", "echo:80", "--seconds 5").await?;
+            summary.unharmed(1)?;
+            if summary.instances.len() == servers {
+                return Ok(());
+            }
+            ensure!(Instant::now() < end, "{servers} servers were to answer: {:?}", summary.instances);
+        }
     }
 
     /// Objects of a kind in this namespace.

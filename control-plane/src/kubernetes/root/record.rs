@@ -23,6 +23,12 @@ struct Root {
     certificate: String,
     /// Unix seconds at which it is known everywhere: from then on certificates may be issued under it.
     known: u64,
+    /// Seconds that certificates issued under it live.
+    #[serde(default)]
+    lifetime: u64,
+    /// Unix seconds until which those live that were issued when they lived longer.
+    #[serde(default)]
+    outlived: u64,
     /// Unix seconds; None: it is in the Secret.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     until: Option<u64>,
@@ -43,19 +49,27 @@ impl Record {
         let present: Vec<String> = present.iter().map(|root| files::to_pem(std::slice::from_ref(root))).collect();
         let mut roots = self.0.clone();
         for root in &mut roots {
+            let longest = Duration::from_secs(root.lifetime).max(lifetime);
+            // Other replicas may issue under it for as long as the new one is not known everywhere, or as they were told before.
+            let last = unix(now + propagation + longest + limits::ROOT_GRACE);
             root.until = match (present.contains(&root.certificate), root.until) {
                 (true, _) => None,
                 (false, Some(until)) => Some(until),
-                // Other replicas may issue under it for as long as the new one is not known everywhere.
-                (false, None) => Some(unix(now + propagation + lifetime + limits::ROOT_GRACE)),
+                (false, None) => Some(last.max(root.outlived)),
             };
+            if root.until.is_none() && root.lifetime != lifetime.as_secs() {
+                if longest > lifetime {
+                    root.outlived = root.outlived.max(last);
+                }
+                root.lifetime = lifetime.as_secs();
+            }
         }
         roots.retain(|root| root.until.is_none_or(|until| unix(now) < until));
         // Nobody has another one yet: there is nothing to wait for.
         let known = if self.0.is_empty() { 0 } else { unix(now + propagation) };
         for certificate in present {
             if !roots.iter().any(|root| root.certificate == certificate) {
-                roots.push(Root { certificate, known, until: None });
+                roots.push(Root { certificate, known, lifetime: lifetime.as_secs(), outlived: 0, until: None });
             }
         }
         while roots.len() > limits::ROOTS {

@@ -105,6 +105,30 @@ fn a_new_root_is_trusted_first_and_the_old_one_until_its_last_certificate_ended(
 }
 
 #[test]
+fn a_root_is_trusted_as_long_as_the_longest_certificate_under_it_lives() {
+    let ((old, _), (new, _)) = (authority("old"), authority("new"));
+    let (old, new) = ([old], [new]);
+    let start = now();
+    let minutes = |count: u64| Duration::from_secs(60 * count);
+    let long = Record::default().with(&old, DAY, start);
+    // Certificates are to live shorter, and the root is changed: at once, or an hour later.
+    for (shortened, changed) in [(start + minutes(60), start + minutes(60)), (start, start + minutes(60))] {
+        let short = long.with(&old, minutes(10), shortened);
+        assert_eq!(short.with(&old, minutes(10), shortened + minutes(1)), short, "nothing is written again and again");
+        let change = short.with(&new, minutes(10), changed);
+        let trusted = |at: SystemTime| change.with(&new, minutes(10), at).trusted(&new).unwrap().len();
+        assert_eq!((trusted(shortened + DAY), trusted(shortened + DAY + minutes(15))), (2, 1));
+    }
+    // Once those that lived longer have ended, the root lasts no longer than its last certificate.
+    let short = long.with(&old, minutes(10), start);
+    let change = short.with(&new, minutes(10), start + 2 * DAY);
+    assert_eq!(change.with(&new, minutes(10), start + 2 * DAY + minutes(25)).trusted(&new).unwrap(), new);
+    // Longer again: by what they live then.
+    let longer = short.with(&old, DAY, start + 2 * DAY).with(&new, DAY, start + 3 * DAY);
+    assert_eq!(longer.with(&new, DAY, start + 4 * DAY).trusted(&new).unwrap().len(), 2);
+}
+
+#[test]
 fn roots_on_record_are_bounded() {
     let mut record = Record::default();
     for number in 0..limits::ROOTS * 2 {

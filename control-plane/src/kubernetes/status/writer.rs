@@ -82,7 +82,7 @@ pub struct Writer {
     term: u64,
     counts: Arc<Counts>,
     resources: HashMap<Kind, ApiResource>,
-    /// When resources that are not served were last looked for.
+    /// When it was last asked which versions of them are served.
     looked_for: HashMap<Kind, Instant>,
 }
 
@@ -222,7 +222,11 @@ impl Writer {
         let Some(resource) = self.resource(key.kind).await? else { return Ok(Outcome::Gone) };
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &key.namespace, &resource);
         sleep(limits::STATUS_READ_PAUSE).await;
-        let Some(object) = find("read it", api.get(&key.name)).await? else { return Ok(Outcome::Gone) };
+        let Some(object) = find("read it", api.get(&key.name)).await? else {
+            // Or that version of its kind is served no longer.
+            self.look_again(key.kind);
+            return Ok(Outcome::Gone);
+        };
         let generation = object.metadata.generation.and_then(|generation| u64::try_from(generation).ok());
         let another = |uid: &str| !uid.is_empty() && object.metadata.uid.as_deref() != Some(uid);
         if (verdict.generation.is_some() && verdict.generation != generation) || another(&verdict.uid) {
@@ -250,7 +254,7 @@ impl Writer {
             return Ok(Some(resource.clone()));
         }
         let now = Instant::now();
-        if self.looked_for.get(&kind).is_some_and(|at| now < *at + LOOK_AGAIN) {
+        if self.has_looked_for(kind, now) {
             return Ok(None);
         }
         self.looked_for.insert(kind, now);
@@ -267,9 +271,20 @@ impl Writer {
         self.resources.insert(kind, resource.clone());
         Ok(Some(resource))
     }
+
+    /// Has the versions that are served asked for anew, unless they just were: objects of a kind may go in great numbers.
+    fn look_again(&mut self, kind: Kind) {
+        if !self.has_looked_for(kind, Instant::now()) {
+            self.resources.remove(&kind);
+        }
+    }
+
+    fn has_looked_for(&self, kind: Kind, now: Instant) -> bool {
+        self.looked_for.get(&kind).is_some_and(|at| now < *at + LOOK_AGAIN)
+    }
 }
 
-/// Before a kind that is not served is looked for again.
+/// Before it is asked again which version of a kind is served.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 fn group(kind: Kind) -> &'static str {

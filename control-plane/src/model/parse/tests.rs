@@ -60,6 +60,9 @@ fn errors_name_object_field_and_reason() {
     assert_eq!((&*error.file, error.document), ("f.yaml", 3));
     assert_eq!(error.field, "spec.rules[0].backendRefs[1].port");
     assert_eq!(error.reason, "invalid type: string \"http\", expected i64");
+    let Some(Item::Bad(error)) = items(service(json!({"type": false}))).pop() else { panic!() };
+    let quoted = "invalid type: boolean `false`, expected a string: put it in quotes";
+    assert_eq!((&*error.field, &*error.reason), ("spec.type", quoted));
 }
 
 #[test]
