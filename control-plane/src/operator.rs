@@ -32,7 +32,11 @@ use tonic::{Request, Response, Status};
 use crate::{
     authority::{Authority, issue, token},
     model::{DocumentError, Kind, ObjectInfo, ObjectKey, World},
-    serve::{limits, questions::NoAnswer, tracker::Tracker},
+    serve::{
+        limits,
+        questions::NoAnswer,
+        tracker::{Settled, Tracker},
+    },
     sources::Prompt,
 };
 
@@ -158,10 +162,10 @@ impl Answers {
     }
 
     /// What was written before the question is part of the answer.
-    async fn up_to_date(&self, object: Option<&ObjectKey>) -> (Arc<World>, bool) {
+    async fn up_to_date(&self, object: Option<&ObjectKey>) -> (Arc<World>, Settled) {
         let looked = self.looked(object).await;
         let (world, settled) = self.settled().await;
-        (world, settled && looked)
+        (world, if looked { settled } else { Settled::default() })
     }
 
     /// Whether what was written before is read by now.
@@ -170,15 +174,15 @@ impl Answers {
     }
 
     /// The newest world, once every connected proxy has been compared with it, and whether that is so.
-    async fn settled(&self) -> (Arc<World>, bool) {
+    async fn settled(&self) -> (Arc<World>, Settled) {
         let world = Arc::clone(&self.world.borrow());
         let settled = self.tracker.settles(world.generation(), SETTLE_TIMEOUT).await;
         (world, settled)
     }
 
-    fn status(&self, world: &World, info: &ObjectInfo, settled: bool) -> ObjectStatus {
+    fn status(&self, world: &World, info: &ObjectInfo, settled: Settled) -> ObjectStatus {
         let object = object_ref(&info.key);
-        let progress = self.tracker.progress(&object, Some(info.generation), &info.uid);
+        let progress = self.tracker.progress(&object, Some(info.generation), &info.uid, settled);
         ObjectStatus {
             generation: info.generation,
             source: info.source.clone(),
@@ -189,16 +193,16 @@ impl Answers {
             absent: false,
             held_over: info.held_over,
             errors: errors_of(world, &object, info.held_over.then(|| file_of(&info.source))),
-            settled,
+            settled: progress.settled,
             object: Some(object),
         }
     }
 
-    fn status_of(&self, world: &World, object: &ObjectRef, settled: bool) -> ObjectStatus {
+    fn status_of(&self, world: &World, object: &ObjectRef, settled: Settled) -> ObjectStatus {
         if let Some(info) = object_key(object).and_then(|key| world.info(&key)) {
             return self.status(world, &info, settled);
         }
-        let progress = self.tracker.progress(object, None, "");
+        let progress = self.tracker.progress(object, None, "", settled);
         ObjectStatus {
             object: Some(object.clone()),
             subscribed: progress.subscribed,
@@ -206,7 +210,7 @@ impl Answers {
             laggards: progress.laggards,
             absent: true,
             errors: errors_of(world, object, Some(None)),
-            settled,
+            settled: progress.settled,
             ..ObjectStatus::default()
         }
     }
@@ -283,7 +287,7 @@ impl Operator for Answers {
             let key = object_key(&object);
             // Until it is sure that this is about the newest version, nothing is settled.
             while !answers.looked(key.as_ref()).await {
-                let status = answers.status_of(&answers.settled().await.0, &object, false);
+                let status = answers.status_of(&answers.settled().await.0, &object, Settled::default());
                 if sender.send(Ok(status)).await.is_err() {
                     return;
                 }

@@ -41,7 +41,7 @@ async fn a_thousand_route_changes() -> Result<()> {
     scenario.mesh.wait_for("httproute/shop", before + 100).await?;
     let after = generation().await?;
     println!("1000 writes in {writing:?}, {} generations", after - before);
-    ensure!(writing < Duration::from_secs(60), "1000 changes took {writing:?}");
+    ensure!(writing < Duration::from_secs(180), "1000 changes took {writing:?}");
 
     // The last word is in force: nothing goes to the canary any more.
     eventually("the last route is in force", LIMIT, async || {

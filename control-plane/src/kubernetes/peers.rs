@@ -187,9 +187,11 @@ impl Peers {
         let settled = self.tracker.settles(world.generation(), limits::PEER_SETTLE).await;
         let has_status = |kind: Kind| kind.is_route() || kind.is_policy();
         let objects = world.objects.iter().filter(|(key, _)| request.progress && has_status(key.kind));
+        let mut all_settled = settled.is_so();
         let objects = objects.map(|(key, stored)| {
             let object = object_ref(key);
-            let mut progress = self.tracker.progress(&object, Some(stored.generation), &stored.uid);
+            let mut progress = self.tracker.progress(&object, Some(stored.generation), &stored.uid, settled);
+            all_settled &= progress.settled;
             progress.laggards.truncate(super::status::NAMED);
             ObjectProgress {
                 object: Some(object),
@@ -205,7 +207,7 @@ impl Peers {
             instance: self.instance,
             name: self.me.clone(),
             objects: objects.collect(),
-            settled,
+            settled: all_settled,
             connected: self.tracker.connected_of(&request.lost),
         }
     }

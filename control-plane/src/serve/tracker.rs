@@ -126,6 +126,24 @@ pub struct Progress {
     pub laggards: Vec<Laggard>,
     /// Of the laggards, those that have not come yet since the control plane started: they may run it.
     pub awaited: u32,
+    /// Every proxy that there was then had been compared with the newest configuration.
+    pub settled: bool,
+}
+
+/// That every proxy had been compared with a generation, or that it was waited for in vain. Streams that began since may know
+/// more, so it counts together with what it is asked for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Settled {
+    generation: u64,
+    /// The newest stream then; None: in vain.
+    newest: Option<u64>,
+}
+
+impl Settled {
+    /// Not in vain.
+    pub fn is_so(self) -> bool {
+        self.newest.is_some()
+    }
 }
 
 /// Shared by all streams; each step of a stream takes its lock once, briefly.
@@ -287,10 +305,10 @@ impl Tracker {
     }
 
     /// How far `object` at `generation` has come; None: it was removed, and whoever still has it lags. `uid`: whose generation it is,
-    /// since one that is deleted and made again begins anew; empty: of whichever there is.
-    pub fn progress(&self, object: &ObjectRef, generation: Option<u64>, uid: &str) -> Progress {
+    /// since one that is deleted and made again begins anew; empty: of whichever there is. `settled`: of [`Self::settles`].
+    pub fn progress(&self, object: &ObjectRef, generation: Option<u64>, uid: &str, settled: Settled) -> Progress {
         let state = self.state.lock();
-        let mut progress = Progress::default();
+        let mut progress = Progress { settled: state.is_still(settled), ..Progress::default() };
         let concerned = state.by_object.get(object).into_iter().flat_map(HashMap::keys);
         let concerned: Box<dyn Iterator<Item = &Record>> = match generation {
             Some(_) => Box::new(concerned.filter_map(|id| state.streams.get(id))),
@@ -321,23 +339,24 @@ impl Tracker {
 
     /// Whether every proxy's subscriptions, of those that vanished too, have been compiled against `generation` or a later
     /// one: only then is it known who subscribes to what is new in it.
-    pub fn settled(&self, generation: u64) -> bool {
+    pub fn settled(&self, generation: u64) -> Settled {
         let state = self.state.lock();
-        state.told >= generation && state.streams.values().all(|record| record.seen >= record.ordered().min(generation))
+        Settled { generation, newest: state.settled(generation).then_some(state.next) }
     }
 
-    /// Waits for that, no longer than `most`. Returns whether it is so.
-    pub async fn settles(&self, generation: u64, most: Duration) -> bool {
+    /// Waits for that, no longer than `most`.
+    pub async fn settles(&self, generation: u64, most: Duration) -> Settled {
         let mut revision = self.revision();
-        let settled = async {
+        let settles = async {
             loop {
                 revision.mark_unchanged();
-                if self.settled(generation) || revision.changed().await.is_err() {
-                    return;
+                let settled = self.settled(generation);
+                if settled.is_so() || revision.changed().await.is_err() {
+                    return settled;
                 }
             }
         };
-        tokio::time::timeout(most, settled).await.is_ok()
+        tokio::time::timeout(most, settles).await.unwrap_or_default()
     }
 
     /// Changes whenever [`Self::progress`] or [`Self::proxies`] may.
@@ -366,6 +385,15 @@ impl Tracker {
 }
 
 impl State {
+    fn settled(&self, generation: u64) -> bool {
+        self.told >= generation && self.streams.values().all(|record| record.seen >= record.ordered().min(generation))
+    }
+
+    /// Only a stream that began since can have changed it.
+    fn is_still(&self, settled: Settled) -> bool {
+        settled.newest.is_some_and(|newest| newest == self.next || self.settled(settled.generation))
+    }
+
     fn forget(&mut self, id: StreamId) {
         let Some(record) = self.remove(id) else { return };
         if self.by_name.get(&record.name) == Some(&id) {

@@ -35,7 +35,7 @@ use crate::{
         peers::{Peers, object_ref},
     },
     model::{DocumentError, Kind, ObjectInfo, ObjectKey, World},
-    serve::tracker::Tracker,
+    serve::tracker::{Settled, Tracker},
 };
 
 /// How many statuses were written.
@@ -295,16 +295,16 @@ fn group(kind: Kind) -> &'static str {
     }
 }
 
-fn standing(tracker: &Tracker, peers: &Peers, info: &ObjectInfo, settled: bool) -> Standing {
+fn standing(tracker: &Tracker, peers: &Peers, info: &ObjectInfo, settled: Settled) -> Standing {
     let object = object_ref(&info.key);
-    let progress = tracker.progress(&object, Some(info.generation), &info.uid);
+    let progress = tracker.progress(&object, Some(info.generation), &info.uid, settled);
     let mut standing = Standing {
         subscribed: progress.subscribed,
         programmed: progress.programmed,
         laggards: progress.laggards,
         awaited: progress.awaited,
         silent: Vec::new(),
-        settled,
+        settled: progress.settled,
     };
     peers.add(&mut standing, &object, (info.generation, &info.uid), Instant::now());
     standing
