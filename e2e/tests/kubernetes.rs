@@ -177,7 +177,7 @@ async fn no_request_fails_while_servers_come_and_go() -> Result<()> {
         namespace.apply(server).await?;
         namespace.rolled_out("echo").await
     };
-    namespace.unharmed_for(120, changes).await
+    namespace.unharmed_for(90, changes).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -389,14 +389,16 @@ async fn opaque_connections_keep_to_policies_too() -> Result<()> {
     ]);
     mesh.apply("dead.yaml", &content)?;
     mesh.workload("lines").serves("lines", lines.address()).start().await?;
+    // Its proxy is there, and the application is not.
+    mesh.workload("down").serves("lines", ports::free_on(ports::loopback_ip())?).start().await?;
     let client = mesh.workload("client").outbound(&destination("lines")).start().await?;
     let connect = async || anyhow::Ok(TcpStream::connect(client.calls(&destination("lines"))?).await?);
     let failures = async |reason: &str| {
         anyhow::Ok(client.metrics().await?.sum("leno_tcp_connection_failures_total", &[("reason", reason)]))
     };
 
-    // Who does not answer is passed over.
-    for n in 0..20 {
+    // Who does not answer is passed over, be it a proxy or the application behind one.
+    for n in 0..40 {
         let answer = ask(&mut connect().await?, &format!("line {n}")).await?;
         ensure!(answer == format!("lines: line {n}"), "{answer}");
     }

@@ -10,5 +10,10 @@ pub const HTTP1_MUX: &[u8] = b"leno1/h1-mux";
 pub const HTTP2: &[u8] = b"leno1/h2";
 /// Opaque bytes inside mesh TLS.
 pub const TCP: &[u8] = b"leno1/tcp";
+/// Opaque bytes inside mesh TLS; the server's proxy says [`READY`] before all others, once the application has taken the
+/// connection. If it does not, the client's proxy tries another endpoint.
+pub const TCP_READY: &[u8] = b"leno1/tcp-ready";
+/// The first byte of [`TCP_READY`]: ASCII's ACK.
+pub const READY: u8 = 6;
 /// All of them, in the order of preference.
-pub const ALL: [&[u8]; 4] = [HTTP1_MUX, HTTP2, HTTP1, TCP];
+pub const ALL: [&[u8]; 5] = [HTTP1_MUX, HTTP2, HTTP1, TCP_READY, TCP];

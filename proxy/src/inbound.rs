@@ -15,7 +15,10 @@ use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use leno_proto::spiffe::SpiffeId;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::{TcpListener, TcpStream},
+};
 
 use self::protection::Protection;
 use crate::{
@@ -31,7 +34,7 @@ use crate::{
     policy::{Inbound, Protocol},
     tcp::{self, Carried},
     telemetry::{ConnectionMetrics, ConnectionRecord, Direction, RouteMetrics},
-    tls::{MeshProtocol, TlsError},
+    tls::{MeshProtocol, TlsError, TlsStream},
     worker::Context,
 };
 
@@ -167,22 +170,39 @@ async fn meshed(
         (MeshProtocol::Http1Mux, _) => http(ctx, stream, client, application, Wire::Http1Mux).await,
         (MeshProtocol::Http2, _) => http(ctx, stream, client, application, Wire::Http2).await,
         // What is inside must go through the door that strips and checks it.
-        (MeshProtocol::Tcp, Protocol::Http | Protocol::Http1 | Protocol::Http2) => {
+        (MeshProtocol::Tcp | MeshProtocol::TcpReady, Protocol::Http | Protocol::Http1 | Protocol::Http2) => {
             return Err(Refusal {
                 reason: "not-http",
                 detail: format!("opaque bytes to port {}, which is declared HTTP", application.address.port()),
                 origin: None,
             });
         }
-        (MeshProtocol::Tcp, Protocol::Detect) => {
-            let pick = ctx.upstreams.plain(application.address);
-            let server = pick.tcp().await?;
-            let race = Box::pin(tcp::race(Prefixed::new(Bytes::new(), stream), server, ctx.tcp_idle));
-            let first = ctx.drain.patiently(race).await.unwrap_or(tcp::First::Closed);
-            carry(ctx, first, client, application).await;
-        }
-        (MeshProtocol::Tcp, Protocol::Tls | Protocol::Tcp) => return opaque(ctx, stream, &client, &application).await,
+        (MeshProtocol::Tcp, _) => return meshed_opaque(ctx, stream, client, application, false).await,
+        (MeshProtocol::TcpReady, _) => return meshed_opaque(ctx, stream, client, application, true).await,
     }
+    Ok(())
+}
+
+/// Opaque bytes from inside the mesh. `says_ready`: the client's proxy waits to hear that the application is there.
+async fn meshed_opaque(
+    ctx: &Context,
+    mut stream: TlsStream<TcpStream>,
+    client: Client,
+    application: Rc<Application>,
+    says_ready: bool,
+) -> Result<(), Refusal> {
+    let pick = ctx.upstreams.plain(application.address);
+    let server = pick.tcp().await?;
+    if says_ready && (stream.write_u8(leno_proto::alpn::READY).await.is_err() || stream.flush().await.is_err()) {
+        return Ok(());
+    }
+    if application.protocol != Protocol::Detect {
+        carried(ctx, &client, &application).relay(stream, server).await;
+        return Ok(());
+    }
+    let race = Box::pin(tcp::race(Prefixed::new(Bytes::new(), stream), server, ctx.tcp_idle));
+    let first = ctx.drain.patiently(race).await.unwrap_or(tcp::First::Closed);
+    carry(ctx, first, client, application).await;
     Ok(())
 }
 

@@ -50,6 +50,8 @@ pub enum MeshProtocol {
     Http1Mux,
     Http2,
     Tcp,
+    /// Opaque bytes, which begin with a word of the peer: its application has taken the connection.
+    TcpReady,
 }
 
 impl MeshProtocol {
@@ -60,21 +62,25 @@ impl MeshProtocol {
             Self::Http1Mux => leno_proto::alpn::HTTP1_MUX,
             Self::Http2 => leno_proto::alpn::HTTP2,
             Self::Tcp => leno_proto::alpn::TCP,
+            Self::TcpReady => leno_proto::alpn::TCP_READY,
         }
     }
 
-    /// What a peer is offered by whom wants this, best first: a peer that knows nothing of streams gets one request at a time.
+    /// What a peer is offered by whom wants this, best first: a peer that knows nothing of streams gets one request at a time,
+    /// and one that says nothing of its application is believed that it is there.
     fn offered(self) -> &'static [Self] {
         match self {
             Self::Http1 => &[Self::Http1],
             Self::Http1Mux => &[Self::Http1Mux, Self::Http1],
             Self::Http2 => &[Self::Http2],
             Self::Tcp => &[Self::Tcp],
+            Self::TcpReady => &[Self::TcpReady, Self::Tcp],
         }
     }
 
     fn from_alpn(name: Option<&[u8]>) -> Option<Self> {
-        [Self::Http1, Self::Http1Mux, Self::Http2, Self::Tcp].into_iter().find(|protocol| Some(protocol.alpn()) == name)
+        let all = [Self::Http1, Self::Http1Mux, Self::Http2, Self::Tcp, Self::TcpReady];
+        all.into_iter().find(|protocol| Some(protocol.alpn()) == name)
     }
 }
 
@@ -246,7 +252,8 @@ impl Credentials {
     }
 
     /// TLS over `tcp` to an endpoint that must prove to be `expected`, and what the two agreed on: `protocol`, or
-    /// [`MeshProtocol::Http1`] where [`MeshProtocol::Http1Mux`] is not known. Bounded by CONNECT_TIMEOUT by the caller.
+    /// [`MeshProtocol::Http1`] where [`MeshProtocol::Http1Mux`] is not known, and [`MeshProtocol::Tcp`] where
+    /// [`MeshProtocol::TcpReady`] is not. Bounded by CONNECT_TIMEOUT by the caller.
     ///
     /// # Errors
     /// If the handshake fails or the peer is somebody else. Nothing has been sent then.
@@ -261,6 +268,7 @@ impl Credentials {
             MeshProtocol::Http1Mux => &self.configs.http1_mux,
             MeshProtocol::Http2 => &self.configs.http2,
             MeshProtocol::Tcp => &self.configs.tcp,
+            MeshProtocol::TcpReady => &self.configs.tcp_ready,
         };
         let handshake = Done::client(config, tcp).await?;
         // Chain and trust domain held during the handshake; who it is depends on the endpoint.

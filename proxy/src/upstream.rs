@@ -279,9 +279,9 @@ impl Pick {
         connection.map_err(|error| self.not_connected(error))
     }
 
-    /// A connection of its own for opaque bytes (mesh: ALPN `leno1/tcp`).
+    /// A connection of its own for opaque bytes; the application has taken it (mesh: ALPN `leno1/tcp-ready`).
     pub async fn tcp(&self) -> Result<Box<dyn Io>, Error> {
-        let dialed = self.local.pool.dial(MeshProtocol::Tcp).await;
+        let dialed = self.local.pool.dial(MeshProtocol::TcpReady).await;
         let Dialed { io, place, .. } = dialed.map_err(|error| self.not_connected(error))?;
         self.connection.set(place);
         Ok(io)

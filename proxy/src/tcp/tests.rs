@@ -59,6 +59,33 @@ async fn ask(mut stream: impl crate::net::Io, pieces: &[&[u8]]) -> String {
 }
 
 #[test]
+fn the_peer_says_that_the_application_is_there_and_ends_what_it_does_not_take() {
+    run(async {
+        for protocol in [v1::Protocol::Detect, v1::Protocol::Tcp] {
+            let greets = application(|mut stream| async move {
+                stream.write_all(b"220 ready").await.unwrap();
+                let _ = stream.read(&mut [0; 1]).await;
+            });
+            let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+            for (app, said) in [(greets.await, Some(leno_proto::alpn::READY)), (nobody, None)] {
+                let (_server, address) = inbound(app, v1::inbound::Mode::Strict, protocol).await;
+                let client = Sidecar::new("client", || Target::Outside);
+                let credentials = client.ctx.credentials.current().unwrap();
+                let tcp = TcpStream::connect(address).await.unwrap();
+                let (mut stream, agreed) =
+                    credentials.connect(tcp, &server_id(), MeshProtocol::TcpReady).await.unwrap();
+                assert_eq!((agreed, stream.read_u8().await.ok()), (MeshProtocol::TcpReady, said));
+                if said.is_some() {
+                    let mut greeting = [0; 9];
+                    stream.read_exact(&mut greeting).await.unwrap();
+                    assert_eq!(&greeting, b"220 ready");
+                }
+            }
+        }
+    });
+}
+
+#[test]
 fn requests_among_opaque_bytes_are_requests() {
     run(async {
         let (app, seen) = scripted(OK).await;

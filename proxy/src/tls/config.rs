@@ -39,6 +39,7 @@ pub(super) struct Configs {
     pub(super) http1_mux: Arc<ClientConfig>,
     pub(super) http2: Arc<ClientConfig>,
     pub(super) tcp: Arc<ClientConfig>,
+    pub(super) tcp_ready: Arc<ClientConfig>,
     pub(super) control_plane: Arc<ClientConfig>,
     pub(super) server: Arc<ServerConfig>,
 }
@@ -58,6 +59,7 @@ impl Configs {
         let http1_mux = client(MeshProtocol::Http1Mux)?;
         let http2 = client(MeshProtocol::Http2)?;
         let tcp = client(MeshProtocol::Tcp)?;
+        let tcp_ready = client(MeshProtocol::TcpReady)?;
         let control_plane = self::client(&provider, control_plane, Some(own.clone()), &[CONTROL_PLANE_ALPN])?;
 
         let mut server = ServerConfig::builder_with_provider(provider.clone())
@@ -71,7 +73,7 @@ impl Configs {
         server.max_early_data_size = 0;
         // For `TlsStream`, which seals and opens records itself.
         server.enable_secret_extraction = true;
-        Ok(Self { http1, http1_mux, http2, tcp, control_plane, server: Arc::new(server) })
+        Ok(Self { http1, http1_mux, http2, tcp, tcp_ready, control_plane, server: Arc::new(server) })
     }
 }
 

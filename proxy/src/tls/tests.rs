@@ -53,7 +53,8 @@ async fn both_sides_learn_who_the_other_is() {
     let authority = Authority::new();
     let client = authority.credentials(&id(CLIENT));
     let server = authority.credentials(&id(SERVER));
-    for protocol in [MeshProtocol::Http1, MeshProtocol::Http1Mux, MeshProtocol::Http2, MeshProtocol::Tcp] {
+    use MeshProtocol::{Http1, Http1Mux, Http2, Tcp, TcpReady};
+    for protocol in [Http1, Http1Mux, Http2, Tcp, TcpReady] {
         let (near, far) = tcp_pair().await;
         let server_id = id(SERVER);
         let (connected, accepted) = tokio::join!(

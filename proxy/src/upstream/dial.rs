@@ -1,11 +1,13 @@
-//! Makes connections to endpoints: TCP, then mesh TLS if the endpoint has an identity, within one time for
-//! both. An endpoint with an identity is never reached in plaintext.
+//! Makes connections to endpoints: TCP, then mesh TLS if the endpoint has an identity, and the word of its proxy that the
+//! application has taken opaque bytes, within one time for all. An endpoint with an identity is never reached in plaintext.
 
 use std::{
     rc::Rc,
     sync::Arc,
     time::{Duration, SystemTime},
 };
+
+use tokio::io::AsyncReadExt as _;
 
 use super::{
     Endpoint,
@@ -27,7 +29,8 @@ pub struct Dialer {
 /// A new connection.
 pub struct Dialed {
     pub io: Box<dyn Io>,
-    /// What it carries: as asked, or [`MeshProtocol::Http1`] if the peer knows no [`MeshProtocol::Http1Mux`].
+    /// What it carries: as asked, or [`MeshProtocol::Http1`] if the peer knows no [`MeshProtocol::Http1Mux`], or
+    /// [`MeshProtocol::Tcp`] if it knows no [`MeshProtocol::TcpReady`].
     pub protocol: MeshProtocol,
     /// Epoch of the credentials it was made with; None: plaintext.
     pub epoch: Option<u64>,
@@ -86,13 +89,30 @@ impl Dialer {
             return Err(TlsError::OwnExpired(rfc3339(credentials.not_after)).into());
         }
         let tcp = net::connect::connect_peer(endpoint.address, self.mark, within).await?;
-        let (tls, protocol) = credentials.connect(tcp, identity, protocol).await?;
+        let (mut tls, protocol) = credentials.connect(tcp, identity, protocol).await?;
+        if protocol == MeshProtocol::TcpReady {
+            taken(&mut tls).await?;
+        }
         Ok(Dialed { io: Box::new(tls), protocol, epoch: Some(credentials.epoch), place: None })
     }
 
     /// Whether a connection made in `epoch` may carry new requests: certificates have not been rotated since.
     pub fn is_current(&self, epoch: Option<u64>) -> bool {
         epoch.is_none_or(|epoch| self.credentials.current().is_some_and(|current| current.epoch == epoch))
+    }
+}
+
+/// Waits for the peer's word that its application has taken the connection.
+async fn taken(stream: &mut impl Io) -> Result<(), DialError> {
+    match stream.read_u8().await {
+        Ok(leno_proto::alpn::READY) => Ok(()),
+        Ok(other) => Err(DialError::Tls(format!("the peer began opaque bytes with {other}"))),
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+            Err(DialError::Connect("its proxy ended the connection before the application took it".to_owned()))
+        }
+        // An alert: that it refuses us is known only now.
+        Err(error) if error.kind() == std::io::ErrorKind::InvalidData => Err(DialError::Tls(error.to_string())),
+        Err(error) => Err(error.into()),
     }
 }
 
