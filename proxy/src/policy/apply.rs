@@ -3,7 +3,7 @@
 //! A delta becomes a [`Change`]: the next snapshot, with every good resource in it, and a [`Rejection`] for
 //! each bad one, whose last good version stays. Nothing is in force until [`Change::commit`].
 //! What must outlive a version is carried over: a backend by its key, an endpoint by address and identity,
-//! metric handles by their labels.
+//! metric handles by their labels, the latencies by which a rule hedges by the rule's name.
 
 mod backend_policy;
 mod balancing;
@@ -119,7 +119,8 @@ impl Change {
             (ResourceKind::Destination, Some(Body::Destination(destination))) => {
                 let key: DestinationKey = name.key.as_str().into();
                 let mut backends = Backends { held: &next.backends, made: HashMap::new() };
-                let parsed = destination::parse(key.clone(), destination, &mut backends)?;
+                let before = next.destinations.get(&key).map(|held| &*held.destination);
+                let parsed = destination::parse(key.clone(), destination, before, &mut backends)?;
                 let made = backends.made;
                 next.backends.extend(made);
                 let used = match next.destinations.get(&key) {

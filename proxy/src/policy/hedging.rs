@@ -2,7 +2,10 @@
 //! fixed time, or when it takes longer than most.
 
 use std::{
-    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -15,10 +18,20 @@ pub struct Hedge {
     pub quantile: Option<u32>,
     /// Whether requests that are not known to be repeatable are sent twice, too.
     pub any_method: bool,
-    pub latencies: Latencies,
+    /// Shared with earlier versions of the rule.
+    pub latencies: Arc<Latencies>,
 }
 
 impl Hedge {
+    /// The same, with what an earlier version of the rule has learnt.
+    pub fn taking_over(self, before: &Self) -> Self {
+        let latencies = Arc::clone(&before.latencies);
+        if let Some(percent) = self.quantile.filter(|_| self.quantile != before.quantile) {
+            latencies.find(percent);
+        }
+        Self { latencies, ..self }
+    }
+
     /// How long to wait for an answer; None: not known yet.
     pub fn wait(&self) -> Option<Duration> {
         match self.quantile {
@@ -72,11 +85,18 @@ impl Latencies {
             count.fetch_add(1, Ordering::Relaxed);
         }
         let total = self.total.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        if total >= LEAST && total.is_multiple_of(EVERY) {
-            self.found.store(self.search(percent), Ordering::Relaxed);
+        if total.is_multiple_of(EVERY) {
+            self.find(percent);
         }
         if total == MEMORY {
             self.age();
+        }
+    }
+
+    /// Looks the quantile up anew, if enough is known.
+    fn find(&self, percent: u32) {
+        if self.total.load(Ordering::Relaxed) >= LEAST {
+            self.found.store(self.search(percent), Ordering::Relaxed);
         }
     }
 
@@ -141,7 +161,7 @@ mod tests {
             delay: Some(Duration::from_millis(10)),
             quantile: None,
             any_method: false,
-            latencies: Latencies::default(),
+            latencies: Arc::default(),
         };
         assert_eq!(fixed.wait(), Some(Duration::from_millis(10)));
         let late = Hedge { quantile: Some(90), ..fixed };

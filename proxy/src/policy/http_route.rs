@@ -113,6 +113,11 @@ impl HttpRoutes {
         self.rules.iter().flat_map(|rule| rule.action.backends())
     }
 
+    /// The hedging of the rule of that name, if it has any.
+    pub(super) fn hedge(&self, origin: &RuleOrigin) -> Option<&Hedge> {
+        self.rules.iter().find(|rule| rule.action.origin == *origin)?.action.hedge.as_ref()
+    }
+
     /// The first rule that holds for the request.
     pub fn decide(&self, request: &RequestHead) -> Option<Matched<'_>> {
         self.rules.iter().find_map(|rule| {

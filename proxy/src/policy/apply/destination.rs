@@ -13,15 +13,21 @@ use crate::{
     telemetry::ConnectionMetrics,
 };
 
+/// `before`: what is in force.
 pub(super) fn parse(
     key: DestinationKey,
     destination: v1::Destination,
+    before: Option<&Destination>,
     backends: &mut Backends<'_>,
 ) -> Result<Destination, Invalid> {
     use v1::destination::Target as From;
     let target = match destination.target {
         Some(From::Service(service)) => {
-            Target::Service(parse_service(service, backends).map_err(|invalid| invalid.within("service"))?)
+            let before = before.and_then(|before| match &before.target {
+                Target::Service(port) => Some(port),
+                Target::Workload(_) | Target::Outside => None,
+            });
+            Target::Service(parse_service(service, before, backends).map_err(|invalid| invalid.within("service"))?)
         }
         Some(From::Workload(reference)) => {
             Target::Workload(backends.get(reference).map_err(|invalid| invalid.within("workload"))?)
@@ -32,13 +38,19 @@ pub(super) fn parse(
     Ok(Destination { key, target })
 }
 
-fn parse_service(service: v1::ServiceTarget, backends: &mut Backends<'_>) -> Result<ServicePort, Invalid> {
+fn parse_service(
+    service: v1::ServiceTarget,
+    before: Option<&ServicePort>,
+    backends: &mut Backends<'_>,
+) -> Result<ServicePort, Invalid> {
     let reference = service.service.unwrap_or_default();
     if reference.name.is_empty() {
         return Err(Invalid::new("service", "has no name"));
     }
     let name = format!("{}/{}", reference.namespace, reference.name);
-    let http = service.http.map(|routes| http::parse(&name, routes, backends));
+    // An address may have come to stand for another Service.
+    let before = before.filter(|before| *before.service == *name).and_then(|before| before.http.as_ref());
+    let http = service.http.map(|routes| http::parse(&name, routes, before, backends));
     let tls = service.tls.map(|routes| parse_tls(&name, routes, backends));
     let tcp = service.tcp.map(|route| parse_tcp(&name, route, backends));
     Ok(ServicePort {

@@ -23,10 +23,16 @@ use crate::{
 /// Wait before the first retry, if the route does not say.
 const BACKOFF: Duration = Duration::from_millis(25);
 
-pub(super) fn parse(service: &str, routes: v1::HttpRoutes, backends: &mut Backends<'_>) -> Result<HttpRoutes, Invalid> {
+/// `before`: the port's rules in force.
+pub(super) fn parse(
+    service: &str,
+    routes: v1::HttpRoutes,
+    before: Option<&HttpRoutes>,
+    backends: &mut Backends<'_>,
+) -> Result<HttpRoutes, Invalid> {
     let mut actions = Vec::with_capacity(routes.actions.len());
     for (index, action) in routes.actions.into_iter().enumerate() {
-        let action = parse_action(service, action, backends);
+        let action = parse_action(service, action, before, backends);
         actions.push(Arc::new(action.map_err(|invalid| invalid.within(format!("actions[{index}]")))?));
     }
     let mut rules = Vec::with_capacity(routes.rules.len());
@@ -107,7 +113,12 @@ fn unknown_kind() -> Invalid {
     Invalid::new("kind", "missing, or of a kind that this version of the proxy lacks")
 }
 
-fn parse_action(service: &str, action: v1::HttpAction, backends: &mut Backends<'_>) -> Result<HttpAction, Invalid> {
+fn parse_action(
+    service: &str,
+    action: v1::HttpAction,
+    before: Option<&HttpRoutes>,
+    backends: &mut Backends<'_>,
+) -> Result<HttpAction, Invalid> {
     let origin = parse_origin(action.origin);
     let filters = filters::parse(service, &origin, action.filters, backends)?;
     let mut entries = Vec::with_capacity(action.backends.len());
@@ -130,6 +141,10 @@ fn parse_action(service: &str, action: v1::HttpAction, backends: &mut Backends<'
         let persistence = persistence.map(Box::new);
         entries.push((weighted.weight, HttpBackend { backend, filters, persistence, session_policy, metrics }));
     }
+    let hedge = action.hedging.map(|hedging| {
+        let before = before.and_then(|routes| routes.hedge(&origin));
+        resilience::hedging(hedging, before)
+    });
     let faults = action.faults.map(rule_policy::faults);
     let direct_response = action.direct_response.map(rule_policy::static_answer);
     let fallback = action.fallback.map(|fallback| rule_policy::fallback(service, &origin, fallback, backends));
@@ -153,7 +168,7 @@ fn parse_action(service: &str, action: v1::HttpAction, backends: &mut Backends<'
             (None, Some(policy)) => Some(resilience::retry(policy).map_err(|invalid| invalid.within("retry_policy"))?),
             (None, None) => None,
         },
-        hedge: action.hedging.map(resilience::hedging).transpose().map_err(|invalid| invalid.within("hedging"))?,
+        hedge: hedge.transpose().map_err(|invalid| invalid.within("hedging"))?,
         stream_idle: parse_duration("stream_idle_timeout", action.stream_idle_timeout)?.filter(|idle| !idle.is_zero()),
         faults: faults.transpose().map_err(|invalid| invalid.within("faults"))?.map(Box::new),
         direct_response: direct_response

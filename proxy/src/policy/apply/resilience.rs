@@ -9,7 +9,7 @@ use super::{Invalid, parse_duration};
 use crate::{
     config::limits,
     policy::{
-        hedging::{Hedge, Latencies},
+        hedging::Hedge,
         retry_policy::{Backoff, Retry, Whom},
     },
     upstream::{breaker, budget, bulkhead},
@@ -51,7 +51,8 @@ pub(super) fn retry(policy: v1::RetryPolicy) -> Result<Retry, Invalid> {
     })
 }
 
-pub(super) fn hedging(hedging: v1::Hedging) -> Result<Hedge, Invalid> {
+/// `before`: that of the rule's version in force.
+pub(super) fn hedging(hedging: v1::Hedging, before: Option<&Hedge>) -> Result<Hedge, Invalid> {
     let delay = parse_duration("delay", hedging.delay)?;
     let quantile = match hedging.percentile {
         0 => None,
@@ -61,7 +62,11 @@ pub(super) fn hedging(hedging: v1::Hedging) -> Result<Hedge, Invalid> {
     if delay.is_none() && quantile.is_none() {
         return Err(Invalid::new("delay", "neither delay nor percentile"));
     }
-    Ok(Hedge { delay, quantile, any_method: hedging.any_method, latencies: Latencies::default() })
+    let new = Hedge { delay, quantile, any_method: hedging.any_method, latencies: Arc::default() };
+    Ok(match before {
+        Some(before) => new.taking_over(before),
+        None => new,
+    })
 }
 
 pub(super) fn circuit_breaker(breaker: v1::CircuitBreaker) -> Result<Arc<breaker::Settings>, Invalid> {

@@ -347,6 +347,40 @@ fn ready_once_settings_trust_and_inbound_are_there() {
 }
 
 #[test]
+fn what_hedging_has_learnt_outlives_the_versions_of_its_rule() {
+    let hedged = |rule: &str, percentile| HttpAction {
+        origin: Some(v1::RuleOrigin { route: None, rule: rule.to_owned() }),
+        hedging: (percentile > 0).then_some(v1::Hedging { delay: None, percentile, any_method: false }),
+        ..HttpAction::default()
+    };
+    let (store, _asks) = Store::new();
+    let put = |version: &str, actions: Vec<HttpAction>| {
+        let rules = (0..).zip(&actions).map(|(action, _)| HttpRule { action, ..HttpRule::default() }).collect();
+        assert_eq!(take(&store, vec![cart(version, routed(rules, actions))], vec![]), []);
+        let destination = store.get(&CART.into()).unwrap();
+        let Target::Service(port) = &destination.target else { panic!("a Service") };
+        let rules = port.http.as_ref().unwrap().rules();
+        rules.iter().map(|rule| Arc::clone(&rule.action)).collect::<Vec<_>>()
+    };
+    let waits = |actions: &[Arc<crate::policy::HttpAction>]| -> Vec<Option<u128>> {
+        actions.iter().map(|action| action.hedge.as_ref()?.wait().map(|wait| wait.as_millis())).collect()
+    };
+    let first = put("1", vec![hedged("old", 90)]);
+    // One in twenty takes a second.
+    for answer in 0..160 {
+        let millis = if answer % 20 == 0 { 1000 } else { 10 };
+        first[0].hedge.as_ref().unwrap().observe(Duration::from_millis(millis));
+    }
+    assert_eq!(waits(&first), [Some(10)]);
+    let second = put("2", vec![hedged("new", 90), hedged("old", 90)]);
+    assert_eq!(waits(&second), [None, Some(10)], "each rule learns by itself");
+    let third = put("3", vec![hedged("old", 99)]);
+    assert!(waits(&third)[0].is_some_and(|wait| wait >= 1000), "of the same answers, another part");
+    put("4", vec![hedged("old", 0)]);
+    assert_eq!(waits(&put("5", vec![hedged("old", 90)])), [None], "what nobody asks for is not kept");
+}
+
+#[test]
 fn timeouts_and_retries() {
     let retry = v1::Retry { statuses: vec![503, 500, 503], attempts: 2, backoff: None };
     let action = HttpAction {
