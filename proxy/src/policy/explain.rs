@@ -284,17 +284,20 @@ impl Explainer<'_> {
     fn backend(&mut self, backend: &Backend, caller: Caller<'_>, fallback: Option<&Fallback>) {
         let set = backend.endpoints.load_full();
         self.said(says::of_backend(backend, &set.policy, caller, self.now));
-        let obstacle = obstacle(backend, &set, self.now);
+        let obstacle = obstacle(backend, &set, caller, self.now);
         if !backend.is_known() {
             self.add("endpoint", false, format!("the endpoints of {} are not known yet", backend.key));
         } else if let Some(why) = &obstacle {
             // Too many requests are no reason to send them to others.
-            let text = match fallback.filter(|_| !matches!(why, Obstacle::Limit)) {
-                None => format!("503: {} {why}", backend.key),
-                Some(Fallback::Answer(answer)) => {
+            let text = match (caller, fallback.filter(|_| !matches!(why, Obstacle::Requests))) {
+                (Caller::Connection, _) => format!("the connection is closed: {} {why}", backend.key),
+                (_, None) => format!("503: {} {why}", backend.key),
+                (_, Some(Fallback::Answer(answer))) => {
                     format!("{}, the fallback's: {} {why}", answer.status.as_u16(), backend.key)
                 }
-                Some(Fallback::Backend(to, _)) => format!("that of the fallback {}: {} {why}", to.key, backend.key),
+                (_, Some(Fallback::Backend(to, _))) => {
+                    format!("that of the fallback {}: {} {why}", to.key, backend.key)
+                }
             };
             self.add("answer", true, text);
         }
@@ -313,32 +316,40 @@ impl Explainer<'_> {
     }
 }
 
-/// Why no request is sent to a backend now.
+/// Why nothing is sent to a backend now.
 enum Obstacle {
-    Limit,
+    Requests,
     Circuit,
     NoEndpoint,
+    Connections,
 }
 
 impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Limit => "has as many requests as its limits allow (leno-reason: overload)",
+            Self::Requests => "has as many requests as its limits allow (leno-reason: overload)",
             Self::Circuit => "has an open circuit (leno-reason: circuit-open)",
             Self::NoEndpoint => "has no endpoint (leno-reason: no-endpoint)",
+            // `bulkhead::Counts::take_of`; who has none is known to the workers alone.
+            Self::Connections => {
+                "has as many connections as its limits allow, unless it is the first to its endpoint (leno-reason: overload)"
+            }
         })
     }
 }
 
-/// What a request meets first, in its order.
-fn obstacle(backend: &Backend, set: &EndpointSet, now: Instant) -> Option<Obstacle> {
-    let requests = set.policy.limits.set().find(|(what, _)| *what == What::Request);
-    if requests.is_some_and(|(what, limit)| backend.shield.counts.held(what) >= limit) {
-        Some(Obstacle::Limit)
-    } else if set.policy.breaker.is_some() && backend.shield.breaker.is_open(now) {
-        Some(Obstacle::Circuit)
-    } else {
-        set.endpoints.is_empty().then_some(Obstacle::NoEndpoint)
+/// What a request, or a connection that carries none, meets first, in its order.
+fn obstacle(backend: &Backend, set: &EndpointSet, caller: Caller<'_>, now: Instant) -> Option<Obstacle> {
+    let full = |what: What| {
+        let limit = set.policy.limits.set().find(|(limited, _)| *limited == what);
+        limit.is_some_and(|(_, limit)| backend.shield.counts.held(what) >= limit)
+    };
+    match caller {
+        Caller::Request(_) if full(What::Request) => Some(Obstacle::Requests),
+        _ if set.policy.breaker.is_some() && backend.shield.breaker.is_open(now) => Some(Obstacle::Circuit),
+        _ if set.endpoints.is_empty() => Some(Obstacle::NoEndpoint),
+        Caller::Connection if full(What::Connection) => Some(Obstacle::Connections),
+        _ => None,
     }
 }
 

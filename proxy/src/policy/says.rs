@@ -22,6 +22,7 @@ use crate::{
             settings::{ConsistentHash, HashKey},
         },
         breaker,
+        bulkhead::What,
         outlier::OutlierDetection,
     },
 };
@@ -255,11 +256,9 @@ pub(crate) fn of_backend<'a>(
         Caller::Request(rule) => (true, rule),
         Caller::Connection => (false, None),
     };
-    if is_request {
-        let set = *retry_budget != default.retry_budget;
-        let budget_by = if set { By::Object(budget_origin.as_ref().unwrap_or(origin)) } else { By::Nobody };
-        add("budget", true, format!("{key}: {retry_budget}; {} are left", backend.budget.left()), budget_by);
-    }
+    let set = *retry_budget != default.retry_budget;
+    let budget_by = if set { By::Object(budget_origin.as_ref().unwrap_or(origin)) } else { By::Nobody };
+    add("budget", true, format!("{key}: {retry_budget}; {} are left", backend.budget.left()), budget_by);
     let whole =
         (request_timeout.filter(|_| is_request), "the whole request", rule.and_then(|rule| rule.request_timeout));
     let head = (
@@ -269,7 +268,7 @@ pub(crate) fn of_backend<'a>(
     );
     let each = (try_timeout.filter(|_| is_request), "each try", rule.and_then(|rule| rule.try_timeout));
     let idle = (*stream_idle, "without a byte moved", rule.and_then(|rule| rule.stream_idle));
-    let unused = (*connection_idle, "a connection without requests", None);
+    let unused = (connection_idle.filter(|_| is_request), "a connection without requests", None);
     for (timeout, what, of_rule) in [whole, head, each, idle, unused] {
         let Some(timeout) = timeout else { continue };
         let instead = of_rule.map(|_| ", but the rule says otherwise").unwrap_or_default();
@@ -280,7 +279,9 @@ pub(crate) fn of_backend<'a>(
         let text = format!("the circuit breaker of {key} is {state}; {}", breaker_text(settings));
         add("circuit", !backend.shield.breaker.is_open(now), text, by(true));
     }
-    for (what, limit) in limits.set() {
+    // A connection that carries no request is none, and waits for none.
+    let concerns = |what: &What| is_request || matches!(what, What::Connection | What::Retry);
+    for (what, limit) in limits.set().filter(|(what, _)| concerns(what)) {
         let held = backend.shield.counts.held(what);
         add("limit", held < limit, format!("{held} of {limit} {} of {key} are taken", what.as_str()), by(true));
     }

@@ -325,3 +325,40 @@ async fn of_the_applications_tls_the_server_name_decides() {
         assert!(decisions.last().is_some_and(|told| told.text.contains(last)), "{decisions:#?}");
     }
 }
+
+/// A TCP port of one backend under this policy, with two endpoints.
+fn opaque(policy: v1::BackendPolicy) -> Arc<Store> {
+    let route = v1::TcpRoute { origin: None, backends: to_backends(&[(1, "shop/cart:80")]) };
+    let target = v1::destination::Target::Service(v1::ServiceTarget {
+        service: object("Service", "cart"),
+        port: 80,
+        protocol: v1::Protocol::Tcp.into(),
+        tcp: Some(route),
+        ..v1::ServiceTarget::default()
+    });
+    let destination = Body::Destination(v1::Destination { target: Some(target) });
+    let known = v1::Endpoints { policy: Some(policy), ..endpoints(&["10.0.0.2:80", "10.0.0.3:80"]) };
+    let known = resource(ResourceKind::Endpoints, "shop/cart:80", "1", Body::Endpoints(known));
+    let (store, _) = Store::new();
+    assert_eq!(take(&store, vec![resource(ResourceKind::Destination, CART, "1", destination), known], vec![]), []);
+    store
+}
+
+#[tokio::test]
+async fn a_connection_meets_the_limits_of_connections_alone() {
+    let limits = v1::BackendLimits { connections: Some(1), requests: Some(1), ..v1::BackendLimits::default() };
+    let store = opaque(v1::BackendPolicy { limits: Some(limits), ..backend_policy() });
+    let counts = Arc::clone(&store.snapshot().backends["shop/cart:80"].shield.counts);
+    let question = RequestToExplain { destination: CART.into(), ..RequestToExplain::default() };
+    let told = async || explain(&store, &question).await.unwrap().decisions;
+    let _request = counts.take(What::Request, 1).unwrap();
+    let decisions = told().await;
+    assert!(!decisions.iter().any(|one| one.subject == "answer" || one.text.contains("requests in flight")));
+    assert!(decisions.iter().any(|one| one.text.contains("10.0.0.2:80: ready") && one.applies), "{decisions:#?}");
+    let _connection = counts.take(What::Connection, 1).unwrap();
+    let decisions = told().await;
+    let closed =
+        "the connection is closed: shop/cart:80 has as many connections as its limits allow, unless it is the first";
+    assert!(decisions.iter().any(|one| one.text.contains(closed)), "{decisions:#?}");
+    assert!(decisions.iter().any(|one| one.text.contains("1 of 1 connections of shop/cart:80") && !one.applies));
+}
