@@ -177,11 +177,19 @@ async fn a_key_goes_to_one_endpoint() -> Result<()> {
     for user in 0..10 {
         let counts = answers(&scenario, 3, |number| Request::get(format!("/?n={number}&user={user}"))).await?;
         ensure!(counts.len() == 1, "user {user}: {counts:?}");
+        let (home, _) = counts.first_key_value().context("who answered")?;
+        let told = scenario.mesh.leno(&["explain", "client", &format!("http://shop.default/?user={user}")]).await?;
+        let of_key = told.lines().find(|line| line.contains(&format!("parameter user, \"{user}\", leads to")));
+        ensure!(of_key.is_some_and(|line| line.contains(&format!("({home});"))), "user {user} is at {home}:\n{told}");
     }
 
     apply(&scenario, &hash("sourceAddress: true")).await?;
     let counts = answers(&scenario, 10, |_| Request::get("/")).await?;
     ensure!(counts.len() == 1, "one client: {counts:?}");
+    let (home, _) = counts.first_key_value().context("who answered")?;
+    let told = scenario.mesh.leno(&["explain", "client", "http://shop.default/"]).await?;
+    let of_key = told.lines().find(|line| line.contains("calls by loopback"));
+    ensure!(of_key.is_some_and(|line| line.contains(&format!("({home});"))), "the client is at {home}:\n{told}");
 
     apply(&scenario, &hash("cookie: {name: shop-affinity, ttl: 1h}")).await?;
     let mut homes = BTreeSet::new();

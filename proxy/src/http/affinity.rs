@@ -34,15 +34,13 @@ impl<'a> Affinity<'a> {
 
     /// The key that `by` says; None: the request has none. The same for every try.
     pub(crate) fn key(&mut self, by: &HashKey, head: &RequestHead, random: impl FnOnce() -> u64) -> Option<u64> {
+        if let Some(value) = value(by, head) {
+            return Some(hash::of(value));
+        }
         match by {
-            HashKey::Header(name) if **name == *b"host" => head.authority().map(|host| hash::of(host.as_bytes())),
-            HashKey::Header(name) => head.fields.values(name).next().map(hash::of),
-            HashKey::Query(name) => parameter(head.query()?, name).map(|value| hash::of(value.as_bytes())),
+            HashKey::Header(_) | HashKey::Query(_) => None,
             HashKey::SourceAddress => self.source.map(|source| of_source(source, self.workload)),
-            HashKey::Cookie(cookie) => match cookie_value(head, &cookie.name) {
-                Some(value) => Some(hash::of(value)),
-                None => Some(self.cookie.get_or_insert_with(|| NewCookie::new(cookie, random())).key),
-            },
+            HashKey::Cookie(cookie) => Some(self.cookie.get_or_insert_with(|| NewCookie::new(cookie, random())).key),
         }
     }
 
@@ -66,14 +64,30 @@ impl NewCookie {
     }
 }
 
+/// What a request itself has for a key; its hash is the key.
+pub(crate) fn value<'h>(by: &'h HashKey, head: &'h RequestHead) -> Option<&'h [u8]> {
+    match by {
+        HashKey::Header(name) if **name == *b"host" => head.authority().map(str::as_bytes),
+        HashKey::Header(name) => head.fields.values(name).next(),
+        HashKey::Query(name) => parameter(head.query()?, name).map(str::as_bytes),
+        HashKey::Cookie(cookie) => cookie_value(head, &cookie.name),
+        HashKey::SourceAddress => None,
+    }
+}
+
 /// The key of what comes from an address. From a loopback address comes the workload itself, by its name, since all of them have
 /// the same.
 pub(crate) fn of_source(source: SocketAddr, workload: &str) -> u64 {
     match source.ip().to_canonical() {
-        address if address.is_loopback() => hash::of(workload.as_bytes()),
+        address if address.is_loopback() => of_workload(workload),
         IpAddr::V4(address) => hash::of(&address.octets()),
         IpAddr::V6(address) => hash::of(&address.octets()),
     }
+}
+
+/// The key of what comes from a loopback address.
+pub(crate) fn of_workload(workload: &str) -> u64 {
+    hash::of(workload.as_bytes())
 }
 
 /// A parameter's first value, as it was written.

@@ -299,14 +299,14 @@ impl Client {
     /// Answers an operator's question, for which a destination may have to be asked for first.
     fn explain(&self, question: Question, stream: &Stream) {
         let (store, telemetry) = (Arc::clone(&self.store), Arc::clone(&self.telemetry));
-        let requests = stream.requests.clone();
+        let (requests, config) = (stream.requests.clone(), Arc::clone(&self.config));
         tokio::spawn(async move {
             let mut answer = Explanation { id: question.id, ..Explanation::default() };
             match question.find {
                 Some(wanted) => {
                     (answer.requests, answer.requests_left_out) = telemetry.kept.find(&wanted, Instant::now());
                 }
-                None => match explain::explain(&store, &question.request.unwrap_or_default()).await {
+                None => match explain::explain(&store, &config.workload, &question.request.unwrap_or_default()).await {
                     Ok(told) => (answer.decisions, answer.generation) = (told.decisions, told.generation),
                     Err(error) => answer.error = error,
                 },

@@ -23,6 +23,7 @@ use crate::{
 };
 
 mod inbound;
+mod key;
 mod tcp;
 
 /// Rules that are told of, beside the one that holds; of the others, how many there are.
@@ -30,13 +31,13 @@ const RULES_TOLD: usize = 32;
 /// The same of the endpoints of a backend.
 const ENDPOINTS_TOLD: usize = 32;
 
-/// Asks the control plane if the destination was never called.
+/// Asks the control plane if the destination was never called. `workload`: the proxy's own.
 ///
 /// # Errors
 /// If the question makes no sense, or the destination is not known.
-pub(super) async fn explain(store: &Store, question: &RequestToExplain) -> Result<Told, String> {
+pub(super) async fn explain(store: &Store, workload: &str, question: &RequestToExplain) -> Result<Told, String> {
     if question.inbound_port != 0 {
-        return inbound::explain(store, question, Instant::now());
+        return inbound::explain(store, workload, question, Instant::now());
     }
     let key: DestinationKey = question.destination.as_str().into();
     let head = head(question)?;
@@ -48,7 +49,8 @@ pub(super) async fn explain(store: &Store, question: &RequestToExplain) -> Resul
         }
     };
     let _ = tokio::time::timeout(limits::CONNECT_TIMEOUT, known).await;
-    let mut explanation = Explainer { snapshot: &store.snapshot(), now: Instant::now(), decisions: Vec::new() };
+    let snapshot = store.snapshot();
+    let mut explanation = Explainer { snapshot: &snapshot, workload, now: Instant::now(), decisions: Vec::new() };
     let asked = match question.server_name.as_str() {
         "" => Asked::Request(&head),
         name => Asked::Tls(name),
@@ -90,7 +92,7 @@ fn head(question: &RequestToExplain) -> Result<RequestHead, String> {
     Ok(head)
 }
 
-impl Asked<'_> {
+impl<'a> Asked<'a> {
     /// By no rule.
     fn caller(self) -> Caller<'static> {
         match self {
@@ -98,10 +100,18 @@ impl Asked<'_> {
             Self::Tls(_) => Caller::Connection,
         }
     }
+
+    fn head(self) -> Option<&'a RequestHead> {
+        match self {
+            Self::Request(head) => Some(head),
+            Self::Tls(_) => None,
+        }
+    }
 }
 
 struct Explainer<'a> {
     snapshot: &'a Snapshot,
+    workload: &'a str,
     now: Instant,
     decisions: Vec<Decision>,
 }
@@ -155,7 +165,7 @@ impl Explainer<'_> {
             }
             Target::Workload(backend) => {
                 self.add("destination", true, format!("{key} is one workload: no route applies"));
-                self.backend(backend, asked.caller(), None);
+                self.backend(backend, (asked.caller(), asked.head()), None);
             }
             Target::Service(port) => {
                 let text = format!(
@@ -225,12 +235,13 @@ impl Explainer<'_> {
             return self.by("answer", true, "500: the rule has no backend".to_owned(), origin);
         }
         for (weight, backend) in action.backends.iter() {
-            self.weighted(*weight, total, backend, action);
+            self.weighted(*weight, total, backend, action, head);
         }
         if let Some(Fallback::Backend(to, _)) = action.fallback.as_deref() {
             let text = format!("{} gets what could be sent to none of those", to.key);
             self.said(vec![Said { subject: "backend", applies: true, text, by: action.by(Part::OfPolicy) }]);
-            self.backend(to, Caller::Request(Some(action)), None);
+            let head = changed(head, &[&action.filters]);
+            self.backend(to, (Caller::Request(Some(action)), Some(&head)), None);
         }
     }
 
@@ -251,14 +262,15 @@ impl Explainer<'_> {
         }
     }
 
-    fn weighted(&mut self, weight: u32, total: u64, backend: &HttpBackend, action: &HttpAction) {
+    fn weighted(&mut self, weight: u32, total: u64, backend: &HttpBackend, action: &HttpAction, head: &RequestHead) {
         let origin = &action.origin;
         let share = f64::from(weight) * 100.0 / total as f64;
         match &backend.backend {
             Ok(to) => {
                 self.by("backend", weight > 0, format!("{} gets {share:.4} % of these requests", to.key), origin);
                 self.changes(&backend.filters, origin);
-                self.backend(to, Caller::Request(Some(action)), action.fallback.as_deref());
+                let head = changed(head, &[&action.filters, &backend.filters]);
+                self.backend(to, (Caller::Request(Some(action)), Some(&head)), action.fallback.as_deref());
             }
             Err(reason) => {
                 self.by("backend", weight > 0, format!("{share:.4} % is answered with 500: {reason}"), origin)
@@ -280,10 +292,16 @@ impl Explainer<'_> {
         }
     }
 
-    /// `fallback`: what becomes of requests that cannot be sent to it.
-    fn backend(&mut self, backend: &Backend, caller: Caller<'_>, fallback: Option<&Fallback>) {
+    /// `head`: that of the request as it is sent. `fallback`: what becomes of requests that cannot be sent to it.
+    fn backend(
+        &mut self,
+        backend: &Backend,
+        (caller, head): (Caller<'_>, Option<&RequestHead>),
+        fallback: Option<&Fallback>,
+    ) {
         let set = backend.endpoints.load_full();
         self.said(says::of_backend(backend, &set.policy, caller, self.now));
+        self.said(key::of(&set, head, self.workload, self.now).into_iter().collect());
         let obstacle = obstacle(backend, &set, caller, self.now);
         if !backend.is_known() {
             self.add("endpoint", false, format!("the endpoints of {} are not known yet", backend.key));
@@ -314,6 +332,17 @@ impl Explainer<'_> {
             self.add("endpoint", true, format!("{untold} more of {}", backend.key));
         }
     }
+}
+
+/// The head as filters make it, a rule's first and then a backend's; its path is not asked for any more.
+fn changed(head: &RequestHead, filters: &[&Filters]) -> RequestHead {
+    let mut head = head.clone();
+    filters.iter().for_each(|filters| filters.request.apply(&mut head.fields));
+    let mut rewrites = filters.iter().rev().filter_map(|filters| filters.rewrite.as_ref());
+    if let Some(host) = rewrites.find_map(|rewrite| rewrite.hostname.as_deref()) {
+        head.set_authority(host);
+    }
+    head
 }
 
 /// Why nothing is sent to a backend now.
@@ -370,8 +399,13 @@ fn endpoint_text(endpoint: &Endpoint, now: Instant) -> (bool, String) {
         Some(identity) => format!("mTLS, must be {identity}"),
         None => "not in the mesh, plaintext".to_owned(),
     };
+    (applies, format!("{}: {state}; {who}", name_of(endpoint)))
+}
+
+/// "10.0.0.1:80 (shop-0)"
+fn name_of(endpoint: &Endpoint) -> String {
     let workload = if endpoint.workload.is_empty() { String::new() } else { format!(" ({})", endpoint.workload) };
-    (applies, format!("{}{workload}: {state}; {who}", endpoint.address))
+    format!("{}{workload}", endpoint.address)
 }
 
 #[cfg(test)]

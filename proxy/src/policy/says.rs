@@ -332,12 +332,7 @@ fn balancing_text(balancing: &LoadBalancing) -> String {
     let LoadBalancing { algorithm, slow_start, prefer_zone } = balancing;
     let mut text = algorithm.as_str().to_owned();
     if let Algorithm::ConsistentHash(ConsistentHash { key, most_load }) = algorithm {
-        let key = match key {
-            HashKey::Header(name) => format!("header {}", String::from_utf8_lossy(name)),
-            HashKey::Cookie(cookie) => format!("cookie {}", cookie.name),
-            HashKey::Query(name) => format!("query parameter {name}"),
-            HashKey::SourceAddress => "source address".to_owned(),
-        };
+        let key = key_name(key);
         text += &format!(" by {key}, up to {most_load} % of the mean load");
     }
     if let Some(window) = slow_start {
@@ -345,6 +340,16 @@ fn balancing_text(balancing: &LoadBalancing) -> String {
     }
     text += if *prefer_zone { ", the own zone first" } else { ", whatever the zone" };
     text
+}
+
+/// "header x-user"
+pub(super) fn key_name(key: &HashKey) -> String {
+    match key {
+        HashKey::Header(name) => format!("header {}", String::from_utf8_lossy(name)),
+        HashKey::Cookie(cookie) => format!("cookie {}", cookie.name),
+        HashKey::Query(name) => format!("query parameter {name}"),
+        HashKey::SourceAddress => "source address".to_owned(),
+    }
 }
 
 fn ejection_text(detection: &OutlierDetection) -> String {

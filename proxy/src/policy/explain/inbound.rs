@@ -8,13 +8,18 @@ use super::{Explainer, head};
 use crate::policy::{Protocol, Store};
 
 /// Decisions over a request to a port, by the limits' state at this moment. `question.client` names who comes by the mesh.
-pub(super) fn explain(store: &Store, question: &RequestToExplain, now: Instant) -> Result<super::Told, String> {
+pub(super) fn explain(
+    store: &Store,
+    workload: &str,
+    question: &RequestToExplain,
+    now: Instant,
+) -> Result<super::Told, String> {
     let port = u16::try_from(question.inbound_port).map_err(|_| format!("{} is no port", question.inbound_port))?;
     let head = head(question)?;
     let client: Option<SpiffeId> = question.client.parse().ok();
     let inbound = store.inbound();
     let snapshot = store.snapshot();
-    let mut explainer = Explainer { snapshot: &snapshot, now, decisions: Vec::new() };
+    let mut explainer = Explainer { snapshot: &snapshot, workload, now, decisions: Vec::new() };
     let known = inbound.port(port);
     let protocol = known.map_or(Protocol::Detect, |known| known.protocol);
     explainer.add(

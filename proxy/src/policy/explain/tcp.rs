@@ -63,7 +63,7 @@ impl Explainer<'_> {
                 Ok(to) => {
                     let text = format!("{} gets {share:.4} % of the connections", to.key);
                     self.by("backend", *weight > 0, text, &route.origin);
-                    self.backend(to, Caller::Connection, None);
+                    self.backend(to, (Caller::Connection, None), None);
                 }
                 Err(reason) => {
                     let text = format!("{share:.4} % of the connections are closed: {reason}");

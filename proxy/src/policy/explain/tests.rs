@@ -48,7 +48,7 @@ fn store() -> Arc<Store> {
 
 async fn told(target: &str) -> Vec<(String, bool, String)> {
     let question = RequestToExplain { destination: CART.into(), target: target.into(), ..RequestToExplain::default() };
-    let decisions = explain(&store(), &question).await.unwrap().decisions;
+    let decisions = explain(&store(), "client", &question).await.unwrap().decisions;
     decisions.into_iter().map(|told| (format!("{}: {}", told.subject, told.text), told.applies, told.origin)).collect()
 }
 
@@ -78,7 +78,7 @@ async fn what_no_rule_takes_is_told() {
 #[tokio::test]
 async fn generations_are_those_in_force() {
     let question = RequestToExplain { destination: CART.into(), target: "/items".into(), ..Default::default() };
-    let decisions = explain(&store(), &question).await.unwrap().decisions;
+    let decisions = explain(&store(), "client", &question).await.unwrap().decisions;
     assert!(decisions.iter().any(|told| told.subject == "rule" && told.applies && told.generation == 4));
 }
 
@@ -91,10 +91,10 @@ async fn nonsense_and_the_unknown_are_errors() {
         target: target.into(),
         ..Default::default()
     };
-    assert!(explain(&store, &ask("a.b:80", "G T", "/")).await.is_err_and(|error| error.contains("method")));
-    assert!(explain(&store, &ask("a.b:80", "", "x")).await.is_err_and(|error| error.contains("slash")));
+    assert!(explain(&store, "client", &ask("a.b:80", "G T", "/")).await.is_err_and(|error| error.contains("method")));
+    assert!(explain(&store, "client", &ask("a.b:80", "", "x")).await.is_err_and(|error| error.contains("slash")));
     drop(asks);
-    let unknown = explain(&store, &ask("a.b:80", "", "/")).await;
+    let unknown = explain(&store, "client", &ask("a.b:80", "", "/")).await;
     assert!(unknown.is_err_and(|error| error.contains("a.b:80")));
 }
 
@@ -106,15 +106,16 @@ async fn a_port_of_the_workload_tells_what_it_would_do() {
         client: client.into(),
         ..RequestToExplain::default()
     };
-    let told = explain(&store, &question("spiffe://cluster.local/ns/shop/sa/client", 8080)).await.unwrap().decisions;
+    let told =
+        explain(&store, "client", &question("spiffe://cluster.local/ns/shop/sa/client", 8080)).await.unwrap().decisions;
     let has = |text: &str| told.iter().any(|one| one.text.contains(text));
     assert!(
         has("plaintext is refused") && has("let in as spiffe://") && has("requests at a time (adaptive)"),
         "{told:#?}"
     );
-    let told = explain(&store, &question("", 8080)).await.unwrap().decisions;
+    let told = explain(&store, "client", &question("", 8080)).await.unwrap().decisions;
     assert!(told.iter().any(|one| one.subject == "client" && !one.applies), "{told:#?}");
-    assert!(explain(&store, &question("", 70_000)).await.is_err());
+    assert!(explain(&store, "client", &question("", 70_000)).await.is_err());
 }
 
 fn object(kind: &str, name: &str) -> Option<ObjectRef> {
@@ -229,7 +230,7 @@ async fn whatever_a_policy_says_is_told_with_its_name() {
     let (store, _) = Store::new();
     assert_eq!(take(&store, resources, Vec::new()), []);
     let question = RequestToExplain { destination: CART.into(), ..RequestToExplain::default() };
-    let decisions = explain(&store, &question).await.unwrap().decisions;
+    let decisions = explain(&store, "client", &question).await.unwrap().decisions;
     let (rule, backend) = ("HTTPRoute shop/cart, rule rest", "BackendPolicy shop/cart");
     let (patience, traffic) = ("RoutePolicy shop/patience", "XBackendTrafficPolicy shop/traffic");
     let spare = "BackendPolicy shop/spare";
@@ -269,7 +270,7 @@ async fn whatever_a_policy_says_is_told_with_its_name() {
     let cart = Arc::clone(&store.snapshot().backends["shop/cart:80"]);
     let (opens, now) = (breaker::Settings::opens_after(1), Instant::now());
     assert!(cart.shield.breaker.admit(&opens, now).unwrap().report(Some(false), now));
-    let decisions = explain(&store, &question).await.unwrap().decisions;
+    let decisions = explain(&store, "client", &question).await.unwrap().decisions;
     let of = |text: &str| decisions.iter().find(|told| told.text.contains(text)).unwrap();
     assert!(of("that of the fallback shop/spare:80: shop/cart:80 has an open circuit").applies);
     assert!(!of("10.0.0.2:80: ready").applies && of("10.0.0.9:80: ready").applies);
@@ -281,7 +282,7 @@ async fn an_endpoint_that_asked_to_be_left_alone_is_told_of() {
     let backend = Arc::clone(&store.snapshot().backends["shop/cart:80"]);
     backend.endpoints.load().endpoints[0].outlier.rest(Instant::now() + std::time::Duration::from_secs(60));
     let question = RequestToExplain { destination: CART.into(), target: "/items".into(), ..Default::default() };
-    let decisions = explain(&store, &question).await.unwrap().decisions;
+    let decisions = explain(&store, "client", &question).await.unwrap().decisions;
     let of = |address: &str| decisions.iter().find(|told| told.text.starts_with(address)).unwrap();
     let left_alone = of("10.0.0.2:80");
     assert!(left_alone.text.contains("it asked for that (Retry-After)") && !left_alone.applies, "{left_alone:?}");
@@ -316,7 +317,7 @@ async fn of_the_applications_tls_the_server_name_decides() {
     ] {
         let server_name = server_name.to_owned();
         let question = RequestToExplain { destination: CART.into(), server_name, ..Default::default() };
-        let decisions = explain(&store, &question).await.unwrap().decisions;
+        let decisions = explain(&store, "client", &question).await.unwrap().decisions;
         let of_routes = decisions.iter().filter(|told| told.subject == "rule" && !told.origin.is_empty());
         let told: Vec<(String, bool)> = of_routes.map(|told| (told.origin.clone(), told.applies)).collect();
         let expected: Vec<(String, bool)> =
@@ -350,7 +351,7 @@ async fn a_connection_meets_the_limits_of_connections_alone() {
     let store = opaque(v1::BackendPolicy { limits: Some(limits), ..backend_policy() });
     let counts = Arc::clone(&store.snapshot().backends["shop/cart:80"].shield.counts);
     let question = RequestToExplain { destination: CART.into(), ..RequestToExplain::default() };
-    let told = async || explain(&store, &question).await.unwrap().decisions;
+    let told = async || explain(&store, "client", &question).await.unwrap().decisions;
     let _request = counts.take(What::Request, 1).unwrap();
     let decisions = told().await;
     assert!(!decisions.iter().any(|one| one.subject == "answer" || one.text.contains("requests in flight")));
@@ -361,4 +362,91 @@ async fn a_connection_meets_the_limits_of_connections_alone() {
         "the connection is closed: shop/cart:80 has as many connections as its limits allow, unless it is the first";
     assert!(decisions.iter().any(|one| one.text.contains(closed)), "{decisions:#?}");
     assert!(decisions.iter().any(|one| one.text.contains("1 of 1 connections of shop/cart:80") && !one.applies));
+}
+
+fn by_key(kind: v1::consistent_hash::Key) -> v1::BackendPolicy {
+    let hash = v1::ConsistentHash { key: Some(kind), maximum_load_percent: 0 };
+    let load_balancing = v1::LoadBalancing {
+        algorithm: Some(v1::load_balancing::Algorithm::ConsistentHash(hash)),
+        ..v1::LoadBalancing::default()
+    };
+    let origin = object("BackendPolicy", "cart");
+    v1::BackendPolicy { origin, load_balancing: Some(load_balancing), ..v1::BackendPolicy::default() }
+}
+
+#[tokio::test]
+async fn where_a_key_leads_is_told() {
+    use v1::consistent_hash::Key;
+    let addresses = ["10.0.0.2:80", "10.0.0.3:80", "10.0.0.4:80"];
+    // The rule sets the header that is the key to "ann".
+    let set = v1::HeaderModifier {
+        set: vec![v1::Header { name: "x-user".into(), value: "ann".into() }],
+        ..v1::HeaderModifier::default()
+    };
+    let rule = |sets: bool| v1::HttpAction {
+        backends: to_backends(&[(1, "shop/cart:80")]),
+        filters: if sets {
+            vec![v1::HttpFilter { kind: Some(v1::http_filter::Kind::RequestHeaders(set.clone())) }]
+        } else {
+            vec![]
+        },
+        ..v1::HttpAction::default()
+    };
+    let store = |policy: v1::BackendPolicy, sets: bool| {
+        let known = v1::Endpoints { policy: Some(policy), ..endpoints(&addresses) };
+        let known = resource(ResourceKind::Endpoints, "shop/cart:80", "1", Body::Endpoints(known));
+        let routes = Body::Destination(routed(vec![HttpRule::default()], vec![rule(sets)]));
+        let (store, _) = Store::new();
+        assert_eq!(take(&store, vec![resource(ResourceKind::Destination, CART, "1", routes), known], vec![]), []);
+        store
+    };
+    let ask = |target: &str, headers: &[(&str, &str)]| RequestToExplain {
+        destination: CART.into(),
+        target: target.into(),
+        headers: headers
+            .iter()
+            .map(|(name, value)| v1::Header { name: (*name).into(), value: (*value).into() })
+            .collect(),
+        ..RequestToExplain::default()
+    };
+    let key = async |store: &Store, question: &RequestToExplain| {
+        let decisions = explain(store, "client", question).await.unwrap().decisions;
+        let key = decisions.into_iter().find(|one| one.subject == "key").unwrap();
+        assert_eq!(key.origin, "BackendPolicy shop/cart");
+        (key.text, key.applies)
+    };
+    let header = || by_key(Key::Header("x-user".into()));
+    let by_header = store(header(), false);
+    let (text, applies) = key(&by_header, &ask("/", &[("x-user", "ann")])).await;
+    assert!(applies && text.starts_with("the header x-user, \"ann\", leads to 10.0.0."), "{text}");
+    assert!(text.ends_with("; elsewhere while that has more than 125 % of the mean load"), "{text}");
+    let home =
+        |text: &str| addresses.into_iter().find(|address| text.contains(&format!("leads to {address}"))).unwrap();
+    let of_ann = home(&text);
+
+    // The same value is the same key, wherever it comes from.
+    let set_by_the_rule = store(header(), true);
+    assert!(key(&set_by_the_rule, &ask("/", &[])).await.0.contains(of_ann));
+    let by_query = store(by_key(Key::Query("user".into())), false);
+    assert!(key(&by_query, &ask("/?user=ann", &[])).await.0.contains(&format!("user, \"ann\", leads to {of_ann}")));
+    let cookie = v1::HashCookie { name: "cart".into(), path: "/".into(), ..v1::HashCookie::default() };
+    let by_cookie = store(by_key(Key::Cookie(cookie)), false);
+    assert!(key(&by_cookie, &ask("/", &[("cookie", "a=b; cart=ann")])).await.0.contains(of_ann));
+    let by_source = store(by_key(Key::SourceAddress(v1::SourceAddress {})), false);
+    let (text, applies) = key(&by_source, &ask("/", &[])).await;
+    assert!(applies && text.contains("for calls by loopback the workload's name"), "{text}");
+
+    for (store, absent) in [
+        (&by_header, "the request has no header x-user: any endpoint will do"),
+        (&by_query, "the request has no query parameter user: any endpoint will do"),
+        (&by_cookie, "the request has no cookie cart: any endpoint will do, and the answer brings a cookie for it"),
+    ] {
+        assert_eq!(key(store, &ask("/", &[])).await, (absent.to_owned(), false));
+    }
+
+    let set = by_header.snapshot().backends["shop/cart:80"].endpoints.load_full();
+    let endpoint = set.endpoints.iter().find(|endpoint| endpoint.address.to_string() == of_ann).unwrap();
+    endpoint.draining.store(true, std::sync::atomic::Ordering::Relaxed);
+    let (text, _) = key(&by_header, &ask("/", &[("x-user", "ann")])).await;
+    assert!(text.contains(&format!("leads to {of_ann}, which is not ready: to 10.0.0.")), "{text}");
 }

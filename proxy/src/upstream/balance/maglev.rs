@@ -51,10 +51,12 @@ impl Table {
         }
     }
 
-    /// Where a key goes, in its turn.
-    fn at(&self, key: u64, turn: u64) -> Option<usize> {
-        let slot = hash::mix(key, turn) % SLOTS as u64;
-        self.0.get(slot as usize).map(|index| usize::from(*index))
+    /// Where a key goes, and where else, in turn, if it cannot be there.
+    pub fn places(&self, key: u64) -> impl Iterator<Item = usize> {
+        (0..JUMPS).filter_map(move |turn| {
+            let slot = hash::mix(key, turn) % SLOTS as u64;
+            self.0.get(slot as usize).map(|index| usize::from(*index))
+        })
     }
 }
 
@@ -101,8 +103,7 @@ impl Place {
 /// The endpoint of a key. `most_load`: see [`super::settings::ConsistentHash`].
 pub fn choose(view: &impl Candidates, table: &Table, most_load: u32, key: u64) -> Option<Choice> {
     let mut bound = Bound::new(most_load);
-    for turn in 0..JUMPS {
-        let Some(index) = table.at(key, turn) else { break };
+    for (turn, index) in table.places(key).enumerate() {
         let by = if turn == 0 { By::Place } else { By::Moved };
         match view.standing(index) {
             // Keys stay where they are while an endpoint asks for patience: most likely it is one client that it means.
