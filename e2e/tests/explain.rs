@@ -108,6 +108,28 @@ async fn a_failed_request_is_explained_without_a_trace() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_policy_spells_out_is_no_failure() -> Result<()> {
+    let scenario = start().await?;
+    let closed = "apiVersion: leno.dev/v1alpha1\nkind: RoutePolicy\nmetadata: {name: closed}\nspec:\n  \
+                  targetRefs: [{group: gateway.networking.k8s.io, kind: HTTPRoute, name: shop, sectionName: other}]\n  \
+                  directResponse: {status: 503}\n";
+    scenario.mesh.change("closed.yaml", closed, "routepolicy/closed").await?;
+    scenario.instance("shop-1")?.server.control().status.store(503, Relaxed);
+    ensure!(scenario.get("/cart").await?.status == 503, "a failure");
+    told(&scenario, &["client", "--last-failed"], &["GET /cart"]).await?;
+
+    let traceparent = format!("00-{TRACE}-00f067aa0ba902b7-01");
+    let spelt = scenario.send(Request::get("/other").header("traceparent", traceparent.as_str())).await?;
+    ensure!(spelt.status == 503 && spelt.header("leno-reason") == "direct-response", "{spelt:?}");
+    ensure!(spelt.header("leno-request-id").is_empty(), "{spelt:?}");
+    // It is kept, for it is sampled, and yet is not the latest that failed.
+    told(&scenario, &["--trace", &traceparent], &["GET /other", "kept: sampled", "503: the proxy answers"]).await?;
+    let last = scenario.mesh.leno(&["explain", "client", "--last-failed"]).await?;
+    ensure!(last.contains("GET /cart") && !last.contains("GET /other"), "{last}");
+    scenario.mesh.end().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_is_found_by_a_header_that_is_asked_for() -> Result<()> {
     let scenario = start().await?;
     eventually("the header is asked for at the client", LIMIT, async || {

@@ -178,11 +178,15 @@ impl Notes {
     }
 }
 
-/// Whether the request failed: the proxy's own doing, or a server's error.
+/// Whether the request failed: the proxy's own doing, or a server's error. An answer that policy spells out in place of any
+/// backend is as it is to be, whatever its status.
 pub(crate) fn failed(record: &RequestRecord) -> bool {
-    record.reason.is_some()
-        || record.status.is_some_and(|status| status.is_server_error())
-        || record.grpc_status.is_some_and(is_fault)
+    match record.reason {
+        Some(reason) => reason != Reason::DirectResponse,
+        None => {
+            record.status.is_some_and(|status| status.is_server_error()) || record.grpc_status.is_some_and(is_fault)
+        }
+    }
 }
 
 /// For what a request that failed is kept. Clients that are refused for what they sent, or leave, can be many, and are not to
@@ -197,8 +201,7 @@ pub(crate) fn cause(reason: Option<Reason>) -> Cause {
             | Reason::HeadTooLarge
             | Reason::BodyTooLarge
             | Reason::Cors
-            | Reason::Fault
-            | Reason::DirectResponse,
+            | Reason::Fault,
         ) => Cause::Refusal,
         _ => Cause::Failure,
     }

@@ -152,7 +152,6 @@ impl Request<'_> {
             return Ok(own(exchange, Response { head: answer, body: Body::empty() }));
         }
         if let Some(direct) = &action.direct_response {
-            told::direct(exchange, action, head, direct.status);
             let mut response = direct.response(self.grpc, Reason::DirectResponse);
             action.filters.response.apply(&mut response.head.fields);
             // What succeeds is no failure, who ever answers.

@@ -2,8 +2,6 @@
 
 use std::{net::SocketAddr, time::Instant};
 
-use http::StatusCode;
-
 use crate::{
     error::Error,
     http::{exchange::Exchange, head::RequestHead},
@@ -12,7 +10,6 @@ use crate::{
         http_route::HttpBackend,
         says::{self, By, Part},
     },
-    reason::Reason,
 };
 
 /// Rules passed over that are told of, beside the one that holds.
@@ -113,14 +110,6 @@ pub(super) fn filtered(exchange: &mut Exchange, action: &HttpAction, chosen: &Ht
     if [&action.filters, &chosen.filters].iter().any(|filters| filters.rewrite.is_some()) {
         let host = head.authority().unwrap_or("the same host");
         exchange.tell_by_rule("filter", true, &action.origin, || format!("rewritten to {} at {host}", head.path()));
-    }
-}
-
-/// The proxy is to answer as policy spells out. An answer that is no failure is told of only if somebody wanted notes.
-pub(super) fn direct(exchange: &mut Exchange, action: &HttpAction, head: &RequestHead, status: StatusCode) {
-    if !exchange.is_told() && (status.is_client_error() || status.is_server_error()) {
-        exchange.fails_for(Some(Reason::DirectResponse), Some(head));
-        exchange.tell_all(says::of_rule(action, head));
     }
 }
 
