@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use bytes::Bytes;
-use http::Request;
+use http::{Method, Request};
 use leno_e2e::{
     client::{self, Answer},
     echo::Ping,
@@ -21,9 +21,12 @@ use leno_e2e::{
     server::Server,
     wait::eventually,
 };
+use rustix::process::Signal;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    task::JoinSet,
+    time::timeout,
 };
 use tonic::Code;
 
@@ -166,6 +169,45 @@ async fn every_wait_has_an_end() -> Result<()> {
     scenario.mesh.end().await
 }
 
+/// Its kernel goes on to take what is sent, so that nobody but who asks for an answer finds out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_is_frozen_is_left_within_seconds() -> Result<()> {
+    const REQUESTS: usize = 16;
+    let scenario = Scenario::with(Options::default(), &["shop"], 2, "http").await?;
+    backend_policy(&scenario, "  loadBalancing: {algorithm: RoundRobin}\n").await?;
+    ensure!(scenario.answers(10).await?.len() == 2, "both serve");
+    let frozen = scenario.instance("shop-1")?.sidecar.process()?;
+    frozen.signal(Signal::STOP)?;
+    let address = scenario.address("shop")?;
+    let mut waiting = JoinSet::new();
+    for n in 0..REQUESTS {
+        let method = if n % 4 < 2 { Method::GET } else { Method::POST };
+        waiting.spawn(async move {
+            let started = Instant::now();
+            let request =
+                Request::builder().method(method.clone()).uri("/").header("host", "shop").body(Bytes::new())?;
+            let answer = timeout(Duration::from_secs(20), client::http1(address, request)).await??;
+            anyhow::Ok((method, answer, started.elapsed()))
+        });
+    }
+    let mut lost = 0;
+    while let Some(ended) = waiting.join_next().await {
+        let (method, answer, took) = ended??;
+        println!("{method}: {} {} after {took:.1?}", answer.status, answer.header("leno-reason"));
+        // What may have been processed is not repeated.
+        if method == Method::POST && answer.status == 502 && answer.header("leno-reason") == "reset" {
+            lost += 1;
+        } else {
+            ensure!(answer.status == 200, "{method}: {answer:?}");
+        }
+    }
+    ensure!((1..=REQUESTS / 2).contains(&lost), "{lost} of {REQUESTS} were lost");
+    let after = scenario.answers(20).await?;
+    ensure!(after.get("shop-2") == Some(&20), "{after:?}");
+    frozen.signal(Signal::CONT)?;
+    scenario.mesh.end().await
+}
+
 /// `request` would end the stream, and what is behind its head may take as long as it likes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_outlives_the_time_for_its_head() -> Result<()> {
@@ -208,7 +250,7 @@ async fn a_tunnel_on_which_nothing_moves_ends_when_policy_says() -> Result<()> {
     stream.read_exact(&mut echoed).await?;
     ensure!(&echoed == b"ping", "{echoed:?}");
     // Without the policy it would stay for an hour. Closed or reset: either is an end.
-    let ended = tokio::time::timeout(LIMIT, stream.read_u8()).await;
+    let ended = timeout(LIMIT, stream.read_u8()).await;
     ensure!(matches!(ended, Ok(Err(_))), "{ended:?}");
     eventually("it is counted as idle", LIMIT, async || {
         let metrics = scenario.client.metrics().await?;

@@ -162,10 +162,16 @@ pub mod limits {
     pub const H2_EARLY_RESETS: u32 = 20_000;
     /// Streams that a client made us reset (CVE-2025-8671).
     pub const H2_LOCAL_RESETS: usize = 256;
-    /// Pings on HTTP/2 connections with open streams, to notice a dead peer.
+    /// Pings on HTTP/2 connections with open streams, to notice a dead peer: one when nothing was heard for once or twice that time.
     pub const H2_PING_INTERVAL: Duration = Duration::from_secs(10);
     /// See [`H2_PING_INTERVAL`].
     pub const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
+    /// The same of a client's proxy to the server's, behind which requests wait: one that is frozen, or whose node is gone, is found
+    /// out 9 to 12 s after its last word. A ping may be lost four times in it (TCP sends again after 0.2, 0.6, 1.4 and 3 s); a
+    /// machine that is moved may stand still for shorter.
+    pub const PEER_PING_INTERVAL: Duration = Duration::from_secs(3);
+    /// See [`PEER_PING_INTERVAL`].
+    pub const PEER_PING_TIMEOUT: Duration = Duration::from_secs(6);
     /// A request body kept for a retry; larger ones are streamed and not retried.
     pub const REPLAY_BYTES: usize = 64 * 1024;
     /// The body of an answer that policy spells out (the control plane takes no larger one).

@@ -76,6 +76,11 @@ impl Settings {
             heard: Heard::default(),
         }
     }
+
+    /// Those of a client's proxy to the server's.
+    pub fn to_peer() -> Self {
+        Self { ping_interval: limits::PEER_PING_INTERVAL, ping_timeout: limits::PEER_PING_TIMEOUT, ..Self::new() }
+    }
 }
 
 impl Default for Settings {

@@ -57,8 +57,8 @@ pub(super) struct Driver<S> {
     resting: bool,
     /// A ping was sent because nothing came, and nothing has come since.
     pinged: bool,
-    /// Ticks of the timer since the peer began a frame or head that it has not ended, and how much it had ended before.
-    amid: (u32, u64),
+    /// Since when the timer has found the peer amid the same frame or head, and how much it had ended before.
+    amid: Option<(Instant, u64)>,
     draining: Draining,
     /// The connection is over; what is left is to write the last of it.
     over: Option<Result<(), H2Error>>,
@@ -91,7 +91,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             timer: None,
             resting: false,
             pinged: false,
-            amid: (0, 0),
+            amid: None,
             draining: Draining::No,
             over: None,
             farewell: 0,
@@ -350,7 +350,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             if !needed {
                 self.timer = None;
                 self.pinged = false;
-                self.amid = (0, 0);
+                self.amid = None;
                 self.intake.release();
                 self.link.borrow_mut().release();
                 if std::mem::take(&mut self.resting) {
@@ -362,12 +362,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             if self.pinged && !heard {
                 return Err(H2Error::PingTimeout);
             }
-            let complete = self.intake.complete;
-            self.amid = match self.amid {
-                (ticks, before) if before == complete && self.intake.is_amid() => (ticks + 1, complete),
-                _ => (0, complete),
-            };
-            if self.amid.0 > AMID_TICKS {
+            let (now, complete) = (Instant::now(), self.intake.complete);
+            let amid = self.intake.is_amid().then_some((now, complete));
+            self.amid = amid.map(|amid| self.amid.filter(|(_, before)| *before == complete).unwrap_or(amid));
+            if self.amid.is_some_and(|(since, _)| now.saturating_duration_since(since) >= AMID_WAIT) {
                 return Err(H2Error::Fault { code: Code::ENHANCE_YOUR_CALM, what: "a head that takes too long" });
             }
             self.pinged = !heard;
@@ -375,13 +373,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             if self.pinged {
                 self.link.borrow_mut().output.frame(frame::PING, 0, 0, &LIVE_PING);
             }
-            timer.as_mut().reset(Instant::now() + next);
+            timer.as_mut().reset(now + next);
         }
     }
 }
 
-/// See [`Driver::amid`]: with the interval of pings, the time that a head may take.
-const AMID_TICKS: u32 = 3;
+/// See [`Driver::amid`]: with the time until the timer looks first, the longest that a head may take.
+const AMID_WAIT: Duration = Duration::from_secs(30);
 
 /// How reading went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -130,7 +130,9 @@ fn dial(pool: &Rc<Pool>, shared: &Rc<Shared>) {
 
 /// Starts HTTP/2 on a connection; its task ends with it.
 fn start(dialed: Dialed, shared: &Rc<Shared>) -> Rc<Connection> {
-    let settings = h2::Settings { heard: shared.heard.clone(), ..h2::Settings::new() };
+    let meshed = dialed.epoch.is_some();
+    let settings = if meshed { h2::Settings::to_peer() } else { h2::Settings::new() };
+    let settings = h2::Settings { heard: shared.heard.clone(), ..settings };
     let (wire, driver) = h2::connect(dialed.io, settings);
     let connection = Rc::new(Connection {
         wire,
