@@ -120,7 +120,7 @@ async fn a_server_that_hangs_takes_next_to_nothing() -> Result<()> {
     let scenario = Scenario::with(Options::default(), &["shop"], 2, "http").await?;
     let address = scenario.address("shop")?;
     let hanging = &scenario.instance("shop-1")?.server.control().delay_ms;
-    for algorithm in ["PeakEwma", "Prequal"] {
+    for algorithm in ["PeakEwma", "LeastRequest", "Prequal"] {
         apply(&scenario, &format!("  loadBalancing: {{algorithm: {algorithm}, zonePreference: None}}")).await?;
         scenario.answers(40).await?;
         hanging.store(600_000, Relaxed);

@@ -33,6 +33,8 @@ const IDLE_TOLERANCE: f64 = 2.0;
 /// How much more than one that failed, were it as slow as a failure counts, an endpoint may be burdened with before the
 /// failing one gets its share again.
 const FORBEARANCE: f64 = 2.0;
+/// For how many requests in flight it counts that an endpoint hangs, where nothing else does: more than any has.
+const HANGING_QUEUE: f64 = 1e6;
 /// Pairs drawn before all endpoints are looked at.
 const DRAWS: usize = 4;
 /// Single draws before all endpoints are looked at.
@@ -130,7 +132,7 @@ impl Choice {
 pub enum Cost {
     /// Its latency, and how many requests are in flight.
     PeakEwma,
-    /// Requests in flight alone.
+    /// Requests in flight alone; but what hangs goes last, since it has none where clients give up.
     InFlight,
 }
 
@@ -145,6 +147,7 @@ impl Cost {
         let queue = queue(view, index, in_flight);
         match self {
             Self::PeakEwma => view.estimate(index).seconds(now) * queue,
+            Self::InFlight if view.estimate(index).hangs(now) => queue + HANGING_QUEUE,
             Self::InFlight => queue,
         }
     }

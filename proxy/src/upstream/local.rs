@@ -67,9 +67,9 @@ impl LocalEndpoint {
 
     /// A try was sent whole; [`Self::over`] once that is settled.
     pub fn asked(&self, now: Instant) {
-        let Waiting { tries, silent_since, .. } = self.waiting.get();
-        let silent_since = silent_since.or(Some(now));
-        self.waiting.set(Waiting { tries: tries.saturating_add(1), silent_since, last: Some(now) });
+        let waiting = self.waiting.get();
+        let silent_since = waiting.silent_since.or(Some(now));
+        self.waiting.set(Waiting { tries: waiting.tries.saturating_add(1), silent_since, last: Some(now), ..waiting });
     }
 
     /// One of those, however it ended.
@@ -81,7 +81,7 @@ impl LocalEndpoint {
 
     /// The endpoint answered a try, or failed it: those that wait longer (streams, long polls) are no sign that it hangs.
     fn heard(&self) {
-        self.waiting.set(Waiting { silent_since: None, ..self.waiting.get() });
+        self.waiting.set(Waiting { silent_since: None, ignored: 0, ..self.waiting.get() });
     }
 
     pub fn end(&self) {
@@ -123,6 +123,10 @@ impl LocalEndpoint {
     /// One try that its client gave up. See [`Estimate::given_up`].
     pub fn given_up(&self, waited: Duration, now: Instant) {
         let mut estimate = self.estimate.get();
+        if estimate.is_far_too_long(waited.as_secs_f64()) {
+            let waiting = self.waiting.get();
+            self.waiting.set(Waiting { ignored: waiting.ignored.saturating_add(1), ..waiting });
+        }
         estimate.given_up(waited, now);
         self.estimate.set(estimate);
     }

@@ -4,9 +4,15 @@ use std::{collections::HashMap, time::Duration};
 
 use tokio::net::UdpSocket;
 
-use super::{outlier::OutlierDetection, pool::Carry, testing::*, *};
+use super::{
+    balance::{Algorithm, LoadBalancing},
+    outlier::OutlierDetection,
+    pool::Carry,
+    testing::*,
+    *,
+};
 use crate::{
-    policy::Protocol,
+    policy::{BackendPolicy, Protocol},
     telemetry::{
         exposition,
         recorder::{RETAIN, Recorder, Registry},
@@ -240,22 +246,27 @@ async fn what_clients_give_up_ejects_nobody_but_shows_who_is_slow() {
 async fn who_leaves_while_it_waits_shows_who_hangs() {
     on_worker(async {
         let addresses = addresses(2);
-        for (is_sent, is_shunned) in [(true, true), (false, false)] {
-            let (upstreams, backend) = (upstreams(), backend(&addresses));
-            let mut at_hanging = 0;
-            for _ in 0..200 {
-                let mut pick = upstreams.pick(&backend, &[], |_| None).await.unwrap();
-                if pick.endpoint.address == addresses[0] {
-                    at_hanging += 1;
-                    pick.started -= Duration::from_secs(1);
-                    if is_sent {
-                        pick.asks(None);
+        for algorithm in [Algorithm::PeakEwma, Algorithm::LeastRequest] {
+            for (is_sent, is_shunned) in [(true, true), (false, false)] {
+                let (upstreams, backend) = (upstreams(), Arc::new(Backend::new("shop/cart:80".into())));
+                let load_balancing = LoadBalancing { algorithm: algorithm.clone(), ..LoadBalancing::default() };
+                backend
+                    .publish(set(&addresses).under(Arc::new(BackendPolicy { load_balancing, ..Default::default() })));
+                let mut at_hanging = 0;
+                for _ in 0..200 {
+                    let mut pick = upstreams.pick(&backend, &[], |_| None).await.unwrap();
+                    if pick.endpoint.address == addresses[0] {
+                        at_hanging += 1;
+                        pick.started -= Duration::from_secs(1);
+                        if is_sent {
+                            pick.asks(None);
+                        }
+                    } else {
+                        pick.report(Outcome::Success, pick.started + Duration::from_millis(100));
                     }
-                } else {
-                    pick.report(Outcome::Success, pick.started + Duration::from_millis(100));
                 }
+                assert_eq!(at_hanging < 40, is_shunned, "{algorithm:?}: {at_hanging} of 200");
             }
-            assert_eq!(at_hanging < 40, is_shunned, "{at_hanging} of 200");
         }
     })
     .await;

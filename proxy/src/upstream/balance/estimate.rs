@@ -56,6 +56,8 @@ pub struct Waiting {
     pub silent_since: Option<Instant>,
     /// The last that was sent.
     pub last: Option<Instant>,
+    /// Tries that their clients gave up, after far longer than is usual, since anything was heard of the endpoint.
+    pub ignored: u32,
 }
 
 impl Estimate {
@@ -142,13 +144,18 @@ impl Estimate {
         silent.min(MOST_PENALTY).as_secs_f64()
     }
 
-    /// Whether tries wait there for far longer than they should: to send another would tell nothing new, until some time has
-    /// passed without one. One alone may be a long poll, or a stream.
+    /// Whether tries wait there for far longer than they should, or did until their clients gave up: to send another would tell
+    /// nothing new, until some time has passed without one. One alone may be a long poll, or a stream.
     pub fn hangs(&self, now: Instant) -> bool {
-        let Waiting { tries, last, .. } = self.waiting;
-        tries > 1
-            && self.silence(now) > HANGING * self.usual.max(DEFAULT_LATENCY.as_secs_f64())
+        let Waiting { tries, last, ignored, .. } = self.waiting;
+        tries.saturating_add(ignored) > 1
+            && (ignored > 1 || self.is_far_too_long(self.silence(now)))
             && last.is_some_and(|last| now.saturating_duration_since(last) < MOST_PENALTY)
+    }
+
+    /// Whether the endpoint mostly answers much sooner than after so many seconds.
+    pub fn is_far_too_long(&self, seconds: f64) -> bool {
+        seconds > HANGING * self.usual.max(DEFAULT_LATENCY.as_secs_f64())
     }
 
     pub fn is_measured(&self) -> bool {
@@ -285,7 +292,7 @@ mod tests {
         let mut estimate = Estimate::new(DEFAULT_LATENCY, start);
         estimate.succeeded(Duration::from_millis(1), start);
         let after = |millis| start + Duration::from_millis(millis);
-        let waiting = |tries| Waiting { tries, silent_since: Some(start), last: Some(start) };
+        let waiting = |tries| Waiting { tries, silent_since: Some(start), last: Some(start), ignored: 0 };
         let silent = estimate.with(waiting(2));
         assert!((silent.seconds(after(500)) - 0.5).abs() < 1e-9 && silent.hangs(after(500)));
         assert!(!silent.hangs(after(50)), "not yet");
@@ -293,6 +300,17 @@ mod tests {
         assert!(!silent.hangs(after(5_000)), "one more may find out");
         assert!((silent.seconds(after(60_000)) - MOST_PENALTY.as_secs_f64()).abs() < 1e-9);
         assert!(silent.with(Waiting::default()).seconds(after(500)) < 0.0011);
+
+        // Nobody waits any longer: all gave up.
+        let ignoring = |tries, ignored| {
+            let silent_since = (tries > 0).then_some(after(400));
+            estimate.with(Waiting { tries, silent_since, last: Some(after(400)), ignored })
+        };
+        assert!(ignoring(0, 2).hangs(after(410)) && !ignoring(0, 2).hangs(after(5_400)));
+        assert!(
+            !ignoring(0, 1).hangs(after(410)) && !ignoring(1, 1).hangs(after(410)) && ignoring(1, 1).hangs(after(500))
+        );
+        assert!(ignoring(0, 2).seconds(after(410)) < 0.0011, "what it is expected to take, `given_up` tells");
     }
 
     #[test]

@@ -243,7 +243,8 @@ mod tests {
         };
         assert_eq!(near(&endpoints), 1000);
         // While clients wait, and where they give up.
-        endpoints.estimates[0] = well.with(Waiting { tries: 2, silent_since: Some(start), last: Some(start) });
+        endpoints.estimates[0] =
+            well.with(Waiting { tries: 2, silent_since: Some(start), last: Some(start), ignored: 0 });
         assert_eq!(near(&endpoints), 0);
         endpoints.estimates[0] = well;
         endpoints.estimates[0].given_up(Duration::from_millis(500), now);
