@@ -359,3 +359,35 @@ async fn three_times_the_capacity() -> Result<()> {
     ensure!(p50 > 5.0 * before[1], "no collapse: p50 {p50} ms");
     scenario.mesh.end().await
 }
+
+/// What each of several instances lets in at a time, and milliseconds that each request takes.
+const AT_A_TIME: usize = 12;
+const TAKES: u64 = 300;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn instances_that_turn_requests_away_are_used_for_all_they_can_do() -> Result<()> {
+    let scenario = Scenario::with(Options::default(), &["shop"], 3, "http").await?;
+    policy(&scenario, &format!("  concurrency: {{mode: Fixed, limit: {AT_A_TIME}}}\n")).await?;
+    let capacity = (3 * AT_A_TIME) as f64 * 1000.0 / TAKES as f64;
+    for (name, backend) in [("as shipped", ""), ("with a breaker", "  circuitBreaker: {failurePercent: 50}\n")] {
+        if !backend.is_empty() {
+            scenario.backend(backend).await?;
+        }
+        let load = Load::new(scenario.address("shop")?, "shop").path(&format!("/delay/{TAKES}"));
+        let report = load.connections(150).rate(3.0 * capacity).run(Duration::from_secs(6)).await?;
+        let goodput = report.rate() / capacity;
+        println!("{name}: goodput {goodput:.3} C, {} failed, by instance {:?}", report.failed, report.instances);
+        ensure!(goodput >= 0.85, "{name}: goodput is {goodput:.3} of the capacity: {:#?}", report.reasons());
+        ensure!(report.failed > report.ok, "{name}: only {} were refused", report.failed);
+        let turned_away = report.failures.iter().all(|failure| failure.reason == "overload");
+        ensure!(turned_away, "{name}: {:#?}", report.reasons());
+        ensure!(
+            report.instances.len() == 3 && report.instances.values().all(|answers| answers * 5 >= report.ok),
+            "{name}: some are left out: {:?}",
+            report.instances
+        );
+    }
+    let ejections = scenario.client.metrics().await?.sum("leno_ejections_total", &[]);
+    ensure!(ejections == 0.0, "{ejections} ejections");
+    scenario.mesh.end().await
+}

@@ -63,7 +63,7 @@ pub enum Outcome {
     Success,
     /// 5xx, reset, timeout: counts against the endpoint and is never taken for fast.
     Failure,
-    /// It was turned away (429, RESOURCE_EXHAUSTED): does not count against the endpoint, but is never taken for fast.
+    /// It was turned away (429, RESOURCE_EXHAUSTED, the mesh's `overload`): does not count against the endpoint, but is never taken for fast.
     Refused,
     /// The client waited no longer, or time ran out that it had set: does not count against the endpoint, but it was not faster.
     GivenUp,

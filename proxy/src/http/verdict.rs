@@ -67,7 +67,8 @@ pub(super) fn was_reached(number: Option<u32>, reply: Option<&Reply>, pick: &Pic
     number.is_some() && reply.is_none_or(|reply| peers_reason(&reply.head, pick) != Some(b"connect"))
 }
 
-/// What an answer says about its endpoint: HTTP's server errors, and gRPC's UNAVAILABLE; 429 and RESOURCE_EXHAUSTED.
+/// What an answer says about its endpoint: HTTP's server errors, and gRPC's UNAVAILABLE; 429, RESOURCE_EXHAUSTED, and the mesh's own
+/// `overload`.
 pub(super) fn outcome(response: &ResponseHead, pick: &Pick, exchange: &Exchange) -> Outcome {
     judged(response, pick).unwrap_or_else(|| blame(&Error::RequestTimeout, exchange))
 }
@@ -78,9 +79,10 @@ pub(super) fn judged(response: &ResponseHead, pick: &Pick) -> Option<Outcome> {
     let failed = status.is_server_error() || grpc == Some(14);
     let refused = status == StatusCode::TOO_MANY_REQUESTS || grpc == Some(8);
     let reason = peers_reason(response, pick);
-    // A rate limit may be one caller's alone, and is no reason to keep all others away.
+    // A rate limit may be one caller's alone, and is no reason to keep all others away. Who has too much to do works on: nobody
+    // would use what it can do if all stayed away.
     if (refused || status == StatusCode::SERVICE_UNAVAILABLE)
-        && reason != Some(b"rate-limit")
+        && !matches!(reason, Some(b"rate-limit" | b"overload"))
         && let Some(wait) = retry_after(response, SystemTime::now())
     {
         pick.rest(wait, Instant::now());
@@ -88,6 +90,9 @@ pub(super) fn judged(response: &ResponseHead, pick: &Pick) -> Option<Outcome> {
     Some(match reason {
         // The request's own fault.
         Some(b"head-too-large" | b"body-too-large") => Outcome::Neutral,
+        // What its limit lets in is answered. As a failure it would have those ejected that do all they can, and the breaker
+        // open.
+        Some(b"overload") => Outcome::Refused,
         _ if refused => Outcome::Refused,
         _ if !failed => Outcome::Success,
         Some(b"request-timeout") => return None,
@@ -110,7 +115,46 @@ pub(super) fn blame(error: &Error, exchange: &Exchange) -> Outcome {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::{
+        policy::{Protocol, Target},
+        testing::{Sidecar, run, server_id},
+        upstream::{Backend, Endpoint, EndpointSet, Outcome::*},
+    };
+
+    #[test]
+    fn who_has_too_much_to_do_is_neither_failing_nor_to_be_left_alone() {
+        run(async {
+            let sidecar = Sidecar::new("client", || Target::Outside);
+            // What is answered 503 or gRPC's UNAVAILABLE: its reason, by a peer of the mesh or by anybody.
+            for (grpc, reason, meshed, expected) in [
+                (false, "overload", true, (Refused, false)),
+                (true, "overload", true, (Refused, false)),
+                (false, "overload", false, (Failure, true)),
+                (false, "connect", true, (Failure, true)),
+                (false, "", true, (Failure, true)),
+            ] {
+                let identity = meshed.then(server_id);
+                let endpoints =
+                    [1, 2].map(|n| Endpoint::new(([127, 0, 0, n], 80).into(), identity.clone(), "w", "", 1));
+                let backend = Arc::new(Backend::new("shop/shop:80".into()));
+                backend.publish(EndpointSet::new(true, Protocol::Http1, endpoints.to_vec()));
+                let pick = sidecar.ctx.upstreams.pick(&backend, &[], |_| None).await.unwrap();
+                let status = if grpc { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+                let mut response = ResponseHead::new(status);
+                response.fields.push_known(Name::RetryAfter, b"1");
+                response.fields.push_known(Name::LenoReason, reason.as_bytes());
+                if grpc {
+                    response.fields.push_known(Name::GrpcStatus, b"14");
+                }
+                let judged = judged(&response, &pick).unwrap();
+                let rests = pick.endpoint.outlier.rests(Instant::now()).is_some();
+                assert_eq!((judged, rests), expected, "{reason}, gRPC: {grpc}, of the mesh: {meshed}");
+            }
+        });
+    }
 
     #[test]
     fn a_wait_is_asked_for_in_seconds_or_until_a_date() {

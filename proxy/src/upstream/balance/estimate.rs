@@ -107,7 +107,7 @@ impl Estimate {
         self.penalized_at = now;
     }
 
-    /// A try that was turned away (429): not fast for that, but no failure, which would cost trust.
+    /// A try that was turned away (429, the mesh's `overload`): not fast for that, but no failure, which would cost trust.
     pub fn refused(&mut self, latency: Duration, now: Instant) {
         // Both decay from the same moment.
         self.distrust = self.distrust(now);
