@@ -20,7 +20,7 @@ const KINDS: [(&str, &[&str]); 13] = [
 /// Names that stand for several kinds.
 const GROUPS: [(&str, &[&str]); 2] = [
     ("routes", &["HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute"]),
-    ("policies", &["BackendPolicy", "RoutePolicy", "InboundPolicy", "FaultPolicy"]),
+    ("policies", &["BackendPolicy", "RoutePolicy", "InboundPolicy", "FaultPolicy", "XBackendTrafficPolicy"]),
 ];
 
 /// The kinds of a group: "policies".
@@ -71,7 +71,14 @@ mod tests {
         for kind in GROUPS.iter().flat_map(|(_, kinds)| *kinds) {
             assert!(KINDS.iter().any(|(known, _)| known == kind), "{kind}");
         }
-        assert!(group("Policies").is_some_and(|kinds| kinds.contains(&"BackendPolicy")));
+    }
+
+    #[test]
+    fn groups_hold_all_kinds_of_their_sort() {
+        for (name, ending) in [("Policies", "Policy"), ("routes", "Route")] {
+            let all: Vec<&str> = KINDS.iter().map(|(kind, _)| *kind).filter(|kind| kind.ends_with(ending)).collect();
+            assert_eq!(group(name), Some(all.as_slice()), "{name}");
+        }
     }
 
     #[test]
