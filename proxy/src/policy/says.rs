@@ -338,7 +338,13 @@ fn balancing_text(balancing: &LoadBalancing) -> String {
     if let Some(window) = slow_start {
         text += &format!(", slow start over {window:?}");
     }
-    text += if *prefer_zone { ", the own zone first" } else { ", whatever the zone" };
+    // The others choose by what zones have no part in.
+    let chooses_by_zone = matches!(algorithm, Algorithm::PeakEwma | Algorithm::LeastRequest);
+    text += match *prefer_zone {
+        true if chooses_by_zone => ", the own zone first",
+        true if matches!(algorithm, Algorithm::Prequal(_)) => ", the own zone first as long as no reports are at hand",
+        _ => ", whatever the zone",
+    };
     text
 }
 
@@ -380,4 +386,33 @@ fn breaker_text(settings: &breaker::Settings) -> String {
     });
     let when: Vec<String> = row.into_iter().chain(share).collect();
     format!("it opens at {}, for {:?} to {:?}", when.join(" or "), settings.open, settings.open_max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upstream::balance::prequal;
+
+    #[test]
+    fn zones_are_told_of_where_they_count() {
+        let hash = ConsistentHash { key: HashKey::SourceAddress, most_load: 125 };
+        for (algorithm, expected) in [
+            (Algorithm::PeakEwma, "PeakEwma, the own zone first"),
+            (Algorithm::LeastRequest, "LeastRequest, the own zone first"),
+            (
+                Algorithm::Prequal(prequal::Settings::default()),
+                "Prequal, the own zone first as long as no reports are at hand",
+            ),
+            (Algorithm::RoundRobin, "RoundRobin, whatever the zone"),
+            (Algorithm::Random, "Random, whatever the zone"),
+            (
+                Algorithm::ConsistentHash(hash),
+                "ConsistentHash by source address, up to 125 % of the mean load, whatever the zone",
+            ),
+        ] {
+            let balancing = |prefer_zone| LoadBalancing { algorithm: algorithm.clone(), slow_start: None, prefer_zone };
+            assert_eq!(balancing_text(&balancing(true)), expected);
+            assert!(balancing_text(&balancing(false)).ends_with("whatever the zone"), "{expected}");
+        }
+    }
 }
