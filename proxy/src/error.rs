@@ -45,6 +45,9 @@ pub enum Error {
     /// The last try's timeout passed.
     #[error("backend request timeout")]
     TryTimeout,
+    /// The exchange did not move for the longest time allowed.
+    #[error("not one byte moved for the longest time allowed")]
+    Idle,
     /// The client's deadline passed before the request was worked on.
     #[error("the request's deadline has passed")]
     Deadline,
@@ -106,6 +109,7 @@ impl Error {
             Self::RequestTimeout => Reason::RequestTimeout,
             Self::ResponseTimeout => Reason::ResponseTimeout,
             Self::TryTimeout => Reason::TryTimeout,
+            Self::Idle => Reason::Idle,
             Self::Deadline => Reason::Deadline,
             Self::Overload(_) | Self::Limit { .. } => Reason::Overload,
             Self::HeadTooLarge { .. } | Self::HeadBeyondLimits => Reason::HeadTooLarge,

@@ -115,7 +115,8 @@ pub(super) async fn once(
         Ok(connection) => connection,
         Err(error) => {
             tries.unconnected += 1;
-            let for_good = matches!(error, Error::RequestTimeout | Error::ResponseTimeout | Error::Limit { .. });
+            let for_good =
+                matches!(error, Error::RequestTimeout | Error::ResponseTimeout | Error::Idle | Error::Limit { .. });
             let failure = if for_good { Failure::Final } else { Failure::NotConnected };
             let result = Err(Failed { failure, error, reply: None });
             return Tried { pick, permit, number: None, result, other: None };

@@ -371,7 +371,10 @@ impl Exchange {
                 Some(Overdue::Deadline) if self.ends_with_the_head() => Poll::Ready(Err(Error::ResponseTimeout)),
                 Some(overdue) => {
                     self.record.reason.get_or_insert_with(|| overdue.reason());
-                    Poll::Ready(Err(Error::RequestTimeout))
+                    Poll::Ready(Err(match overdue {
+                        Overdue::Deadline => Error::RequestTimeout,
+                        Overdue::Idle => Error::Idle,
+                    }))
                 }
                 None => Poll::Pending,
             }

@@ -105,7 +105,9 @@ pub(super) fn judged(response: &ResponseHead, pick: &Pick) -> Option<Outcome> {
 pub(super) fn blame(error: &Error, exchange: &Exchange) -> Outcome {
     match error {
         Error::BadRequest(_) | Error::InvalidBackend(_) | Error::Overload(_) | Error::Limit { .. } => Outcome::Neutral,
-        Error::RequestTimeout | Error::ResponseTimeout | Error::TryTimeout if exchange.awaits_client() => {
+        Error::RequestTimeout | Error::ResponseTimeout | Error::TryTimeout | Error::Idle
+            if exchange.awaits_client() =>
+        {
             Outcome::Neutral
         }
         Error::RequestTimeout if exchange.given_up_by_client() => Outcome::GivenUp,

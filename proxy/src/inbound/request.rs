@@ -170,7 +170,7 @@ fn sample(answer: &Result<Answer, Error>, exchange: &Exchange) -> Option<Sample>
             Some(if failed { Sample::Failed } else { Sample::Answered })
         }
         Err(Error::BadRequest(_) | Error::BodyTooLarge { .. }) => None,
-        Err(Error::RequestTimeout | Error::ResponseTimeout | Error::TryTimeout | Error::Deadline) => {
+        Err(Error::RequestTimeout | Error::ResponseTimeout | Error::TryTimeout | Error::Idle | Error::Deadline) => {
             Some(Sample::Unanswered)
         }
         Err(_) => Some(Sample::Failed),
