@@ -159,6 +159,18 @@ async fn what_a_server_would_do_is_told_with_what_its_client_would() -> Result<(
     ensure!(scenario.get("/cart").await?.status == 200, "a request");
     let explained = scenario.mesh.leno(&["explain", "client", "http://shop.default/cart"]).await?;
     ensure!(explained.contains("4 left") && explained.contains("of 7 requests at a time (fixed)"), "{explained}");
+
+    // The application itself calls the listener that stands for the Service.
+    let address = scenario.address("shop")?;
+    let explained = scenario.mesh.leno(&["explain", "client", &format!("http://{address}/other")]).await?;
+    for part in [
+        &format!("{address} is the proxy's own, and stands for shop.default:80"),
+        "shop.default:80 is Service default/shop port 80",
+        "matches  [HTTPRoute default/shop, rule other",
+        "then, at its server, by proxy default/shop-1",
+    ] {
+        ensure!(explained.contains(part), "{part:?} is not told:\n{explained}");
+    }
     scenario.mesh.end().await
 }
 

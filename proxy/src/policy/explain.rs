@@ -1,7 +1,12 @@
 //! What would be done with a request, and why: the decisions of its way, made by the same policy and the same matches as a
 //! real one's, and put into words. Nothing is sent, and nothing changes by it.
 
-use std::{fmt, sync::Arc, time::Instant};
+use std::{
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Instant,
+};
 
 use http::{Method, Version};
 use leno_proto::v1::{Decision, RequestToExplain};
@@ -14,7 +19,7 @@ use super::{
     store::Snapshot,
 };
 use crate::{
-    config::limits,
+    config::{OutboundListener, limits},
     http::{
         filter::{Filters, PathChange},
         head::RequestHead,
@@ -31,15 +36,29 @@ const RULES_TOLD: usize = 32;
 /// The same of the endpoints of a backend.
 const ENDPOINTS_TOLD: usize = 32;
 
+<<<<<<< HEAD
 /// Asks the control plane if the destination was never called. `workload`: the proxy's own.
 ///
 /// # Errors
 /// If the question makes no sense, or the destination is not known.
 pub(super) async fn explain(store: &Store, workload: &str, question: &RequestToExplain) -> Result<Told, String> {
+=======
+/// Asks the control plane if the destination was never called. `listeners`: the proxy's own, which stand for destinations.
+///
+/// # Errors
+/// If the question makes no sense, or the destination is not known.
+pub(super) async fn explain(
+    store: &Store,
+    listeners: &[OutboundListener],
+    question: &RequestToExplain,
+) -> Result<Told, String> {
+>>>>>>> 0f08b01 (leno explain takes the URL that an application in explicit mode calls)
     if question.inbound_port != 0 {
         return inbound::explain(store, workload, question, Instant::now());
     }
-    let key: DestinationKey = question.destination.as_str().into();
+    let listener = listener_at(&question.destination, listeners);
+    let called = listener.map_or(question.destination.as_str(), |listener| listener.destination.as_str());
+    let key: DestinationKey = called.into();
     let head = head(question)?;
     let destination = store.resolve(&key).await.map_err(|error| error.to_string())?;
     // Who asks first asks for the endpoints, too.
@@ -49,14 +68,34 @@ pub(super) async fn explain(store: &Store, workload: &str, question: &RequestToE
         }
     };
     let _ = tokio::time::timeout(limits::CONNECT_TIMEOUT, known).await;
+<<<<<<< HEAD
     let snapshot = store.snapshot();
     let mut explanation = Explainer { snapshot: &snapshot, workload, now: Instant::now(), decisions: Vec::new() };
+=======
+    let mut explanation = Explainer { snapshot: &store.snapshot(), now: Instant::now(), decisions: Vec::new() };
+    if let Some(OutboundListener { listen, destination }) = listener {
+        explanation.add("listener", true, format!("{listen} is the proxy's own, and stands for {destination}"));
+    }
+>>>>>>> 0f08b01 (leno explain takes the URL that an application in explicit mode calls)
     let asked = match question.server_name.as_str() {
         "" => Asked::Request(&head),
         name => Asked::Tls(name),
     };
     explanation.destination(&destination, asked);
     Ok(explanation.told())
+}
+
+/// The listener that a connection to `called` ("127.0.0.1:8001") comes to: by its address is how an application in explicit mode calls it.
+fn listener_at<'a>(called: &str, listeners: &'a [OutboundListener]) -> Option<&'a OutboundListener> {
+    let addresses: Vec<SocketAddr> = match called.strip_prefix("localhost:").map(str::parse) {
+        Some(Ok(port)) => vec![(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()],
+        _ => called.parse().into_iter().collect(),
+    };
+    let takes = |listen: SocketAddr, address: SocketAddr| {
+        let any = listen.ip().is_unspecified() && listen.is_ipv4() == address.is_ipv4() && address.ip().is_loopback();
+        listen.port() == address.port() && (listen.ip() == address.ip() || any)
+    };
+    listeners.iter().find(|listener| addresses.iter().any(|address| takes(listener.listen, *address)))
 }
 
 /// Decisions, and the mesh-wide generation by which they were made.
