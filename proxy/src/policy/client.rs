@@ -299,32 +299,20 @@ impl Client {
     /// Answers an operator's question, for which a destination may have to be asked for first.
     fn explain(&self, question: Question, stream: &Stream) {
         let (store, telemetry) = (Arc::clone(&self.store), Arc::clone(&self.telemetry));
-<<<<<<< HEAD
         let (requests, config) = (stream.requests.clone(), Arc::clone(&self.config));
-=======
-        let config = Arc::clone(&self.config);
-        let requests = stream.requests.clone();
->>>>>>> 0f08b01 (leno explain takes the URL that an application in explicit mode calls)
         tokio::spawn(async move {
             let mut answer = Explanation { id: question.id, ..Explanation::default() };
             match question.find {
                 Some(wanted) => {
                     (answer.requests, answer.requests_left_out) = telemetry.kept.find(&wanted, Instant::now());
                 }
-<<<<<<< HEAD
-                None => match explain::explain(&store, &config.workload, &question.request.unwrap_or_default()).await {
-                    Ok(told) => (answer.decisions, answer.generation) = (told.decisions, told.generation),
-                    Err(error) => answer.error = error,
-                },
-=======
                 None => {
                     let request = question.request.unwrap_or_default();
-                    match explain::explain(&store, &config.outbound, &request).await {
+                    match explain::explain(&store, &config.workload, &config.outbound, &request).await {
                         Ok(told) => (answer.decisions, answer.generation) = (told.decisions, told.generation),
                         Err(error) => answer.error = error,
                     }
                 }
->>>>>>> 0f08b01 (leno explain takes the URL that an application in explicit mode calls)
             }
             let answer = Request::Explanation(answer);
             // If the stream is gone, so is who asked.

@@ -36,23 +36,17 @@ const RULES_TOLD: usize = 32;
 /// The same of the endpoints of a backend.
 const ENDPOINTS_TOLD: usize = 32;
 
-<<<<<<< HEAD
-/// Asks the control plane if the destination was never called. `workload`: the proxy's own.
-///
-/// # Errors
-/// If the question makes no sense, or the destination is not known.
-pub(super) async fn explain(store: &Store, workload: &str, question: &RequestToExplain) -> Result<Told, String> {
-=======
-/// Asks the control plane if the destination was never called. `listeners`: the proxy's own, which stand for destinations.
+/// Asks the control plane if the destination was never called. `workload` and `listeners`: the proxy's own; the latter stand
+/// for destinations.
 ///
 /// # Errors
 /// If the question makes no sense, or the destination is not known.
 pub(super) async fn explain(
     store: &Store,
+    workload: &str,
     listeners: &[OutboundListener],
     question: &RequestToExplain,
 ) -> Result<Told, String> {
->>>>>>> 0f08b01 (leno explain takes the URL that an application in explicit mode calls)
     if question.inbound_port != 0 {
         return inbound::explain(store, workload, question, Instant::now());
     }
@@ -68,15 +62,11 @@ pub(super) async fn explain(
         }
     };
     let _ = tokio::time::timeout(limits::CONNECT_TIMEOUT, known).await;
-<<<<<<< HEAD
     let snapshot = store.snapshot();
     let mut explanation = Explainer { snapshot: &snapshot, workload, now: Instant::now(), decisions: Vec::new() };
-=======
-    let mut explanation = Explainer { snapshot: &store.snapshot(), now: Instant::now(), decisions: Vec::new() };
     if let Some(OutboundListener { listen, destination }) = listener {
         explanation.add("listener", true, format!("{listen} is the proxy's own, and stands for {destination}"));
     }
->>>>>>> 0f08b01 (leno explain takes the URL that an application in explicit mode calls)
     let asked = match question.server_name.as_str() {
         "" => Asked::Request(&head),
         name => Asked::Tls(name),

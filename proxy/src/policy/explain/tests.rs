@@ -48,11 +48,7 @@ fn store() -> Arc<Store> {
 
 async fn told(target: &str) -> Vec<(String, bool, String)> {
     let question = RequestToExplain { destination: CART.into(), target: target.into(), ..RequestToExplain::default() };
-<<<<<<< HEAD
-    let decisions = explain(&store(), "client", &question).await.unwrap().decisions;
-=======
-    let decisions = explain(&store(), &[], &question).await.unwrap().decisions;
->>>>>>> 0f08b01 (leno explain takes the URL that an application in explicit mode calls)
+    let decisions = explain(&store(), "client", &[], &question).await.unwrap().decisions;
     decisions.into_iter().map(|told| (format!("{}: {}", told.subject, told.text), told.applies, told.origin)).collect()
 }
 
@@ -82,11 +78,7 @@ async fn what_no_rule_takes_is_told() {
 #[tokio::test]
 async fn generations_are_those_in_force() {
     let question = RequestToExplain { destination: CART.into(), target: "/items".into(), ..Default::default() };
-<<<<<<< HEAD
-    let decisions = explain(&store(), "client", &question).await.unwrap().decisions;
-=======
-    let decisions = explain(&store(), &[], &question).await.unwrap().decisions;
->>>>>>> 0f08b01 (leno explain takes the URL that an application in explicit mode calls)
+    let decisions = explain(&store(), "client", &[], &question).await.unwrap().decisions;
     assert!(decisions.iter().any(|told| told.subject == "rule" && told.applies && told.generation == 4));
 }
 
@@ -99,17 +91,12 @@ async fn nonsense_and_the_unknown_are_errors() {
         target: target.into(),
         ..Default::default()
     };
-<<<<<<< HEAD
-    assert!(explain(&store, "client", &ask("a.b:80", "G T", "/")).await.is_err_and(|error| error.contains("method")));
-    assert!(explain(&store, "client", &ask("a.b:80", "", "x")).await.is_err_and(|error| error.contains("slash")));
+    assert!(
+        explain(&store, "client", &[], &ask("a.b:80", "G T", "/")).await.is_err_and(|error| error.contains("method"))
+    );
+    assert!(explain(&store, "client", &[], &ask("a.b:80", "", "x")).await.is_err_and(|error| error.contains("slash")));
     drop(asks);
-    let unknown = explain(&store, "client", &ask("a.b:80", "", "/")).await;
-=======
-    assert!(explain(&store, &[], &ask("a.b:80", "G T", "/")).await.is_err_and(|error| error.contains("method")));
-    assert!(explain(&store, &[], &ask("a.b:80", "", "x")).await.is_err_and(|error| error.contains("slash")));
-    drop(asks);
-    let unknown = explain(&store, &[], &ask("a.b:80", "", "/")).await;
->>>>>>> 0f08b01 (leno explain takes the URL that an application in explicit mode calls)
+    let unknown = explain(&store, "client", &[], &ask("a.b:80", "", "/")).await;
     assert!(unknown.is_err_and(|error| error.contains("a.b:80")));
 }
 
@@ -121,26 +108,18 @@ async fn a_port_of_the_workload_tells_what_it_would_do() {
         client: client.into(),
         ..RequestToExplain::default()
     };
-    let told =
-<<<<<<< HEAD
-        explain(&store, "client", &question("spiffe://cluster.local/ns/shop/sa/client", 8080)).await.unwrap().decisions;
-=======
-        explain(&store, &[], &question("spiffe://cluster.local/ns/shop/sa/client", 8080)).await.unwrap().decisions;
->>>>>>> 0f08b01 (leno explain takes the URL that an application in explicit mode calls)
+    let told = explain(&store, "client", &[], &question("spiffe://cluster.local/ns/shop/sa/client", 8080))
+        .await
+        .unwrap()
+        .decisions;
     let has = |text: &str| told.iter().any(|one| one.text.contains(text));
     assert!(
         has("plaintext is refused") && has("let in as spiffe://") && has("requests at a time (adaptive)"),
         "{told:#?}"
     );
-<<<<<<< HEAD
-    let told = explain(&store, "client", &question("", 8080)).await.unwrap().decisions;
+    let told = explain(&store, "client", &[], &question("", 8080)).await.unwrap().decisions;
     assert!(told.iter().any(|one| one.subject == "client" && !one.applies), "{told:#?}");
-    assert!(explain(&store, "client", &question("", 70_000)).await.is_err());
-=======
-    let told = explain(&store, &[], &question("", 8080)).await.unwrap().decisions;
-    assert!(told.iter().any(|one| one.subject == "client" && !one.applies), "{told:#?}");
-    assert!(explain(&store, &[], &question("", 70_000)).await.is_err());
->>>>>>> 0f08b01 (leno explain takes the URL that an application in explicit mode calls)
+    assert!(explain(&store, "client", &[], &question("", 70_000)).await.is_err());
 }
 
 fn object(kind: &str, name: &str) -> Option<ObjectRef> {
@@ -255,11 +234,7 @@ async fn whatever_a_policy_says_is_told_with_its_name() {
     let (store, _) = Store::new();
     assert_eq!(take(&store, resources, Vec::new()), []);
     let question = RequestToExplain { destination: CART.into(), ..RequestToExplain::default() };
-<<<<<<< HEAD
-    let decisions = explain(&store, "client", &question).await.unwrap().decisions;
-=======
-    let decisions = explain(&store, &[], &question).await.unwrap().decisions;
->>>>>>> 0f08b01 (leno explain takes the URL that an application in explicit mode calls)
+    let decisions = explain(&store, "client", &[], &question).await.unwrap().decisions;
     let (rule, backend) = ("HTTPRoute shop/cart, rule rest", "BackendPolicy shop/cart");
     let (patience, traffic) = ("RoutePolicy shop/patience", "XBackendTrafficPolicy shop/traffic");
     let spare = "BackendPolicy shop/spare";
@@ -299,11 +274,7 @@ async fn whatever_a_policy_says_is_told_with_its_name() {
     let cart = Arc::clone(&store.snapshot().backends["shop/cart:80"]);
     let (opens, now) = (breaker::Settings::opens_after(1), Instant::now());
     assert!(cart.shield.breaker.admit(&opens, now).unwrap().report(Some(false), now));
-<<<<<<< HEAD
-    let decisions = explain(&store, "client", &question).await.unwrap().decisions;
-=======
-    let decisions = explain(&store, &[], &question).await.unwrap().decisions;
->>>>>>> 0f08b01 (leno explain takes the URL that an application in explicit mode calls)
+    let decisions = explain(&store, "client", &[], &question).await.unwrap().decisions;
     let of = |text: &str| decisions.iter().find(|told| told.text.contains(text)).unwrap();
     assert!(of("that of the fallback shop/spare:80: shop/cart:80 has an open circuit").applies);
     assert!(!of("10.0.0.2:80: ready").applies && of("10.0.0.9:80: ready").applies);
@@ -315,11 +286,7 @@ async fn an_endpoint_that_asked_to_be_left_alone_is_told_of() {
     let backend = Arc::clone(&store.snapshot().backends["shop/cart:80"]);
     backend.endpoints.load().endpoints[0].outlier.rest(Instant::now() + std::time::Duration::from_secs(60));
     let question = RequestToExplain { destination: CART.into(), target: "/items".into(), ..Default::default() };
-<<<<<<< HEAD
-    let decisions = explain(&store, "client", &question).await.unwrap().decisions;
-=======
-    let decisions = explain(&store, &[], &question).await.unwrap().decisions;
->>>>>>> 0f08b01 (leno explain takes the URL that an application in explicit mode calls)
+    let decisions = explain(&store, "client", &[], &question).await.unwrap().decisions;
     let of = |address: &str| decisions.iter().find(|told| told.text.starts_with(address)).unwrap();
     let left_alone = of("10.0.0.2:80");
     assert!(left_alone.text.contains("it asked for that (Retry-After)") && !left_alone.applies, "{left_alone:?}");
@@ -354,11 +321,7 @@ async fn of_the_applications_tls_the_server_name_decides() {
     ] {
         let server_name = server_name.to_owned();
         let question = RequestToExplain { destination: CART.into(), server_name, ..Default::default() };
-<<<<<<< HEAD
-        let decisions = explain(&store, "client", &question).await.unwrap().decisions;
-=======
-        let decisions = explain(&store, &[], &question).await.unwrap().decisions;
->>>>>>> 0f08b01 (leno explain takes the URL that an application in explicit mode calls)
+        let decisions = explain(&store, "client", &[], &question).await.unwrap().decisions;
         let of_routes = decisions.iter().filter(|told| told.subject == "rule" && !told.origin.is_empty());
         let told: Vec<(String, bool)> = of_routes.map(|told| (told.origin.clone(), told.applies)).collect();
         let expected: Vec<(String, bool)> =
@@ -368,7 +331,6 @@ async fn of_the_applications_tls_the_server_name_decides() {
     }
 }
 
-<<<<<<< HEAD
 /// A TCP port of one backend under this policy, with two endpoints.
 fn opaque(policy: v1::BackendPolicy) -> Arc<Store> {
     let route = v1::TcpRoute { origin: None, backends: to_backends(&[(1, "shop/cart:80")]) };
@@ -393,7 +355,7 @@ async fn a_connection_meets_the_limits_of_connections_alone() {
     let store = opaque(v1::BackendPolicy { limits: Some(limits), ..backend_policy() });
     let counts = Arc::clone(&store.snapshot().backends["shop/cart:80"].shield.counts);
     let question = RequestToExplain { destination: CART.into(), ..RequestToExplain::default() };
-    let told = async || explain(&store, "client", &question).await.unwrap().decisions;
+    let told = async || explain(&store, "client", &[], &question).await.unwrap().decisions;
     let _request = counts.take(What::Request, 1).unwrap();
     let decisions = told().await;
     assert!(!decisions.iter().any(|one| one.subject == "answer" || one.text.contains("requests in flight")));
@@ -452,7 +414,7 @@ async fn where_a_key_leads_is_told() {
         ..RequestToExplain::default()
     };
     let key = async |store: &Store, question: &RequestToExplain| {
-        let decisions = explain(store, "client", question).await.unwrap().decisions;
+        let decisions = explain(store, "client", &[], question).await.unwrap().decisions;
         let key = decisions.into_iter().find(|one| one.subject == "key").unwrap();
         assert_eq!(key.origin, "BackendPolicy shop/cart");
         (key.text, key.applies)
@@ -491,7 +453,8 @@ async fn where_a_key_leads_is_told() {
     endpoint.draining.store(true, std::sync::atomic::Ordering::Relaxed);
     let (text, _) = key(&by_header, &ask("/", &[("x-user", "ann")])).await;
     assert!(text.contains(&format!("leads to {of_ann}, which is not ready: to 10.0.0.")), "{text}");
-=======
+}
+
 #[tokio::test]
 async fn the_address_of_a_listener_is_what_it_stands_for() {
     let listeners = ["127.45.0.9:8001", "127.0.0.1:8002", "0.0.0.0:8003", "[::1]:8004"]
@@ -515,11 +478,10 @@ async fn the_address_of_a_listener_is_what_it_stands_for() {
         target: "/items".into(),
         ..RequestToExplain::default()
     };
-    let by_name = explain(&store(), &listeners, &ask(CART)).await.unwrap().decisions;
-    let by_address = explain(&store(), &listeners, &ask("127.45.0.9:8001")).await.unwrap().decisions;
+    let by_name = explain(&store(), "client", &listeners, &ask(CART)).await.unwrap().decisions;
+    let by_address = explain(&store(), "client", &listeners, &ask("127.45.0.9:8001")).await.unwrap().decisions;
     let (listener, rest) = by_address.split_first().unwrap();
     assert_eq!(listener.text, format!("127.45.0.9:8001 is the proxy's own, and stands for {CART}"));
     let texts = |of: &[Decision]| of.iter().map(|told| told.text.clone()).collect::<Vec<_>>();
     assert_eq!(texts(rest), texts(&by_name));
->>>>>>> 0f08b01 (leno explain takes the URL that an application in explicit mode calls)
 }
