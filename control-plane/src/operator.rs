@@ -2,7 +2,9 @@
 //! loopback, which operators reach by a port-forward through the API server: who may create `pods/portforward` there may ask anything.
 
 use std::{
-    fs, io,
+    fs,
+    future::ready,
+    io,
     net::SocketAddr,
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
@@ -32,11 +34,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     authority::{Authority, issue, token},
     model::{DocumentError, Kind, ObjectInfo, ObjectKey, World},
-    serve::{
-        limits,
-        questions::NoAnswer,
-        tracker::{Settled, Tracker},
-    },
+    serve::{limits, questions::NoAnswer, tracker::Tracker},
     sources::Prompt,
 };
 
@@ -161,11 +159,10 @@ impl Answers {
         Self { authority, world, prompt, tracker }
     }
 
-    /// What was written before the question is part of the answer.
-    async fn up_to_date(&self, object: Option<&ObjectKey>) -> (Arc<World>, Settled) {
+    /// What was written before the question is part of the answer; whether that is sure.
+    async fn up_to_date(&self, object: Option<&ObjectKey>) -> (Arc<World>, bool) {
         let looked = self.looked(object).await;
-        let (world, settled) = self.settled().await;
-        (world, if looked { settled } else { Settled::default() })
+        (self.now(), looked)
     }
 
     /// Whether what was written before is read by now.
@@ -173,16 +170,13 @@ impl Answers {
         timeout(SETTLE_TIMEOUT, self.prompt.look(object)).await.unwrap_or(false)
     }
 
-    /// The newest world, once every connected proxy has been compared with it, and whether that is so.
-    async fn settled(&self) -> (Arc<World>, Settled) {
-        let world = Arc::clone(&self.world.borrow());
-        let settled = self.tracker.settles(world.generation(), SETTLE_TIMEOUT).await;
-        (world, settled)
+    fn now(&self) -> Arc<World> {
+        Arc::clone(&self.world.borrow())
     }
 
-    fn status(&self, world: &World, info: &ObjectInfo, settled: Settled) -> ObjectStatus {
+    fn status(&self, world: &World, info: &ObjectInfo, settled: bool) -> ObjectStatus {
         let object = object_ref(&info.key);
-        let progress = self.tracker.progress(&object, Some(info.generation), &info.uid, settled);
+        let progress = self.tracker.progress(&object, Some(info.generation), &info.uid);
         ObjectStatus {
             generation: info.generation,
             source: info.source.clone(),
@@ -193,16 +187,16 @@ impl Answers {
             absent: false,
             held_over: info.held_over,
             errors: errors_of(world, &object, info.held_over.then(|| file_of(&info.source))),
-            settled: progress.settled,
+            settled,
             object: Some(object),
         }
     }
 
-    fn status_of(&self, world: &World, object: &ObjectRef, settled: Settled) -> ObjectStatus {
+    fn status_of(&self, world: &World, object: &ObjectRef, settled: bool) -> ObjectStatus {
         if let Some(info) = object_key(object).and_then(|key| world.info(&key)) {
             return self.status(world, &info, settled);
         }
-        let progress = self.tracker.progress(object, None, "", settled);
+        let progress = self.tracker.progress(object, None, "");
         ObjectStatus {
             object: Some(object.clone()),
             subscribed: progress.subscribed,
@@ -210,7 +204,7 @@ impl Answers {
             laggards: progress.laggards,
             absent: true,
             errors: errors_of(world, object, Some(None)),
-            settled: progress.settled,
+            settled,
             ..ObjectStatus::default()
         }
     }
@@ -223,8 +217,9 @@ impl Answers {
         loop {
             world.mark_unchanged();
             revision.mark_unchanged();
-            let (now, settled) = self.settled().await;
-            let status = self.status_of(&now, &object, settled);
+            let now = self.now();
+            let look = |settled| ready(self.status_of(&now, &object, settled));
+            let status = self.tracker.look(now.generation(), SETTLE_TIMEOUT, look).await;
             if last.as_ref() != Some(&status) {
                 if statuses.send(Ok(status.clone())).await.is_err() {
                     return;
@@ -251,19 +246,19 @@ impl Operator for Answers {
         let wanted = request.into_inner();
         let named =
             ObjectRef { kind: wanted.kind.clone(), namespace: wanted.namespace.clone(), name: wanted.name.clone() };
-        let (world, settled) = self.up_to_date(object_key(&named).filter(|key| !key.name.is_empty()).as_ref()).await;
+        let (world, looked) = self.up_to_date(object_key(&named).filter(|key| !key.name.is_empty()).as_ref()).await;
         let matches = |info: &ObjectInfo| {
             (wanted.kind.is_empty() || wanted.kind == info.key.kind.as_str())
                 && (wanted.namespace.is_empty() || wanted.namespace == *info.key.namespace)
                 && (wanted.name.is_empty() || wanted.name == *info.key.name)
         };
+        let look = |settled| {
+            let objects = world.objects();
+            let wanted = objects.iter().filter(|info| matches(info));
+            ready(wanted.map(|info| self.status(&world, info, settled && looked)).collect())
+        };
         Ok(Response::new(ListObjectsResponse {
-            objects: world
-                .objects()
-                .iter()
-                .filter(|info| matches(info))
-                .map(|info| self.status(&world, info, settled))
-                .collect(),
+            objects: self.tracker.look(world.generation(), SETTLE_TIMEOUT, look).await,
             generation: world.generation(),
             errors: world.errors().iter().map(document_error).collect(),
         }))
@@ -271,6 +266,7 @@ impl Operator for Answers {
 
     async fn list_proxies(&self, _: Request<ListProxiesRequest>) -> Result<Response<ListProxiesResponse>, Status> {
         let generation = self.up_to_date(None).await.0.generation();
+        self.tracker.settles(generation, SETTLE_TIMEOUT).await;
         Ok(Response::new(ListProxiesResponse { proxies: self.tracker.proxies(), generation }))
     }
 
@@ -287,7 +283,7 @@ impl Operator for Answers {
             let key = object_key(&object);
             // Until it is sure that this is about the newest version, nothing is settled.
             while !answers.looked(key.as_ref()).await {
-                let status = answers.status_of(&answers.settled().await.0, &object, Settled::default());
+                let status = answers.status_of(&answers.now(), &object, false);
                 if sender.send(Ok(status)).await.is_err() {
                     return;
                 }

@@ -49,6 +49,7 @@ pub enum MeshProtocol {
     /// HTTP/1.1 requests as streams of HTTP/2.
     Http1Mux,
     Http2,
+    /// Opaque bytes of peers that do not know [`MeshProtocol::TcpReady`].
     Tcp,
     /// Opaque bytes, which begin with a word of the peer: its application has taken the connection.
     TcpReady,

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    future::ready,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -166,14 +167,16 @@ impl Peers {
 
     fn heard(&self, address: IpAddr, report: ReplicaReport) {
         let is_me = report.instance == self.instance;
-        if !is_me {
-            self.tracker.found_elsewhere(&report.connected);
-        }
+        let connected = report.connected;
         let key = |progress: ObjectProgress| Some((progress.object.clone()?, progress));
         let objects = report.objects.into_iter().filter_map(key).collect();
         let next = Reported { settled: report.settled, objects };
         let next = Latest { report: (!is_me).then_some(next), at: Instant::now() };
         let before = self.latest.lock().insert(address, next);
+        // Once they count there.
+        if !is_me {
+            self.tracker.found_elsewhere(&connected);
+        }
         let same = before
             .is_some_and(|before| self.latest.lock().get(&address).is_some_and(|after| after.report == before.report));
         if !same {
@@ -183,33 +186,32 @@ impl Peers {
 
     /// What is asked of this replica.
     async fn report(&self, request: &ReportRequest) -> ReplicaReport {
+        // Before the count, which then has whoever is among them: who asks forgets them.
+        let connected = self.tracker.connected_of(&request.lost);
         let world = Arc::clone(&self.world.borrow());
-        let settled = self.tracker.settles(world.generation(), limits::PEER_SETTLE).await;
         let has_status = |kind: Kind| kind.is_route() || kind.is_policy();
-        let objects = world.objects.iter().filter(|(key, _)| request.progress && has_status(key.kind));
-        let mut all_settled = settled.is_so();
-        let objects = objects.map(|(key, stored)| {
-            let object = object_ref(key);
-            let mut progress = self.tracker.progress(&object, Some(stored.generation), &stored.uid, settled);
-            all_settled &= progress.settled;
-            progress.laggards.truncate(super::status::NAMED);
-            ObjectProgress {
-                object: Some(object),
-                generation: stored.generation,
-                subscribed: progress.subscribed,
-                programmed: progress.programmed,
-                laggards: progress.laggards,
-                uid: stored.uid.to_string(),
-                awaited: progress.awaited,
-            }
-        });
-        ReplicaReport {
-            instance: self.instance,
-            name: self.me.clone(),
-            objects: objects.collect(),
-            settled: all_settled,
-            connected: self.tracker.connected_of(&request.lost),
-        }
+        let look = |settled| {
+            let objects = world.objects.iter().filter(|(key, _)| request.progress && has_status(key.kind));
+            let objects: Vec<_> = objects
+                .map(|(key, stored)| {
+                    let object = object_ref(key);
+                    let mut progress = self.tracker.progress(&object, Some(stored.generation), &stored.uid);
+                    progress.laggards.truncate(super::status::NAMED);
+                    ObjectProgress {
+                        object: Some(object),
+                        generation: stored.generation,
+                        subscribed: progress.subscribed,
+                        programmed: progress.programmed,
+                        laggards: progress.laggards,
+                        uid: stored.uid.to_string(),
+                        awaited: progress.awaited,
+                    }
+                })
+                .collect();
+            ready((objects, settled))
+        };
+        let (objects, settled) = self.tracker.look(world.generation(), limits::PEER_SETTLE, look).await;
+        ReplicaReport { instance: self.instance, name: self.me.clone(), objects, settled, connected }
     }
 }
 

@@ -118,6 +118,9 @@ pub struct Report {
     pub bytes_sent: u64,
 }
 
+/// See [`Tracker::look`].
+const LOOKS: usize = 4;
+
 /// How far one object has come.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Progress {
@@ -126,15 +129,11 @@ pub struct Progress {
     pub laggards: Vec<Laggard>,
     /// Of the laggards, those that have not come yet since the control plane started: they may run it.
     pub awaited: u32,
-    /// Every proxy that there was then had been compared with the newest configuration.
-    pub settled: bool,
 }
 
-/// That every proxy had been compared with a generation, or that it was waited for in vain. Streams that began since may know
-/// more, so it counts together with what it is asked for.
+/// That every proxy had been compared with a generation, or that it was waited for in vain. See [`Tracker::is_still`].
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Settled {
-    generation: u64,
     /// The newest stream then; None: in vain.
     newest: Option<u64>,
 }
@@ -305,10 +304,10 @@ impl Tracker {
     }
 
     /// How far `object` at `generation` has come; None: it was removed, and whoever still has it lags. `uid`: whose generation it is,
-    /// since one that is deleted and made again begins anew; empty: of whichever there is. `settled`: of [`Self::settles`].
-    pub fn progress(&self, object: &ObjectRef, generation: Option<u64>, uid: &str, settled: Settled) -> Progress {
+    /// since one that is deleted and made again begins anew; empty: of whichever there is.
+    pub fn progress(&self, object: &ObjectRef, generation: Option<u64>, uid: &str) -> Progress {
         let state = self.state.lock();
-        let mut progress = Progress { settled: state.is_still(settled), ..Progress::default() };
+        let mut progress = Progress::default();
         let concerned = state.by_object.get(object).into_iter().flat_map(HashMap::keys);
         let concerned: Box<dyn Iterator<Item = &Record>> = match generation {
             Some(_) => Box::new(concerned.filter_map(|id| state.streams.get(id))),
@@ -341,7 +340,31 @@ impl Tracker {
     /// one: only then is it known who subscribes to what is new in it.
     pub fn settled(&self, generation: u64) -> Settled {
         let state = self.state.lock();
-        Settled { generation, newest: state.settled(generation).then_some(state.next) }
+        let settled = state.told >= generation
+            && state.streams.values().all(|record| record.seen >= record.ordered().min(generation));
+        Settled { newest: settled.then_some(state.next) }
+    }
+
+    /// Whether no stream has begun since: what [`Self::progress`] said meanwhile is of proxies that had all been compared.
+    pub fn is_still(&self, settled: Settled) -> bool {
+        settled.newest == Some(self.state.lock().next)
+    }
+
+    /// What `look` finds with [`Self::progress`] once all has settled at `generation`; it is told whether that is so of everything it
+    /// finds. It looks again if streams begin meanwhile, a few times; `most`: how long to wait.
+    pub async fn look<F: Future>(&self, generation: u64, most: Duration, mut look: impl FnMut(bool) -> F) -> F::Output {
+        let end = Instant::now() + most;
+        for _ in 0..LOOKS {
+            let settled = self.settles(generation, end.saturating_duration_since(Instant::now())).await;
+            if !settled.is_so() {
+                break;
+            }
+            let seen = look(true).await;
+            if self.is_still(settled) {
+                return seen;
+            }
+        }
+        look(false).await
     }
 
     /// Waits for that, no longer than `most`.
@@ -385,15 +408,6 @@ impl Tracker {
 }
 
 impl State {
-    fn settled(&self, generation: u64) -> bool {
-        self.told >= generation && self.streams.values().all(|record| record.seen >= record.ordered().min(generation))
-    }
-
-    /// Only a stream that began since can have changed it.
-    fn is_still(&self, settled: Settled) -> bool {
-        settled.newest.is_some_and(|newest| newest == self.next || self.settled(settled.generation))
-    }
-
     fn forget(&mut self, id: StreamId) {
         let Some(record) = self.remove(id) else { return };
         if self.by_name.get(&record.name) == Some(&id) {

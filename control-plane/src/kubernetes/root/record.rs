@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::limits;
 use crate::authority::{
-    files,
+    MAX_CERTIFICATE_LIFETIME, files,
     issue::{self, unix},
 };
 
@@ -24,7 +24,7 @@ struct Root {
     /// Unix seconds at which it is known everywhere: from then on certificates may be issued under it.
     known: u64,
     /// Seconds that certificates issued under it live.
-    #[serde(default)]
+    #[serde(default = "longest")]
     lifetime: u64,
     /// Unix seconds until which those live that were issued when they lived longer.
     #[serde(default)]
@@ -32,6 +32,11 @@ struct Root {
     /// Unix seconds; None: it is in the Secret.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     until: Option<u64>,
+}
+
+/// Of a record that does not say it.
+fn longest() -> u64 {
+    MAX_CERTIFICATE_LIFETIME.as_secs()
 }
 
 impl Record {
@@ -48,17 +53,22 @@ impl Record {
         let propagation = limits::ROOT_PROPAGATION.min(lifetime);
         let present: Vec<String> = present.iter().map(|root| files::to_pem(std::slice::from_ref(root))).collect();
         let mut roots = self.0.clone();
+        // Until then others issue under the root before.
+        let is_known = |root: &Root| present.contains(&root.certificate) && root.known <= unix(now);
+        let any_known = roots.iter().any(is_known);
         for root in &mut roots {
-            let longest = Duration::from_secs(root.lifetime).max(lifetime);
+            let longest = Duration::from_secs(root.lifetime).min(MAX_CERTIFICATE_LIFETIME).max(lifetime);
             // Other replicas may issue under it for as long as the new one is not known everywhere, or as they were told before.
             let last = unix(now + propagation + longest + limits::ROOT_GRACE);
             root.until = match (present.contains(&root.certificate), root.until) {
                 (true, _) => None,
-                (false, Some(until)) => Some(until),
+                (false, Some(until)) if any_known || lifetime.as_secs() <= root.lifetime => Some(until),
+                // They live longer now.
+                (false, Some(until)) => Some(until.max(last)),
                 (false, None) => Some(last.max(root.outlived)),
             };
-            if root.until.is_none() && root.lifetime != lifetime.as_secs() {
-                if longest > lifetime {
+            if root.lifetime != lifetime.as_secs() {
+                if longest > lifetime && root.until.is_none() {
                     root.outlived = root.outlived.max(last);
                 }
                 root.lifetime = lifetime.as_secs();

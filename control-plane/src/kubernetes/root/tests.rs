@@ -123,7 +123,13 @@ fn a_root_is_trusted_as_long_as_the_longest_certificate_under_it_lives() {
     let short = long.with(&old, minutes(10), start);
     let change = short.with(&new, minutes(10), start + 2 * DAY);
     assert_eq!(change.with(&new, minutes(10), start + 2 * DAY + minutes(25)).trusted(&new).unwrap(), new);
+    // Longer while the old one still issues.
+    let short = Record::default().with(&old, minutes(10), start);
+    let change = short.with(&new, minutes(10), start).with(&new, DAY, start + minutes(1));
+    assert_eq!(change.with(&new, DAY, start + minutes(1)), change, "nothing is written again and again");
+    assert_eq!(change.with(&new, DAY, start + DAY).trusted(&new).unwrap().len(), 2);
     // Longer again: by what they live then.
+    let short = long.with(&old, minutes(10), start);
     let longer = short.with(&old, DAY, start + 2 * DAY).with(&new, DAY, start + 3 * DAY);
     assert_eq!(longer.with(&new, DAY, start + 4 * DAY).trusted(&new).unwrap().len(), 2);
 }

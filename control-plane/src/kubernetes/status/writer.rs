@@ -35,7 +35,7 @@ use crate::{
         peers::{Peers, object_ref},
     },
     model::{DocumentError, Kind, ObjectInfo, ObjectKey, World},
-    serve::tracker::{Settled, Tracker},
+    serve::tracker::Tracker,
 };
 
 /// How many statuses were written.
@@ -149,15 +149,16 @@ impl Writer {
     /// tell, and how long the thinking took.
     async fn round(&mut self, world: &watch::Receiver<Arc<World>>) -> (Option<Instant>, Duration) {
         let now = Arc::clone(&world.borrow());
-        let settled = self.tracker.settles(now.generation(), limits::STATUS_SETTLE).await;
-        let (tracker, peers) = (Arc::clone(&self.tracker), Arc::clone(&self.peers));
-        // With thousands of objects it takes a while: proxies are not to wait for it.
-        let decided = spawn_blocking(move || {
-            // What it has to wait for a thread is no work.
-            let began = Instant::now();
-            (verdicts(&now, |info| standing(&tracker, &peers, info, settled)), began.elapsed())
-        });
-        let Ok((verdicts, thinking)) = decided.await else {
+        let look = |settled| {
+            let (now, tracker, peers) = (Arc::clone(&now), Arc::clone(&self.tracker), Arc::clone(&self.peers));
+            // With thousands of objects it takes a while: proxies are not to wait for it.
+            spawn_blocking(move || {
+                // What it has to wait for a thread is no work.
+                let began = Instant::now();
+                (verdicts(&now, |info| standing(&tracker, &peers, info, settled)), began.elapsed())
+            })
+        };
+        let Ok((verdicts, thinking)) = self.tracker.look(now.generation(), limits::STATUS_SETTLE, look).await else {
             return (Some(Instant::now() + limits::RETRY), Duration::ZERO);
         };
         if std::mem::take(&mut self.has_come_to_lead) {
@@ -224,8 +225,7 @@ impl Writer {
         sleep(limits::STATUS_READ_PAUSE).await;
         let Some(object) = find("read it", api.get(&key.name)).await? else {
             // Or that version of its kind is served no longer.
-            self.look_again(key.kind);
-            return Ok(Outcome::Gone);
+            return Ok(if self.look_again(key.kind) { Outcome::Later } else { Outcome::Gone });
         };
         let generation = object.metadata.generation.and_then(|generation| u64::try_from(generation).ok());
         let another = |uid: &str| !uid.is_empty() && object.metadata.uid.as_deref() != Some(uid);
@@ -273,10 +273,12 @@ impl Writer {
     }
 
     /// Has the versions that are served asked for anew, unless they just were: objects of a kind may go in great numbers.
-    fn look_again(&mut self, kind: Kind) {
-        if !self.has_looked_for(kind, Instant::now()) {
+    fn look_again(&mut self, kind: Kind) -> bool {
+        let again = !self.has_looked_for(kind, Instant::now());
+        if again {
             self.resources.remove(&kind);
         }
+        again
     }
 
     fn has_looked_for(&self, kind: Kind, now: Instant) -> bool {
@@ -295,16 +297,16 @@ fn group(kind: Kind) -> &'static str {
     }
 }
 
-fn standing(tracker: &Tracker, peers: &Peers, info: &ObjectInfo, settled: Settled) -> Standing {
+fn standing(tracker: &Tracker, peers: &Peers, info: &ObjectInfo, settled: bool) -> Standing {
     let object = object_ref(&info.key);
-    let progress = tracker.progress(&object, Some(info.generation), &info.uid, settled);
+    let progress = tracker.progress(&object, Some(info.generation), &info.uid);
     let mut standing = Standing {
         subscribed: progress.subscribed,
         programmed: progress.programmed,
         laggards: progress.laggards,
         awaited: progress.awaited,
         silent: Vec::new(),
-        settled: progress.settled,
+        settled,
     };
     peers.add(&mut standing, &object, (info.generation, &info.uid), Instant::now());
     standing

@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{future::ready, sync::Arc};
 
 use leno_proto::v1::{ObjectGeneration, Resource, ResourceKind};
 
@@ -41,12 +41,7 @@ fn contest(tracker: &Tracker, opened: &Opened) -> Holder {
 }
 
 fn laggards(tracker: &Tracker, generation: Option<u64>) -> Vec<(String, String)> {
-    tracker
-        .progress(&route(), generation, "", Settled::default())
-        .laggards
-        .into_iter()
-        .map(|l| (l.proxy, l.reason))
-        .collect()
+    tracker.progress(&route(), generation, "").laggards.into_iter().map(|l| (l.proxy, l.reason)).collect()
 }
 
 fn origins(generation: u64) -> Vec<ObjectGeneration> {
@@ -83,13 +78,36 @@ fn proxies_that_lag_are_named_with_the_reason() {
     let rejected = Lag::Rejected { version: "v".into(), field: "http.rules[0]".into(), reason: "bad regex".into() };
     tracker.report(c, report(2, Some(standing(Some(2), None, Some(rejected)))));
 
-    let progress = tracker.progress(&route(), Some(2), "", Settled::default());
+    let progress = tracker.progress(&route(), Some(2), "");
     assert_eq!((progress.subscribed, progress.programmed), (3, 1));
     let laggards: Vec<_> =
         progress.laggards.iter().map(|l| (l.proxy.as_str(), l.generation, l.reason.as_str())).collect();
     assert_eq!(laggards, [("shop/b", 1, "pending"), ("shop/c", 0, "rejected")]);
     assert_eq!(progress.laggards[1].message, "http.rules[0]: bad regex");
     assert!(!tracker.settled(2).is_so(), "one has not been compared yet");
+}
+
+#[tokio::test]
+async fn what_is_looked_at_while_a_proxy_comes_is_looked_at_again() {
+    let tracker = Tracker::default();
+    tracker.tell(None, 1);
+    let (mut looks, mut kept) = (Vec::new(), Vec::new());
+    let subscribed = tracker
+        .look(1, Duration::from_secs(60), |settled| {
+            let seen = tracker.progress(&route(), Some(1), "").subscribed;
+            if looks.is_empty() {
+                let (late, orders) = open(&tracker, opened("late"));
+                kept.push(orders);
+                tracker.report(late, report(1, Some(standing(Some(1), None, Some(Lag::Pending)))));
+            }
+            looks.push(settled);
+            ready(seen)
+        })
+        .await;
+    assert_eq!((subscribed, looks), (1, vec![true, true]));
+    // Who never says what it has is not waited for for ever.
+    let (_, _kept) = open(&tracker, opened("silent"));
+    assert!(!tracker.look(1, Duration::ZERO, ready).await);
 }
 
 #[test]
@@ -118,10 +136,10 @@ fn a_removed_object_lags_where_it_is_still_in_force() {
     let tracker = Tracker::default();
     let (a, _keep) = open(&tracker, opened("a"));
     tracker.report(a, report(3, Some(standing(None, Some(2), Some(Lag::Pending)))));
-    let progress = tracker.progress(&route(), None, "", Settled::default());
+    let progress = tracker.progress(&route(), None, "");
     assert_eq!((progress.subscribed, progress.programmed, progress.laggards.len()), (1, 0, 1));
     tracker.report(a, report(3, Some(standing(None, None, None))));
-    assert_eq!(tracker.progress(&route(), None, "", Settled::default()), Progress::default());
+    assert_eq!(tracker.progress(&route(), None, ""), Progress::default());
     tracker.report(a, report(3, None));
     assert!(tracker.state.lock().by_object.is_empty());
 }
@@ -138,12 +156,8 @@ fn a_proxy_that_vanishes_is_named_for_a_while_and_one_that_leaves_is_not() {
     tracker.closed(a, false, now);
     tracker.closed(b, true, now);
     assert_eq!(tracker.connected(), 0);
-    assert_eq!(
-        tracker.progress(&route(), Some(1), "", Settled::default()).programmed,
-        1,
-        "what it had then is in force"
-    );
-    let behind = tracker.progress(&route(), Some(2), "", Settled::default());
+    assert_eq!(tracker.progress(&route(), Some(1), "").programmed, 1, "what it had then is in force");
+    let behind = tracker.progress(&route(), Some(2), "");
     assert_eq!(behind.laggards[0].reason, "disconnected");
     assert!(!tracker.settled(2).is_so(), "nobody was told of it");
     tracker.tell(Some(&HashSet::from([a])), 2);
@@ -179,13 +193,13 @@ fn a_second_stream_supersedes_the_first() {
     tracker.report(first, report(1, Some(standing(Some(1), Some(1), None))));
     let (second, _keep) = open(&tracker, opened("a"));
     assert!(superseded.has_changed().is_err());
-    assert_eq!(tracker.progress(&route(), Some(1), "", Settled::default()), Progress::default());
+    assert_eq!(tracker.progress(&route(), Some(1), ""), Progress::default());
     // Late words of the first change nothing.
     tracker.report(first, report(1, Some(standing(Some(1), Some(1), None))));
     tracker.closed(first, false, Instant::now());
     assert_eq!(tracker.proxies().len(), 1);
     tracker.report(second, report(1, Some(standing(Some(1), Some(1), None))));
-    assert_eq!(tracker.progress(&route(), Some(1), "", Settled::default()).programmed, 1);
+    assert_eq!(tracker.progress(&route(), Some(1), "").programmed, 1);
 }
 
 #[test]
@@ -205,17 +219,16 @@ fn a_second_process_of_the_same_name_is_a_laggard_and_does_not_throw_out_the_fir
     assert!(news && !tracker.settled(2).is_so());
     tracker.report(refused, report(2, Some(standing(Some(2), None, Some(Lag::Pending)))));
     assert_eq!(laggards(&tracker, Some(2)), [("shop/a".into(), "duplicate-name".into())]);
-    assert_eq!(tracker.progress(&route(), Some(2), "", Settled::default()).programmed, 1);
+    assert_eq!(tracker.progress(&route(), Some(2), "").programmed, 1);
     // It tries again and again, and is one. Until it is known anew what it has, nothing is said to be in force everywhere,
     // also to those who had found just before that all was known.
     tracker.tell(Some(&HashSet::new()), 2);
     let settled = tracker.settled(2);
-    let is_settled = || tracker.progress(&route(), Some(2), "", settled).settled;
-    assert!(is_settled());
+    assert!(tracker.is_still(settled));
     let (again, _keep, news) = tracker.refused(process("a", 2), now);
-    assert!(!news && !is_settled());
+    assert!(!news && !tracker.is_still(settled) && !tracker.settled(2).is_so());
     tracker.report(again, report(2, Some(standing(Some(2), None, Some(Lag::Pending)))));
-    assert!(is_settled());
+    assert!(tracker.settled(2).is_so());
     assert_eq!(tracker.proxies().len(), 2);
 
     // The first loses its stream, and the second is faster: they have changed places.
@@ -263,21 +276,21 @@ fn those_that_an_earlier_control_plane_knew_are_missed_until_they_are_back() {
     assert_eq!((tracker.proxies().len(), tracker.connected()), (3, 0));
     open(&tracker, opened("a"));
     assert_eq!(tracker.names().len(), 3, "until all are back, the next control plane misses them too");
-    assert_eq!(tracker.progress(&route(), Some(1), "", Settled::default()).awaited, 2);
+    assert_eq!(tracker.progress(&route(), Some(1), "").awaited, 2);
     tracker.forget_vanished(now, |_, pod| if pod == "b" { Duration::ZERO } else { Duration::MAX });
     assert_eq!(laggards(&tracker, Some(1)), [missed("shop/c")]);
     tracker.forget_vanished(now + limits::DISCONNECTED_KEPT, |_, _| Duration::MAX);
-    assert_eq!(tracker.progress(&route(), Some(1), "", Settled::default()), Progress::default());
+    assert_eq!(tracker.progress(&route(), Some(1), ""), Progress::default());
 
     // A proxy that is cut off for longer than a control plane waits is not one that runs everything: its Pod is up.
     tracker.expect([name("b", true)], now);
     tracker.forget_vanished(now + limits::DISCONNECTED_KEPT * 100, |_, _| Duration::MAX);
     assert_eq!(
-        (tracker.progress(&route(), Some(1), "", Settled::default()).awaited, laggards(&tracker, Some(1))),
+        (tracker.progress(&route(), Some(1), "").awaited, laggards(&tracker, Some(1))),
         (1, vec![missed("shop/b")])
     );
     tracker.forget_vanished(now + limits::DISCONNECTED_KEPT * 100, |_, _| Duration::ZERO);
-    assert_eq!(tracker.progress(&route(), Some(1), "", Settled::default()), Progress::default());
+    assert_eq!(tracker.progress(&route(), Some(1), ""), Progress::default());
 }
 
 #[test]
@@ -287,9 +300,9 @@ fn who_could_never_have_an_object_is_not_waited_for_because_of_it() {
     tracker.expect([name("shop"), name("office")], Instant::now());
     // What workloads accept is said in their own namespace; whom a route is for may have been another thing before.
     let policy = ObjectRef { kind: "InboundPolicy".into(), ..route() };
-    assert_eq!(tracker.progress(&policy, Some(1), "", Settled::default()).awaited, 1);
-    assert_eq!(tracker.progress(&policy, Some(1), "", Settled::default()).laggards[0].proxy, "shop/a");
-    assert_eq!(tracker.progress(&route(), Some(1), "", Settled::default()).awaited, 2);
+    assert_eq!(tracker.progress(&policy, Some(1), "").awaited, 1);
+    assert_eq!(tracker.progress(&policy, Some(1), "").laggards[0].proxy, "shop/a");
+    assert_eq!(tracker.progress(&route(), Some(1), "").awaited, 2);
 }
 
 #[test]
@@ -300,7 +313,7 @@ fn what_is_held_in_an_unknown_version_may_be_made_from_what_is_gone() {
     tracker.report(a, report(1, Some(held)));
     assert_eq!(laggards(&tracker, None), [("shop/a".into(), "pending".into())]);
     tracker.report(a, report(1, Some(standing(None, None, None))));
-    assert_eq!(tracker.progress(&route(), None, "", Settled::default()), Progress::default());
+    assert_eq!(tracker.progress(&route(), None, ""), Progress::default());
 }
 
 #[test]
@@ -333,7 +346,7 @@ fn who_runs_an_object_that_was_made_again_lags() {
             lag: (wanted != in_force).then_some(Lag::Pending),
         }
     };
-    let programmed = |uid: &str| tracker.progress(&route(), Some(1), uid, Settled::default()).programmed;
+    let programmed = |uid: &str| tracker.progress(&route(), Some(1), uid).programmed;
     tracker.report(a, report(1, Some(with("old", "old"))));
     // A replica that has not heard of the new one says so by this.
     assert_eq!((programmed("old"), programmed("new"), programmed("")), (1, 0, 1));

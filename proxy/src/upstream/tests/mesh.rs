@@ -46,6 +46,9 @@ async fn changing_peer(credentials: Rc<RefCell<Rc<Credentials>>>) -> SocketAddr 
                 if protocol == MeshProtocol::Http1Mux {
                     return answer_streams(stream, format!("{peer} {protocol:?}")).await;
                 }
+                if protocol == MeshProtocol::TcpReady {
+                    stream.write_u8(leno_proto::alpn::READY).await.unwrap();
+                }
                 let mut buffer = [0; 1024];
                 while stream.read(&mut buffer).await.is_ok_and(|read| read > 0) {
                     let body = format!("{peer} {protocol:?}");
@@ -127,7 +130,7 @@ async fn a_meshed_endpoint_is_reached_by_mutual_tls_or_not_at_all() {
         let mut tcp = pick.tcp().await.unwrap();
         tcp.write_all(b"hello").await.unwrap();
         let mut answer = String::new();
-        while !answer.ends_with("Tcp") {
+        while !answer.ends_with("TcpReady") {
             let mut byte = [0];
             tcp.read_exact(&mut byte).await.unwrap();
             answer.push(byte[0].into());
@@ -137,6 +140,50 @@ async fn a_meshed_endpoint_is_reached_by_mutual_tls_or_not_at_all() {
         let error = upstreams.pick(&impostor, &[], |_| None).await.unwrap().http(Carry::Http2).await.err().unwrap();
         assert_eq!(error.reason().as_str(), "tls");
         assert!(error.to_string().contains("sa/payment"), "{error}");
+    })
+    .await;
+}
+
+/// A mesh peer that says `first` on each connection, and closes it.
+async fn opaque_peer(credentials: Credentials, first: &'static [u8]) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::task::spawn_local(async move {
+        loop {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let accepted = credentials.accept(Prefixed::new(bytes::Bytes::new(), tcp)).await;
+            let Ok((mut stream, ..)) = accepted else { continue };
+            let _ = stream.write_all(first).await;
+            let _ = stream.flush().await;
+            let _ = stream.shutdown().await;
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn opaque_bytes_are_connected_once_the_peer_says_that_its_application_is() {
+    on_worker(async {
+        let authority = Authority::new();
+        let (store, upstreams) = upstreams();
+        store.install(authority.credentials(&id("web")));
+        let connect = async |address: SocketAddr| {
+            let pick = upstreams.pick(&meshed(address, id("cart")), &[], |_| None).await.unwrap();
+            pick.tcp().await
+        };
+        // With the first bytes of a server that speaks first, in one record.
+        let mut greeted =
+            connect(opaque_peer(authority.credentials(&id("cart")), b"\x06220 ready").await).await.unwrap();
+        let mut greeting = String::new();
+        greeted.read_to_string(&mut greeting).await.unwrap();
+        assert_eq!(greeting, "220 ready");
+        for (first, reason) in [(&b""[..], "connect"), (b"220 ready", "tls")] {
+            let error = connect(opaque_peer(authority.credentials(&id("cart")), first).await).await.err().unwrap();
+            assert_eq!(error.reason().as_str(), reason, "{error}");
+        }
+        // One of an earlier version is believed.
+        let older = Rc::new(RefCell::new(Rc::new(authority.credentials(&id("cart")).knowing(&[MeshProtocol::Tcp]))));
+        assert!(connect(changing_peer(older).await).await.is_ok());
     })
     .await;
 }
