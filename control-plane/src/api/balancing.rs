@@ -113,7 +113,7 @@ pub(crate) struct Prequal {
 }
 
 /// When an endpoint that fails gets no more requests, and how it comes back. A failure is an answer with a status of 500 or more
-/// or gRPC's UNAVAILABLE, a reset, a timeout, or a connection that cannot be made.
+/// or gRPC's UNAVAILABLE, a reset, a timeout, or a connection that cannot be made; not what the mesh turns away (`overload`).
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct OutlierDetection {

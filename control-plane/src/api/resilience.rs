@@ -88,10 +88,10 @@ pub(crate) struct RouteHedging {
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct CircuitBreaker {
-    /// Failures in a row that open it: 1 to 1000. A failure is a 5xx, UNAVAILABLE, a broken connection or a timeout. Default: none.
+    /// Failures in a row that open it: 1 to 1000. A failure is a 5xx, UNAVAILABLE, a broken connection or a timeout; not the mesh's `overload`. Default: none.
     #[schemars(range(min = 1, max = 1000), example = 10)]
     pub(crate) consecutive_failures: Option<i64>,
-    /// Share of failures within `window` that opens it, in per cent: 1 to 100. Default: none.
+    /// Share of failures within `window` that opens it, in per cent: 1 to 100. Default: none; 50 if `consecutiveFailures` is absent, too.
     #[schemars(range(min = 1, max = 100), example = 50)]
     pub(crate) failure_percent: Option<i64>,
     /// What `failurePercent` looks back on, sliding: 1s to 10m. Default: 10s.
