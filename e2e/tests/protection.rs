@@ -11,9 +11,14 @@ use leno_e2e::{
     scenario::{Instance, Scenario, destination},
     server::Server,
 };
-use tokio::{net::TcpStream, sync::Semaphore};
+use tokio::{
+    net::TcpStream,
+    sync::{Mutex, Semaphore},
+};
 
 const HOUR: &str = "1h";
+/// Held by tests that measure what a machine can do: one at a time.
+static MEASURING: Mutex<()> = Mutex::const_new(());
 
 /// Puts an InboundPolicy for the service `shop` in force.
 async fn policy(scenario: &Scenario, spec: &str) -> Result<()> {
@@ -321,6 +326,7 @@ async fn calm(scenario: &Scenario, seconds: u64, lines: usize) -> Result<([f64; 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_times_the_capacity() -> Result<()> {
+    let _alone = MEASURING.lock().await;
     let mut scenario = Scenario::with(Options::default(), &["shop"], 0, "http").await?;
     let server = Server::start("shop-1").await?;
     ensure!(server.control().slots.set(Semaphore::new(SLOTS)).is_ok(), "slots are set once");
@@ -366,6 +372,7 @@ const TAKES: u64 = 300;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn instances_that_turn_requests_away_are_used_for_all_they_can_do() -> Result<()> {
+    let _alone = MEASURING.lock().await;
     let scenario = Scenario::with(Options::default(), &["shop"], 3, "http").await?;
     policy(&scenario, &format!("  concurrency: {{mode: Fixed, limit: {AT_A_TIME}}}\n")).await?;
     let capacity = (3 * AT_A_TIME) as f64 * 1000.0 / TAKES as f64;
