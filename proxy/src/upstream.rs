@@ -35,7 +35,7 @@ use std::{
 };
 
 pub use backend::{Backend, Endpoint, EndpointSet, HostName};
-use balance::settings::HashKey;
+use balance::{Algorithm, settings::HashKey};
 use balancer::{Balancer, Wanted};
 use bulkhead::Place;
 pub use dial::DialError;
@@ -83,7 +83,7 @@ pub struct Pick {
     /// What this try decides if the endpoint is ejected.
     role: Cell<Role>,
     /// See [`Self::asks`].
-    asked: Cell<bool>,
+    asked: Cell<Option<Instant>>,
     reported: Cell<bool>,
     /// The stream's place on a shared HTTP/2 connection, held as long as the pick.
     stream: pool::StreamSlot,
@@ -211,7 +211,7 @@ impl Pick {
             started,
             protocol,
             role: Cell::new(role),
-            asked: Cell::new(false),
+            asked: Cell::new(None),
             reported: Cell::new(false),
             stream: pool::StreamSlot::default(),
             connection: Cell::new(None),
@@ -224,7 +224,7 @@ impl Pick {
         if self.reported.replace(true) {
             return;
         }
-        if self.asked.get() {
+        if self.is_asked() {
             self.local.over();
         }
         let latency = now.saturating_duration_since(self.started);
@@ -236,7 +236,8 @@ impl Pick {
                 return self.abandon_probe(now);
             }
             Outcome::GivenUp => {
-                self.local.given_up(latency, now);
+                let ignored = self.asked.get().map(|asked| now.saturating_duration_since(asked));
+                self.local.given_up(latency, ignored.unwrap_or_default(), now);
                 return self.abandon_probe(now);
             }
             Outcome::Neutral => return self.abandon_probe(now),
@@ -265,6 +266,13 @@ impl Pick {
         }
     }
 
+    /// Whether endpoints are chosen by what they are expected to take: one that turns requests away then gets fewer, and need not be
+    /// left alone for it.
+    pub(crate) fn is_by_estimate(&self) -> bool {
+        let Some(balancer) = &self.balancer else { return false };
+        matches!(balancer.roster().policy.load_balancing.algorithm, Algorithm::PeakEwma | Algorithm::Prequal(_))
+    }
+
     /// A connection for one HTTP exchange: pooled or new, to the mesh peer over mTLS (ALPN tells the version) or in
     /// plaintext. What the endpoint is known to speak overrides `carry`, see [`pool::HttpConnection::is_http1`]; a mesh
     /// peer speaks all versions and translates.
@@ -289,13 +297,15 @@ impl Pick {
 
     /// The whole request is there, when it was begun or since `sent`: from here on it is the endpoint that is waited for.
     pub(crate) fn asks(&self, sent: Option<Instant>) {
-        if !self.asked.replace(true) {
-            self.local.asked(sent.unwrap_or(self.started));
+        if !self.is_asked() {
+            let asked = sent.unwrap_or(self.started);
+            self.asked.set(Some(asked));
+            self.local.asked(asked);
         }
     }
 
     pub(crate) fn is_asked(&self) -> bool {
-        self.asked.get()
+        self.asked.get().is_some()
     }
 
     /// How long policy lets a connection be without a byte moved, if it says so.
@@ -321,7 +331,7 @@ impl Drop for Pick {
     fn drop(&mut self) {
         if !self.reported.get() {
             // The client has left: while it waited for the answer, or in the middle of its own request.
-            let outcome = if self.asked.get() { Outcome::GivenUp } else { Outcome::Neutral };
+            let outcome = if self.is_asked() { Outcome::GivenUp } else { Outcome::Neutral };
             self.report(outcome, Instant::now());
         }
         self.local.end();

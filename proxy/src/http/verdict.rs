@@ -79,10 +79,15 @@ pub(super) fn judged(response: &ResponseHead, pick: &Pick) -> Option<Outcome> {
     let failed = status.is_server_error() || grpc == Some(14);
     let refused = status == StatusCode::TOO_MANY_REQUESTS || grpc == Some(8);
     let reason = peers_reason(response, pick);
-    // A rate limit may be one caller's alone, and is no reason to keep all others away. Who has too much to do works on: nobody
-    // would use what it can do if all stayed away.
+    let works_on = match reason {
+        // It may be one caller's alone, and is no reason to keep all others away.
+        Some(b"rate-limit") => true,
+        // Who has too much to do works on: nobody would use what it can do if all stayed away.
+        Some(b"overload") => pick.is_by_estimate(),
+        _ => false,
+    };
     if (refused || status == StatusCode::SERVICE_UNAVAILABLE)
-        && !matches!(reason, Some(b"rate-limit" | b"overload"))
+        && !works_on
         && let Some(wait) = retry_after(response, SystemTime::now())
     {
         pick.rest(wait, Instant::now());
@@ -121,28 +126,38 @@ mod tests {
 
     use super::*;
     use crate::{
-        policy::{Protocol, Target},
+        policy::{BackendPolicy, Protocol, Target},
         testing::{Sidecar, run, server_id},
-        upstream::{Backend, Endpoint, EndpointSet, Outcome::*},
+        upstream::{
+            Backend, Endpoint, EndpointSet,
+            Outcome::*,
+            balance::{Algorithm, LoadBalancing},
+        },
     };
 
     #[test]
     fn who_has_too_much_to_do_is_neither_failing_nor_to_be_left_alone() {
         run(async {
             let sidecar = Sidecar::new("client", || Target::Outside);
-            // What is answered 503 or gRPC's UNAVAILABLE: its reason, by a peer of the mesh or by anybody.
-            for (grpc, reason, meshed, expected) in [
-                (false, "overload", true, (Refused, false)),
-                (true, "overload", true, (Refused, false)),
-                (false, "overload", false, (Failure, true)),
-                (false, "connect", true, (Failure, true)),
-                (false, "", true, (Failure, true)),
+            // What is answered 503 or gRPC's UNAVAILABLE: its reason, by a peer of the mesh or by anybody. By turns it would get as many as
+            // the others next.
+            for (algorithm, grpc, reason, meshed, expected) in [
+                (Algorithm::PeakEwma, false, "overload", true, (Refused, false)),
+                (Algorithm::PeakEwma, true, "overload", true, (Refused, false)),
+                (Algorithm::RoundRobin, false, "overload", true, (Refused, true)),
+                (Algorithm::LeastRequest, false, "overload", true, (Refused, true)),
+                (Algorithm::RoundRobin, false, "rate-limit", true, (Failure, false)),
+                (Algorithm::PeakEwma, false, "overload", false, (Failure, true)),
+                (Algorithm::PeakEwma, false, "connect", true, (Failure, true)),
+                (Algorithm::PeakEwma, false, "", true, (Failure, true)),
             ] {
                 let identity = meshed.then(server_id);
                 let endpoints =
                     [1, 2].map(|n| Endpoint::new(([127, 0, 0, n], 80).into(), identity.clone(), "w", "", 1));
                 let backend = Arc::new(Backend::new("shop/shop:80".into()));
-                backend.publish(EndpointSet::new(true, Protocol::Http1, endpoints.to_vec()));
+                let load_balancing = LoadBalancing { algorithm, ..LoadBalancing::default() };
+                let policy = BackendPolicy { load_balancing, ..BackendPolicy::default() };
+                backend.publish(EndpointSet::new(true, Protocol::Http1, endpoints.to_vec()).under(Arc::new(policy)));
                 let pick = sidecar.ctx.upstreams.pick(&backend, &[], |_| None).await.unwrap();
                 let status = if grpc { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
                 let mut response = ResponseHead::new(status);

@@ -120,10 +120,10 @@ impl LocalEndpoint {
         self.estimate.set(estimate);
     }
 
-    /// One try that its client gave up. See [`Estimate::given_up`].
-    pub fn given_up(&self, waited: Duration, now: Instant) {
+    /// One try that its client gave up, which was `ignored` so long once it was sent. See [`Estimate::given_up`].
+    pub fn given_up(&self, waited: Duration, ignored: Duration, now: Instant) {
         let mut estimate = self.estimate.get();
-        if estimate.is_far_too_long(waited.as_secs_f64()) {
+        if estimate.is_far_too_long(ignored.as_secs_f64()) {
             let waiting = self.waiting.get();
             self.waiting.set(Waiting { ignored: waiting.ignored.saturating_add(1), ..waiting });
         }
