@@ -7,8 +7,8 @@ use std::{
 
 use leno_proto::v1::{
     CheckAuthorityRequest, CheckAuthorityResponse, ExplainRequest, Explanation, FindRequestsRequest,
-    FindRequestsResponse, ListObjectsRequest, ListObjectsResponse, ListProxiesRequest, ListProxiesResponse, ObjectRef,
-    ObjectStatus, ProxyStatus, WatchObjectRequest,
+    FindRequestsResponse, Laggard, ListObjectsRequest, ListObjectsResponse, ListProxiesRequest, ListProxiesResponse,
+    ObjectRef, ObjectStatus, ProxyStatus, WatchObjectRequest,
 };
 use tokio::{sync::mpsc, time::timeout};
 use tonic::{Code, Status};
@@ -56,10 +56,11 @@ impl Replicas {
     pub(super) async fn list_objects(&self, request: ListObjectsRequest) -> anyhow::Result<ListObjectsResponse> {
         let mut answers = Vec::new();
         for mut replica in self.all() {
-            answers.push(replica.list_objects(request.clone()).await.map_err(said)?.into_inner());
+            let connected = self.connected_at(&mut replica).await?;
+            let answer = replica.list_objects(request.clone()).await.map_err(said)?.into_inner();
+            answers.push((connected, answer));
         }
-        let connected = self.connected_elsewhere().await?;
-        Ok(objects(answers, &connected))
+        Ok(objects(answers))
     }
 
     pub(super) async fn list_proxies(&self) -> anyhow::Result<ListProxiesResponse> {
@@ -70,13 +71,26 @@ impl Replicas {
         Ok(proxies(answers))
     }
 
-    /// Names of connected proxies, which another replica may miss. With one replica: it knows.
-    async fn connected_elsewhere(&self) -> anyhow::Result<BTreeSet<String>> {
+    /// Names of proxies that are connected to a replica, and that others may miss. With one replica: there are no others.
+    async fn connected_at(&self, replica: &mut Client) -> anyhow::Result<BTreeSet<String>> {
         if self.others.is_empty() {
             return Ok(BTreeSet::new());
         }
-        let all = self.list_proxies().await?.proxies.into_iter();
-        Ok(all.filter(|proxy| proxy.connected).map(|proxy| proxy.name).collect())
+        let all = replica.list_proxies(ListProxiesRequest {}).await.map_err(said)?.into_inner().proxies;
+        Ok(all.into_iter().filter(|proxy| proxy.connected).map(|proxy| proxy.name).collect())
+    }
+
+    /// The state of an object now, where proxies may be moving between replicas.
+    async fn status(&self, object: &ObjectRef) -> anyhow::Result<ObjectStatus> {
+        let mut all = Vec::new();
+        for mut replica in self.all() {
+            let connected = self.connected_at(&mut replica).await?;
+            let request = WatchObjectRequest { object: Some(object.clone()) };
+            let mut statuses = replica.watch_object(request).await.map_err(said)?.into_inner();
+            let status = statuses.message().await.map_err(said)?.ok_or_else(ended)?;
+            all.push(Report { connected, status });
+        }
+        Ok(merged(all))
     }
 
     /// By the replica that the proxy is connected to.
@@ -128,8 +142,12 @@ impl Replicas {
             });
             count = index + 1;
         }
-        Ok(Statuses { replicas: self.clone(), news, known: vec![None; count] })
+        Ok(Statuses { replicas: self.clone(), object: object.clone(), news, known: vec![None; count] })
     }
+}
+
+fn ended() -> Away {
+    Away("the control plane stopped answering".to_owned())
 }
 
 type News = Result<Option<ObjectStatus>, Status>;
@@ -137,6 +155,7 @@ type News = Result<Option<ObjectStatus>, Status>;
 /// See [`Replicas::watch_object`].
 pub(super) struct Statuses {
     replicas: Replicas,
+    object: ObjectRef,
     news: mpsc::Receiver<(usize, News)>,
     /// What each replica said last.
     known: Vec<Option<ObjectStatus>>,
@@ -153,7 +172,6 @@ impl Statuses {
     /// # Errors
     /// [`Away`] where a replica has ended, or others serve by now: this is to be asked anew.
     pub(super) async fn next(&mut self) -> anyhow::Result<ObjectStatus> {
-        let ended = || Away("the control plane stopped answering".to_owned());
         loop {
             let news = match timeout(SILENCE, self.news.recv()).await {
                 Ok(news) => news,
@@ -165,10 +183,14 @@ impl Statuses {
             if let Some(known) = self.known.get_mut(index) {
                 *known = Some(status);
             }
-            if self.known.iter().all(Option::is_some) {
-                let connected = self.replicas.connected_elsewhere().await?;
-                return Ok(merged(self.known.iter().flatten().cloned().collect(), &connected));
+            let known: Option<Vec<_>> = self.known.iter().cloned().collect();
+            let Some(known) = known else { continue };
+            // Whom one replica misses another may have had since before it said anything.
+            if known.len() > 1 && known.iter().flat_map(|status| &status.laggards).any(is_disconnected) {
+                return self.replicas.status(&self.object).await;
             }
+            let all = known.into_iter().map(|status| Report { connected: BTreeSet::new(), status });
+            return Ok(merged(all.collect()));
         }
     }
 }
@@ -212,12 +234,13 @@ fn together(all: &mut FindRequestsResponse, one: FindRequestsResponse) {
     all.left_out += one.left_out;
 }
 
-fn objects(answers: Vec<ListObjectsResponse>, connected: &BTreeSet<String>) -> ListObjectsResponse {
+/// What each replica says of all objects, and who was connected to it before it said so.
+fn objects(answers: Vec<(BTreeSet<String>, ListObjectsResponse)>) -> ListObjectsResponse {
     let replicas = answers.len();
     let mut all = ListObjectsResponse::default();
-    let mut by_name: BTreeMap<(String, String, String), Vec<ObjectStatus>> = BTreeMap::new();
+    let mut by_name: BTreeMap<(String, String, String), Vec<Report>> = BTreeMap::new();
     let mut order = Vec::new();
-    for answer in answers {
+    for (connected, answer) in answers {
         all.generation = all.generation.max(answer.generation);
         for error in answer.errors {
             if !all.errors.contains(&error) {
@@ -231,13 +254,13 @@ fn objects(answers: Vec<ListObjectsResponse>, connected: &BTreeSet<String>) -> L
             if known.is_empty() {
                 order.push(key);
             }
-            known.push(status);
+            known.push(Report { connected: connected.clone(), status });
         }
     }
     for key in order {
-        let Some(statuses) = by_name.remove(&key) else { continue };
-        let everywhere = statuses.len() == replicas;
-        let mut status = merged(statuses, connected);
+        let Some(reports) = by_name.remove(&key) else { continue };
+        let everywhere = reports.len() == replicas;
+        let mut status = merged(reports);
         status.settled &= everywhere;
         all.objects.push(status);
     }
@@ -261,29 +284,52 @@ fn proxies(answers: Vec<ListProxiesResponse>) -> ListProxiesResponse {
     all
 }
 
-/// What several replicas say of one object. `connected`: proxies that no replica need miss.
-fn merged(statuses: Vec<ObjectStatus>, connected: &BTreeSet<String>) -> ObjectStatus {
-    let newest = statuses.iter().filter(|status| !status.absent).map(|status| status.generation).max();
-    let agree = statuses.iter().all(|status| (!status.absent).then_some(status.generation) == newest);
-    let settled = agree && statuses.iter().all(|status| status.settled);
-    let speaks = statuses.iter().position(|status| (!status.absent).then_some(status.generation) == newest);
-    let mut all = speaks.and_then(|index| statuses.get(index)).cloned().unwrap_or_default();
+/// What a replica says of an object.
+struct Report {
+    /// Proxies that were connected to it before it said so: it counts them, or misses them itself.
+    connected: BTreeSet<String>,
+    status: ObjectStatus,
+}
+
+impl Report {
+    fn misses(&self, proxy: &str) -> bool {
+        self.status.laggards.iter().any(|laggard| laggard.proxy == proxy && is_disconnected(laggard))
+    }
+
+    fn counts(&self, proxy: &str) -> bool {
+        self.connected.contains(proxy) && !self.misses(proxy)
+    }
+}
+
+fn is_disconnected(laggard: &Laggard) -> bool {
+    laggard.reason == "disconnected"
+}
+
+/// What several replicas say of one object. Whom one misses that another counts, nobody misses.
+fn merged(reports: Vec<Report>) -> ObjectStatus {
+    let statuses = || reports.iter().map(|report| &report.status);
+    let newest = statuses().filter(|status| !status.absent).map(|status| status.generation).max();
+    let is_newest = |status: &&ObjectStatus| (!status.absent).then_some(status.generation) == newest;
+    let settled = statuses().all(|status| is_newest(&status) && status.settled);
+    let mut all = statuses().find(is_newest).cloned().unwrap_or_default();
     (all.subscribed, all.programmed, all.settled) = (0, 0, settled);
     all.laggards.clear();
-    for status in statuses {
+    all.errors.clear();
+    for status in statuses() {
         all.subscribed += status.subscribed;
         // Of an older generation, or a newer one: it says nothing of this.
         all.programmed += if status.generation == all.generation { status.programmed } else { 0 };
-        for laggard in status.laggards {
-            if laggard.reason == "disconnected" && connected.contains(&laggard.proxy) {
+        for laggard in &status.laggards {
+            let said = all.laggards.iter().any(|known| known.proxy == laggard.proxy);
+            if is_disconnected(laggard) && (said || reports.iter().any(|report| report.counts(&laggard.proxy))) {
                 all.subscribed = all.subscribed.saturating_sub(1);
             } else {
-                all.laggards.push(laggard);
+                all.laggards.push(laggard.clone());
             }
         }
-        for error in status.errors {
-            if !all.errors.contains(&error) {
-                all.errors.push(error);
+        for error in &status.errors {
+            if !all.errors.contains(error) {
+                all.errors.push(error.clone());
             }
         }
     }
@@ -292,8 +338,6 @@ fn merged(statuses: Vec<ObjectStatus>, connected: &BTreeSet<String>) -> ObjectSt
 
 #[cfg(test)]
 mod tests {
-    use leno_proto::v1::Laggard;
-
     use super::*;
 
     fn status(generation: u64, subscribed: u32, programmed: u32, laggards: &[&str]) -> ObjectStatus {
@@ -312,27 +356,45 @@ mod tests {
         }
     }
 
+    fn report(connected: &[&str], status: ObjectStatus) -> Report {
+        Report { connected: connected.iter().map(|name| (*name).to_owned()).collect(), status }
+    }
+
+    fn unmoved(statuses: Vec<ObjectStatus>) -> ObjectStatus {
+        merged(statuses.into_iter().map(|status| report(&[], status)).collect())
+    }
+
     #[test]
     fn replicas_add_up() {
-        let all = merged(vec![status(7, 2, 2, &[]), status(7, 3, 2, &["shop/a"])], &BTreeSet::new());
+        let all = unmoved(vec![status(7, 2, 2, &[]), status(7, 3, 2, &["shop/a"])]);
         assert_eq!((all.subscribed, all.programmed, all.laggards.len(), all.settled), (5, 4, 1, true));
     }
 
     #[test]
     fn who_moved_to_another_replica_is_not_missed() {
-        let connected = BTreeSet::from(["shop/a".to_owned()]);
-        let all = merged(vec![status(7, 2, 2, &[]), status(7, 1, 0, &["shop/a"])], &connected);
+        let all = merged(vec![report(&["shop/a"], status(7, 2, 2, &[])), report(&[], status(7, 1, 0, &["shop/a"]))]);
         assert_eq!((all.subscribed, all.programmed, all.laggards.len()), (2, 2, 0));
+    }
+
+    /// It was connected to both in turn, before either said anything, and is now at neither.
+    #[test]
+    fn who_is_counted_nowhere_is_missed() {
+        let moving = || report(&["shop/a"], status(7, 2, 1, &["shop/a"]));
+        let all = merged(vec![moving(), moving()]);
+        assert_eq!((all.subscribed, all.programmed, all.laggards.len()), (3, 2, 1));
+        // Still there when it was asked who is, and gone before the state of the object was.
+        let all = merged(vec![moving(), report(&[], status(7, 1, 1, &[]))]);
+        assert_eq!((all.subscribed, all.programmed, all.laggards.len()), (3, 2, 1));
     }
 
     #[test]
     fn a_replica_that_is_behind_says_nothing_of_what_is_new() {
-        let all = merged(vec![status(7, 2, 2, &[]), status(8, 1, 1, &[])], &BTreeSet::new());
+        let all = unmoved(vec![status(7, 2, 2, &[]), status(8, 1, 1, &[])]);
         assert_eq!((all.generation, all.subscribed, all.programmed, all.settled), (8, 3, 1, false));
         let absent = ObjectStatus { absent: true, settled: true, ..ObjectStatus::default() };
-        let all = merged(vec![absent.clone(), status(8, 1, 1, &[])], &BTreeSet::new());
+        let all = unmoved(vec![absent.clone(), status(8, 1, 1, &[])]);
         assert!(!all.absent && !all.settled);
-        let all = merged(vec![absent.clone(), absent], &BTreeSet::new());
+        let all = unmoved(vec![absent.clone(), absent]);
         assert!(all.absent && all.settled);
     }
 
