@@ -53,16 +53,16 @@ impl Record {
         let propagation = limits::ROOT_PROPAGATION.min(lifetime);
         let present: Vec<String> = present.iter().map(|root| files::to_pem(std::slice::from_ref(root))).collect();
         let mut roots = self.0.clone();
-        // Until then others issue under the root before.
-        let is_known = |root: &Root| present.contains(&root.certificate) && root.known <= unix(now);
-        let any_known = roots.iter().any(is_known);
+        // The first is the issuer's. Until it is known others issue under the root before.
+        let issues = |root: &Root| present.first() == Some(&root.certificate) && root.known <= unix(now);
+        let replaced = roots.iter().any(issues);
         for root in &mut roots {
             let longest = Duration::from_secs(root.lifetime).min(MAX_CERTIFICATE_LIFETIME).max(lifetime);
             // Other replicas may issue under it for as long as the new one is not known everywhere, or as they were told before.
             let last = unix(now + propagation + longest + limits::ROOT_GRACE);
             root.until = match (present.contains(&root.certificate), root.until) {
                 (true, _) => None,
-                (false, Some(until)) if any_known || lifetime.as_secs() <= root.lifetime => Some(until),
+                (false, Some(until)) if replaced || lifetime.as_secs() <= root.lifetime => Some(until),
                 // They live longer now.
                 (false, Some(until)) => Some(until.max(last)),
                 (false, None) => Some(last.max(root.outlived)),

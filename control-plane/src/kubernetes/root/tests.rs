@@ -128,6 +128,12 @@ fn a_root_is_trusted_as_long_as_the_longest_certificate_under_it_lives() {
     let change = short.with(&new, minutes(10), start).with(&new, DAY, start + minutes(1));
     assert_eq!(change.with(&new, DAY, start + minutes(1)), change, "nothing is written again and again");
     assert_eq!(change.with(&new, DAY, start + DAY).trusted(&new).unwrap().len(), 2);
+    // Whatever else is in the Secret.
+    let (other, _) = authority("other");
+    let with_other = |first: &[CertificateDer<'static>]| [first, std::slice::from_ref(&other)].concat();
+    let short = Record::default().with(&with_other(&old), minutes(10), start);
+    let change = short.with(&with_other(&new), minutes(10), start).with(&with_other(&new), DAY, start + minutes(1));
+    assert_eq!(change.with(&with_other(&new), DAY, start + DAY).trusted(&new).unwrap().len(), 3);
     // Longer again: by what they live then.
     let short = long.with(&old, minutes(10), start);
     let longer = short.with(&old, DAY, start + 2 * DAY).with(&new, DAY, start + 3 * DAY);
