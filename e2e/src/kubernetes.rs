@@ -12,10 +12,13 @@ pub mod summary;
 use std::{path::Path, process::Stdio, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use k8s_openapi::api::core::v1::Namespace as NamespaceObject;
+use k8s_openapi::{
+    api::core::v1::{Namespace as NamespaceObject, Pod},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 use kube::{
     Api, Client, Config,
-    api::{DeleteParams, DynamicObject, Patch, PatchParams},
+    api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams},
     core::GroupVersionKind,
     discovery,
 };
@@ -68,7 +71,24 @@ impl Cluster {
         all.push("--reset-values");
         all.extend(arguments);
         self.helm(&all).await?;
-        Ok(())
+        self.rolled_out().await
+    }
+
+    /// Helm returns when new replicas are ready. Old ones, with the settings before, may go on answering for a moment.
+    async fn rolled_out(&self) -> Result<()> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), SYSTEM);
+        let replicas = ListParams::default().labels("app.kubernetes.io/component=control-plane");
+        eventually("no replica of the control plane is left of those before", LIMIT, async || {
+            let metadata: Vec<_> = pods.list(&replicas).await?.items.into_iter().map(|pod| pod.metadata).collect();
+            let template = |of: &ObjectMeta| of.labels.as_ref()?.get("pod-template-hash").cloned();
+            let first = metadata.first().context("there is none at all")?;
+            for pod in &metadata {
+                let old = pod.deletion_timestamp.is_some() || template(pod) != template(first);
+                ensure!(!old, "{:?} beside {:?}", pod.name, first.name);
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// As if Leno had never been there: neither releases nor its namespace, and with it neither root nor issuer.
