@@ -67,7 +67,8 @@ pub(super) async fn make<T: AsyncRead + AsyncWrite + Unpin>(
                 shown += next;
             }
             Err(error) => {
-                while let (_, Ok(Step::Send(alert))) = handshake.step(incoming.get_mut(..shown).unwrap_or_default()) {
+                // The alert is one record. Asked once more, rustls would refuse the same bytes again.
+                if let (_, Ok(Step::Send(alert))) = handshake.step(incoming.get_mut(..shown).unwrap_or_default()) {
                     io.write_all(&alert).await?;
                 }
                 return Err(io::Error::new(io::ErrorKind::InvalidData, error));

@@ -117,6 +117,23 @@ async fn refusals_are_told_apart_by_both_sides() {
 }
 
 #[tokio::test]
+async fn who_answers_in_plaintext_is_no_peer_and_told_so() {
+    let client = Authority::new().credentials(&id(CLIENT));
+    let (near, mut far) = tcp_pair().await;
+    let answer = async {
+        far.read_exact(&mut [0; 5]).await.unwrap();
+        far.write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut rest = Vec::new();
+        far.read_to_end(&mut rest).await.unwrap();
+        rest
+    };
+    let (connected, told) = tokio::join!(client.connect(near, &id(SERVER), MeshProtocol::Http2), answer);
+    assert_eq!(connected.map(|_| ()).map_err(reason), Err("tls-handshake"));
+    // RFC 8446 section 6: an alert in clear, of two bytes, that is fatal.
+    assert!(matches!(told.last_chunk(), Some([21, 3, _, 0, 2, 2, _])), "{told:?}");
+}
+
+#[tokio::test]
 async fn a_client_of_another_trust_domain_is_named() {
     let authority = Authority::new();
     let server = authority.credentials(&id(SERVER));
