@@ -105,6 +105,14 @@ impl Body {
         self
     }
 
+    /// Without what was made here and is not to be sent: the answer is one that has no body.
+    pub(super) fn unsaid(mut self) -> Self {
+        if matches!(self.source, Source::Full(_)) {
+            self.source = Source::Empty;
+        }
+        self
+    }
+
     /// The next part; None at the end. Trailers hold nothing that belongs in a head.
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, BodyError>>> {
         let polled = self.poll_source(cx);

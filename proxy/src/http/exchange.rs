@@ -72,7 +72,7 @@ pub(crate) struct Exchange {
     pub(crate) may_be_processed: bool,
     /// Outbound: which try of its client is being served by this request, if it is known; 1: the first.
     pub(crate) serves_attempt: u32,
-    /// Tried again, or not for want of budget, and failed all the same.
+    /// Tried again, or not for want of budget, and failed all the same: trying once more is no use.
     pub(crate) in_vain: bool,
     /// Inbound: the trace is counted in [`super::hops`]; whether it is held there.
     hop: Option<bool>,
@@ -196,19 +196,13 @@ impl Exchange {
         self.own_deadline = Some(own);
     }
 
-    /// Trying again was no use; who called us is told with our answer, or (outbound) with the application's.
-    pub(crate) fn retried_in_vain(&mut self) {
-        self.in_vain = true;
-        if self.record.direction == Direction::Outbound
-            && let Some(trace) = &self.record.trace
-        {
-            self.ctx.hops.mark_in_vain(trace.trace_id, Instant::now());
-        }
-    }
-
-    /// Whether a failure is to be marked as tried in vain.
+    /// Whether a failure is to be marked as tried in vain: who called us is told with our answer, or (outbound) with the
+    /// application's, too.
     fn was_in_vain(&self, answer: &ResponseHead) -> bool {
         if self.record.direction == Direction::Outbound {
+            if let Some(trace) = self.record.trace.as_ref().filter(|_| self.in_vain) {
+                self.ctx.hops.mark_in_vain(trace.trace_id, Instant::now());
+            }
             return self.in_vain;
         }
         let of_calls = |trace: &TraceContext| self.ctx.hops.take_in_vain(trace.trace_id, self.started);
@@ -269,6 +263,26 @@ impl Exchange {
         self.limited_by_route = deadline.is_some() && self.deadline == deadline;
     }
 
+    /// How long it may last, as far as is known now.
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            deadline: self.deadline,
+            own_deadline: self.own_deadline,
+            answer_by: self.answer_by,
+            limited_by_route: self.limited_by_route,
+            idle: self.watch.policy_idle(),
+        }
+    }
+
+    /// Limits it as before, whatever was said and was overdue since then.
+    pub(crate) fn limit_as(&mut self, then: Limits) {
+        let Limits { deadline, own_deadline, answer_by, limited_by_route, idle } = then;
+        (self.deadline, self.own_deadline, self.answer_by) = (deadline, own_deadline, answer_by);
+        self.limited_by_route = limited_by_route;
+        self.record.reason = None;
+        self.watch.limit_anew(self.ends_by(), idle);
+    }
+
     /// Whether it is the client that is waited for: it has not sent all of its request.
     pub(crate) fn awaits_client(&self) -> bool {
         self.request.as_ref().is_some_and(|request| request.awaited())
@@ -312,7 +326,10 @@ impl Exchange {
                     self.watch.limit(self.own_deadline.unwrap_or(self.deadline));
                 }
                 self.watch.answered(own);
-                let Response { head, body } = answer.response;
+                let Response { head, mut body } = answer.response;
+                if respond::has_no_body(head.status, &self.record.method) {
+                    body = body.unsaid();
+                }
                 Response { head, body: body.carrying(self) }
             }
         }
@@ -381,6 +398,16 @@ impl Exchange {
         })
         .await
     }
+}
+
+/// See [`Exchange::limits`]. By default there are none but those that hold for every exchange.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Limits {
+    deadline: Option<Instant>,
+    own_deadline: Option<Option<Instant>>,
+    answer_by: Option<Instant>,
+    limited_by_route: bool,
+    idle: Option<Duration>,
 }
 
 /// The earlier of two deadlines, where there are any.

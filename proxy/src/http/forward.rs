@@ -136,7 +136,7 @@ async fn make_tries(exchange: &mut Exchange, plan: &Plan<'_>, template: &mut Tem
                 let failed = matches!(verdict, Outcome::Failure | Outcome::Refused);
                 // An application's other instances may do better.
                 if failed && !tried.is_empty() && matches!(plan.to, To::Backend(_)) {
-                    exchange.retried_in_vain();
+                    exchange.in_vain = true;
                 }
                 return accept(exchange, pick, template, &affinity, reply);
             }
@@ -164,7 +164,7 @@ async fn make_tries(exchange: &mut Exchange, plan: &Plan<'_>, template: &mut Tem
             Err(why) => {
                 told::no_further(exchange, plan, why);
                 if is_in_vain(plan.to, failure, wanted.is_ok(), !tried.is_empty()) {
-                    exchange.retried_in_vain();
+                    exchange.in_vain = true;
                 }
                 return match reply {
                     _ if tries.spent_budget(why) && guarded.answers_unavailable() => Err(guarded.budget_spent(error)),
@@ -230,7 +230,7 @@ fn no_try(
     if latest.is_some() {
         exchange.tell("retry", false, || format!("no further try: {error}"));
         if matches!(plan.to, To::Backend(_)) {
-            exchange.retried_in_vain();
+            exchange.in_vain = true;
         }
     }
     as_it_ended(exchange, template, latest, error)

@@ -1,6 +1,6 @@
 //! Answers that the proxy gives itself: why, in words, in `leno-reason`, and in the client's own protocol.
 
-use http::{StatusCode, Version};
+use http::{Method, StatusCode, Version};
 
 use super::{
     Body, Response,
@@ -55,6 +55,13 @@ fn grpc_message(text: &str) -> String {
         }
     }
     encoded
+}
+
+/// Whether a response has no body whatever its fields say (RFC 9110 6.4.1).
+pub(super) fn has_no_body(status: StatusCode, method: &Method) -> bool {
+    *method == Method::HEAD
+        || status.is_informational()
+        || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
 #[cfg(test)]

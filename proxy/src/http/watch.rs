@@ -120,6 +120,14 @@ impl Watch {
         self.deadline.set(deadline);
     }
 
+    /// The same, and no more than policy's `idle`, whatever was said before and was overdue.
+    pub(super) fn limit_anew(&self, deadline: Option<Instant>, idle: Option<Duration>) {
+        self.deadline.set(deadline);
+        self.policy_idle.set(idle);
+        self.overdue.set(None);
+        self.moved(1);
+    }
+
     /// Some bytes moved.
     pub(crate) fn moved(&self, bytes: u64) {
         self.moves.set(self.moves.get().wrapping_add(bytes));

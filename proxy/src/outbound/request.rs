@@ -16,7 +16,7 @@ use crate::{
     http::{
         Body, Response,
         cors::Asked,
-        exchange::Exchange,
+        exchange::{Exchange, Limits},
         filter::{self, Filters},
         forward::{self, Answer, Outgoing, Plan, To},
         head::{Fields, Name, RequestHead, ResponseHead},
@@ -258,13 +258,15 @@ impl Request<'_> {
         let Some(fallback) = &action.fallback else {
             return forward::forward(exchange, plan, rest.take(head, self.key)).await;
         };
-        let kept = (head.clone(), rest.upgrade.clone());
+        let before = Before { head: head.clone(), upgrade: rest.upgrade.clone(), limits: exchange.limits() };
         match forward::forward(exchange, plan, rest.take(head, self.key)).await {
-            Err(error) if is_in_vain(&error) && exchange.may_be_processed => {
+            Err(error) if is_unreached(&error) && exchange.may_be_processed => {
                 told::no_fallback(exchange, action);
                 Err(error)
             }
-            Err(error) if is_in_vain(&error) => Box::pin(self.fall_back(exchange, action, fallback, kept, error)).await,
+            Err(error) if is_unreached(&error) || (is_late(&error) && exchange.record.attempts == 0) => {
+                Box::pin(self.fall_back(exchange, action, fallback, before, error)).await
+            }
             other => other,
         }
     }
@@ -279,15 +281,19 @@ impl Request<'_> {
         exchange: &mut Exchange,
         action: &HttpAction,
         fallback: &Fallback,
-        (mut head, upgrade): (RequestHead, Option<Box<[u8]>>),
+        before: Before,
         error: Error,
     ) -> Result<Answer, Error> {
+        let Before { mut head, upgrade, limits } = before;
         let (to, metrics) = match fallback {
             Fallback::Backend(to, metrics) => (to, metrics),
             Fallback::Answer(answer) => {
+                // It is made here, and at once.
+                exchange.limit_as(Limits::default());
                 exchange.metrics.fell_back(error.reason().as_str());
                 exchange.record.fallback = Some(error.reason());
                 exchange.record.reason = Some(error.reason());
+                exchange.in_vain &= answer.status.is_server_error();
                 told::fallback(exchange, action, "answered by the proxy", &error);
                 return Ok(own(exchange, answer.response(self.grpc, error.reason())));
             }
@@ -298,17 +304,30 @@ impl Request<'_> {
             Some(Some(reader)) => Body::request(reader),
             Some(None) => return Err(error),
         };
+        // What policy says of the time of the backend that gave way ends with it; the route's and the client's holds for both.
+        let reason = exchange.record.reason;
+        exchange.limit_as(limits);
+        if exchange.still_awaited().is_err() {
+            exchange.record.reason = reason;
+            return Err(error);
+        }
         exchange.metrics.fell_back(error.reason().as_str());
         told::fallback(exchange, action, &to.key, &error);
-        // Those of the backend that gave way.
         exchange.places.clear();
-        exchange.is_retrying = false;
+        (exchange.is_retrying, exchange.in_vain) = (false, false);
         exchange.record.fallback = Some(error.reason());
         exchange.record.backend = Some(Arc::clone(&to.key));
         exchange.metrics = metrics.clone();
         let plan = self.plan(action, to);
         forward::forward(exchange, plan, Outgoing { head: &mut head, body, upgrade, host: self.key }).await
     }
+}
+
+/// What a fallback needs of the request as it was before its backend was called.
+struct Before {
+    head: RequestHead,
+    upgrade: Option<Box<[u8]>>,
+    limits: Limits,
 }
 
 /// How the rule or its backend keeps sessions, and the one that the request belongs to.
@@ -403,7 +422,7 @@ fn answer_preflight(exchange: &mut Exchange, allowed: Result<ResponseHead, ()>) 
 }
 
 /// Whether nobody was reached, by the latest try.
-fn is_in_vain(error: &Error) -> bool {
+fn is_unreached(error: &Error) -> bool {
     matches!(
         error,
         Error::NoEndpoint(_)
@@ -412,6 +431,11 @@ fn is_in_vain(error: &Error) -> bool {
             | Error::Tls { .. }
             | Error::Discovery(_)
     )
+}
+
+/// Whether time was up.
+fn is_late(error: &Error) -> bool {
+    matches!(error, Error::RequestTimeout | Error::ResponseTimeout)
 }
 
 /// A filter that is not known must fail the request, never be skipped (Gateway API).

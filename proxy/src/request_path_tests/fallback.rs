@@ -1,9 +1,14 @@
 //! What serves in place of a backend that nobody can be reached of, and what it must not serve.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use leno_proto::v1;
-use tokio::{io::AsyncWriteExt, net::TcpListener, sync::mpsc};
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::mpsc,
+    time::timeout,
+};
 
 use super::policy::{GET, nobody, routed};
 use crate::{
@@ -25,6 +30,68 @@ fn what_was_never_sent_has_its_fallback() {
         let answer = talk(address, GET).await;
         assert!(answer.starts_with("HTTP/1.1 203 ") && answer.ends_with("stands in"), "{answer}");
         assert!(answer.contains("leno-reason: connect\r\n"), "{answer}");
+    });
+}
+
+#[test]
+fn what_a_fallback_served_was_not_tried_in_vain() {
+    run(async {
+        let nowhere = [nobody().await, nobody().await, nobody().await];
+        let answer = talk(routed(&nowhere, stood_in(Default::default())).outbound().await, GET).await;
+        assert!(answer.ends_with("stands in") && !answer.contains("leno-retried"), "{answer}");
+        let answer = talk(routed(&nowhere, Default::default()).outbound().await, GET).await;
+        assert!(
+            answer.contains("leno-reason: connect\r\n") && answer.contains("leno-retried: in-vain\r\n"),
+            "{answer}"
+        );
+    });
+}
+
+/// A host that is gone answers no SYN; here it is a listener whose backlog is full.
+#[test]
+fn whose_time_ended_before_anybody_was_reached_has_a_fallback_and_its_own_time() {
+    run(async {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let silent = listener.local_addr().unwrap();
+        let connect = async || timeout(Duration::from_millis(100), TcpStream::connect(silent)).await;
+        let mut held = Vec::new();
+        while let Ok(connected) = connect().await {
+            held.push(connected.unwrap());
+        }
+        let slow = application(|mut stream| async move {
+            read_until(&mut stream, b"\r\n\r\n").await.unwrap();
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            stream.write_all(b"HTTP/1.1 203 OK\r\nContent-Length: 9\r\n\r\nstands in").await.unwrap();
+        })
+        .await;
+        let set = |address, request_timeout| {
+            let policy = BackendPolicy { request_timeout, ..BackendPolicy::default() };
+            EndpointSet::new(true, Protocol::Http, vec![Endpoint::plain(address)]).under(Arc::new(policy))
+        };
+        let to = v1::BackendRef { key: "shop/other:80".into() };
+        let to = Some(v1::Fallback { kind: Some(v1::fallback::Kind::Backend(to)) });
+        let answer = stood_in(Default::default()).fallback;
+        for (fallback, of_route, status) in [
+            (None, None, "504"),
+            (to.clone(), None, "203"),
+            (to, Some(100), "504"),
+            (answer.clone(), None, "203"),
+            (answer, Some(100), "203"),
+        ] {
+            let timeout = |millis| Duration::from_millis(millis).try_into().unwrap();
+            let action = v1::HttpAction { fallback, request_timeout: of_route.map(timeout), ..Default::default() };
+            let sidecar = routed(&[silent], action);
+            let snapshot = sidecar.ctx.policy.snapshot();
+            snapshot.backends["shop/shop:80"].publish(set(silent, Some(Duration::from_millis(100))));
+            if let Some(other) = snapshot.backends.get("shop/other:80") {
+                other.publish(set(slow, None));
+            }
+            let answer = talk(sidecar.outbound().await, GET).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+            assert!(status != "203" || answer.ends_with("stands in"), "{answer}");
+        }
     });
 }
 

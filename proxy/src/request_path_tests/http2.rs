@@ -9,13 +9,16 @@ use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper::{body::Incoming, client::conn, service::service_fn};
 use hyper_util::rt::TokioIo;
 use leno_proto::v1;
-use tokio::{net::TcpStream, sync::mpsc};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
     policy::{Protocol, Target},
     testing::LocalExecutor,
-    testing::{BOTH, Sidecar, Through, application, ejected, reach, run, workload, workload_source},
+    testing::{BOTH, Sidecar, Through, application, ejected, reach, run, talk, workload, workload_source},
 };
 
 pub(super) type Bytewise = BoxBody<Bytes, Infallible>;
@@ -105,6 +108,31 @@ fn grpc_streams_both_ways_with_trailers() {
 
             let refused = client.send_request(grpc("/echo/Refuse", full(b"x"))).await.unwrap();
             assert_eq!(refused.headers()["grpc-status"], "7");
+        });
+    }
+}
+
+/// The mesh carries HTTP/1 in streams, too, whose other side takes bytes behind such a head for a fault.
+#[test]
+fn what_the_proxy_answers_to_head_has_no_body() {
+    for through in BOTH {
+        run(async move {
+            let nowhere = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+            let address = reach(nowhere, through).await;
+            let mut client = client(address).await;
+            for _ in 0..3 {
+                let head = Request::builder().method(Method::HEAD).uri("http://shop:80/").body(full(b"")).unwrap();
+                let response = client.send_request(head).await.unwrap();
+                assert_eq!(
+                    (response.status(), &*response.headers()["leno-reason"]),
+                    (StatusCode::BAD_GATEWAY, "connect")
+                );
+                assert!(response.into_body().frame().await.is_none());
+            }
+            let head = b"HEAD / HTTP/1.1\r\nHost: shop:80\r\nConnection: close\r\n\r\n";
+            let answer = talk(address, head).await;
+            assert!(answer.starts_with("HTTP/1.1 502 ") && answer.contains("leno-reason: connect\r\n"), "{answer}");
+            assert!(answer.ends_with("\r\n\r\n"), "{answer}");
         });
     }
 }

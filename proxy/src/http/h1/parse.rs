@@ -9,6 +9,7 @@ use crate::{
     http::{
         head::{Fields, RequestHead, ResponseHead, Unfit},
         headers::is_authority,
+        respond,
     },
 };
 
@@ -398,20 +399,13 @@ fn take_response(line: &Line<'_>, head: &mut ResponseHead, told: &mut Told) -> R
 
 /// RFC 9112 6.3.
 fn framing(status: StatusCode, method: &Method, told: &Told) -> Framing {
-    if has_no_body(status, method) {
+    if respond::has_no_body(status, method) {
         Framing::Length(0)
     } else if told.chunked {
         Framing::Chunked
     } else {
         told.length.map_or(Framing::Close, Framing::Length)
     }
-}
-
-/// Whether the response has no body whatever its fields say.
-pub(super) fn has_no_body(status: StatusCode, method: &Method) -> bool {
-    *method == Method::HEAD
-        || status.is_informational()
-        || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use super::{Outgoing, buffer, parse};
 use crate::http::{
     body::{BodyError, Frame},
     head::{Fields, Name, RequestHead, ResponseHead},
+    respond,
 };
 
 /// Data of fewer bytes is copied behind what is written with it.
@@ -67,7 +68,7 @@ impl Output {
         bytes.extend_from_slice(head.status.canonical_reason().unwrap_or_default().as_bytes());
         bytes.extend_from_slice(b"\r\n");
         let bare = head.status.is_informational() || head.status == StatusCode::NO_CONTENT;
-        let plan = if parse::has_no_body(head.status, method) {
+        let plan = if respond::has_no_body(head.status, method) {
             let length = head.fields.only(Name::ContentLength).filter(|_| !bare);
             put_fields(bytes, &head.fields, |name| {
                 name != Name::Connection && (name != Name::ContentLength || length.is_some())
