@@ -195,11 +195,16 @@ pub enum Topic {
     Address(Arc<str>),
 }
 
+/// Where nobody says otherwise.
+pub const DEFAULT_CLUSTER_DOMAIN: &str = "cluster.local";
+
 /// What holds for the whole mesh, as options of the control plane.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MeshSettings {
     /// "cluster.local"
     pub trust_domain: Arc<str>,
+    /// Of the cluster's DNS: "cluster.local".
+    pub cluster_domain: Arc<str>,
     /// Addresses that belong to the mesh: one inside them that nobody owns does not exist, one outside is passed
     /// through without a look-up. Empty: private addresses, and public ones near those of Services and Pods, are looked up, and
     /// passed through if nobody owns them ([`World::mesh_networks`]).
@@ -226,6 +231,7 @@ impl MeshSettings {
     pub fn strict(trust_domain: &str) -> Self {
         Self {
             trust_domain: trust_domain.into(),
+            cluster_domain: DEFAULT_CLUSTER_DOMAIN.into(),
             mesh_networks: Vec::new(),
             inbound: InboundMode::Strict,
             session_key: None,

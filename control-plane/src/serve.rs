@@ -129,6 +129,8 @@ pub struct Options {
     pub listen: SocketAddr,
     pub authority: authority::Options,
     pub mesh_networks: Vec<IpNet>,
+    /// Of the cluster's DNS.
+    pub cluster_domain: String,
     /// Of which requests proxies keep what they decided.
     pub explain: Explain,
     /// Serves Prometheus metrics and health over plain HTTP.
@@ -202,6 +204,7 @@ impl ControlPlane {
         let mesh_settings = MeshSettings {
             trust_domain: authority.trust_domain().into(),
             mesh_networks: options.mesh_networks.clone(),
+            cluster_domain: options.cluster_domain.as_str().into(),
             inbound: if cluster.is_some() { InboundMode::Permissive } else { InboundMode::Strict },
             explain: options.explain.clone(),
             session_key: Some(Arc::from(&authority.session_key()[..])),

@@ -125,6 +125,9 @@ async fn services_of_all_sorts_are_reached() -> Result<()> {
         selecting("undeclared", "echo", json!(8080), None),
         selecting("bytes", "bytes", json!(8080), Some("tcp")),
         service("alias", json!({ "type": "ExternalName", "externalName": full })),
+        // Nobody's own: only its route leads anywhere.
+        selecting("fronted", "nobody", json!(8080), Some("http")),
+        to_alias("fronted"),
         service("by-hand", json!({ "ports": [{ "name": "http", "port": 80, "targetPort": 8080 }] })),
         slice("by-hand", ip, Some(&pod)),
         service("foreign", json!({ "ports": [{ "name": "http", "port": 80, "targetPort": 8080 }] })),
@@ -140,6 +143,7 @@ async fn services_of_all_sorts_are_reached() -> Result<()> {
         ("http://peer-1.peers:8080/", "peer-1", Way::Mesh),
         ("http://peers:8080/", "peer-", Way::Mesh),
         ("http://alias/", "echo-", Way::Mesh),
+        ("http://fronted/", "echo-", Way::Mesh),
         ("http://by-hand/", "echo-", Way::Mesh),
         ("http://foreign/", "echo-", Way::Plain),
         (direct.as_str(), "echo-", Way::Mesh),
@@ -179,6 +183,17 @@ async fn services_of_all_sorts_are_reached() -> Result<()> {
         retried(&namespace, &words, way).await?;
     }
     Ok(())
+}
+
+/// A route that sends what is for a Service to the ExternalName `alias`.
+fn to_alias(service: &str) -> Value {
+    json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": { "name": service },
+        "spec": {
+            "parentRefs": [{ "group": "", "kind": "Service", "name": service, "port": 80 }],
+            "rules": [{ "backendRefs": [{ "name": "alias", "port": 80 }] }],
+        },
+    })
 }
 
 /// A name is known to the cluster's DNS some seconds after its Service was made, and bytes to `tcp` are served when kube-proxy knows.

@@ -17,6 +17,7 @@ use tracing_subscriber::EnvFilter;
 use super::duration;
 use crate::{
     authority,
+    model::DEFAULT_CLUSTER_DOMAIN,
     model::Explain,
     operator,
     serve::{self, ControlPlane},
@@ -68,6 +69,9 @@ struct Settings {
     /// for, and unknown ones let through]
     #[arg(long, value_name = "CIDR,...", value_delimiter = ',', env = "LENO_MESH_NETWORKS")]
     mesh_networks: Vec<IpNet>,
+    /// Domain of the cluster's DNS, which ends the full names of Services [default: cluster.local]
+    #[arg(long, value_name = "NAME", env = "LENO_CLUSTER_DOMAIN")]
+    cluster_domain: Option<String>,
     /// Headers by which proxies keep what they decided over a request, for `leno explain`; their values are kept, too
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', env = "LENO_EXPLAIN_HEADERS")]
     explain_headers: Vec<String>,
@@ -172,6 +176,7 @@ impl Settings {
             certificate_lifetime: self.certificate_lifetime.or(file.certificate_lifetime),
             ca_dir: self.ca_dir.or(file.ca_dir),
             mesh_networks: if self.mesh_networks.is_empty() { file.mesh_networks } else { self.mesh_networks },
+            cluster_domain: self.cluster_domain.or(file.cluster_domain),
             explain_headers: if self.explain_headers.is_empty() { file.explain_headers } else { self.explain_headers },
             explain_sampled: self.explain_sampled.or(file.explain_sampled),
             metrics: self.metrics.or(file.metrics),
@@ -218,6 +223,10 @@ impl Settings {
                 certificate_lifetime,
             },
             mesh_networks: self.mesh_networks,
+            cluster_domain: self.cluster_domain.map_or_else(
+                || DEFAULT_CLUSTER_DOMAIN.to_owned(),
+                |domain| domain.trim_matches('.').to_ascii_lowercase(),
+            ),
             explain: Explain {
                 ignore_sampled: self.explain_sampled == Some(false),
                 headers: explain_headers(&self.explain_headers).context("--explain-headers")?,
@@ -303,6 +312,7 @@ mod tests {
     fn options_win_over_the_file() {
         let file: Settings = serde_saphyr::from_str(
             "config: /etc/leno\nlisten: 0.0.0.0:4190\ncertificate-lifetime: 1h\nmesh-networks: [10.0.0.0/8, 'fd00::/8']\n\
+             cluster-domain: k8s.example.\n\
              log-format: json\nexplain-headers: [X-Order, x-request-id]\nexplain-sampled: false\n",
         )
         .unwrap();
@@ -316,6 +326,7 @@ mod tests {
         assert_eq!(options.listen, "127.0.0.1:1".parse().unwrap());
         assert_eq!(options.authority.certificate_lifetime, Duration::from_secs(3600));
         assert_eq!(options.mesh_networks.len(), 2);
+        assert_eq!(options.cluster_domain, "k8s.example");
         assert_eq!(options.explain.headers, ["x-order", "x-request-id"]);
         assert!(options.explain.ignore_sampled);
         let in_cluster = Settings { kubernetes: Some(true), ..Settings::default() }.into_options().unwrap();

@@ -23,8 +23,12 @@ pub(super) enum Addressed {
     Nobody,
 }
 
-/// Cluster DNS appends these to a Service's name.
-const NAME_ENDINGS: [&str; 2] = [".svc.cluster.local", ".svc"];
+/// A Service's name without what cluster DNS appends to it, ".svc" and the domain; None: it is no such name. `host`: in lower case,
+/// without a last dot.
+pub(super) fn in_cluster<'h>(host: &'h str, domain: &str) -> Option<&'h str> {
+    let relative = host.strip_suffix(domain).and_then(|host| host.strip_suffix('.'));
+    relative.unwrap_or(host).strip_suffix(".svc")
+}
 
 /// Resolves a destination key for clients in `namespace`.
 pub(super) fn resolve(sources: &mut Sources<'_>, namespace: &str, key: &str) -> Addressed {
@@ -93,7 +97,7 @@ fn has_port(world: &World, used: &EndpointUse, port: u16) -> bool {
 /// "hostname.service.namespace" for one endpoint of a headless Service.
 fn by_name(sources: &mut Sources<'_>, namespace: &str, host: &str, port: u16) -> Addressed {
     let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-    let stripped = NAME_ENDINGS.iter().find_map(|ending| host.strip_suffix(ending));
+    let stripped = in_cluster(&host, &sources.world.settings.cluster_domain);
     let (cluster_name, host) = (stripped.is_some(), stripped.unwrap_or(&host));
     let labels: Vec<&str> = host.split('.').collect();
     let key = match labels.as_slice() {

@@ -7,11 +7,14 @@ use std::{
 
 use leno_proto::{
     spiffe::SpiffeId,
-    v1::{Endpoint, Endpoints, HostName, Protocol, endpoint::State},
+    v1::{BackendPolicy, Endpoint, Endpoints, HostName, Protocol, endpoint::State},
 };
 
 use super::{Sources, address, policy, service_key};
 use crate::model::{self, EndpointState, Kind, ObjectKey, Pod, ServiceKind};
+
+/// Most ExternalNames in a row that lead to endpoints, as many as resolvers of DNS follow.
+const ALIASES: u8 = 8;
 
 /// `key`: "namespace/service:port"; "namespace/pod/name:port" for one workload, "namespace/pod/name/address:port" at that
 /// address of it; "namespace/host/service/hostname:port" for one endpoint that is no workload.
@@ -19,7 +22,7 @@ pub(super) fn endpoints(sources: &mut Sources<'_>, key: &str) -> Option<Endpoint
     let (path, port) = key.rsplit_once(':')?;
     let port: u16 = port.parse().ok()?;
     match path.split('/').collect::<Vec<_>>().as_slice() {
-        [namespace, name] => of_service(sources, &service_key(namespace, name), port),
+        [namespace, name] => of_service(sources, &service_key(namespace, name), port, ALIASES),
         [namespace, "pod", name] => of_workload(sources, &pod_key(namespace, name), None, port),
         [namespace, "pod", name, ip] => {
             let ip: IpAddr = ip.parse().ok()?;
@@ -51,8 +54,25 @@ fn of_workload(sources: &mut Sources<'_>, key: &ObjectKey, ip: Option<IpAddr>, p
         state: State::Ready.into(),
         workload: key.name.to_string(),
     };
-    let protocol = ports.get(&port).map_or(Protocol::Detect, model::InboundPort::protocol);
-    Some(Endpoints { protocol: protocol.into(), endpoints: vec![endpoint], ..Endpoints::default() })
+    let named = ports.get(&port);
+    let protocol = named.map_or(Protocol::Detect, model::InboundPort::protocol);
+    let policy = named.and_then(|named| of_headless(sources, named));
+    Some(Endpoints { protocol: protocol.into(), endpoints: vec![endpoint], host_name: None, policy })
+}
+
+/// What policy says of the headless Services that name a Pod's port, whose clients call Pods by their own addresses: the first that
+/// has one.
+fn of_headless(sources: &mut Sources<'_>, port: &model::InboundPort) -> Option<BackendPolicy> {
+    let world = sources.world;
+    let is_headless =
+        |key| model::service(&world.objects, key).is_some_and(|found| found.kind == ServiceKind::Headless);
+    let mut first = None;
+    for (key, name) in port.services.iter().filter(|(key, _)| is_headless(key)) {
+        sources.service(key);
+        let policy = policy::of_backend(sources, key, name);
+        first = first.or(policy);
+    }
+    first
 }
 
 fn of_hostname(sources: &mut Sources<'_>, key: &ObjectKey, hostname: &str, port: u16) -> Option<Endpoints> {
@@ -79,7 +99,8 @@ fn identity(sources: &Sources<'_>, key: &ObjectKey, pod: &Pod, port: u16) -> Opt
     SpiffeId::new(trust_domain, &key.namespace, &pod.service_account).ok().map(|id| id.to_string())
 }
 
-fn of_service(sources: &mut Sources<'_>, key: &ObjectKey, number: u16) -> Option<Endpoints> {
+/// `aliases`: how many names may still lead from one to the next.
+fn of_service(sources: &mut Sources<'_>, key: &ObjectKey, number: u16, aliases: u8) -> Option<Endpoints> {
     sources.service(key);
     let world = sources.world;
     let service = model::service(&world.objects, key)?;
@@ -92,13 +113,19 @@ fn of_service(sources: &mut Sources<'_>, key: &ObjectKey, number: u16) -> Option
             Some(model::TargetPort::Number(target)) => *target,
             _ => number,
         };
-        let host_name = Some(HostName { host: host.to_string(), port: u32::from(port) });
-        let protocol = spoken(sources, key, number, declared.map_or(Protocol::Detect, |port| port.protocol));
+        let protocol = declared.map_or(Protocol::Detect, |port| port.protocol);
         let policy = policy::of_backend(sources, key, declared.map_or("", |port| &port.name));
+        let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+        if let Some(name) = address::in_cluster(&name, &world.settings.cluster_domain) {
+            // DNS would tell where it is, and not who.
+            let known = of_name(sources, name, port, aliases).unwrap_or_default();
+            let protocol = if protocol == Protocol::Detect { known.protocol() } else { protocol };
+            return Some(Endpoints { protocol: protocol.into(), policy, ..known });
+        }
+        let host_name = Some(HostName { host: host.to_string(), port: u32::from(port) });
         return Some(Endpoints { protocol: protocol.into(), endpoints: Vec::new(), host_name, policy });
     }
     let port = service.port(number)?;
-    let protocol = spoken(sources, key, number, port.protocol);
     // By address, since slices may overlap while endpoints move from one to another: ready wins.
     let mut found: BTreeMap<(IpAddr, u16), Endpoint> = BTreeMap::new();
     for slice_key in world.index.slices_of(key) {
@@ -116,7 +143,18 @@ fn of_service(sources: &mut Sources<'_>, key: &ObjectKey, number: u16) -> Option
         }
     }
     let policy = policy::of_backend(sources, key, &port.name);
-    Some(Endpoints { protocol: protocol.into(), endpoints: found.into_values().collect(), host_name: None, policy })
+    let endpoints = found.into_values().collect();
+    Some(Endpoints { protocol: port.protocol.into(), endpoints, host_name: None, policy })
+}
+
+/// Who an ExternalName of the cluster's own DNS leads to: "service.namespace", or "hostname.service.namespace".
+fn of_name(sources: &mut Sources<'_>, name: &str, port: u16, aliases: u8) -> Option<Endpoints> {
+    let aliases = aliases.checked_sub(1)?;
+    match name.split('.').collect::<Vec<_>>().as_slice() {
+        [name, namespace] => of_service(sources, &service_key(namespace, name), port, aliases),
+        [hostname, name, namespace] => of_hostname(sources, &service_key(namespace, name), hostname, port),
+        _ => None,
+    }
 }
 
 fn endpoint_at(
@@ -152,13 +190,4 @@ fn endpoint_at(
         state: state.into(),
         workload: pod.map(|(key, _)| key.name.to_string()).unwrap_or_default(),
     })
-}
-
-/// What endpoints of a port speak: as declared, or HTTP/2 where a GRPCRoute sends to them.
-fn spoken(sources: &Sources<'_>, key: &ObjectKey, port: u16, declared: Protocol) -> Protocol {
-    let grpc = sources.world.routes.grpc_backends.contains(&(key.clone(), port));
-    match declared {
-        Protocol::Detect | Protocol::Http if grpc => Protocol::Http2,
-        declared => declared,
-    }
 }

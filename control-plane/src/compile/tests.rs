@@ -306,7 +306,8 @@ fn kinds_exclude_each_other_on_a_port() {
     assert_eq!(target.protocol(), Protocol::Http2);
     assert_eq!(rules(target.http.as_ref().unwrap()), ["-> web/shop-v2:80=1"]);
     assert!(target.http.unwrap().rules[0].r#match.as_ref().unwrap().grpc);
-    assert_eq!(endpoints(&world, "web/shop-v2:80").protocol(), Protocol::Http2);
+    // What its backends speak is for them to say: gRPC's clients speak HTTP/2, and others of the same port may not.
+    assert_eq!(endpoints(&world, "web/shop-v2:80").protocol(), Protocol::Detect);
     assert_eq!(endpoints(&world, "web/shop:80").protocol(), Protocol::Detect);
     let accepted = |name: &str| {
         let object = world.objects().into_iter().find(|object| &*object.key.name == name).unwrap();
@@ -452,10 +453,7 @@ fn pods_that_share_an_address_are_told_apart_by_port() {
     assert_eq!(ports, [1002]);
 }
 
-#[test]
-fn names_outside_and_headless() {
-    let world = world(
-        r#"
+const HEADLESS: &str = r#"
 apiVersion: v1
 kind: Service
 metadata: {name: ext}
@@ -482,8 +480,11 @@ apiVersion: v1
 kind: Pod
 metadata: {name: db-0, annotations: {leno.dev/inject: disabled}}
 status: {podIP: 10.1.0.1}
-"#,
-    );
+"#;
+
+#[test]
+fn names_outside_and_headless() {
+    let world = world(HEADLESS);
     let host = |key: &str| endpoints(&world, key).host_name.map(|name| format!("{}:{}", name.host, name.port));
     assert_eq!(host("default/ext:80").as_deref(), Some("api.example.com:8080"));
     assert_eq!(host("default/any:443").as_deref(), Some("api.example.com:443"));
@@ -495,6 +496,49 @@ status: {podIP: 10.1.0.1}
     assert!(matches!(one, Target::Workload(backend) if backend.key == "default/pod/db-0:5432"));
     // Not injected: no identity to prove.
     assert_eq!(endpoints(&world, "default/db:5432").endpoints[0].identity, "");
+    let limits = "---\napiVersion: leno.dev/v1alpha1\nkind: BackendPolicy\nmetadata: {name: p}\n\
+                  spec: {targetRefs: [{kind: Service, name: db}], limits: {connections: 5}}\n";
+    assert_eq!(endpoints(&world, "default/pod/db-0:5432").policy, None);
+    let world = self::world(&format!("{HEADLESS}{limits}"));
+    let policy = endpoints(&world, "default/pod/db-0:5432").policy.unwrap();
+    assert_eq!(policy.limits.unwrap().connections, Some(5));
+    assert_eq!(endpoints(&world, "default/pod/db-0:5433").policy, None, "no port of the Service's");
+}
+
+#[test]
+fn an_external_name_of_the_cluster_itself_is_the_service_that_it_names() {
+    let alias = |(name, to, target): &(&str, &str, u16)| {
+        format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\n\
+             spec: {{type: ExternalName, externalName: {to}, ports: [{{port: 8000, targetPort: {target}}}]}}\n"
+        )
+    };
+    let aliases = [
+        ("alias", "shop.web.svc.cluster.local.", 80),
+        ("again", "alias.default.svc.cluster.local", 8000),
+        ("nobody", "shop.elsewhere.svc.cluster.local", 80),
+        ("itself", "itself.default.svc.cluster.local", 8000),
+        ("other-domain", "shop.web.svc.k8s.example", 80),
+    ];
+    let text: String = aliases.iter().map(alias).collect();
+    let world = shop(&text);
+    let direct = endpoints(&world, "web/shop:80").endpoints;
+    assert!(direct.iter().any(|endpoint| !endpoint.identity.is_empty()));
+    assert_eq!(endpoints(&world, "default/alias:8000").endpoints, direct);
+    assert_eq!(endpoints(&world, "default/again:8000").endpoints, direct);
+    for nobody in ["nobody", "itself"] {
+        let found = endpoints(&world, &format!("default/{nobody}:8000"));
+        assert!(found.endpoints.is_empty() && found.host_name.is_none(), "{nobody}: {found:?}");
+    }
+    assert!(endpoints(&world, "default/other-domain:8000").host_name.is_some());
+    let name = ResourceName { kind: ResourceKind::Endpoints.into(), key: "default/again:8000".to_owned() };
+    let (_, topics) = compile(&world, &client("web"), &name);
+    assert!(topics.contains(&Topic::Service("web/shop".into())), "{topics:?}");
+
+    let settings = MeshSettings { cluster_domain: "k8s.example".into(), ..MeshSettings::strict("cluster.local") };
+    let world = world_with(settings, &format!("{SHOP}{text}"));
+    assert_eq!(endpoints(&world, "default/other-domain:8000").endpoints, direct);
+    assert_eq!(service(&world, "any", "shop.web.svc.k8s.example:80").service.unwrap().name, "shop");
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! route is in force.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     sync::Arc,
 };
 
@@ -21,8 +21,6 @@ use super::{
 #[derive(Debug, Default)]
 pub(crate) struct RouteIndex {
     in_force: Places<PortRoutes>,
-    /// Ports that some GRPCRoute sends to: they speak HTTP/2, whatever they declare.
-    pub(crate) grpc_backends: HashSet<(ObjectKey, u16)>,
     pub(crate) conditions: BTreeMap<ObjectKey, Vec<Condition>>,
 }
 
@@ -70,13 +68,7 @@ impl RouteIndex {
         for ((key, route), attachments) in routes.iter().zip(&attachments) {
             conditions.insert((*key).clone(), conditions_of(objects, &in_force, key, route, attachments));
         }
-        let grpc_backends = routes
-            .iter()
-            .filter(|(key, _)| key.kind == Kind::GrpcRoute)
-            .flat_map(|(_, route)| route.rules.targets())
-            .filter_map(backend_service)
-            .collect();
-        Self { in_force, grpc_backends, conditions }
+        Self { in_force, conditions }
     }
 
     /// What clients in `namespace` get at a port of a Service; none: its default.
