@@ -99,18 +99,28 @@ fn is_ours(mesh: &Value) -> bool {
     mesh["spec"]["controllerName"] == CONTROLLER_NAME
 }
 
+/// Status, reason and message of its condition Accepted.
+fn acceptance(mesh: &Value) -> (&'static str, &'static str, String) {
+    match mesh["spec"]["parametersRef"].is_null() {
+        true => ("True", "Accepted", format!("served by the control plane {NAMESPACE}/{NAME}")),
+        // To take it and do nothing of what it asks for would be a lie.
+        false => ("False", "InvalidParameters", "Leno takes no parameters: leave spec.parametersRef out".to_owned()),
+    }
+}
+
 /// What to change in its status; None: nothing.
 fn status(mesh: &Value, now: &str) -> Option<Value> {
     let features: Vec<Value> = FEATURES.iter().map(|name| json!({ "name": name })).collect();
     let before = &mesh["status"];
     let listed = before["conditions"].as_array().into_iter().flatten();
     let old = listed.clone().find(|condition| condition["type"] == "Accepted");
-    let since = old.filter(|old| old["status"] == "True").and_then(|old| old["lastTransitionTime"].as_str());
+    let (is_accepted, reason, message) = acceptance(mesh);
+    let since = old.filter(|old| old["status"] == is_accepted).and_then(|old| old["lastTransitionTime"].as_str());
     let accepted = json!({
         "type": "Accepted",
-        "status": "True",
-        "reason": "Accepted",
-        "message": format!("served by the control plane {NAMESPACE}/{NAME}"),
+        "status": is_accepted,
+        "reason": reason,
+        "message": message,
         "observedGeneration": mesh["metadata"]["generation"],
         "lastTransitionTime": since.unwrap_or(now),
     });
@@ -144,5 +154,27 @@ mod tests {
         mesh["status"]["conditions"][0]["status"] = json!("Unknown");
         let again = status(&mesh, "2026-03-02T12:00:00Z").unwrap();
         assert_eq!(again["status"]["conditions"][0]["lastTransitionTime"], "2026-03-02T12:00:00Z");
+    }
+
+    #[test]
+    fn parameters_are_refused_until_they_are_gone() {
+        let mut mesh = json!({
+            "metadata": { "name": "leno", "generation": 1 },
+            "spec": { "controllerName": CONTROLLER_NAME },
+        });
+        let mut told = |parameters: Value, now: &str| {
+            mesh["spec"]["parametersRef"] = parameters;
+            mesh["status"] = status(&mesh, now).unwrap()["status"].clone();
+            mesh["status"]["conditions"][0].clone()
+        };
+        let accepted = told(json!(null), "2026-03-01T12:00:00Z");
+        assert_eq!((&accepted["status"], &accepted["reason"]), (&json!("True"), &json!("Accepted")));
+        let refused = told(json!({ "group": "", "kind": "ConfigMap", "name": "mesh" }), "2026-03-02T12:00:00Z");
+        assert_eq!((&refused["status"], &refused["reason"]), (&json!("False"), &json!("InvalidParameters")));
+        assert_eq!(refused["lastTransitionTime"], "2026-03-02T12:00:00Z");
+        let message = refused["message"].as_str().unwrap();
+        assert!(message.ends_with("leave spec.parametersRef out"), "{message}");
+        let again = told(json!(null), "2026-03-03T12:00:00Z");
+        assert_eq!((&again["status"], &again["lastTransitionTime"]), (&json!("True"), &json!("2026-03-03T12:00:00Z")));
     }
 }
