@@ -34,6 +34,12 @@ const FEATURES: [&str; 17] = [
     "MeshHTTPRouteRewritePath",
     "MeshHTTPRouteSchemeRedirect",
 ];
+/// The kind's API group.
+pub(crate) const GROUP: &str = "gateway.networking.x-k8s.io";
+/// The one version of it that is written.
+pub(crate) const VERSION: &str = "v1alpha1";
+/// As in paths.
+pub(crate) const PLURAL: &str = "xmeshes";
 /// Between looks at what is there.
 const LOOK: Duration = Duration::from_secs(60);
 
@@ -46,8 +52,8 @@ pub async fn keep(
     mut leader: watch::Receiver<Leader>,
     mut stopping: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    let kind = GroupVersionKind::gvk("gateway.networking.x-k8s.io", "v1alpha1", "XMesh");
-    let resource = ApiResource::from_gvk_with_plural(&kind, "xmeshes");
+    let kind = GroupVersionKind::gvk(GROUP, VERSION, "XMesh");
+    let resource = ApiResource::from_gvk_with_plural(&kind, PLURAL);
     let meshes: Api<DynamicObject> = Api::all_with(client, &resource);
     let mut warned = false;
     loop {

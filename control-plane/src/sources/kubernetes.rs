@@ -22,7 +22,7 @@ use crate::model::{FileContent, Kind, MeshSettings, ObjectKey, World};
 
 mod contacts;
 mod reflector;
-mod resources;
+pub(crate) mod resources;
 mod trim;
 
 pub use contacts::Contacts;

@@ -25,8 +25,10 @@ use serde_json::json;
 
 use super::Findings;
 use crate::{
+    api,
     authority::issue,
-    kubernetes::{call, code, find},
+    kubernetes::{call, code, find, mesh},
+    sources::kubernetes::resources::{self, GATEWAY, GATEWAY_EXPERIMENTAL},
     webhook::inject::{INJECT, PROXY, REDIRECT, SYSTEM_NAMESPACES},
 };
 
@@ -39,10 +41,9 @@ const NAMED: usize = 5;
 /// Pods in one answer of the API server.
 const PAGE: u32 = 500;
 
-/// Kinds of the Gateway API that are read.
-const ROUTES: [&str; 4] = ["httproutes", "grpcroutes", "tlsroutes", "tcproutes"];
-/// Kinds of ours.
-const POLICIES: [&str; 4] = ["backendpolicies", "faultpolicies", "inboundpolicies", "routepolicies"];
+/// Defines the Gateway API's routes, in versions that are read.
+const INSTALL_ROUTES: &str = "kubectl apply --server-side -f \
+     https://github.com/kubernetes-sigs/gateway-api/releases/download/v1.6.1/standard-install.yaml";
 
 /// What must be so before the mesh is installed.
 pub(super) async fn before(client: &Client, findings: &mut Findings) -> anyhow::Result<()> {
@@ -88,48 +89,89 @@ async fn version(client: &Client, findings: &mut Findings) -> anyhow::Result<()>
 async fn kinds(client: &Client, findings: &mut Findings, ours_needed: bool) -> anyhow::Result<()> {
     findings.title("Kinds");
     let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
-    let mut versions: BTreeMap<String, Vec<&str>> = BTreeMap::new();
-    let mut missing = Vec::new();
-    for kind in ROUTES {
-        let name = format!("{kind}.gateway.networking.k8s.io");
-        match find("read the definition", definitions.get(&name)).await {
-            Ok(Some(definition)) => {
-                let version = definition.metadata.annotations.unwrap_or_default();
-                let version = version.get("gateway.networking.k8s.io/bundle-version").cloned().unwrap_or_default();
-                versions.entry(version).or_default().push(kind);
-            }
-            Ok(None) => missing.push(kind),
+    let mut readable: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    // Of the Gateway API: routes, what only its experimental channel has, and what is in versions that are not read.
+    let (mut missing, mut experimental, mut unreadable) = (Vec::new(), Vec::new(), Vec::new());
+    let mut ours = Vec::new();
+    let all = resources::ALL.into_iter().map(|kind| (kind.group, kind.plural, kind.versions));
+    let custom = all.filter(|(group, ..)| [GATEWAY, GATEWAY_EXPERIMENTAL, api::GROUP].contains(group));
+    for (group, kind, versions) in custom.chain([(mesh::GROUP, mesh::PLURAL, &[mesh::VERSION][..])]) {
+        let definition = match find("read the definition", definitions.get(&format!("{kind}.{group}"))).await {
+            Ok(definition) => definition,
             Err(error) => {
                 findings.unknown("whether the kinds are defined", &error);
                 return Ok(());
             }
+        };
+        match (defined(definition.as_ref(), versions), group) {
+            (Defined::Readable { .. }, api::GROUP) => {}
+            (_, api::GROUP) => ours.push(kind),
+            (Defined::Readable { bundle }, _) => readable.entry(bundle).or_default().push(kind),
+            (Defined::Not, GATEWAY) => missing.push(kind),
+            (Defined::Not, _) => experimental.push(kind),
+            // Nothing hangs on an XMesh.
+            (Defined::Unreadable { .. }, _) if kind == mesh::PLURAL => experimental.push(kind),
+            (Defined::Unreadable { served }, _) => {
+                unreadable.push(format!("{kind} (served: {served}; read: {})", versions.join(", ")));
+            }
         }
     }
-    for (version, kinds) in &versions {
-        findings.well(&format!("Gateway API {version}: {}", kinds.join(", ")));
+    for (bundle, kinds) in &readable {
+        findings.well(&format!("Gateway API {bundle}: {}", kinds.join(", ")));
+    }
+    if !unreadable.is_empty() {
+        findings.wrong(
+            &format!("only in versions that Leno does not read: {}; none of these is in force", unreadable.join(", ")),
+            &format!(
+                "if they are newer than Leno, upgrade it; else install Gateway API v1.1 or newer: {INSTALL_ROUTES}"
+            ),
+        );
     }
     if !missing.is_empty() {
         findings.doubtful(
             &format!("not defined: {} of the Gateway API; there can be none of these routes", missing.join(", ")),
-            "kubectl apply --server-side -f \
-             https://github.com/kubernetes-sigs/gateway-api/releases/download/v1.6.1/standard-install.yaml",
+            INSTALL_ROUTES,
         );
     }
-    let mut missing = Vec::new();
-    for kind in POLICIES {
-        if find("read the definition", definitions.get(&format!("{kind}.leno.dev"))).await?.is_none() {
-            missing.push(kind);
-        }
+    if !experimental.is_empty() {
+        let kinds = experimental.join(", ");
+        findings.note(&format!("not defined as Leno knows them: {kinds} of the Gateway API's experimental channel"));
     }
-    match (missing.is_empty(), ours_needed) {
+    match (ours.is_empty(), ours_needed) {
         (true, _) => findings.well("Leno's kinds are defined"),
         (false, true) => findings.wrong(
-            &format!("not defined: {} of Leno; there can be none of these policies", missing.join(", ")),
+            &format!("not defined as Leno reads them: {}; none of these policies is in force", ours.join(", ")),
             &format!("helm upgrade --install leno-crds charts/leno-crds --namespace {NAMESPACE}"),
         ),
         (false, false) => findings.well("Leno's kinds are not defined yet: the chart leno-crds does it"),
     }
     Ok(())
+}
+
+/// How a kind is defined in the cluster.
+#[derive(Debug, PartialEq, Eq)]
+enum Defined {
+    Not,
+    /// By this release of the Gateway API; empty if it does not say.
+    Readable {
+        bundle: String,
+    },
+    /// Its objects are stored, and nobody reads them.
+    Unreadable {
+        served: String,
+    },
+}
+
+fn defined(definition: Option<&CustomResourceDefinition>, read: &[&str]) -> Defined {
+    let Some(definition) = definition else { return Defined::Not };
+    let served = definition.spec.versions.iter().filter(|version| version.served);
+    let served: Vec<&str> = served.map(|version| version.name.as_str()).collect();
+    if !served.iter().any(|version| read.contains(version)) {
+        return Defined::Unreadable { served: served.join(", ") };
+    }
+    let annotations = definition.metadata.annotations.as_ref();
+    let bundle = annotations.and_then(|all| all.get("gateway.networking.k8s.io/bundle-version"));
+    Defined::Readable { bundle: bundle.cloned().unwrap_or_default() }
 }
 
 /// Whether whoever asks may install.
@@ -444,6 +486,30 @@ mod tests {
 
     fn pod(value: serde_json::Value) -> Pod {
         serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn a_kind_counts_by_the_versions_in_which_it_is_served() {
+        let definition = |versions: &[(&str, bool)]| -> CustomResourceDefinition {
+            let version = |(name, served): &(&str, bool)| json!({ "name": name, "served": served, "storage": false });
+            let versions: Vec<_> = versions.iter().map(version).collect();
+            serde_json::from_value(json!({
+                "metadata": { "annotations": { "gateway.networking.k8s.io/bundle-version": "v1.0.0" } },
+                "spec": {
+                    "group": GATEWAY, "names": { "kind": "GRPCRoute", "plural": "grpcroutes" }, "scope": "Namespaced",
+                    "versions": versions,
+                },
+            }))
+            .unwrap()
+        };
+        let readable = Defined::Readable { bundle: "v1.0.0".to_owned() };
+        let unreadable = |served: &str| Defined::Unreadable { served: served.to_owned() };
+        let read = &["v1", "v1beta1"];
+        assert_eq!(defined(None, read), Defined::Not);
+        assert_eq!(defined(Some(&definition(&[("v1", true)])), read), readable);
+        assert_eq!(defined(Some(&definition(&[("v1", false), ("v1beta1", true)])), read), readable);
+        assert_eq!(defined(Some(&definition(&[("v1alpha2", true), ("v2", true)])), read), unreadable("v1alpha2, v2"));
+        assert_eq!(defined(Some(&definition(&[("v1alpha2", true), ("v1", false)])), read), unreadable("v1alpha2"));
     }
 
     #[test]

@@ -17,8 +17,8 @@ pub(crate) struct Resource {
     pub(crate) plural: &'static str,
 }
 
-const GATEWAY: &str = "gateway.networking.k8s.io";
-const GATEWAY_EXPERIMENTAL: &str = "gateway.networking.x-k8s.io";
+pub(crate) const GATEWAY: &str = "gateway.networking.k8s.io";
+pub(crate) const GATEWAY_EXPERIMENTAL: &str = "gateway.networking.x-k8s.io";
 const LENO: &[&str] = &[crate::api::VERSION];
 
 const fn resource(
