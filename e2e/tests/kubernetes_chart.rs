@@ -39,6 +39,15 @@ fn of_kind<'d>(documents: &'d [Value], kind: &str) -> Vec<&'d Value> {
     documents.iter().filter(|document| document["kind"] == kind).collect()
 }
 
+/// What the control plane may do with objects of this name.
+fn rights(documents: &[Value], resource: &str, name: &str) -> Value {
+    let roles = documents.iter().filter(|document| document["metadata"]["name"] == "leno");
+    let rules = roles.filter_map(|role| role["rules"].as_array()).flatten();
+    let has = |list: &Value, word: &str| list.as_array().is_some_and(|list| list.iter().any(|one| one == word));
+    let rules = rules.filter(|rule| has(&rule["resources"], resource) && has(&rule["resourceNames"], name));
+    rules.filter_map(|rule| rule["verbs"].as_array()).flatten().cloned().collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs a cluster: e2e/cluster/test"]
 async fn the_charts_are_clean_in_all_their_forms() -> Result<()> {
@@ -73,6 +82,15 @@ async fn the_charts_are_clean_in_all_their_forms() -> Result<()> {
             let from = &configuration["metadata"]["annotations"]["cert-manager.io/inject-ca-from"];
             ensure!(from == "leno-system/leno-webhook", "{configuration:#?}");
         }
+    }
+    // What only Leno's own certificates need is granted with them alone.
+    for (documents, configurations, secret) in
+        [(&ours, json!(["get", "patch"]), json!(["get", "update"])), (&theirs, json!([]), json!(["get", "watch"]))]
+    {
+        let granted = rights(documents, "mutatingwebhookconfigurations", "leno");
+        ensure!(granted == configurations, "to webhook configurations: {granted}");
+        let granted = rights(documents, "secrets", "leno-webhook");
+        ensure!(granted == secret, "to the Secret leno-webhook: {granted}");
     }
     Ok(())
 }
