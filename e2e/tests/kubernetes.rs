@@ -34,13 +34,18 @@ async fn from_helm_install_to_the_first_meshed_request() -> Result<()> {
     Ok(())
 }
 
-/// Adds to a server a container that sees the Pod's packets.
-fn watched(mut server: Value, marker: &str) -> Value {
+/// Where the watcher of a Pod's network keeps what it has seen.
+const SEEN: &str = "/tmp/seen";
+
+/// Adds to a server a container that sees the Pod's packets, and looks for `markers` in them.
+fn watched(mut server: Value, markers: &[&str]) -> Value {
+    // If it ever fails it is not started again, as if it had seen nothing: what is waited for then never comes.
+    let watch = format!("python3 /programs/capture.py 8080 {SEEN} {}; sleep infinity", markers.join(" "));
     let watcher = json!({
         "name": "watcher",
         "image": APPLICATIONS,
-        "command": ["sleep", "infinity"],
-        "env": [{ "name": "MARKER", "value": marker }],
+        "command": ["bash", "-c", watch],
+        "readinessProbe": { "exec": { "command": ["cat", SEEN] }, "periodSeconds": 1 },
         "securityContext": { "runAsUser": 0, "capabilities": { "add": ["NET_RAW"] } },
     });
     if let Some(containers) = server["spec"]["template"]["spec"]["containers"].as_array_mut() {
@@ -52,31 +57,36 @@ fn watched(mut server: Value, marker: &str) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs a cluster: e2e/cluster/test"]
 async fn nothing_between_pods_can_be_read_on_the_wire() -> Result<()> {
-    const MARKER: &str = "a-secret-of-the-test";
+    const SECRET: &str = "a-secret-of-the-mesh";
+    const CLEAR: &str = "from-outside-in-clear";
     let cluster = Cluster::connect().await?;
     cluster.install(&[]).await?;
     let namespace = Namespace::create(&cluster, "wire", Injection::Enabled).await?;
+    let outside = Namespace::create(&cluster, "outside", Injection::Disabled).await?;
     namespace.service("echo", json!({ "app": "echo" })).await?;
-    namespace.apply(watched(namespace.server("echo", "echo", 1), MARKER)).await?;
-    namespace.client("client").await?;
+    namespace.apply(watched(namespace.server("echo", "echo", 1), &[SECRET, CLEAR])).await?;
+    for namespace in [&namespace, &outside] {
+        namespace.client("client").await?;
+        namespace.rolled_out("client").await?;
+    }
+    // And with it the watcher, which is ready once it watches.
     namespace.rolled_out("echo").await?;
-    namespace.rolled_out("client").await?;
+    for _ in 0..10 {
+        namespace.ask(&format!("http://echo/{SECRET}")).await?;
+    }
+    // The server is permissive, as by default: that this one can be read shows that the others would have been.
+    outside.ask(&format!("http://echo.{}/{CLEAR}", namespace.name())).await?;
     let pod = namespace.pod("echo").await?;
-    let watch = "exec timeout 20 python3 /programs/capture.py \"$MARKER\" < <(sleep 8)";
-    let words = ["bash", "-c", watch];
-    let watching = namespace.exec(&pod, "watcher", &words, LIMIT);
-    let asking = async {
-        // For as long as the watcher may be watching.
-        for _ in 0..30 {
-            namespace.ask(&format!("http://echo/{MARKER}")).await?;
-        }
-        Ok(())
-    };
-    let (seen, ()) = tokio::try_join!(watching, asking)?;
-    let seen: Value = serde_json::from_str(seen.lines().last().unwrap_or_default())?;
-    let count = |what: &str| seen[what].as_u64().unwrap_or_default();
-    ensure!(count("marker") == 0, "the request could be read: {seen}");
-    ensure!(count("tls") > 0, "no TLS was seen: {seen}");
+    // It came last, and frames are counted in their order.
+    let seen = eventually("plaintext from outside the mesh is seen", LIMIT, async || {
+        let seen: Value = serde_json::from_str(&namespace.exec(&pod, "watcher", &["cat", SEEN], LIMIT).await?)?;
+        ensure!(seen[CLEAR].as_u64() > Some(0), "{seen}");
+        Ok(seen)
+    })
+    .await?;
+    ensure!(seen[SECRET] == 0, "the requests could be read: {seen}");
+    ensure!(seen["tls"].as_u64() > Some(0), "no TLS was seen: {seen}");
+    ensure!(seen["missed"] == 0, "not everything was looked at: {seen}");
     Ok(())
 }
 
