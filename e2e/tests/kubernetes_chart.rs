@@ -1,8 +1,12 @@
 //! What the charts say and make, in all their forms, on a real cluster. `e2e/cluster/test` runs these; see e2e/README.md.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api,
     api::DynamicObject,
@@ -14,6 +18,8 @@ use leno_e2e::{
 };
 use serde_json::{Value, json};
 
+/// What no image of Leno's has.
+const SHELLS: [&str; 3] = ["sh", "bash", "busybox"];
 /// What a namespace is labelled with for its Pods to be restricted.
 const LEVEL: &str = "pod-security.kubernetes.io/enforce";
 
@@ -119,10 +125,43 @@ async fn images_have_no_shell() -> Result<()> {
     let control_plane = format!("kubectl --namespace {SYSTEM} exec deployment/leno -- ");
     let asked = async |words: &str| cluster.script(&root(), &format!("{control_plane}{words}"), LIMIT).await;
     asked("leno --version").await.context("its own program")?;
-    for shell in ["sh", "bash", "busybox"] {
+    for shell in SHELLS {
         let ran = namespace.exec(&pod, "leno-proxy", &[shell, "-c", "true"], LIMIT).await;
         ensure!(ran.is_err(), "the sidecar has {shell}");
         ensure!(asked(&format!("{shell} -c true")).await.is_err(), "the control plane has {shell}");
+    }
+    redirect_has_no_shell(&namespace).await
+}
+
+/// The redirect's container has ended by the time its Pod can be looked into: its image is tried in a Pod of its own.
+async fn redirect_has_no_shell(namespace: &Namespace) -> Result<()> {
+    let pods: Api<Pod> = namespace.api();
+    let injected = pods.get(&namespace.pod("echo").await?).await?.spec.and_then(|spec| spec.init_containers);
+    let redirect = injected.into_iter().flatten().find(|container| container.name == "leno-redirect");
+    let image = redirect.and_then(|container| container.image).context("no container leno-redirect")?;
+    let container = |name: &str, command: &[&str]| json!({ "name": name, "image": image, "command": command });
+    let shells = SHELLS.iter().map(|shell| container(shell, &[shell, "-c", "true"]));
+    let all: Vec<_> = [container("program", &["leno-proxy", "--version"])].into_iter().chain(shells).collect();
+    let pod = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": { "name": "redirect", "labels": { "leno.dev/inject": "disabled" } },
+        "spec": { "restartPolicy": "Never", "containers": all },
+    });
+    namespace.apply(pod).await?;
+    let ended = eventually("the containers of the redirect's image have ended", LIMIT, async || {
+        let status = pods.get("redirect").await?.status.unwrap_or_default();
+        let statuses = status.container_statuses.unwrap_or_default();
+        let states = statuses.iter().map(|one| Some((one.name.clone(), one.state.clone()?.terminated?)));
+        let ended: Option<BTreeMap<_, _>> = states.collect();
+        ended.filter(|ended| ended.len() == all.len()).with_context(|| format!("{statuses:?}"))
+    })
+    .await?;
+    for (name, state) in ended {
+        match name.as_str() {
+            "program" => ensure!(state.exit_code == 0, "its own program: {state:?}"),
+            shell => ensure!(state.reason.as_deref() == Some("StartError"), "the redirect has {shell}: {state:?}"),
+        }
     }
     Ok(())
 }
