@@ -287,6 +287,11 @@ impl Pick {
         connection.map_err(|error| self.not_connected(error))
     }
 
+    /// Whether there are connections that requests share: who waits for one waits for room there.
+    pub(crate) fn has_streams(&self) -> bool {
+        self.local.pool.has_streams()
+    }
+
     /// A connection of its own for opaque bytes; the application has taken it (mesh: ALPN `leno1/tcp-ready`).
     pub async fn tcp(&self) -> Result<Box<dyn Io>, Error> {
         let dialed = self.local.pool.dial(MeshProtocol::TcpReady).await;

@@ -1,7 +1,8 @@
 //! The replicas of a control plane, asked as one. Each knows the objects, and the proxies that are connected to it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,6 +18,9 @@ use super::connect::{Away, Client, Replica, said, serving_pods};
 
 /// Silence after which it is looked whether other replicas serve by now: who vanished says no goodbye.
 const SILENCE: Duration = Duration::from_secs(5);
+
+/// What a replica says before it is sure of it stands after that.
+const SETTLING: Duration = Duration::from_secs(1);
 
 /// Never empty.
 #[derive(Clone)]
@@ -83,14 +87,24 @@ impl Replicas {
     /// The state of an object now, where proxies may be moving between replicas.
     async fn status(&self, object: &ObjectRef) -> anyhow::Result<ObjectStatus> {
         let mut all = Vec::new();
-        for mut replica in self.all() {
-            let connected = self.connected_at(&mut replica).await?;
-            let request = WatchObjectRequest { object: Some(object.clone()) };
-            let mut statuses = replica.watch_object(request).await.map_err(said)?.into_inner();
-            let status = statuses.message().await.map_err(said)?.ok_or_else(ended)?;
-            all.push(Report { connected, status });
+        for replica in self.all() {
+            let report = timeout(SILENCE, self.report(replica, object)).await;
+            all.push(report.map_err(|_| Away("a replica of the control plane does not answer".to_owned()))??);
         }
         Ok(merged(all))
+    }
+
+    async fn report(&self, mut replica: Client, object: &ObjectRef) -> anyhow::Result<Report> {
+        let connected = Arc::new(self.connected_at(&mut replica).await?);
+        let request = WatchObjectRequest { object: Some(object.clone()) };
+        let mut statuses = replica.watch_object(request).await.map_err(said)?.into_inner();
+        let mut status = statuses.message().await.map_err(said)?.ok_or_else(ended)?;
+        while !status.settled
+            && let Ok(news) = timeout(SETTLING, statuses.message()).await
+        {
+            status = news.map_err(said)?.ok_or_else(ended)?;
+        }
+        Ok(Report { connected, status })
     }
 
     /// By the replica that the proxy is connected to.
@@ -189,7 +203,7 @@ impl Statuses {
             if known.len() > 1 && known.iter().flat_map(|status| &status.laggards).any(is_disconnected) {
                 return self.replicas.status(&self.object).await;
             }
-            let all = known.into_iter().map(|status| Report { connected: BTreeSet::new(), status });
+            let all = known.into_iter().map(|status| Report { connected: Arc::default(), status });
             return Ok(merged(all.collect()));
         }
     }
@@ -241,6 +255,7 @@ fn objects(answers: Vec<(BTreeSet<String>, ListObjectsResponse)>) -> ListObjects
     let mut by_name: BTreeMap<(String, String, String), Vec<Report>> = BTreeMap::new();
     let mut order = Vec::new();
     for (connected, answer) in answers {
+        let connected = Arc::new(connected);
         all.generation = all.generation.max(answer.generation);
         for error in answer.errors {
             if !all.errors.contains(&error) {
@@ -254,7 +269,7 @@ fn objects(answers: Vec<(BTreeSet<String>, ListObjectsResponse)>) -> ListObjects
             if known.is_empty() {
                 order.push(key);
             }
-            known.push(Report { connected: connected.clone(), status });
+            known.push(Report { connected: Arc::clone(&connected), status });
         }
     }
     for key in order {
@@ -287,7 +302,7 @@ fn proxies(answers: Vec<ListProxiesResponse>) -> ListProxiesResponse {
 /// What a replica says of an object.
 struct Report {
     /// Proxies that were connected to it before it said so: it counts them, or misses them itself.
-    connected: BTreeSet<String>,
+    connected: Arc<BTreeSet<String>>,
     status: ObjectStatus,
 }
 
@@ -297,6 +312,7 @@ impl Report {
     }
 
     fn counts(&self, proxy: &str) -> bool {
+        // Few are at both: the list of whom it misses is seldom looked through.
         self.connected.contains(proxy) && !self.misses(proxy)
     }
 }
@@ -315,13 +331,14 @@ fn merged(reports: Vec<Report>) -> ObjectStatus {
     (all.subscribed, all.programmed, all.settled) = (0, 0, settled);
     all.laggards.clear();
     all.errors.clear();
+    let mut missed = HashSet::new();
     for status in statuses() {
         all.subscribed += status.subscribed;
         // Of an older generation, or a newer one: it says nothing of this.
         all.programmed += if status.generation == all.generation { status.programmed } else { 0 };
         for laggard in &status.laggards {
-            let said = all.laggards.iter().any(|known| known.proxy == laggard.proxy);
-            if is_disconnected(laggard) && (said || reports.iter().any(|report| report.counts(&laggard.proxy))) {
+            let is_counted = || reports.iter().any(|report| report.counts(&laggard.proxy));
+            if is_disconnected(laggard) && (is_counted() || !missed.insert(&laggard.proxy)) {
                 all.subscribed = all.subscribed.saturating_sub(1);
             } else {
                 all.laggards.push(laggard.clone());
@@ -357,7 +374,7 @@ mod tests {
     }
 
     fn report(connected: &[&str], status: ObjectStatus) -> Report {
-        Report { connected: connected.iter().map(|name| (*name).to_owned()).collect(), status }
+        Report { connected: Arc::new(connected.iter().map(|name| (*name).to_owned()).collect()), status }
     }
 
     fn unmoved(statuses: Vec<ObjectStatus>) -> ObjectStatus {

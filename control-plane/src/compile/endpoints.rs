@@ -66,13 +66,10 @@ fn of_headless(sources: &mut Sources<'_>, port: &model::InboundPort) -> Option<B
     let world = sources.world;
     let is_headless =
         |key| model::service(&world.objects, key).is_some_and(|found| found.kind == ServiceKind::Headless);
-    let mut first = None;
-    for (key, name) in port.services.iter().filter(|(key, _)| is_headless(key)) {
+    port.services.iter().filter(|(key, _)| is_headless(key)).find_map(|(key, name)| {
         sources.service(key);
-        let policy = policy::of_backend(sources, key, name);
-        first = first.or(policy);
-    }
-    first
+        policy::of_backend(sources, key, name)
+    })
 }
 
 fn of_hostname(sources: &mut Sources<'_>, key: &ObjectKey, hostname: &str, port: u16) -> Option<Endpoints> {
@@ -118,9 +115,12 @@ fn of_service(sources: &mut Sources<'_>, key: &ObjectKey, number: u16, aliases: 
         let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
         if let Some(name) = address::in_cluster(&name, &world.settings.cluster_domain) {
             // DNS would tell where it is, and not who.
-            let known = of_name(sources, name, port, aliases).unwrap_or_default();
-            let protocol = if protocol == Protocol::Detect { known.protocol() } else { protocol };
-            return Some(Endpoints { protocol: protocol.into(), policy, ..known });
+            let mut known = of_name(sources, name, port, aliases).unwrap_or_default();
+            if protocol != Protocol::Detect {
+                known.protocol = protocol.into();
+            }
+            known.policy = policy.or(known.policy);
+            return Some(known);
         }
         let host_name = Some(HostName { host: host.to_string(), port: u32::from(port) });
         return Some(Endpoints { protocol: protocol.into(), endpoints: Vec::new(), host_name, policy });
@@ -151,10 +151,30 @@ fn of_service(sources: &mut Sources<'_>, key: &ObjectKey, number: u16, aliases: 
 fn of_name(sources: &mut Sources<'_>, name: &str, port: u16, aliases: u8) -> Option<Endpoints> {
     let aliases = aliases.checked_sub(1)?;
     match name.split('.').collect::<Vec<_>>().as_slice() {
-        [name, namespace] => of_service(sources, &service_key(namespace, name), port, aliases),
+        [name, namespace] => {
+            let key = service_key(namespace, name);
+            of_service(sources, &key, port, aliases).or_else(|| of_addresses(sources, &key, port))
+        }
         [hostname, name, namespace] => of_hostname(sources, &service_key(namespace, name), hostname, port),
         _ => None,
     }
+}
+
+/// Endpoints of a headless Service at a port that it does not name: DNS gives their addresses, and the port is their own.
+fn of_addresses(sources: &mut Sources<'_>, key: &ObjectKey, port: u16) -> Option<Endpoints> {
+    let world = sources.world;
+    model::service(&world.objects, key).filter(|service| service.kind == ServiceKind::Headless)?;
+    let mut found: BTreeMap<IpAddr, Endpoint> = BTreeMap::new();
+    for slice_key in world.index.slices_of(key) {
+        let Some(slice) = model::slice(&world.objects, slice_key) else { continue };
+        sources.origin(slice_key);
+        for endpoint in &slice.endpoints {
+            for ip in &endpoint.addresses {
+                found.extend(endpoint_at(sources, slice_key, endpoint, *ip, port).map(|compiled| (*ip, compiled)));
+            }
+        }
+    }
+    Some(Endpoints { endpoints: found.into_values().collect(), ..Endpoints::default() })
 }
 
 fn endpoint_at(

@@ -499,6 +499,15 @@ fn names_outside_and_headless() {
     let limits = "---\napiVersion: leno.dev/v1alpha1\nkind: BackendPolicy\nmetadata: {name: p}\n\
                   spec: {targetRefs: [{kind: Service, name: db}], limits: {connections: 5}}\n";
     assert_eq!(endpoints(&world, "default/pod/db-0:5432").policy, None);
+    // Names of it lead to its Pods, at ports of theirs, as they do in DNS.
+    for name in ["db", "db-0.db"] {
+        let alias = format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: alias}}\n\
+             spec: {{type: ExternalName, externalName: {name}.default.svc.cluster.local}}\n"
+        );
+        let found = endpoints(&self::world(&format!("{HEADLESS}{alias}")), "default/alias:15432").endpoints;
+        assert_eq!(found.iter().map(|one| one.address.as_str()).collect::<Vec<_>>(), ["10.1.0.1:15432"], "{name}");
+    }
     let world = self::world(&format!("{HEADLESS}{limits}"));
     let policy = endpoints(&world, "default/pod/db-0:5432").policy.unwrap();
     assert_eq!(policy.limits.unwrap().connections, Some(5));
@@ -531,6 +540,19 @@ fn an_external_name_of_the_cluster_itself_is_the_service_that_it_names() {
         assert!(found.endpoints.is_empty() && found.host_name.is_none(), "{nobody}: {found:?}");
     }
     assert!(endpoints(&world, "default/other-domain:8000").host_name.is_some());
+    let limits = |service: &str, most: u32| {
+        format!(
+            "---\napiVersion: leno.dev/v1alpha1\nkind: BackendPolicy\nmetadata: {{name: {service}-p, namespace: {}}}\n\
+             spec: {{targetRefs: [{{kind: Service, name: {service}}}], limits: {{connections: {most}}}}}\n",
+            if service == "shop" { "web" } else { "default" }
+        )
+    };
+    let most = |policies: &str| {
+        let policy = endpoints(&shop(&format!("{text}{policies}")), "default/again:8000").policy;
+        policy.and_then(|policy| policy.limits?.connections)
+    };
+    assert_eq!(most(&limits("shop", 5)), Some(5), "what it leads to is what is called");
+    assert_eq!(most(&(limits("shop", 5) + &limits("again", 6))), Some(6), "unless it says so itself");
     let name = ResourceName { kind: ResourceKind::Endpoints.into(), key: "default/again:8000".to_owned() };
     let (_, topics) = compile(&world, &client("web"), &name);
     assert!(topics.contains(&Topic::Service("web/shop".into())), "{topics:?}");

@@ -72,7 +72,7 @@ pub enum ServiceKind {
     ClusterIp,
     /// `clusterIP: None`
     Headless,
-    /// A name outside the mesh.
+    /// Another name, mostly outside the mesh.
     ExternalName(Arc<str>),
 }
 

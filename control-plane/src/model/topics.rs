@@ -10,7 +10,6 @@ use super::{
     Kind, ObjectKey, Topic,
     index::{self, Index, Objects},
     object::{EndpointSlice, Object, Route},
-    routes,
 };
 
 /// A topic as it is remembered and looked up: thousands of times for each change. Two topics with one id would only mean
@@ -107,10 +106,6 @@ pub(crate) fn touched(key: &ObjectKey, before: &Side<'_>, after: &Side<'_>, topi
             }
             Object::Route(route) => {
                 route_topics(route, topics);
-                if key.kind == Kind::GrpcRoute {
-                    let backends = route.rules.targets().filter_map(routes::backend_service);
-                    topics.extend(backends.map(|(service, _)| Topic::Service(name_of(&service))));
-                }
             }
             Object::Policy(policy) => {
                 // Whoever it is attached to, before or after.

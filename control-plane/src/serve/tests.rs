@@ -195,7 +195,7 @@ fn options(folder: &Path) -> Options {
             certificate_lifetime: authority::DEFAULT_CERTIFICATE_LIFETIME,
         },
         mesh_networks: vec!["10.0.0.0/8".parse().unwrap()],
-        cluster_domain: model::DEFAULT_CLUSTER_DOMAIN.to_owned(),
+        cluster_domain: crate::model::DEFAULT_CLUSTER_DOMAIN.to_owned(),
         explain: Default::default(),
         metrics: Some("127.0.0.1:0".parse().unwrap()),
         operator: None,

@@ -115,6 +115,7 @@ pub(super) async fn once(
         Ok(connection) => connection,
         Err(error) => {
             tries.unconnected += 1;
+            exchange.unreached = !pick.has_streams();
             let for_good =
                 matches!(error, Error::RequestTimeout | Error::ResponseTimeout | Error::Idle | Error::Limit { .. });
             let failure = if for_good { Failure::Final } else { Failure::NotConnected };

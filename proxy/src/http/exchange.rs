@@ -45,6 +45,8 @@ pub(crate) struct Exchange {
     /// Those of the route, once it is known.
     pub(crate) metrics: RouteMetrics,
     pub(crate) started: Instant,
+    /// From when on limits count: its beginning, or that of its fallback.
+    limits_from: Instant,
     /// When its last try ended, if there was one.
     pub(crate) tried_at: Option<Instant>,
     /// The whole exchange must end by then.
@@ -68,6 +70,8 @@ pub(crate) struct Exchange {
     pub(crate) places: Vec<Place>,
     /// Has taken its place among the retries, if they are limited.
     pub(crate) is_retrying: bool,
+    /// Its latest try found no connection, and waited for none that others had.
+    pub(crate) unreached: bool,
     /// It was sent, and not provably left unprocessed: nobody but its own backend may serve it.
     pub(crate) may_be_processed: bool,
     /// Outbound: which try of its client is being served by this request, if it is known; 1: the first.
@@ -125,6 +129,7 @@ impl Exchange {
             },
             metrics: metrics.clone(),
             started,
+            limits_from: started,
             tried_at: None,
             deadline: None,
             answer_by: None,
@@ -137,6 +142,7 @@ impl Exchange {
             refused,
             places: Vec::new(),
             is_retrying: false,
+            unreached: false,
             may_be_processed: false,
             serves_attempt: 0,
             in_vain: false,
@@ -238,14 +244,14 @@ impl Exchange {
 
     /// The answer's head may take so long from the exchange's beginning.
     pub(crate) fn limit_answer(&mut self, timeout: Option<Duration>) {
-        let Some(by) = timeout.and_then(|timeout| self.started.checked_add(timeout)) else { return };
+        let Some(by) = timeout.and_then(|timeout| self.limits_from.checked_add(timeout)) else { return };
         self.answer_by = sooner(self.answer_by, Some(by));
         self.watch.limit(self.ends_by());
     }
 
     /// The exchange may last so long from its beginning, and no longer than was said before.
     pub(crate) fn limit(&mut self, timeout: Option<Duration>) {
-        let deadline = timeout.and_then(|timeout| self.started.checked_add(timeout));
+        let deadline = timeout.and_then(|timeout| self.limits_from.checked_add(timeout));
         self.deadline = sooner(self.deadline, deadline);
         self.own_deadline = self.own_deadline.map(|own| sooner(own, deadline));
         self.watch.limit(self.ends_by());
@@ -259,7 +265,7 @@ impl Exchange {
     /// As [`Self::limit`], by what the route allows.
     pub(crate) fn limit_by_route(&mut self, timeout: Option<Duration>) {
         self.limit(timeout);
-        let deadline = timeout.and_then(|timeout| self.started.checked_add(timeout));
+        let deadline = timeout.and_then(|timeout| self.limits_from.checked_add(timeout));
         self.limited_by_route = deadline.is_some() && self.deadline == deadline;
     }
 
@@ -274,8 +280,9 @@ impl Exchange {
         }
     }
 
-    /// Limits it as before, whatever was said and was overdue since then.
+    /// Limits it as before, whatever was said and was overdue since then. What is said from here on counts from now.
     pub(crate) fn limit_as(&mut self, then: Limits) {
+        self.limits_from = Instant::now();
         let Limits { deadline, own_deadline, answer_by, limited_by_route, idle } = then;
         (self.deadline, self.own_deadline, self.answer_by) = (deadline, own_deadline, answer_by);
         self.limited_by_route = limited_by_route;

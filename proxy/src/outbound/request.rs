@@ -264,7 +264,7 @@ impl Request<'_> {
                 told::no_fallback(exchange, action);
                 Err(error)
             }
-            Err(error) if is_unreached(&error) || (is_late(&error) && exchange.record.attempts == 0) => {
+            Err(error) if is_unreached(&error) || is_late(&error, exchange) => {
                 Box::pin(self.fall_back(exchange, action, fallback, before, error)).await
             }
             other => other,
@@ -293,7 +293,7 @@ impl Request<'_> {
                 exchange.metrics.fell_back(error.reason().as_str());
                 exchange.record.fallback = Some(error.reason());
                 exchange.record.reason = Some(error.reason());
-                exchange.in_vain &= answer.status.is_server_error();
+                exchange.in_vain &= answer.fails(self.grpc);
                 told::fallback(exchange, action, "answered by the proxy", &error);
                 return Ok(own(exchange, answer.response(self.grpc, error.reason())));
             }
@@ -433,9 +433,10 @@ fn is_unreached(error: &Error) -> bool {
     )
 }
 
-/// Whether time was up.
-fn is_late(error: &Error) -> bool {
-    matches!(error, Error::RequestTimeout | Error::ResponseTimeout)
+/// Whether time was up before anybody was reached.
+fn is_late(error: &Error, exchange: &Exchange) -> bool {
+    let sent = exchange.record.attempts > 0;
+    matches!(error, Error::RequestTimeout | Error::ResponseTimeout) && exchange.unreached && !sent
 }
 
 /// A filter that is not known must fail the request, never be skipped (Gateway API).

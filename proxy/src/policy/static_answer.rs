@@ -28,6 +28,11 @@ impl StaticAnswer {
         Self { status, grpc_status, headers: Vec::new(), body: Bytes::from_static(body.as_bytes()) }
     }
 
+    /// Whether it tells its client that the server has failed.
+    pub(crate) fn fails(&self, grpc: bool) -> bool {
+        if grpc { self.grpc_status != 0 } else { self.status.is_server_error() }
+    }
+
     /// `reason`: why it is given.
     pub(crate) fn response(&self, grpc: bool, reason: Reason) -> Response {
         if grpc {

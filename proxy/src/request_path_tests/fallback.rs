@@ -73,20 +73,23 @@ fn whose_time_ended_before_anybody_was_reached_has_a_fallback_and_its_own_time()
         let to = v1::BackendRef { key: "shop/other:80".into() };
         let to = Some(v1::Fallback { kind: Some(v1::fallback::Kind::Backend(to)) });
         let answer = stood_in(Default::default()).fallback;
-        for (fallback, of_route, status) in [
-            (None, None, "504"),
-            (to.clone(), None, "203"),
-            (to, Some(100), "504"),
-            (answer.clone(), None, "203"),
-            (answer, Some(100), "203"),
+        let millis = Duration::from_millis;
+        for (fallback, of_route, of_fallback, status) in [
+            (None, None, None, "504"),
+            (to.clone(), None, None, "203"),
+            (to.clone(), None, Some(millis(2000)), "203"),
+            (to.clone(), None, Some(millis(50)), "504"),
+            (to, Some(millis(100)), None, "504"),
+            (answer.clone(), None, None, "203"),
+            (answer, Some(millis(100)), None, "203"),
         ] {
-            let timeout = |millis| Duration::from_millis(millis).try_into().unwrap();
-            let action = v1::HttpAction { fallback, request_timeout: of_route.map(timeout), ..Default::default() };
+            let request_timeout = of_route.map(|timeout| timeout.try_into().unwrap());
+            let action = v1::HttpAction { fallback, request_timeout, ..Default::default() };
             let sidecar = routed(&[silent], action);
             let snapshot = sidecar.ctx.policy.snapshot();
-            snapshot.backends["shop/shop:80"].publish(set(silent, Some(Duration::from_millis(100))));
+            snapshot.backends["shop/shop:80"].publish(set(silent, Some(millis(100))));
             if let Some(other) = snapshot.backends.get("shop/other:80") {
-                other.publish(set(slow, None));
+                other.publish(set(slow, of_fallback));
             }
             let answer = talk(sidecar.outbound().await, GET).await;
             assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");

@@ -127,7 +127,8 @@ async fn who_answers_in_plaintext_is_no_peer_and_told_so() {
         far.read_to_end(&mut rest).await.unwrap();
         rest
     };
-    let (connected, told) = tokio::join!(client.connect(near, &id(SERVER), MeshProtocol::Http2), answer);
+    let server = id(SERVER);
+    let (connected, told) = tokio::join!(client.connect(near, &server, MeshProtocol::Http2), answer);
     assert_eq!(connected.map(|_| ()).map_err(reason), Err("tls-handshake"));
     // RFC 8446 section 6: an alert in clear, of two bytes, that is fatal.
     assert!(matches!(told.last_chunk(), Some([21, 3, _, 0, 2, 2, _])), "{told:?}");

@@ -304,6 +304,11 @@ impl Pool {
         self.idle.borrow().len() + self.mux.len() + self.http2.len()
     }
 
+    /// Whether there are connections that requests share.
+    pub(super) fn has_streams(&self) -> bool {
+        self.mux.len() + self.http2.len() > 0
+    }
+
     fn is_fresh(&self, idle: &mut http1::Idle, now: Instant) -> bool {
         let age = now.saturating_duration_since(idle.since);
         if !idle.is_open() {

@@ -122,9 +122,8 @@ async fn kinds(client: &Client, findings: &mut Findings, ours_needed: bool) -> a
     if !unreadable.is_empty() {
         findings.wrong(
             &format!("only in versions that Leno does not read: {}; none of these is in force", unreadable.join(", ")),
-            &format!(
-                "if they are newer than Leno, upgrade it; else install Gateway API v1.1 or newer: {INSTALL_ROUTES}"
-            ),
+            "if they are newer than Leno, upgrade it; else bring the Gateway API to v1.1 or newer, as its release notes say: \
+             objects that are stored in versions which the newer one has no longer are written anew first",
         );
     }
     if !missing.is_empty() {
