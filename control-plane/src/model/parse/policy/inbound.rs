@@ -1,7 +1,5 @@
 //! InboundPolicy.
 
-use std::sync::Arc;
-
 use leno_proto::rate_limit;
 
 use super::super::{FieldError, Wrong, http::http_match, refuse, value};
@@ -110,8 +108,10 @@ fn key(at: &str, raw: &RateLimitKeySpec) -> Result<RateLimitKey, Wrong> {
         "SourceAddress" => Ok(RateLimitKey::SourceAddress),
         "Header" => match raw.header.as_deref() {
             None => refuse(header, "required: the name of the header that a key of type Header is"),
-            Some("host" | "Host") => refuse(header, "Host cannot be a key; a limit's matches can compare it"),
-            Some(name) => Ok(RateLimitKey::Header(Arc::from(value::header_name(&header, name)?))),
+            Some(name) => match value::header_name(&header, name)? {
+                name if name == "host" => refuse(header, "Host cannot be a key; a limit's matches can compare it"),
+                name => Ok(RateLimitKey::Header(name.into())),
+            },
         },
         other => refuse(format!("{at}.type"), format!("{other:?} is not one of ClientIdentity, SourceAddress, Header")),
     }

@@ -75,6 +75,7 @@ fn what_cannot_be_kept_is_named() {
         (limit(json!({"key": {"type": "Header"}})), "spec.rateLimits[0].key.header"),
         (limit(json!({"key": {"type": "Header", "header": "a b"}})), "spec.rateLimits[0].key.header"),
         (limit(json!({"key": {"type": "Header", "header": "Host"}})), "spec.rateLimits[0].key.header"),
+        (limit(json!({"key": {"type": "Header", "header": "HOST"}})), "spec.rateLimits[0].key.header"),
         (limit(json!({"key": {"type": "SourceAddress", "header": "a"}})), "spec.rateLimits[0].key.header"),
         (
             limit(json!({"matches": [{"path": {"type": "RegularExpression", "value": "((a{100}){100}){100}"}}]})),
