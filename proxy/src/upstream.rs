@@ -261,7 +261,7 @@ impl Pick {
         let Some(balancer) = &self.balancer else { return };
         let roster = balancer.roster();
         let until = now.checked_add(time.min(roster.outlier().most_rest)).filter(|until| *until > now);
-        if let Some(until) = until.filter(|_| roster.may_rest_one_more(now)) {
+        if let Some(until) = until.filter(|_| roster.may_rest(self.endpoint.address, now)) {
             self.local.rest(until);
         }
     }

@@ -224,10 +224,20 @@ impl Roster {
         (ejected + 1) * 100 <= self.endpoints.len() * self.outlier().most_ejected_percent as usize
     }
 
-    /// The same of endpoints that ask to be left alone: were all to rest that are busy, those that are left would be next.
-    pub fn may_rest_one_more(&self, now: Instant) -> bool {
-        let out = self.endpoints.iter().filter(|local| local.standing(&[], now) != Standing::Ready).count();
-        (out + 1) * 100 <= self.endpoints.len() * self.outlier().most_ejected_percent as usize
+    /// The same of the endpoint that asks to be left alone: were all to rest that are busy, those that are left would be next. Whether
+    /// it rests already makes no difference, and draining endpoints are none that others could be left to.
+    pub fn may_rest(&self, address: SocketAddr, now: Instant) -> bool {
+        let (mut all, mut out) = (0, 1);
+        for local in &self.endpoints {
+            match local.standing(&[], now) {
+                Standing::Draining => continue,
+                Standing::Ready => {}
+                _ if local.endpoint.address == address => {}
+                _ => out += 1,
+            }
+            all += 1;
+        }
+        out * 100 <= all * self.outlier().most_ejected_percent as usize
     }
 
     fn choose(&self, wanted: Wanted<'_>, random: &impl Fn() -> u64) -> Option<Choice> {

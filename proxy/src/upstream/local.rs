@@ -131,9 +131,9 @@ impl LocalEndpoint {
         self.estimate.set(estimate);
     }
 
-    /// It asked to be left alone until then.
+    /// It asked to be left alone until then; of several answers the one that asks for the longest counts.
     pub fn rest(&self, until: Instant) {
-        self.rests_until.set(Some(until));
+        self.rests_until.set(self.rests_until.get().max(Some(until)));
         self.endpoint.outlier.rest(until);
     }
 

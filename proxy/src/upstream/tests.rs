@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use tokio::net::UdpSocket;
 
 use super::{
-    balance::{Algorithm, LoadBalancing},
+    balance::{Algorithm, LoadBalancing, Standing},
     outlier::OutlierDetection,
     pool::Carry,
     testing::*,
@@ -302,6 +302,46 @@ async fn at_most_half_are_ejected() {
         let now = Instant::now();
         let ejected = set.endpoints.iter().filter(|e| e.outlier.health(now) != outlier::Health::InService).count();
         assert_eq!(ejected, 2);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_asks_again_to_be_left_alone_rests_for_the_longest_time() {
+    on_worker(async {
+        let addresses = addresses(2);
+        let (upstreams, backend) = (upstreams(), backend(&addresses));
+        let first = async || upstreams.pick(&backend, &addresses[1..], |_| None).await.unwrap();
+        let (one, other, third) = (first().await, first().await, first().await);
+        let second = upstreams.pick(&backend, &addresses[..1], |_| None).await.unwrap();
+        let (now, seconds) = (Instant::now(), Duration::from_secs);
+        let rests = |after: u64| one.local.standing(&[], now + seconds(after)) == Standing::Resting;
+        one.rest(seconds(1), now);
+        assert!(rests(0) && !rests(2));
+        other.rest(seconds(8), now);
+        assert!(rests(7) && !rests(9), "it rests already, and may go on");
+        third.rest(seconds(1), now);
+        assert!(rests(7), "a shorter time takes nothing back");
+        second.rest(seconds(1), now);
+        assert_eq!(second.local.standing(&[], now), Standing::Ready, "half of them rest");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn endpoints_that_drain_are_no_reason_against_rest_nor_for_it() {
+    on_worker(async {
+        let (upstreams, backend) = (upstreams(), backend(&addresses(4)));
+        for endpoint in &backend.endpoints.load().endpoints[2..] {
+            endpoint.draining.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+        let one = upstreams.pick(&backend, &[], |_| None).await.unwrap();
+        let other = upstreams.pick(&backend, &[one.endpoint.address], |_| None).await.unwrap();
+        let now = Instant::now();
+        one.rest(Duration::from_secs(5), now);
+        assert_eq!(one.local.standing(&[], now), Standing::Resting);
+        other.rest(Duration::from_secs(5), now);
+        assert_eq!(other.local.standing(&[], now), Standing::Ready, "who else would serve?");
     })
     .await;
 }
