@@ -78,14 +78,14 @@ pub(crate) struct BackendRef {
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct RouteTimeouts {
-    /// From the first byte of the request to the last byte of the response, all tries. `0s` switches it off. Default: none.
+    /// From the first byte of the request to the last byte of the response, all tries: 0s (no limit) to 24h. Default: none.
     #[schemars(example = "10s")]
     pub(crate) request: Option<DurationText>,
-    /// From the first byte of the request to the head of the response, all tries; its body may take longer. `0s` switches
-    /// it off; at most `request`. Default: none.
+    /// From the first byte of the request to the head of the response, all tries; its body may take longer: 0s (no limit) to 24h;
+    /// at most `request`. Default: none.
     #[schemars(example = "5s")]
     pub(crate) response: Option<DurationText>,
-    /// One try: until the head of its response. `0s` switches it off; at most `response` and `request`. Default: none.
+    /// One try, until the head of its response: 0s (no limit) to 24h; at most `response` and `request`. Default: none.
     #[schemars(example = "2s")]
     pub(crate) backend_request: Option<DurationText>,
     /// Without a byte moved either way: 100ms to 24h. Default: that of the backend's policy, or 5m.

@@ -11,7 +11,7 @@ use crate::{
 /// Shortest and longest time to make a connection.
 const CONNECT: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(60));
 /// Of a request, or one try of it.
-const REQUEST: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(24 * 3600));
+pub(super) const REQUEST: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(24 * 3600));
 /// Of an exchange in which nothing moves.
 pub(super) const STREAM_IDLE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(24 * 3600));
 /// Of a pooled connection.

@@ -1,6 +1,6 @@
 //! RoutePolicy.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use leno_proto::headers;
 
@@ -18,6 +18,8 @@ use crate::{
     },
 };
 
+/// Of a request, or one try of it. Zero: no limit, whatever the backend's policy says.
+const REQUEST: (Duration, Duration) = (Duration::ZERO, backend::REQUEST.1);
 /// By so many headers a route's requests may be kept.
 const EXPLAIN_HEADERS: usize = 4;
 
@@ -25,7 +27,7 @@ pub(super) fn route_policy(key: &ObjectKey, raw: &RoutePolicySpec) -> Result<Rou
     let mut wrong = Wrong::default();
     let timeouts = raw.timeouts.clone().unwrap_or_default();
     let mut timeout = |field: &str, text: Option<&api::DurationText>| {
-        wrong.note(text.map(|text| value::duration(&format!("spec.timeouts.{field}"), &text.0)).transpose())
+        wrong.note(text.map(|text| duration_within(&format!("spec.timeouts.{field}"), text, REQUEST)).transpose())
     };
     let request_timeout = timeout("request", timeouts.request.as_ref());
     let response_timeout = timeout("response", timeouts.response.as_ref());

@@ -113,13 +113,24 @@ fn each_kind(mut see: impl FnMut(&str, &Value, Vec<Value>)) {
     }
 }
 
-/// "10ms to 1h" in what a description says of a duration.
-fn bounds(description: &str) -> Option<(Duration, Duration)> {
-    let words: Vec<&str> = description.split_whitespace().collect();
+/// "10ms to 1h", "0s (never) to 1h" or "`base` to 1h" in what a description says of a duration. Without the least: another field.
+fn bounds(description: &str) -> Option<(Option<Duration>, Duration)> {
+    let mut depth = 0;
+    let outside = description.chars().filter(|letter| {
+        depth += i32::from(*letter == '(');
+        let keep = depth == 0;
+        depth -= i32::from(*letter == ')');
+        keep
+    });
+    let outside: String = outside.collect();
+    let words: Vec<&str> = outside.split_whitespace().collect();
     words.windows(3).find_map(|words| {
         let [least, "to", most] = words else { return None };
         let duration = |text: &str| value::duration("", text.trim_matches(['.', ',', ';', ':'])).ok();
-        Some((duration(least)?, duration(most)?))
+        match (duration(least), duration(most)?) {
+            (None, most) => least.starts_with('`').then_some((None, most)),
+            (least, most) => Some((least, most)),
+        }
     })
 }
 
@@ -160,11 +171,11 @@ fn bad_values(schema: &Value) -> Vec<Value> {
         "object" => bad.extend([json!("a"), json!(["a"]), json!([])]),
         "string" if schema["pattern"].as_str().is_some_and(|pattern| pattern.contains("h|m|s|ms")) => {
             bad.extend(["", "soon", "-1s", "1", "1.5s", "99999999999s", "1d", "١s"].map(Value::from));
-            if let Some((least, most)) = bounds(schema["description"].as_str().unwrap()) {
-                bad.push(text(most + Duration::from_millis(1)).into());
-                if let Some(below) = least.checked_sub(Duration::from_millis(1)) {
-                    bad.push(text(below).into());
-                }
+            let said = schema["description"].as_str().unwrap();
+            let (least, most) = bounds(said).unwrap_or_else(|| panic!("no bounds of a duration: {said:?}"));
+            bad.push(text(most + Duration::from_millis(1)).into());
+            if let Some(below) = least.and_then(|least| least.checked_sub(Duration::from_millis(1))) {
+                bad.push(text(below).into());
             }
         }
         "string" => {
