@@ -1,8 +1,10 @@
 //! What a rule asks of a request: path, headers, query, method, gRPC. Compiled once, read without allocating
 //! (a regular expression over an escaped query value, or over a header sent several times, does allocate).
 
+use std::sync::Arc;
+
 use http::{HeaderName, Method, header};
-use regex::bytes::Regex;
+use leno_proto::pattern::Pattern;
 
 use crate::http::{head::RequestHead, headers::is_grpc};
 
@@ -25,7 +27,7 @@ pub enum PathMatch {
     /// Whole segments. Without the slash at its end; never empty (that is `Any`).
     Prefix(Box<str>),
     /// The whole path.
-    Regex(Regex),
+    Regex(Arc<Pattern>),
 }
 
 #[derive(Debug)]
@@ -44,7 +46,7 @@ pub struct QueryMatch {
 pub enum ValueMatch {
     Exact(Box<[u8]>),
     /// The whole value.
-    Regex(Regex),
+    Regex(Arc<Pattern>),
 }
 
 impl HttpMatch {
@@ -227,7 +229,7 @@ mod tests {
 
     #[test]
     fn regex_is_over_the_whole_path() {
-        let regex = PathMatch::Regex(whole("/a|/b[0-9]+").unwrap());
+        let regex = PathMatch::Regex(whole("/a|/b[0-9]+").unwrap().into());
         assert!(regex.holds("/a").is_some());
         assert!(regex.holds("/b12").is_some());
         assert!(regex.holds("/ab").is_none());
@@ -246,7 +248,8 @@ mod tests {
         assert!(wanted("x-b", "3").holds(&parts));
         assert!(!wanted("x-c", "").holds(&parts));
         assert!(wanted("host", "shop.example:80").holds(&parts));
-        let regex = HeaderMatch { name: "x-a".parse().unwrap(), value: ValueMatch::Regex(whole("1.2").unwrap()) };
+        let regex =
+            HeaderMatch { name: "x-a".parse().unwrap(), value: ValueMatch::Regex(whole("1.2").unwrap().into()) };
         assert!(regex.holds(&parts));
     }
 
@@ -265,7 +268,7 @@ mod tests {
         assert!(wanted("f", "%zz").holds(query));
         assert!(wanted("g", "%4").holds(query));
         assert!(!wanted("A", "1").holds(query));
-        let regex = QueryMatch { name: "d".into(), value: ValueMatch::Regex(whole("p q").unwrap()) };
+        let regex = QueryMatch { name: "d".into(), value: ValueMatch::Regex(whole("p q").unwrap().into()) };
         assert!(regex.holds(query));
     }
 }

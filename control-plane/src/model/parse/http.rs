@@ -1,7 +1,8 @@
 //! HTTPRoute and GRPCRoute: both become HTTP rules, since gRPC is HTTP/2 with a fixed form of path.
 
-use std::{cmp::Reverse, collections::HashSet, sync::Arc, time::Duration};
+use std::{cell::RefCell, cmp::Reverse, collections::HashSet, sync::Arc, time::Duration};
 
+use leno_proto::pattern::Patterns;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -95,12 +96,14 @@ pub(super) fn http_rules(context: &mut Context<'_>, raw: Option<Vec<RawHttpRule>
 
 /// Rules in place of those of an HTTPRoute that is bad: see [`stand_ins`].
 pub(super) fn http_stand_ins(spec: &Value, backends: &[Backend]) -> Vec<HttpRule> {
-    stand_ins(spec, backends, &RequestMatch::default(), http_match)
+    let patterns = RefCell::new(value::patterns());
+    stand_ins(spec, backends, &RequestMatch::default(), |at, raw| http_match(at, raw, &mut patterns.borrow_mut()))
 }
 
 /// The same of a GRPCRoute.
 pub(super) fn grpc_stand_ins(spec: &Value, backends: &[Backend]) -> Vec<HttpRule> {
-    stand_ins(spec, backends, &RawGrpcMatch::default(), grpc_match)
+    let patterns = RefCell::new(value::patterns());
+    stand_ins(spec, backends, &RawGrpcMatch::default(), |at, raw| grpc_match(at, raw, &mut patterns.borrow_mut()))
 }
 
 /// One rule for each, with nothing but those of its matches that can be read. One of which none is left, or that takes everything, matches
@@ -164,7 +167,9 @@ fn whole<'a>(rules: Vec<HttpRule>, names: impl Iterator<Item = Option<&'a str>>)
 fn http_rule(context: &mut Context<'_>, index: usize, raw: &RawHttpRule) -> Result<HttpRule, Wrong> {
     let at = |field: &str| format!("spec.rules[{index}].{field}");
     let mut wrong = Wrong::default();
-    let matches = wrong.note(matches(&at("matches"), &raw.matches, &RequestMatch::default(), http_match));
+    let patterns = &mut context.patterns;
+    let matches = wrong
+        .note(matches(&at("matches"), &raw.matches, &RequestMatch::default(), |at, raw| http_match(at, raw, patterns)));
     let one_prefix = match matches.as_slice() {
         // No path at all is the prefix "/" (HTTPRouteMatch).
         [only] => matches!(only.path, None | Some(PathMatch::Prefix(_))),
@@ -216,7 +221,7 @@ fn matches<R>(
     field: &str,
     raw: &[R],
     default: &R,
-    parse: impl Fn(&str, &R) -> Result<HttpMatch, Wrong>,
+    mut parse: impl FnMut(&str, &R) -> Result<HttpMatch, Wrong>,
 ) -> Result<Vec<HttpMatch>, Wrong> {
     value::at_most(field, raw.len(), MAX_MATCHES)?;
     if raw.is_empty() {
@@ -264,12 +269,12 @@ fn retry(context: &mut Context<'_>, at: &str, raw: &RawRetry) -> Result<Retry, W
     wrong.or(Retry { statuses, attempts, backoff })
 }
 
-/// The match at "spec.rules[0].matches[0]".
-pub(super) fn http_match(at: &str, raw: &RequestMatch) -> Result<HttpMatch, Wrong> {
+/// The match at "spec.rules[0].matches[0]"; `patterns`: those of the object.
+pub(super) fn http_match(at: &str, raw: &RequestMatch, patterns: &mut Patterns) -> Result<HttpMatch, Wrong> {
     let mut wrong = Wrong::default();
-    let path = raw.path.as_ref().and_then(|path| wrong.note(path_match(&format!("{at}.path"), path)));
-    let headers = wrong.note(named(&format!("{at}.headers"), &raw.headers, true));
-    let query = wrong.note(named(&format!("{at}.queryParams"), &raw.query_params, false));
+    let path = raw.path.as_ref().and_then(|path| wrong.note(path_match(&format!("{at}.path"), path, patterns)));
+    let headers = wrong.note(named(&format!("{at}.headers"), &raw.headers, true, patterns));
+    let query = wrong.note(named(&format!("{at}.queryParams"), &raw.query_params, false, patterns));
     if let Some(method) = &raw.method
         && !METHODS.contains(&method.as_str())
     {
@@ -293,7 +298,7 @@ pub(super) fn http_match(at: &str, raw: &RequestMatch) -> Result<HttpMatch, Wron
 }
 
 /// None: every path, which the prefix "/" means.
-fn path_match(at: &str, raw: &PathValue) -> Result<Option<PathMatch>, FieldError> {
+fn path_match(at: &str, raw: &PathValue, patterns: &mut Patterns) -> Result<Option<PathMatch>, FieldError> {
     let field = format!("{at}.value");
     let text = raw.value.as_deref().unwrap_or("/");
     match raw.kind.as_deref().unwrap_or("PathPrefix") {
@@ -308,7 +313,7 @@ fn path_match(at: &str, raw: &PathValue) -> Result<Option<PathMatch>, FieldError
             Ok((!prefix.is_empty()).then(|| PathMatch::Prefix(prefix.into())))
         }
         "RegularExpression" => {
-            value::regex(&field, text)?;
+            value::regex(&field, text, patterns)?;
             Ok(Some(PathMatch::Regex(text.into())))
         }
         other => refuse(format!("{at}.type"), format!("{other:?} is not one of Exact, PathPrefix, RegularExpression")),
@@ -316,7 +321,12 @@ fn path_match(at: &str, raw: &PathValue) -> Result<Option<PathMatch>, FieldError
 }
 
 /// Matches of headers or query parameters; of several for one name, only the first counts.
-fn named(at: &str, raw: &[NamedValue], headers: bool) -> Result<Vec<(Arc<str>, ValueMatch)>, Wrong> {
+fn named(
+    at: &str,
+    raw: &[NamedValue],
+    headers: bool,
+    patterns: &mut Patterns,
+) -> Result<Vec<(Arc<str>, ValueMatch)>, Wrong> {
     value::at_most(at, raw.len(), MAX_VALUES)?;
     let mut wrong = Wrong::default();
     let mut matches: Vec<(Arc<str>, ValueMatch)> = Vec::with_capacity(raw.len());
@@ -330,7 +340,7 @@ fn named(at: &str, raw: &[NamedValue], headers: bool) -> Result<Vec<(Arc<str>, V
         wrong.note(value::no_longer_than(&field("value"), &one.value, MAX_VALUE));
         let value = match one.kind.as_deref().unwrap_or("Exact") {
             "RegularExpression" => {
-                wrong.note(value::regex(&field("value"), &one.value));
+                wrong.note(value::regex(&field("value"), &one.value, patterns));
                 ValueMatch::Regex(one.value.as_str().into())
             }
             kind => {
@@ -397,7 +407,9 @@ pub(super) fn grpc_rules(context: &mut Context<'_>, raw: Vec<RawGrpcRule>) -> Re
 fn grpc_rule(context: &mut Context<'_>, index: usize, raw: &RawGrpcRule) -> Result<HttpRule, Wrong> {
     let at = |field: &str| format!("spec.rules[{index}].{field}");
     let mut wrong = Wrong::default();
-    let matches = wrong.note(matches(&at("matches"), &raw.matches, &RawGrpcMatch::default(), grpc_match));
+    let patterns = &mut context.patterns;
+    let matches = wrong
+        .note(matches(&at("matches"), &raw.matches, &RawGrpcMatch::default(), |at, raw| grpc_match(at, raw, patterns)));
     let place = Place { one_prefix: false, redirects: false, rewrites: false, cors: false };
     let filters = wrong.note(filter::filters(context, &at("filters"), &raw.filters, place));
     let backends =
@@ -419,10 +431,10 @@ fn grpc_rule(context: &mut Context<'_>, index: usize, raw: &RawGrpcRule) -> Resu
     })
 }
 
-fn grpc_match(at: &str, raw: &RawGrpcMatch) -> Result<HttpMatch, Wrong> {
+fn grpc_match(at: &str, raw: &RawGrpcMatch, patterns: &mut Patterns) -> Result<HttpMatch, Wrong> {
     let mut wrong = Wrong::default();
-    let headers = wrong.note(named(&format!("{at}.headers"), &raw.headers, true));
-    let path = raw.method.as_ref().map(|method| grpc_path(&format!("{at}.method"), method)).transpose();
+    let headers = wrong.note(named(&format!("{at}.headers"), &raw.headers, true, patterns));
+    let path = raw.method.as_ref().map(|method| grpc_path(&format!("{at}.method"), method, patterns)).transpose();
     let (path, kind, service, method) = wrong.note(path).unwrap_or((None, PathRank::Any, 0, 0));
     let precedence = Precedence {
         kind,
@@ -436,7 +448,11 @@ fn grpc_match(at: &str, raw: &RawGrpcMatch) -> Result<HttpMatch, Wrong> {
 }
 
 /// `/<service>/<method>`, either of which may be left out.
-fn grpc_path(at: &str, raw: &RawGrpcMethod) -> Result<(Option<PathMatch>, PathRank, usize, usize), FieldError> {
+fn grpc_path(
+    at: &str,
+    raw: &RawGrpcMethod,
+    patterns: &mut Patterns,
+) -> Result<(Option<PathMatch>, PathRank, usize, usize), FieldError> {
     let part = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
     let (service, method) = (part(&raw.service), part(&raw.method));
     let lengths = (service.as_ref().map_or(0, String::len), method.as_ref().map_or(0, String::len));
@@ -463,7 +479,7 @@ fn grpc_path(at: &str, raw: &RawGrpcMethod) -> Result<(Option<PathMatch>, PathRa
                 (_, method) => {
                     let path = format!("/{any}/{}", regex::escape(&method.unwrap_or_default()));
                     // A name has no limit, its expression has.
-                    value::regex(&format!("{at}.method"), &path)?;
+                    value::regex(&format!("{at}.method"), &path, patterns)?;
                     ranked(PathMatch::Regex(path.into()), PathRank::Exact)
                 }
             }
@@ -471,13 +487,13 @@ fn grpc_path(at: &str, raw: &RawGrpcMethod) -> Result<(Option<PathMatch>, PathRa
         "RegularExpression" => {
             for (field, text) in [("service", &service), ("method", &method)] {
                 if let Some(text) = text {
-                    value::regex(&format!("{at}.{field}"), text)?;
+                    value::part_of_regex(&format!("{at}.{field}"), text)?;
                 }
             }
             let group = |text: Option<String>| text.map_or_else(|| any.clone(), |text| format!("(?:{text})"));
             let path = format!("/{}/{}", group(service), group(method));
             // Each alone may fit, and both together not.
-            value::regex(at, &path)?;
+            value::regex(at, &path, patterns)?;
             ranked(PathMatch::Regex(path.into()), PathRank::Regex)
         }
         other => refuse(format!("{at}.type"), format!("{other:?} is neither Exact nor RegularExpression")),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use leno_proto::pattern::Patterns;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -77,12 +78,19 @@ pub(super) struct Context<'a> {
     pub(super) unsupported: Vec<String>,
     /// Known fields whose values have no effect, each with why.
     pub(super) without_effect: Vec<String>,
+    /// Regular expressions of the whole route.
+    pub(super) patterns: Patterns,
 }
 
 /// A route, and its fields that have no effect.
 pub(super) fn route(key: &ObjectKey, metadata: &Metadata, content: &Value) -> Result<(Route, Vec<String>), Wrong> {
     let mut wrong = Wrong::default();
-    let mut context = Context { namespace: &key.namespace, unsupported: Vec::new(), without_effect: Vec::new() };
+    let mut context = Context {
+        namespace: &key.namespace,
+        unsupported: Vec::new(),
+        without_effect: Vec::new(),
+        patterns: value::patterns(),
+    };
     let (raw_parents, rules, mut unknown) = match key.kind {
         Kind::GrpcRoute => {
             let Spec { spec, unknown } = read::<http::RawGrpcSpec>(content)?;

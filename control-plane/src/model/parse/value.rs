@@ -2,7 +2,10 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use leno_proto::{headers, pattern};
+use leno_proto::{
+    headers,
+    pattern::{self, Patterns},
+};
 
 use super::{FieldError, refuse};
 
@@ -152,12 +155,26 @@ pub(super) fn path_characters(field: &str, path: &str) -> Result<(), FieldError>
     if path.len() > MAX_PATH { refuse(field, format!("longer than {MAX_PATH} characters")) } else { Ok(()) }
 }
 
-/// RE2 syntax, with bounded size: what the proxy takes.
-pub(super) fn regex(field: &str, pattern: &str) -> Result<(), FieldError> {
-    let Err(error) = pattern::whole(pattern) else { return Ok(()) };
-    let error = error.to_string();
-    let last = error.lines().next_back().unwrap_or_default().trim_start_matches("error: ");
-    refuse(field, format!("{pattern:?} is not a regular expression that can be used: {last}"))
+/// RE2 syntax, with bounded size, by itself and with all `patterns` of the object: what the proxy takes.
+pub(super) fn regex(field: &str, pattern: &str, patterns: &mut Patterns) -> Result<(), FieldError> {
+    match patterns.whole(pattern) {
+        Ok(_) => Ok(()),
+        Err(error) if error.is_of_sum() => refuse(field, error.to_string()),
+        Err(error) => refuse(field, format!("{pattern:?} is not a regular expression that can be used: {error}")),
+    }
+}
+
+/// What becomes part of one that is looked at as a whole.
+pub(super) fn part_of_regex(field: &str, pattern: &str) -> Result<(), FieldError> {
+    match pattern::parse(pattern) {
+        Ok(()) => Ok(()),
+        Err(error) => refuse(field, format!("{pattern:?} is not a regular expression that can be used: {error}")),
+    }
+}
+
+/// Those of one object.
+pub(super) fn patterns() -> Patterns {
+    Patterns::within(pattern::OF_OBJECT)
 }
 
 /// In bytes.
@@ -197,11 +214,12 @@ mod tests {
 
     #[test]
     fn regexes_compile_and_stay_inside_their_anchors() {
+        let mut patterns = patterns();
         for pattern in ["/v[0-9]+/.*", r"/users/\w{36}", r"/[^/]{1,64}/\d+"] {
-            assert!(regex("f", pattern).is_ok(), "{pattern}");
+            assert!(regex("f", pattern, &mut patterns).is_ok(), "{pattern}");
         }
         for pattern in ["(", "a)|(b", "(?P<x", "\\p{Foo}", "((a{100}){100}){100}"] {
-            assert!(regex("f", pattern).is_err(), "{pattern}");
+            assert!(regex("f", pattern, &mut patterns).is_err(), "{pattern}");
         }
     }
 

@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use http::{HeaderName, Method, StatusCode};
-use leno_proto::{pattern, v1};
+use leno_proto::{
+    pattern::{self, Pattern, Patterns},
+    v1,
+};
 
 use super::{
     Backends, Invalid,
@@ -30,39 +33,41 @@ pub(super) fn parse(
     before: Option<&HttpRoutes>,
     backends: &mut Backends<'_>,
 ) -> Result<HttpRoutes, Invalid> {
+    let mut patterns = Patterns::within(pattern::OF_RESOURCE);
     let mut actions = Vec::with_capacity(routes.actions.len());
     for (index, action) in routes.actions.into_iter().enumerate() {
-        let action = parse_action(service, action, before, backends);
+        let action = parse_action(service, action, before, backends, &mut patterns);
         actions.push(Arc::new(action.map_err(|invalid| invalid.within(format!("actions[{index}]")))?));
     }
     let mut rules = Vec::with_capacity(routes.rules.len());
     for (index, rule) in routes.rules.into_iter().enumerate() {
-        let rule = parse_rule(rule, &actions);
+        let rule = parse_rule(rule, &actions, &mut patterns);
         rules.push(rule.map_err(|invalid| invalid.within(format!("rules[{index}]")))?);
     }
     Ok(HttpRoutes { rules: rules.into() })
 }
 
-fn parse_rule(rule: v1::HttpRule, actions: &[Arc<HttpAction>]) -> Result<HttpRule, Invalid> {
+fn parse_rule(rule: v1::HttpRule, actions: &[Arc<HttpAction>], patterns: &mut Patterns) -> Result<HttpRule, Invalid> {
     let action = usize::try_from(rule.action).ok().and_then(|index| actions.get(index));
     let action = action.ok_or_else(|| Invalid::new("action", format!("there is no action {}", rule.action)))?;
-    let matches = parse_match(rule.r#match.unwrap_or_default()).map_err(|invalid| invalid.within("match"))?;
+    let wanted = rule.r#match.unwrap_or_default();
+    let matches = parse_match(wanted, patterns).map_err(|invalid| invalid.within("match"))?;
     Ok(HttpRule { matches, action: action.clone() })
 }
 
-pub(super) fn parse_match(wanted: v1::HttpMatch) -> Result<HttpMatch, Invalid> {
-    let path = parse_path(wanted.path).map_err(|invalid| invalid.within("path"))?;
+pub(super) fn parse_match(wanted: v1::HttpMatch, patterns: &mut Patterns) -> Result<HttpMatch, Invalid> {
+    let path = parse_path(wanted.path, patterns).map_err(|invalid| invalid.within("path"))?;
     let mut headers = Vec::with_capacity(wanted.headers.len());
     for (index, header) in wanted.headers.into_iter().enumerate() {
         let at = |invalid: Invalid| invalid.within(format!("headers[{index}]"));
         let name = HeaderName::from_bytes(header.name.as_bytes())
             .map_err(|_| at(Invalid::new("name", format!("{:?} is not a header name", header.name))))?;
-        headers.push(HeaderMatch { name, value: parse_value(header).map_err(at)? });
+        headers.push(HeaderMatch { name, value: parse_value(header, patterns).map_err(at)? });
     }
     let mut query = Vec::with_capacity(wanted.query.len());
     for (index, parameter) in wanted.query.into_iter().enumerate() {
         let name = parameter.name.as_str().into();
-        let value = parse_value(parameter).map_err(|invalid| invalid.within(format!("query[{index}]")))?;
+        let value = parse_value(parameter, patterns).map_err(|invalid| invalid.within(format!("query[{index}]")))?;
         query.push(QueryMatch { name, value });
     }
     let method = match wanted.method.as_str() {
@@ -75,7 +80,7 @@ pub(super) fn parse_match(wanted: v1::HttpMatch) -> Result<HttpMatch, Invalid> {
     Ok(HttpMatch { path, headers: headers.into(), query: query.into(), method, grpc: wanted.grpc })
 }
 
-fn parse_path(path: Option<v1::PathMatch>) -> Result<PathMatch, Invalid> {
+fn parse_path(path: Option<v1::PathMatch>, patterns: &mut Patterns) -> Result<PathMatch, Invalid> {
     use v1::path_match::Kind;
     let Some(path) = path else { return Ok(PathMatch::Any) };
     let absolute = |field: &str, text: &str| match text.starts_with('/') {
@@ -91,22 +96,22 @@ fn parse_path(path: Option<v1::PathMatch>) -> Result<PathMatch, Invalid> {
             absolute("prefix", &text)?;
             Ok(PathMatch::prefix(&text))
         }
-        Some(Kind::Regex(text)) => Ok(PathMatch::Regex(parse_regex(&text)?)),
+        Some(Kind::Regex(text)) => Ok(PathMatch::Regex(parse_regex(&text, patterns)?)),
         None => Err(unknown_kind()),
     }
 }
 
-fn parse_value(wanted: v1::NamedMatch) -> Result<ValueMatch, Invalid> {
+fn parse_value(wanted: v1::NamedMatch, patterns: &mut Patterns) -> Result<ValueMatch, Invalid> {
     use v1::named_match::Kind;
     match wanted.kind {
         Some(Kind::Exact(text)) => Ok(ValueMatch::Exact(text.into_bytes().into())),
-        Some(Kind::Regex(text)) => Ok(ValueMatch::Regex(parse_regex(&text)?)),
+        Some(Kind::Regex(text)) => Ok(ValueMatch::Regex(parse_regex(&text, patterns)?)),
         None => Err(unknown_kind()),
     }
 }
 
-fn parse_regex(text: &str) -> Result<regex::bytes::Regex, Invalid> {
-    pattern::whole(text).map_err(|error| Invalid::new("regex", error))
+fn parse_regex(text: &str, patterns: &mut Patterns) -> Result<Arc<Pattern>, Invalid> {
+    patterns.whole(text).map_err(|error| Invalid::new("regex", error))
 }
 
 fn unknown_kind() -> Invalid {
@@ -118,6 +123,7 @@ fn parse_action(
     action: v1::HttpAction,
     before: Option<&HttpRoutes>,
     backends: &mut Backends<'_>,
+    patterns: &mut Patterns,
 ) -> Result<HttpAction, Invalid> {
     let origin = parse_origin(action.origin);
     let filters = filters::parse(service, &origin, action.filters, backends)?;
@@ -145,7 +151,7 @@ fn parse_action(
         let before = before.and_then(|routes| routes.hedge(&origin));
         resilience::hedging(hedging, before)
     });
-    let faults = action.faults.map(rule_policy::faults);
+    let faults = action.faults.map(|faults| rule_policy::faults(faults, patterns));
     let direct_response = action.direct_response.map(rule_policy::static_answer);
     let fallback = action.fallback.map(|fallback| rule_policy::fallback(service, &origin, fallback, backends));
     let policy = action.policy.as_ref().map(|policy| RulePolicy {

@@ -3,7 +3,10 @@
 use std::{collections::HashSet, sync::Arc};
 
 use http::HeaderName;
-use leno_proto::v1::{self, concurrency::Mode, rate_limit};
+use leno_proto::{
+    pattern::{self, Patterns},
+    v1::{self, concurrency::Mode, rate_limit},
+};
 
 use super::{Invalid, destination::object_text, http::parse_match, parse_port, parse_protocol};
 use crate::{
@@ -27,19 +30,21 @@ pub(super) fn parse(inbound: v1::Inbound, held: Option<&Inbound>) -> Result<Inbo
     };
     let mode_origin = inbound.mode_origin.as_ref().map(object_text);
     let zone = inbound.zone.as_str().into();
+    let mut patterns = Patterns::within(pattern::OF_RESOURCE);
     let mut ports = Vec::with_capacity(inbound.ports.len());
     for (index, entry) in inbound.ports.into_iter().enumerate() {
-        ports.push(port(entry, held).map_err(|invalid| invalid.within(format!("ports[{index}]")))?);
+        let port = port(entry, held, &mut patterns);
+        ports.push(port.map_err(|invalid| invalid.within(format!("ports[{index}]")))?);
     }
     ports.sort_by_key(|port| port.port);
     ports.dedup_by_key(|port| port.port);
     Ok(Inbound { strict, mode_origin, zone, ports })
 }
 
-fn port(entry: v1::InboundPort, held: Option<&Inbound>) -> Result<InboundPort, Invalid> {
+fn port(entry: v1::InboundPort, held: Option<&Inbound>, patterns: &mut Patterns) -> Result<InboundPort, Invalid> {
     let (port, protocol) = (parse_port(entry.port)?, parse_protocol(entry.protocol)?);
     let mut policy = match entry.policy {
-        Some(policy) => self::policy(port, policy).map_err(|invalid| invalid.within("policy"))?,
+        Some(policy) => self::policy(port, policy, patterns).map_err(|invalid| invalid.within("policy"))?,
         None => PortPolicy::default(),
     };
     let before = held.and_then(|held| held.port(port)).and_then(|held| held.policy.rate_limits.as_ref());
@@ -49,7 +54,7 @@ fn port(entry: v1::InboundPort, held: Option<&Inbound>) -> Result<InboundPort, I
     Ok(InboundPort { port, protocol, policy })
 }
 
-fn policy(port: u16, policy: v1::InboundPolicy) -> Result<PortPolicy, Invalid> {
+fn policy(port: u16, policy: v1::InboundPolicy, patterns: &mut Patterns) -> Result<PortPolicy, Invalid> {
     let origin: Option<Arc<str>> = policy.origin.as_ref().map(object_text);
     let named = origin.clone().unwrap_or_default();
     if policy.rate_limits.len() > limits::RATE_LIMITS {
@@ -63,7 +68,7 @@ fn policy(port: u16, policy: v1::InboundPolicy) -> Result<PortPolicy, Invalid> {
         if !names.insert(one.name.clone()) {
             return Err(at(Invalid::new("name", format!("{:?} is there twice", one.name))));
         }
-        parsed.push(rate_limit((port, &named), one).map_err(at)?);
+        parsed.push(rate_limit((port, &named), one, patterns).map_err(at)?);
     }
     let headers = !policy.quiet;
     let rate_limits =
@@ -78,7 +83,7 @@ fn policy(port: u16, policy: v1::InboundPolicy) -> Result<PortPolicy, Invalid> {
     })
 }
 
-fn rate_limit(place: (u16, &str), limit: v1::RateLimit) -> Result<RateLimit, Invalid> {
+fn rate_limit(place: (u16, &str), limit: v1::RateLimit, patterns: &mut Patterns) -> Result<RateLimit, Invalid> {
     // It is written into structured fields as it is.
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
     if limit.name.is_empty() || limit.name.len() > 253 || !limit.name.bytes().all(plain) {
@@ -88,7 +93,7 @@ fn rate_limit(place: (u16, &str), limit: v1::RateLimit) -> Result<RateLimit, Inv
         .map_err(|(field, reason)| Invalid::new(if field == "per" { "per_seconds" } else { field }, reason))?;
     let mut matches = Vec::with_capacity(limit.matches.len());
     for (index, one) in limit.matches.into_iter().enumerate() {
-        matches.push(parse_match(one).map_err(|invalid| invalid.within(format!("matches[{index}]")))?);
+        matches.push(parse_match(one, patterns).map_err(|invalid| invalid.within(format!("matches[{index}]")))?);
     }
     let key = match rate_limit::Key::try_from(limit.key) {
         Ok(rate_limit::Key::None) => None,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode};
-use leno_proto::{headers, v1};
+use leno_proto::{headers, pattern::Patterns, v1};
 
 use super::{Backends, Invalid, destination::object_text, http::parse_match, parse_duration};
 use crate::{
@@ -24,14 +24,14 @@ const MILLION: u32 = 1_000_000;
 /// The last status code of gRPC.
 const GRPC_LAST: u32 = 16;
 
-pub(super) fn faults(faults: v1::Faults) -> Result<Faults, Invalid> {
+pub(super) fn faults(faults: v1::Faults, patterns: &mut Patterns) -> Result<Faults, Invalid> {
     let delay = faults.delay.map(|delay| {
         let duration = parse_duration("duration", delay.duration)?.unwrap_or(Duration::ZERO);
-        Ok((when(delay.when)?, duration))
+        Ok((when(delay.when, patterns)?, duration))
     });
     let abort = faults.abort.map(|abort| {
         let answer = abort.answer.ok_or_else(|| Invalid::new("answer", "missing"))?;
-        Ok((when(abort.when)?, static_answer(answer).map_err(|invalid: Invalid| invalid.within("answer"))?))
+        Ok((when(abort.when, patterns)?, static_answer(answer).map_err(|invalid: Invalid| invalid.within("answer"))?))
     });
     Ok(Faults {
         origin: object_text(&faults.origin.unwrap_or_default()),
@@ -40,15 +40,13 @@ pub(super) fn faults(faults: v1::Faults) -> Result<Faults, Invalid> {
     })
 }
 
-fn when(condition: Option<v1::FaultCondition>) -> Result<When, Invalid> {
+fn when(condition: Option<v1::FaultCondition>, patterns: &mut Patterns) -> Result<When, Invalid> {
     let condition = condition.ok_or_else(|| Invalid::new("when", "missing"))?;
     let share = Share::new(condition.share, MILLION)
         .ok_or_else(|| Invalid::new("when.share", format!("{} is more than a million", condition.share)))?;
-    let matches = condition
-        .matches
-        .into_iter()
-        .enumerate()
-        .map(|(index, one)| parse_match(one).map_err(|invalid| invalid.within(format!("when.matches[{index}]"))));
+    let matches = condition.matches.into_iter().enumerate().map(|(index, one)| {
+        parse_match(one, patterns).map_err(|invalid| invalid.within(format!("when.matches[{index}]")))
+    });
     Ok(When { share, matches: matches.collect::<Result<_, _>>()? })
 }
 

@@ -123,6 +123,29 @@ fn a_destination_comes_with_its_backends_and_keeps_them() {
 }
 
 #[test]
+fn regular_expressions_are_bounded_in_sum() {
+    let (store, _asks) = Store::new();
+    let most = leno_proto::pattern::OF_RESOURCE.count;
+    let rule = |n: usize| HttpRule {
+        r#match: Some(HttpMatch {
+            path: Some(PathMatch { kind: Some(path_match::Kind::Regex(format!("/{n}a+"))) }),
+            ..HttpMatch::default()
+        }),
+        action: 0,
+    };
+    let routes = |count: usize, different: usize| {
+        routed((0..count).map(|n| rule(n % different)).collect(), vec![HttpAction::default()])
+    };
+    assert_eq!(take(&store, vec![cart("d1", routes(most, most))], vec![]), []);
+    assert_eq!(take(&store, vec![cart("d2", routes(4 * most, 8))], vec![]), [], "each is compiled once");
+    let good = store.get(&CART.into()).unwrap();
+    let rejected = take(&store, vec![cart("d3", routes(most + 1, most + 1))], vec![]);
+    assert_eq!(rejected[0].field, format!("service.http.rules[{most}].match.path.regex"));
+    assert!(rejected[0].reason.starts_with("there are more than 512 different regular"), "{}", rejected[0].reason);
+    assert!(Arc::ptr_eq(&store.get(&CART.into()).unwrap(), &good));
+}
+
+#[test]
 fn a_bad_resource_is_told_and_the_last_good_one_stays() {
     let (store, _asks) = Store::new();
     take(&store, vec![cart("d1", service(to_backends(&[(1, BACKEND)])))], vec![]);

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use leno_proto::pattern::Patterns;
+
 use super::{
     super::{FieldError, Wrong, http::http_match, refuse, value},
     duration_within, static_answer,
@@ -22,15 +24,16 @@ pub(super) fn fault_policy(raw: &FaultPolicySpec) -> Result<FaultPolicy, Wrong> 
     if raw.delay.is_none() && raw.abort.is_none() {
         wrong.add("spec", "says neither delay nor abort: it does nothing");
     }
-    let delay = wrong.note(raw.delay.as_ref().map(delay).transpose());
-    let abort = wrong.note(raw.abort.as_ref().map(abort).transpose());
+    let mut patterns = value::patterns();
+    let delay = wrong.note(raw.delay.as_ref().map(|raw| delay(raw, &mut patterns)).transpose());
+    let abort = wrong.note(raw.abort.as_ref().map(|raw| abort(raw, &mut patterns)).transpose());
     wrong.or(FaultPolicy { delay, abort })
 }
 
-fn delay(raw: &FaultDelay) -> Result<(FaultCondition, Duration), Wrong> {
+fn delay(raw: &FaultDelay, patterns: &mut Patterns) -> Result<(FaultCondition, Duration), Wrong> {
     let mut wrong = Wrong::default();
     let duration = wrong.note(duration_within("spec.delay.duration", &raw.duration, DELAY));
-    match condition("spec.delay", raw.percentage, &raw.matches) {
+    match condition("spec.delay", raw.percentage, &raw.matches, patterns) {
         Ok(condition) => wrong.or((condition, duration)),
         Err(other) => {
             wrong.note::<()>(Err(other));
@@ -39,7 +42,7 @@ fn delay(raw: &FaultDelay) -> Result<(FaultCondition, Duration), Wrong> {
     }
 }
 
-fn abort(raw: &FaultAbort) -> Result<(FaultCondition, StaticAnswer), Wrong> {
+fn abort(raw: &FaultAbort, patterns: &mut Patterns) -> Result<(FaultCondition, StaticAnswer), Wrong> {
     let mut wrong = Wrong::default();
     if raw.http_status.is_none() && raw.grpc_status.is_none() {
         wrong.add("spec.abort", "needs httpStatus, grpcStatus or both");
@@ -54,7 +57,7 @@ fn abort(raw: &FaultAbort) -> Result<(FaultCondition, StaticAnswer), Wrong> {
         headers: Vec::new(),
         body: "leno: a fault made on purpose\n".into(),
     };
-    match condition("spec.abort", raw.percentage, &raw.matches) {
+    match condition("spec.abort", raw.percentage, &raw.matches, patterns) {
         Ok(condition) => wrong.or((condition, answer)),
         Err(other) => {
             wrong.note::<()>(Err(other));
@@ -63,11 +66,17 @@ fn abort(raw: &FaultAbort) -> Result<(FaultCondition, StaticAnswer), Wrong> {
     }
 }
 
-fn condition(at: &str, percentage: Option<f64>, matches: &[RequestMatch]) -> Result<FaultCondition, Wrong> {
+fn condition(
+    at: &str,
+    percentage: Option<f64>,
+    matches: &[RequestMatch],
+    patterns: &mut Patterns,
+) -> Result<FaultCondition, Wrong> {
     let mut wrong = Wrong::default();
     let share = wrong.note(share(&format!("{at}.percentage"), percentage.unwrap_or(100.0)));
     wrong.note(value::at_most(&format!("{at}.matches"), matches.len(), MAX_MATCHES));
-    let matches = matches.iter().enumerate().map(|(index, one)| http_match(&format!("{at}.matches[{index}]"), one));
+    let matches = matches.iter().enumerate();
+    let matches = matches.map(|(index, one)| http_match(&format!("{at}.matches[{index}]"), one, patterns));
     let matches = wrong.note(Wrong::each(matches));
     wrong.or(FaultCondition { share, matches })
 }

@@ -1,6 +1,6 @@
 //! InboundPolicy.
 
-use leno_proto::rate_limit;
+use leno_proto::{pattern::Patterns, rate_limit};
 
 use super::super::{FieldError, Wrong, http::http_match, refuse, value};
 use crate::{
@@ -23,9 +23,10 @@ const DEFAULT_MAX: u32 = 10_000;
 pub(super) fn inbound_policy(raw: &InboundPolicySpec) -> Result<InboundPolicy, Wrong> {
     let mut wrong = Wrong::default();
     wrong.note(value::at_most("spec.rateLimits", raw.rate_limits.len(), MAX_LIMITS));
+    let mut patterns = value::patterns();
     let limits = raw.rate_limits.iter().take(MAX_LIMITS).enumerate();
-    let rate_limits =
-        wrong.note(Wrong::each(limits.map(|(index, one)| rate_limit(&format!("spec.rateLimits[{index}]"), one))));
+    let limits = limits.map(|(index, one)| rate_limit(&format!("spec.rateLimits[{index}]"), one, &mut patterns));
+    let rate_limits = wrong.note(Wrong::each(limits));
     for (index, one) in raw.rate_limits.iter().enumerate() {
         if raw.rate_limits.iter().take(index).any(|earlier| earlier.name == one.name) {
             wrong.add(format!("spec.rateLimits[{index}].name"), format!("{:?} is there twice", one.name));
@@ -52,7 +53,7 @@ fn bytes_within(field: &str, bytes: i64, (least, most): (i64, i64)) -> Result<u6
     }
 }
 
-fn rate_limit(at: &str, raw: &RateLimitSpec) -> Result<RateLimit, Wrong> {
+fn rate_limit(at: &str, raw: &RateLimitSpec, patterns: &mut Patterns) -> Result<RateLimit, Wrong> {
     let mut wrong = Wrong::default();
     wrong.note(value::label(&format!("{at}.name"), &raw.name));
     let requests = wrong.note(count(&format!("{at}.requests"), raw.requests).map(Some));
@@ -60,8 +61,8 @@ fn rate_limit(at: &str, raw: &RateLimitSpec) -> Result<RateLimit, Wrong> {
     let burst = wrong.note(raw.burst.map_or(Ok(requests), |burst| count(&format!("{at}.burst"), burst).map(Some)));
     wrong.note(value::at_most(&format!("{at}.matches"), raw.matches.len(), MAX_MATCHES));
     let matches = raw.matches.iter().take(MAX_MATCHES).enumerate();
-    let matches =
-        wrong.note(Wrong::each(matches.map(|(index, one)| http_match(&format!("{at}.matches[{index}]"), one))));
+    let matches = matches.map(|(index, one)| http_match(&format!("{at}.matches[{index}]"), one, patterns));
+    let matches = wrong.note(Wrong::each(matches));
     let key = wrong.note(raw.key.as_ref().map(|raw| key(&format!("{at}.key"), raw)).transpose());
     let (requests, per, burst) = (requests.unwrap_or(1), per.unwrap_or(1), burst.unwrap_or(1));
     if wrong.is_empty()

@@ -321,6 +321,77 @@ fn patterns_that_explode_are_refused() {
     }
 }
 
+/// So many matches of `headers` that are expressions, no two of them the same.
+fn many(matches: usize, headers: usize, pattern: &str) -> Vec<Value> {
+    let header =
+        |n: usize| json!({"type": "RegularExpression", "name": format!("x-{n}"), "value": format!("{n}{pattern}")});
+    let one =
+        |index: usize| json!({"headers": (index * headers..(index + 1) * headers).map(header).collect::<Vec<_>>()});
+    (0..matches).map(one).collect()
+}
+
+fn two_rules(first: Vec<Value>, second: Vec<Value>) -> Value {
+    let mut route = http_route(json!({"matches": first}));
+    route["spec"]["rules"].as_array_mut().unwrap().push(json!({"matches": second}));
+    route
+}
+
+#[test]
+fn patterns_that_are_too_much_in_sum_are_refused() {
+    let one_more = || json!([{"path": {"type": "RegularExpression", "value": "/one/more"}}]);
+    let limit = |name: &str, matches: Value| json!({"name": name, "requests": 1, "matches": matches});
+    let first = json!(many(16, 16, "a+"));
+    let limits = json!([limit("a", first.clone()), limit("b", one_more())]);
+    let delay = json!({"duration": "1s", "matches": first});
+    for (document, field) in [
+        (two_rules(many(16, 16, "a+"), vec![one_more()[0].clone()]), "spec.rules[1].matches[0].path.value"),
+        (document("InboundPolicy", json!({"rateLimits": limits})), "spec.rateLimits[1].matches[0].path.value"),
+        (
+            document("FaultPolicy", json!({"delay": delay, "abort": {"httpStatus": 500, "matches": one_more()}})),
+            "spec.abort.matches[0].path.value",
+        ),
+    ] {
+        let expected =
+            format!("{field}: there are more than 256 different regular expressions; join some of them by |, ");
+        let told = bad(document);
+        assert!(told.starts_with(&expected), "{told}");
+    }
+    let told = all_bad(http_route(json!({"matches": many(16, 16, "[ab]{2000}")})));
+    assert!(told[0].starts_with("spec.rules[0].matches["), "{told:?}");
+    assert!(
+        told[0].contains("value: all regular expressions take more than 8 MiB once compiled; let them"),
+        "{told:?}"
+    );
+}
+
+#[test]
+fn patterns_of_a_large_route_are_taken() {
+    let half = |from: usize| {
+        let path = |n: usize| json!({"type": "RegularExpression", "value": format!(r"/tenants/t{n}/orders/\w{{8}}-\w{{4}}/.*")});
+        let agent = |n: usize| json!({"type": "RegularExpression", "name": "user-agent", "value": format!(r"(?i)app/{n}\.\d+ .*")});
+        (from..from + 64).map(|n| json!({"path": path(n), "headers": [agent(n)]})).collect::<Vec<_>>()
+    };
+    good(two_rules(half(0), half(64)));
+    // Counted once, as often as it is there.
+    let same = vec![many(1, 16, "a+")[0].clone(); 64];
+    good(two_rules(same.clone(), same));
+}
+
+/// What stands in for a route that is bad goes to proxies as any other does.
+#[test]
+fn patterns_of_what_stands_in_for_a_bad_route_are_bounded_too() {
+    let content = Arc::new(http_route(json!({"matches": many(17, 16, "a+")})));
+    let items = parse(&Document { file: "f.yaml".into(), index: 0, content }, Keep::Documents);
+    let rules = items.iter().find_map(|item| match item {
+        Item::StandIn(parsed) => match &*parsed.object {
+            Object::Route(Route { rules: crate::model::object::Rules::Http(rules), .. }) => Some(rules),
+            _ => None,
+        },
+        _ => None,
+    });
+    assert_eq!(rules.unwrap()[0].matches.len(), 16);
+}
+
 /// XBackendTrafficPolicy is Gateway API's: its schema is not ours.
 #[test]
 fn what_the_traffic_policy_cannot_say() {

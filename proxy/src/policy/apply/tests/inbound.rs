@@ -57,6 +57,10 @@ fn what_cannot_be_kept_is_named() {
     let header = v1::RateLimit { key: 3, header: "a b".into(), ..limit("a") };
     let path = path_match::Kind::Regex("(".into());
     let matches = vec![HttpMatch { path: Some(PathMatch { kind: Some(path) }), ..Default::default() }];
+    let many = (0..=leno_proto::pattern::OF_RESOURCE.count).map(|n| {
+        let path = PathMatch { kind: Some(path_match::Kind::Regex(format!("/{n}"))) };
+        HttpMatch { path: Some(path), ..Default::default() }
+    });
     for (policy, field) in [
         (limits(vec![limit("")]), "rate_limits[0].name"),
         (limits(vec![limit("a\"b")]), "rate_limits[0].name"),
@@ -69,6 +73,10 @@ fn what_cannot_be_kept_is_named() {
         (limits(vec![v1::RateLimit { key: 9, ..limit("a") }]), "rate_limits[0].key"),
         (limits(vec![header]), "rate_limits[0].header"),
         (limits(vec![v1::RateLimit { matches, ..limit("a") }]), "rate_limits[0].matches[0].path.regex"),
+        (
+            limits(vec![v1::RateLimit { matches: many.collect(), ..limit("a") }]),
+            "rate_limits[0].matches[512].path.regex",
+        ),
         (limits((0..17).map(|n| limit(&n.to_string())).collect()), "rate_limits"),
         (concurrency(0, 0, 0), "concurrency.mode"),
         (concurrency(2, 0, 0), "concurrency.max"),
