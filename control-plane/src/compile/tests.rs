@@ -497,7 +497,7 @@ fn names_outside_and_headless() {
     // Not injected: no identity to prove.
     assert_eq!(endpoints(&world, "default/db:5432").endpoints[0].identity, "");
     let limits = "---\napiVersion: leno.dev/v1alpha1\nkind: BackendPolicy\nmetadata: {name: p}\n\
-                  spec: {targetRefs: [{kind: Service, name: db}], limits: {connections: 5}}\n";
+                  spec: {targetRefs: [{group: \"\", kind: Service, name: db}], limits: {connections: 5}}\n";
     assert_eq!(endpoints(&world, "default/pod/db-0:5432").policy, None);
     // Names of it lead to its Pods, at ports of theirs, as they do in DNS.
     for name in ["db", "db-0.db"] {
@@ -543,7 +543,7 @@ fn an_external_name_of_the_cluster_itself_is_the_service_that_it_names() {
     let limits = |service: &str, most: u32| {
         format!(
             "---\napiVersion: leno.dev/v1alpha1\nkind: BackendPolicy\nmetadata: {{name: {service}-p, namespace: {}}}\n\
-             spec: {{targetRefs: [{{kind: Service, name: {service}}}], limits: {{connections: {most}}}}}\n",
+             spec: {{targetRefs: [{{group: \"\", kind: Service, name: {service}}}], limits: {{connections: {most}}}}}\n",
             if service == "shop" { "web" } else { "default" }
         )
     };
