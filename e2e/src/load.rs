@@ -1,4 +1,5 @@
-//! A load generator: keep-alive HTTP/1.1 and HTTP/2 connections and gRPC streams side by side, paced, every answer checked.
+//! A load generator: keep-alive HTTP/1.1 and HTTP/2 connections, gRPC streams and short connections of opaque bytes side by
+//! side, paced, every answer checked.
 //!
 //! Closed-loop and bounded: a connection has one request in flight; one that is late sends later, not more.
 
@@ -6,6 +7,7 @@ mod failure;
 mod grpc;
 mod http1;
 mod http2;
+mod lines;
 
 use std::{
     collections::BTreeMap,
@@ -19,6 +21,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 pub use failure::Failure;
+use rustls::ClientConfig;
 use tokio::{
     sync::watch,
     task::JoinSet,
@@ -43,6 +46,10 @@ pub struct Load {
     multiplexed: usize,
     streams: usize,
     calls: usize,
+    lines: usize,
+    pause: Duration,
+    /// Server names.
+    tls: Option<(&'static [&'static str], Arc<ClientConfig>)>,
     rate: f64,
     requests_per_connection: u64,
 }
@@ -59,6 +66,9 @@ impl Load {
             multiplexed: 0,
             streams: 0,
             calls: 0,
+            lines: 0,
+            pause: Duration::ZERO,
+            tls: None,
             rate: 500.0,
             requests_per_connection: u64::MAX,
         }
@@ -86,6 +96,24 @@ impl Load {
     #[must_use]
     pub fn calls(self, calls: usize) -> Self {
         Self { calls, ..self }
+    }
+
+    /// Clients of a [`LineServer`](crate::tcp::LineServer) that make a connection for each line: that and its answer count as a request.
+    #[must_use]
+    pub fn lines(self, lines: usize) -> Self {
+        Self { lines, ..self }
+    }
+
+    /// Each of their connections is for two lines, with so long between them.
+    #[must_use]
+    pub fn pausing(self, pause: Duration) -> Self {
+        Self { pause, ..self }
+    }
+
+    /// Their connections are TLS, to these server names in turn.
+    #[must_use]
+    pub fn tls(self, names: &'static [&'static str], config: Arc<ClientConfig>) -> Self {
+        Self { tls: Some((names, config)), ..self }
     }
 
     /// Requests per second, over all connections and streams.
@@ -116,7 +144,8 @@ impl Load {
         let (stop, stopped) = watch::channel(false);
         let tally = Arc::new(Tally::default());
         let (http1, http2) = (self.connections, self.connections + self.multiplexed);
-        let clients = http2 + self.streams + self.calls;
+        let (streams, calls) = (http2 + self.streams, http2 + self.streams + self.calls);
+        let clients = calls + self.lines;
         let every = Duration::from_secs_f64(clients as f64 / self.rate);
         let load = Arc::new(self);
         let mut tasks = JoinSet::new();
@@ -128,10 +157,12 @@ impl Load {
                 tasks.spawn(http1::run(load, pace, tally));
             } else if n < http2 {
                 tasks.spawn(http2::run(load, pace, tally));
-            } else if n < http2 + load.streams {
+            } else if n < streams {
                 tasks.spawn(grpc::stream(load, pace, tally));
-            } else {
+            } else if n < calls {
                 tasks.spawn(grpc::calls(load, pace, tally));
+            } else {
+                tasks.spawn(lines::run(load, pace, tally));
             }
         }
         Running { tally, stop, tasks, started: Instant::now() }

@@ -1,6 +1,6 @@
 //! Requests that failed: when, and by whose word.
 
-use std::{fmt, io, time::Instant};
+use std::{fmt, io, net::IpAddr, time::Instant};
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -14,6 +14,8 @@ pub struct Failure {
     pub reason: String,
     /// No connection could be made: nobody was sent anything. Told of HTTP/1.1 alone.
     pub unsent: bool,
+    /// Where its connection came from. Told of opaque connections alone.
+    pub source: Option<IpAddr>,
     /// All that is known.
     pub error: String,
 }
@@ -31,7 +33,8 @@ impl Failure {
         });
         let reason = reason.unwrap_or_else(|| "broken".to_owned());
         let unsent = error.is::<NotConnected>();
-        Self { began, ended: Instant::now(), reason, unsent, error: format!("{error:#}") }
+        let source = error.downcast_ref::<Source>().map(|source| source.0);
+        Self { began, ended: Instant::now(), reason, unsent, source, error: format!("{error:#}") }
     }
 }
 
@@ -68,3 +71,13 @@ impl fmt::Display for Refused {
 }
 
 impl std::error::Error for Refused {}
+
+/// Of an opaque connection: where it came from.
+#[derive(Debug)]
+pub(super) struct Source(pub(super) IpAddr);
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "from {}", self.0)
+    }
+}

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use leno_e2e::mesh::documents::{NAMESPACE, route_head};
 
+use crate::opaque;
+
 /// An object with a file of its own.
 #[derive(Debug, Clone)]
 pub(crate) struct Slot {
@@ -30,10 +32,18 @@ pub(crate) struct Why {
     pub(crate) reasons: &'static [&'static str],
     /// What breaks off has lasted so long.
     pub(crate) after: Duration,
+    /// So long afterwards it may be felt: the retry budget that it used up comes back bit by bit.
+    pub(crate) felt: Duration,
 }
 
 const fn gives(reasons: &'static [&'static str]) -> Why {
-    Why { reasons, after: Duration::ZERO }
+    Why { reasons, after: Duration::ZERO, felt: Duration::ZERO }
+}
+
+impl Why {
+    const fn felt(self, felt: Duration) -> Self {
+        Self { felt, ..self }
+    }
 }
 
 impl Slot {
@@ -45,8 +55,13 @@ impl Slot {
         format!("{}{says}\n", self.head)
     }
 
-    fn route(kind: &'static str, service: &'static str, good: &'static [Good], bad: &'static [Bad]) -> Self {
-        Self { kind, name: service, service, head: route_head(kind, service, service), good, bad }
+    fn route(
+        (kind, name): (&'static str, &'static str),
+        service: &'static str,
+        good: &'static [Good],
+        bad: &'static [Bad],
+    ) -> Self {
+        Self { kind, name, service, head: route_head(kind, name, service), good, bad }
     }
 
     fn policy(
@@ -78,12 +93,21 @@ pub(crate) fn slots(harmless: bool) -> Vec<Slot> {
         (HTTP, GRPC, BACKEND, INBOUND)
     };
     let (route, fault) = if harmless { (ROUTE_HARMLESS, FAULT_HARMLESS) } else { (ROUTE, FAULT) };
+    let (tcp, tls) = if harmless { (TCP_HARMLESS, TLS_HARMLESS) } else { (TCP, TLS) };
+    let (opaque, door) = if harmless { (OPAQUE_HARMLESS, DOOR_HARMLESS) } else { (OPAQUE, DOOR) };
     vec![
-        Slot::route("HTTPRoute", "web", http, HTTP_BAD),
-        Slot::route("GRPCRoute", "rpc", grpc, GRPC_BAD),
+        Slot::route(("HTTPRoute", "web"), "web", http, HTTP_BAD),
+        Slot::route(("GRPCRoute", "rpc"), "rpc", grpc, GRPC_BAD),
+        Slot::route(("TCPRoute", "tcp"), "tcp", tcp, TCP_BAD),
+        Slot::route(("TCPRoute", "tcp-too"), "tcp", tcp, TCP_BAD),
+        Slot::route(("TLSRoute", "tls"), "tls", tls, TLS_BAD),
+        Slot::route(("TLSRoute", "tls-too"), "tls", tls, TLS_BAD),
         Slot::policy(("BackendPolicy", "web"), "web", ("Service", None), backend, BACKEND_BAD),
         Slot::policy(("BackendPolicy", "web-main"), "web", ("Service", Some("main")), backend, BACKEND_BAD),
         Slot::policy(("BackendPolicy", "rpc"), "rpc", ("Service", None), backend, BACKEND_BAD),
+        Slot::policy(("BackendPolicy", "tcp"), "tcp", ("Service", None), opaque, BACKEND_BAD),
+        Slot::policy(("BackendPolicy", "tcp-main"), "tcp", ("Service", Some("main")), opaque, BACKEND_BAD),
+        Slot::policy(("BackendPolicy", "tls"), "tls", ("Service", None), opaque, BACKEND_BAD),
         Slot::policy(("RoutePolicy", "web"), "web", ("HTTPRoute", None), route, ROUTE_BAD),
         Slot::policy(("RoutePolicy", "web-too"), "web", ("HTTPRoute", None), route, ROUTE_BAD),
         Slot::policy(("RoutePolicy", "web-delay"), "web", ("HTTPRoute", Some("delay")), route, ROUTE_BAD),
@@ -92,6 +116,8 @@ pub(crate) fn slots(harmless: bool) -> Vec<Slot> {
         Slot::policy(("FaultPolicy", "rpc"), "rpc", ("GRPCRoute", None), fault, FAULT_BAD),
         Slot::policy(("InboundPolicy", "web"), "web", ("Service", None), inbound, INBOUND_BAD),
         Slot::policy(("InboundPolicy", "rpc"), "rpc", ("Service", Some("main")), inbound, INBOUND_BAD),
+        Slot::policy(("InboundPolicy", "tcp"), "tcp", ("Service", None), door, INBOUND_BAD),
+        Slot::policy(("InboundPolicy", "tls"), "tls", ("Service", Some("main")), door, INBOUND_BAD),
         Slot::policy(("XBackendTrafficPolicy", "web"), "web", ("Service", None), TRAFFIC, TRAFFIC_BAD),
         Slot::policy(("XBackendTrafficPolicy", "rpc"), "rpc", ("Service", None), TRAFFIC, TRAFFIC_BAD),
     ]
@@ -101,14 +127,23 @@ pub(crate) fn slots(harmless: bool) -> Vec<Slot> {
 const TIME: Why = Why {
     reasons: &["request-timeout", "deadline", "broken", "grpc Cancelled", "grpc Unknown", "grpc Internal"],
     after: Duration::from_millis(20),
+    felt: Duration::ZERO,
 };
 const TRY: Why = gives(&["try-timeout"]);
 const IDLE: Why = Why {
     reasons: &["idle", "broken", "grpc Cancelled", "grpc Unknown", "grpc Internal"],
     after: Duration::from_millis(100),
+    felt: Duration::ZERO,
 };
 const LIMITED: Why = gives(&["overload"]);
+/// A stream may have begun its answer.
+const LARGE: Why = gives(&["body-too-large", "broken", "grpc Cancelled", "grpc Unknown", "grpc Internal"]);
 const NOTHING: Why = gives(&[]);
+
+/// A connection that no rule, or no backend of the rule, takes.
+const UNROUTED: Why = gives(&[opaque::UNROUTED]);
+/// A retry budget fills up by ten a second, more than are asked of it.
+const REFILL: Duration = Duration::from_secs(1);
 
 const HTTP_HARMLESS: &[Good] = &[
     (
@@ -206,6 +241,54 @@ const GRPC_BAD: &[Bad] = &[
     ),
 ];
 
+const TCP_HARMLESS: &[Good] = &[
+    ("  rules: [{backendRefs: [{name: tcp, port: 80, weight: 1}, {name: tcp-next, port: 80, weight: 3}]}]", NOTHING),
+    ("  rules: [{name: all, backendRefs: [{name: tcp-next, port: 80}]}]", NOTHING),
+    (
+        "  rules: [{backendRefs: [{name: tcp, port: 80, weight: 1000000}, {name: nowhere, port: 80, weight: 0}]}]",
+        NOTHING,
+    ),
+];
+const TCP: &[Good] = &[
+    TCP_HARMLESS[0],
+    TCP_HARMLESS[1],
+    TCP_HARMLESS[2],
+    ("  rules: [{backendRefs: [{name: tcp, port: 80}, {name: nowhere, port: 80}]}]", UNROUTED),
+    ("  rules: [{backendRefs: [{name: tcp, port: 80, weight: 0}]}]", UNROUTED),
+];
+const TCP_BAD: &[Bad] = &[
+    ("  rules: [{backendRefs: [{name: tcp, port: 80, weight: 1000001}]}]", "spec.rules[0].backendRefs[0].weight"),
+    ("  rules: [{backendRefs: [{name: tcp}]}]", "spec.rules[0].backendRefs[0].port"),
+    ("  rules: [{backendRefs: []}]", "spec.rules[0].backendRefs"),
+    ("  rules: [{backendRefs: [{name: tcp, port: 80}]}, {backendRefs: [{name: tcp, port: 80}]}]", "spec.rules"),
+    ("  rules: [", ""),
+];
+
+/// Clients name `one.example` and `two.example`: what takes only one of them turns the other away.
+const TLS_HARMLESS: &[Good] = &[
+    (
+        "  hostnames: [\"*.example\"]
+  rules: [{backendRefs: [{name: tls, port: 80, weight: 1}, {name: tls-next, port: 80, weight: 1}]}]",
+        NOTHING,
+    ),
+    ("  hostnames: [two.example, one.example]\n  rules: [{backendRefs: [{name: tls-next, port: 80}]}]", NOTHING),
+    ("  rules: [{backendRefs: [{name: tls, port: 80}]}]", NOTHING),
+];
+const TLS: &[Good] = &[
+    TLS_HARMLESS[0],
+    TLS_HARMLESS[1],
+    TLS_HARMLESS[2],
+    ("  hostnames: [one.example]\n  rules: [{backendRefs: [{name: tls, port: 80}]}]", UNROUTED),
+    ("  hostnames: [\"*.two.example\"]\n  rules: [{backendRefs: [{name: tls-next, port: 80}]}]", UNROUTED),
+    ("  hostnames: [two.example]\n  rules: [{backendRefs: [{name: nowhere, port: 80}]}]", UNROUTED),
+];
+const TLS_BAD: &[Bad] = &[
+    ("  hostnames: [\"*.*.example\"]\n  rules: [{backendRefs: [{name: tls, port: 80}]}]", "spec.hostnames[0]"),
+    ("  hostnames: [one.example, 127.0.0.1]\n  rules: [{backendRefs: [{name: tls, port: 80}]}]", "spec.hostnames[1]"),
+    ("  rules: [{backendRefs: [{name: tls, port: 80, weight: -1}]}]", "spec.rules[0].backendRefs[0].weight"),
+    ("  rules: []", "spec.rules"),
+];
+
 const BACKEND_HARMLESS: &[Good] = &[
     ("  loadBalancing: {algorithm: RoundRobin, zonePreference: None}", NOTHING),
     ("  loadBalancing: {algorithm: ConsistentHash, consistentHash: {key: {header: x-user}}}", NOTHING),
@@ -241,6 +324,47 @@ const BACKEND_BAD: &[Bad] = &[
     ("  outlierDetection: {baseEjection: 10s, maximumEjection: 5s}", "spec.outlierDetection.baseEjection"),
 ];
 
+/// What connections of opaque bytes keep to; one of the endpoints of `tcp` cannot be connected to.
+const OPAQUE_HARMLESS: &[Good] = &[
+    ("  loadBalancing: {algorithm: RoundRobin, zonePreference: None}", NOTHING),
+    ("  loadBalancing: {algorithm: ConsistentHash, consistentHash: {key: {sourceAddress: true}}}", NOTHING),
+    ("  loadBalancing: {algorithm: ConsistentHash, consistentHash: {key: {header: x-user}}}", NOTHING),
+    ("  loadBalancing: {algorithm: Prequal, prequal: {probesPercent: 100}}", NOTHING),
+    ("  loadBalancing: {algorithm: LeastRequest, slowStart: 5s}", NOTHING),
+    ("  timeouts: {connect: 10s, streamIdle: 1m}\n  limits: {connections: 1000, retries: 1000}", NOTHING),
+    ("  circuitBreaker: {consecutiveFailures: 1000, openTime: 10ms}", NOTHING),
+    ("  outlierDetection: {consecutiveFailures: 1, baseEjection: 100ms}", NOTHING),
+    // One in three goes to who cannot be connected to, and is tried again.
+    ("  loadBalancing: {algorithm: RoundRobin}\n  outlierDetection: {consecutiveFailures: 0}", NOTHING),
+    // Of requests, which there are none.
+    ("  timeouts: {request: 20ms, response: 20ms, backendRequest: 20ms}\n  limits: {requests: 1}", NOTHING),
+];
+const OPAQUE: &[Good] = &[
+    OPAQUE_HARMLESS[0],
+    OPAQUE_HARMLESS[1],
+    OPAQUE_HARMLESS[3],
+    OPAQUE_HARMLESS[5],
+    OPAQUE_HARMLESS[7],
+    OPAQUE_HARMLESS[8],
+    ("  timeouts: {streamIdle: 100ms}", gives(&["idle"])),
+    ("  timeouts: {connect: 1ms}", gives(&["connect", "tls"]).felt(REFILL)),
+    ("  limits: {connections: 1}", LIMITED),
+    (
+        "  loadBalancing: {algorithm: RoundRobin}\n  outlierDetection: {consecutiveFailures: 0}\n  limits: {retries: 0}",
+        gives(&["connect"]),
+    ),
+    (
+        "  loadBalancing: {algorithm: RoundRobin}\n  outlierDetection: {consecutiveFailures: 0}
+  retryBudget: {percent: 0, minPerSecond: 0, burst: 1}",
+        gives(&["connect"]).felt(REFILL),
+    ),
+    // What opens it is not tried again.
+    (
+        "  loadBalancing: {algorithm: RoundRobin}\n  circuitBreaker: {consecutiveFailures: 1, openTime: 200ms}",
+        gives(&["circuit-open", "connect"]),
+    ),
+];
+
 const ROUTE_HARMLESS: &[Good] = &[
     (
         "  retry: {attempts: 3, statuses: [5xx], grpcCodes: [ABORTED], methods: Any, backoff: {base: 1ms, max: 5ms}}",
@@ -250,12 +374,14 @@ const ROUTE_HARMLESS: &[Good] = &[
     ("  hedging: {percentile: 50}", NOTHING),
     ("  timeouts: {request: 1m, backendRequest: 30s, streamIdle: 1m}", NOTHING),
     ("  fallback: {backendRef: {name: next, port: 80}}", NOTHING),
+    ("  explain: {headers: [host, user-agent]}", NOTHING),
 ];
 const ROUTE: &[Good] = &[
     ROUTE_HARMLESS[0],
     ROUTE_HARMLESS[1],
     ROUTE_HARMLESS[2],
     ROUTE_HARMLESS[4],
+    ROUTE_HARMLESS[5],
     ("  timeouts: {request: 20ms}", TIME),
     ("  timeouts: {backendRequest: 20ms}\n  retry: {attempts: 1, on: [TryTimeout]}", TRY),
     ("  timeouts: {streamIdle: 100ms}", IDLE),
@@ -272,6 +398,8 @@ const ROUTE_BAD: &[Bad] = &[
     ("  directResponse: {status: 99}", "spec.directResponse.status"),
     ("  fallback: {}", "spec.fallback"),
     ("  timeouts: {request: 1s, backendRequest: 2s}", "spec.timeouts.backendRequest"),
+    ("  explain: {headers: [x-order, authorization]}", "spec.explain.headers[1]"),
+    ("  explain: {headers: []}", "spec.explain.headers"),
 ];
 
 const FAULT_HARMLESS: &[Good] = &[
@@ -303,11 +431,14 @@ const INBOUND_HARMLESS: &[Good] = &[
     ),
     ("  concurrency: {mode: \"Off\"}", NOTHING),
     ("  concurrency: {mode: Fixed, limit: 1000}\n  maxConnections: 1000", NOTHING),
+    ("  requestSize: {headBytes: 1024, bodyBytes: 1000000}", NOTHING),
 ];
 const INBOUND: &[Good] = &[
     INBOUND_HARMLESS[0],
     INBOUND_HARMLESS[2],
     INBOUND_HARMLESS[3],
+    INBOUND_HARMLESS[5],
+    ("  requestSize: {bodyBytes: 5}", LARGE),
     ("  rateLimits: [{name: all, requests: 5}]", gives(&["rate-limit"])),
     ("  rateLimits: [{name: ip, requests: 1, per: 1m, burst: 20, key: {type: SourceAddress}}]", gives(&["rate-limit"])),
     ("  concurrency: {mode: Fixed, limit: 1}", LIMITED),
@@ -320,11 +451,29 @@ const INBOUND_BAD: &[Bad] = &[
     ("  rateLimits: [{name: all, requests: 1, per: 1500ms}]", "spec.rateLimits[0].per"),
     ("  concurrency: {mode: Fixed}", "spec.concurrency.limit"),
     ("  maxConnections: -1", "spec.maxConnections"),
+    ("  requestSize: {headBytes: 1023}", "spec.requestSize.headBytes"),
+    ("  requestSize: {bodyBytes: 0}", "spec.requestSize.bodyBytes"),
 ];
 
+/// The same of ports that carry opaque bytes.
+const DOOR_HARMLESS: &[Good] = &[
+    ("  maxConnections: 1000", NOTHING),
+    // Of requests, which there are none.
+    ("  rateLimits: [{name: all, requests: 1, per: 1h}]\n  requestSize: {bodyBytes: 1}", NOTHING),
+    ("  concurrency: {mode: Fixed, limit: 1}", NOTHING),
+];
+const DOOR: &[Good] = &[
+    DOOR_HARMLESS[0],
+    DOOR_HARMLESS[1],
+    DOOR_HARMLESS[2],
+    ("  maxConnections: 1", gives(&["connect", "tls"]).felt(REFILL)),
+];
+
+/// What another policy makes fail, and a third has tried again, is answered so once too much of it was.
+const SPENT: Why = gives(&["retry-budget"]);
 const TRAFFIC: &[Good] = &[
-    ("  retryConstraint: {budget: {percent: 50, interval: 10s}, minRetryRate: {count: 100, interval: 1s}}", NOTHING),
-    ("  retryConstraint: {minRetryRate: {count: 1000, interval: 10s}}", NOTHING),
+    ("  retryConstraint: {budget: {percent: 50, interval: 10s}, minRetryRate: {count: 100, interval: 1s}}", SPENT),
+    ("  retryConstraint: {minRetryRate: {count: 1000, interval: 10s}}", SPENT),
     ("  sessionPersistence: {type: Header, sessionName: x-home}", NOTHING),
     ("  sessionPersistence: {type: Cookie, absoluteTimeout: 1h, cookie: {lifetimeType: Permanent}}", NOTHING),
 ];

@@ -1,7 +1,8 @@
-//! Policies of every kind are written, broken and removed at random under load: no request fails that no policy in force
-//! explains, what is bad is reported and never in force, and memory stays flat.
+//! Routes and policies of every kind are written, broken and removed at random under load: no request and no connection fails
+//! that nothing in force explains, what is bad is reported and never in force, and memory stays flat.
 
 mod documents;
+mod opaque;
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -20,6 +21,7 @@ use leno_e2e::{
     scenario::Scenario,
 };
 use leno_proto::v1::ObjectStatus;
+use opaque::Opaque;
 use tokio::{task::JoinSet, time::sleep};
 
 /// A minute in all.
@@ -71,19 +73,21 @@ async fn policies_change_at_random_under_load() -> Result<()> {
         scenario.mesh.change(&format!("service-{name}.yaml"), &named, &format!("service/{name}")).await?;
     }
 
+    let mut opaque = Opaque::start(&scenario.mesh).await?;
+
     // Nothing in these explains a failure.
-    let loads = Loads::start(&scenario)?;
+    let loads = Loads::start(&scenario, &opaque)?;
     let history = churn(&scenario.mesh, slots(true), seed, HARMLESS).await?;
-    let reports = loads.stop().await?;
+    let reports = loads.stop(&mut opaque).await?;
     for (name, report) in &reports {
         report.unharmed(100).with_context(|| format!("{name}, seed {seed}: no policy fails a request"))?;
     }
     println!("harmless: {}", told(&lock(&history), &reports));
-    let before = memory(&scenario)?;
+    let before = memory(&scenario, &opaque)?;
 
-    let loads = Loads::start(&scenario)?;
+    let loads = Loads::start(&scenario, &opaque)?;
     let history = churn(&scenario.mesh, slots(false), seed.wrapping_add(1), HARMFUL).await?;
-    let reports = loads.stop().await?;
+    let reports = loads.stop(&mut opaque).await?;
     println!("harmful: {}", told(&lock(&history), &reports));
     for (name, report) in &reports {
         ensure!(report.ok > 100, "{name}: only {} requests were answered", report.ok);
@@ -95,12 +99,12 @@ async fn policies_change_at_random_under_load() -> Result<()> {
     ensure!(failed > 0, "what is to fail requests failed none");
 
     // All removed, nothing is left of it.
-    let loads = Loads::start(&scenario)?;
+    let loads = Loads::start(&scenario, &opaque)?;
     loads.more(100).await?;
-    for (name, report) in loads.stop().await? {
+    for (name, report) in loads.stop(&mut opaque).await? {
         report.unharmed(100).with_context(|| format!("{name}, seed {seed}, when all was removed"))?;
     }
-    stayed_flat(&before, &memory(&scenario)?)?;
+    stayed_flat(&before, &memory(&scenario, &opaque)?)?;
     scenario.mesh.end().await
 }
 
@@ -108,15 +112,17 @@ async fn policies_change_at_random_under_load() -> Result<()> {
 struct Loads(Vec<(&'static str, Running)>);
 
 impl Loads {
-    fn start(scenario: &Scenario) -> Result<Self> {
+    fn start(scenario: &Scenario, opaque: &Opaque) -> Result<Self> {
         let to =
             |service: &str| anyhow::Ok(Load::new(scenario.address(service)?, &format!("{service}.{NAMESPACE}:80")));
-        Ok(Self(vec![
+        let mut loads = vec![
             ("web", to("web")?.connections(4).multiplexed(4).rate(80.0).start()),
             ("web", to("web")?.connections(2).multiplexed(2).path("/delay/40").rate(20.0).start()),
             ("web", to("web")?.connections(2).multiplexed(2).post().reconnect_after(20).rate(20.0).start()),
             ("rpc", to("rpc")?.connections(0).calls(6).streams(4).rate(60.0).start()),
-        ]))
+        ];
+        loads.extend(opaque.loads()?);
+        Ok(Self(loads))
     }
 
     async fn more(&self, requests: u64) -> Result<()> {
@@ -126,11 +132,12 @@ impl Loads {
         Ok(())
     }
 
-    async fn stop(self) -> Result<Vec<(&'static str, Report)>> {
+    async fn stop(self, opaque: &mut Opaque) -> Result<Vec<(&'static str, Report)>> {
         let mut reports = Vec::new();
         for (name, running) in self.0 {
             reports.push((name, running.stop().await?));
         }
+        opaque.tell(&mut reports).await?;
         Ok(reports)
     }
 }
@@ -299,7 +306,7 @@ fn explained(history: &History, service: &str, failure: &Failure) -> Result<()> 
             && held.explains.reasons.contains(&failure.reason.as_str())
             && in_time(held.explains)
             && held.from <= failure.ended
-            && held.until.is_none_or(|until| failure.began <= until + notice)
+            && held.until.is_none_or(|until| failure.began <= until + notice.max(held.explains.felt))
     };
     ensure!(history.held.iter().any(|held| explains(&held)), "{service}: no policy in force explains: {failure}");
     Ok(())
@@ -316,8 +323,9 @@ fn told(history: &History, reports: &[(&'static str, Report)]) -> String {
 }
 
 /// Memory that is the processes' own, bytes.
-fn memory(scenario: &Scenario) -> Result<Vec<(String, u64)>> {
+fn memory(scenario: &Scenario, opaque: &Opaque) -> Result<Vec<(String, u64)>> {
     let sidecars = scenario.instances.iter().map(|instance| &instance.sidecar).chain([&scenario.client]);
+    let sidecars = sidecars.chain(&opaque.servers).chain([&opaque.caller]);
     let mut all = vec![("control-plane".to_owned(), scenario.mesh.control_plane().anonymous()?)];
     for sidecar in sidecars {
         let process = sidecar.process()?;
@@ -328,8 +336,9 @@ fn memory(scenario: &Scenario) -> Result<Vec<(String, u64)>> {
 
 /// Bytes. Each of more than a thousand changes may leave less than a KiB behind.
 const GROWTH: u64 = 1 << 20;
-/// Bytes of failed and of refused requests that a proxy keeps for `leno explain`: 512 KiB of each, which is full after forty seconds of failures.
-const KEPT: u64 = 1 << 20;
+/// Bytes of failed and of refused requests, and of those found by a header, that a proxy keeps for `leno explain`: 512 KiB of each, which
+/// is full after forty seconds of failures.
+const KEPT: u64 = 3 << 19;
 
 /// After twenty seconds of changes, forty more add next to nothing but what is kept of requests, within its bounds.
 fn stayed_flat(before: &[(String, u64)], after: &[(String, u64)]) -> Result<()> {
