@@ -2,7 +2,8 @@
 //! it in the proxy, so that neither takes what the other does not.
 //!
 //! They are bounded one by one, and in sum: the worst object there can be costs a proxy 8 MiB for what is compiled, and 40 MiB of
-//! caches in each of its workers (one by default); the worst resource, twice as much.
+//! caches in each of its workers (one by default). Several objects may have a part in a resource: beyond sixteen times as much, a proxy
+//! takes none of it.
 
 use std::{collections::HashMap, fmt, sync::Arc};
 
@@ -27,7 +28,7 @@ pub struct Limit {
 /// Those of one object, at the control plane's door.
 pub const OF_OBJECT: Limit = Limit { count: 256, bytes: 8 << 20 };
 /// Those of one resource, at the proxy's: several objects may have a part in it.
-pub const OF_RESOURCE: Limit = Limit { count: 2 * OF_OBJECT.count, bytes: 2 * OF_OBJECT.bytes };
+pub const OF_RESOURCE: Limit = Limit { count: 16 * OF_OBJECT.count, bytes: 16 * OF_OBJECT.bytes };
 
 /// Why a regular expression cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -140,11 +141,17 @@ pub struct Patterns {
     bytes: usize,
     /// Those that were compiled, malformed ones too: that takes time.
     tried: usize,
+    exceeded: bool,
 }
 
 impl Patterns {
     pub fn within(limit: Limit) -> Self {
-        Self { limit, known: HashMap::new(), bytes: 0, tried: 0 }
+        Self { limit, known: HashMap::new(), bytes: 0, tried: 0, exceeded: false }
+    }
+
+    /// Whether some were refused for the sum.
+    pub fn exceeded(&self) -> bool {
+        self.exceeded
     }
 
     /// See [`whole`].
@@ -155,18 +162,17 @@ impl Patterns {
         if let Some(known) = self.known.get(pattern) {
             return Ok(Arc::clone(known));
         }
-        if self.bytes > self.limit.bytes {
-            return Err(Error::TooLargeTogether(self.limit.bytes));
-        }
         if self.tried >= self.limit.count {
+            self.exceeded = true;
             return Err(Error::TooMany(self.limit.count));
         }
         self.tried += 1;
         let compiled = Arc::new(whole(pattern)?);
-        self.bytes += compiled.bytes();
-        if self.bytes > self.limit.bytes {
+        if self.bytes + compiled.bytes() > self.limit.bytes {
+            self.exceeded = true;
             return Err(Error::TooLargeTogether(self.limit.bytes));
         }
+        self.bytes += compiled.bytes();
         self.known.insert(pattern.into(), Arc::clone(&compiled));
         Ok(compiled)
     }

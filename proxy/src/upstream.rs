@@ -277,19 +277,22 @@ impl Pick {
     /// plaintext. What the endpoint is known to speak overrides `carry`, see [`pool::HttpConnection::is_http1`]; a mesh
     /// peer speaks all versions and translates.
     pub async fn http(&self, carry: pool::Carry) -> Result<pool::HttpConnection, Error> {
-        use pool::Carry;
-        let carry = match (self.protocol, carry) {
-            (Protocol::Http2, _) => Carry::Http2,
-            (Protocol::Http1, Carry::Http2) if self.endpoint.identity.is_none() => Carry::Http1,
-            _ => carry,
-        };
-        let connection = self.local.pool.connection(carry, &self.stream, self.started).await;
+        let connection = self.local.pool.connection(self.carry(carry), &self.stream, self.started).await;
         connection.map_err(|error| self.not_connected(error))
     }
 
-    /// Whether there are connections that requests share: who waits for one waits for room there.
-    pub(crate) fn has_streams(&self) -> bool {
-        self.local.pool.has_streams()
+    /// Whether there are connections that would serve, and have no room for one more request.
+    pub(crate) fn has_no_room(&self, carry: pool::Carry) -> bool {
+        self.local.pool.has_no_room(self.carry(carry))
+    }
+
+    fn carry(&self, carry: pool::Carry) -> pool::Carry {
+        use pool::Carry;
+        match (self.protocol, carry) {
+            (Protocol::Http2, _) => Carry::Http2,
+            (Protocol::Http1, Carry::Http2) if self.endpoint.identity.is_none() => Carry::Http1,
+            _ => carry,
+        }
     }
 
     /// A connection of its own for opaque bytes; the application has taken it (mesh: ALPN `leno1/tcp-ready`).

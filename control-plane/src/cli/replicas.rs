@@ -11,7 +11,10 @@ use leno_proto::v1::{
     FindRequestsResponse, Laggard, ListObjectsRequest, ListObjectsResponse, ListProxiesRequest, ListProxiesResponse,
     ObjectRef, ObjectStatus, ProxyStatus, WatchObjectRequest,
 };
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout, timeout_at},
+};
 use tonic::{Code, Status};
 
 use super::connect::{Away, Client, Replica, said, serving_pods};
@@ -19,7 +22,9 @@ use super::connect::{Away, Client, Replica, said, serving_pods};
 /// Silence after which it is looked whether other replicas serve by now: who vanished says no goodbye.
 const SILENCE: Duration = Duration::from_secs(5);
 
-/// What a replica says before it is sure of it stands after that.
+/// How long a replica may take to answer, which waits itself for proxies that are being told.
+const ANSWER: Duration = Duration::from_secs(15);
+/// What it says before it is sure of it stands after that.
 const SETTLING: Duration = Duration::from_secs(1);
 
 /// Never empty.
@@ -88,7 +93,7 @@ impl Replicas {
     async fn status(&self, object: &ObjectRef) -> anyhow::Result<ObjectStatus> {
         let mut all = Vec::new();
         for replica in self.all() {
-            let report = timeout(SILENCE, self.report(replica, object)).await;
+            let report = timeout(ANSWER, self.report(replica, object)).await;
             all.push(report.map_err(|_| Away("a replica of the control plane does not answer".to_owned()))??);
         }
         Ok(merged(all))
@@ -99,8 +104,9 @@ impl Replicas {
         let request = WatchObjectRequest { object: Some(object.clone()) };
         let mut statuses = replica.watch_object(request).await.map_err(said)?.into_inner();
         let mut status = statuses.message().await.map_err(said)?.ok_or_else(ended)?;
+        let end = Instant::now() + SETTLING;
         while !status.settled
-            && let Ok(news) = timeout(SETTLING, statuses.message()).await
+            && let Ok(news) = timeout_at(end, statuses.message()).await
         {
             status = news.map_err(said)?.ok_or_else(ended)?;
         }

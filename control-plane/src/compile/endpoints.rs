@@ -11,7 +11,7 @@ use leno_proto::{
 };
 
 use super::{Sources, address, policy, service_key};
-use crate::model::{self, EndpointState, Kind, ObjectKey, Pod, ServiceKind};
+use crate::model::{self, EndpointSlice, EndpointState, Kind, ObjectKey, Pod, ServiceKind};
 
 /// Most ExternalNames in a row that lead to endpoints, as many as resolvers of DNS follow.
 const ALIASES: u8 = 8;
@@ -126,12 +126,24 @@ fn of_service(sources: &mut Sources<'_>, key: &ObjectKey, number: u16, aliases: 
         return Some(Endpoints { protocol: protocol.into(), endpoints: Vec::new(), host_name, policy });
     }
     let port = service.port(number)?;
-    // By address, since slices may overlap while endpoints move from one to another: ready wins.
+    let endpoints = of_slices(sources, key, |slice| model::target_number(service, port, slice));
+    let policy = policy::of_backend(sources, key, &port.name);
+    Some(Endpoints { protocol: port.protocol.into(), endpoints, host_name: None, policy })
+}
+
+/// A Service's endpoints, at the port that `target` says for each of its slices. By address, since slices may overlap while endpoints
+/// move from one to another: ready wins.
+fn of_slices(
+    sources: &mut Sources<'_>,
+    key: &ObjectKey,
+    mut target: impl FnMut(&EndpointSlice) -> Option<u16>,
+) -> Vec<Endpoint> {
+    let world = sources.world;
     let mut found: BTreeMap<(IpAddr, u16), Endpoint> = BTreeMap::new();
     for slice_key in world.index.slices_of(key) {
         let Some(slice) = model::slice(&world.objects, slice_key) else { continue };
         sources.origin(slice_key);
-        let Some(target) = model::target_number(service, port, slice) else { continue };
+        let Some(target) = target(slice) else { continue };
         for endpoint in &slice.endpoints {
             for ip in &endpoint.addresses {
                 let Some(compiled) = endpoint_at(sources, slice_key, endpoint, *ip, target) else { continue };
@@ -142,9 +154,7 @@ fn of_service(sources: &mut Sources<'_>, key: &ObjectKey, number: u16, aliases: 
             }
         }
     }
-    let policy = policy::of_backend(sources, key, &port.name);
-    let endpoints = found.into_values().collect();
-    Some(Endpoints { protocol: port.protocol.into(), endpoints, host_name: None, policy })
+    found.into_values().collect()
 }
 
 /// Who an ExternalName of the cluster's own DNS leads to: "service.namespace", or "hostname.service.namespace".
@@ -163,18 +173,16 @@ fn of_name(sources: &mut Sources<'_>, name: &str, port: u16, aliases: u8) -> Opt
 /// Endpoints of a headless Service at a port that it does not name: DNS gives their addresses, and the port is their own.
 fn of_addresses(sources: &mut Sources<'_>, key: &ObjectKey, port: u16) -> Option<Endpoints> {
     let world = sources.world;
-    model::service(&world.objects, key).filter(|service| service.kind == ServiceKind::Headless)?;
-    let mut found: BTreeMap<IpAddr, Endpoint> = BTreeMap::new();
-    for slice_key in world.index.slices_of(key) {
-        let Some(slice) = model::slice(&world.objects, slice_key) else { continue };
-        sources.origin(slice_key);
-        for endpoint in &slice.endpoints {
-            for ip in &endpoint.addresses {
-                found.extend(endpoint_at(sources, slice_key, endpoint, *ip, port).map(|compiled| (*ip, compiled)));
-            }
-        }
-    }
-    Some(Endpoints { endpoints: found.into_values().collect(), ..Endpoints::default() })
+    let service = model::service(&world.objects, key).filter(|service| service.kind == ServiceKind::Headless)?;
+    let mut named = None;
+    let endpoints = of_slices(sources, key, |slice| {
+        let is_it = |known: &&model::ServicePort| model::target_number(service, known, slice) == Some(port);
+        named = named.or_else(|| service.ports.iter().find(is_it));
+        Some(port)
+    });
+    let protocol = named.map_or(Protocol::Detect, |port| port.protocol);
+    let policy = policy::of_backend(sources, key, named.map_or("", |port| &port.name));
+    Some(Endpoints { protocol: protocol.into(), endpoints, host_name: None, policy })
 }
 
 fn endpoint_at(

@@ -115,7 +115,7 @@ pub(super) async fn once(
         Ok(connection) => connection,
         Err(error) => {
             tries.unconnected += 1;
-            exchange.unreached = !pick.has_streams();
+            exchange.found_no_room = pick.has_no_room(carry);
             let for_good =
                 matches!(error, Error::RequestTimeout | Error::ResponseTimeout | Error::Idle | Error::Limit { .. });
             let failure = if for_good { Failure::Final } else { Failure::NotConnected };

@@ -70,8 +70,8 @@ pub(crate) struct Exchange {
     pub(crate) places: Vec<Place>,
     /// Has taken its place among the retries, if they are limited.
     pub(crate) is_retrying: bool,
-    /// Its latest try found no connection, and waited for none that others had.
-    pub(crate) unreached: bool,
+    /// Its latest try found no connection, since those that there are had no room for it.
+    pub(crate) found_no_room: bool,
     /// It was sent, and not provably left unprocessed: nobody but its own backend may serve it.
     pub(crate) may_be_processed: bool,
     /// Outbound: which try of its client is being served by this request, if it is known; 1: the first.
@@ -142,7 +142,7 @@ impl Exchange {
             refused,
             places: Vec::new(),
             is_retrying: false,
-            unreached: false,
+            found_no_room: false,
             may_be_processed: false,
             serves_attempt: 0,
             in_vain: false,

@@ -260,11 +260,11 @@ impl Request<'_> {
         };
         let before = Before { head: head.clone(), upgrade: rest.upgrade.clone(), limits: exchange.limits() };
         match forward::forward(exchange, plan, rest.take(head, self.key)).await {
-            Err(error) if is_unreached(&error) && exchange.may_be_processed => {
+            Err(error) if is_unreached(&error, exchange) && exchange.may_be_processed => {
                 told::no_fallback(exchange, action);
                 Err(error)
             }
-            Err(error) if is_unreached(&error) || is_late(&error, exchange) => {
+            Err(error) if is_unreached(&error, exchange) => {
                 Box::pin(self.fall_back(exchange, action, fallback, before, error)).await
             }
             other => other,
@@ -421,22 +421,15 @@ fn answer_preflight(exchange: &mut Exchange, allowed: Result<ResponseHead, ()>) 
     own(exchange, response)
 }
 
-/// Whether nobody was reached, by the latest try.
-fn is_unreached(error: &Error) -> bool {
-    matches!(
-        error,
-        Error::NoEndpoint(_)
-            | Error::CircuitOpen { .. }
-            | Error::Connect { .. }
-            | Error::Tls { .. }
-            | Error::Discovery(_)
-    )
-}
-
-/// Whether time was up before anybody was reached.
-fn is_late(error: &Error, exchange: &Exchange) -> bool {
+/// Whether nobody was reached: by the latest try, or before time was up.
+fn is_unreached(error: &Error, exchange: &Exchange) -> bool {
     let sent = exchange.record.attempts > 0;
-    matches!(error, Error::RequestTimeout | Error::ResponseTimeout) && exchange.unreached && !sent
+    match error {
+        Error::NoEndpoint(_) | Error::CircuitOpen { .. } | Error::Tls { .. } | Error::Discovery(_) => true,
+        Error::Connect { .. } => !exchange.found_no_room,
+        Error::RequestTimeout | Error::ResponseTimeout => !exchange.found_no_room && !sent,
+        _ => false,
+    }
 }
 
 /// A filter that is not known must fail the request, never be skipped (Gateway API).

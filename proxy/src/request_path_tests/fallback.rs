@@ -77,17 +77,18 @@ fn whose_time_ended_before_anybody_was_reached_has_a_fallback_and_its_own_time()
         for (fallback, of_route, of_fallback, status) in [
             (None, None, None, "504"),
             (to.clone(), None, None, "203"),
-            (to.clone(), None, Some(millis(2000)), "203"),
+            // It answers after 200 ms, and is asked after 400.
+            (to.clone(), None, Some(millis(500)), "203"),
             (to.clone(), None, Some(millis(50)), "504"),
-            (to, Some(millis(100)), None, "504"),
+            (to, Some(millis(300)), None, "504"),
             (answer.clone(), None, None, "203"),
-            (answer, Some(millis(100)), None, "203"),
+            (answer, Some(millis(300)), None, "203"),
         ] {
             let request_timeout = of_route.map(|timeout| timeout.try_into().unwrap());
             let action = v1::HttpAction { fallback, request_timeout, ..Default::default() };
             let sidecar = routed(&[silent], action);
             let snapshot = sidecar.ctx.policy.snapshot();
-            snapshot.backends["shop/shop:80"].publish(set(silent, Some(millis(100))));
+            snapshot.backends["shop/shop:80"].publish(set(silent, Some(millis(400))));
             if let Some(other) = snapshot.backends.get("shop/other:80") {
                 other.publish(set(slow, of_fallback));
             }

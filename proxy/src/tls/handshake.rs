@@ -67,14 +67,25 @@ pub(super) async fn make<T: AsyncRead + AsyncWrite + Unpin>(
                 shown += next;
             }
             Err(error) => {
-                // The alert is one record. Asked once more, rustls would refuse the same bytes again.
-                if let (_, Ok(Step::Send(alert))) = handshake.step(incoming.get_mut(..shown).unwrap_or_default()) {
+                // What is still to be sent, and the alert behind it. Where it is the bytes that are refused there is the alert
+                // alone, and asked once more, rustls would refuse them again.
+                let most = if is_of_bytes(&error) { 1 } else { usize::MAX };
+                for _ in 0..most {
+                    let (_, Ok(Step::Send(alert))) = handshake.step(incoming.get_mut(..shown).unwrap_or_default())
+                    else {
+                        break;
+                    };
                     io.write_all(&alert).await?;
                 }
                 return Err(io::Error::new(io::ErrorKind::InvalidData, error));
             }
         }
     }
+}
+
+/// Whether it is no record that can be read, whatever would be in it.
+fn is_of_bytes(error: &Error) -> bool {
+    matches!(error, Error::InvalidMessage(_) | Error::PeerSentOversizedRecord | Error::DecryptError)
 }
 
 fn next_step<Data>(status: UnbufferedStatus<'_, '_, Data>) -> (usize, Result<Step, Error>) {

@@ -304,9 +304,13 @@ impl Pool {
         self.idle.borrow().len() + self.mux.len() + self.http2.len()
     }
 
-    /// Whether there are connections that requests share.
-    pub(super) fn has_streams(&self) -> bool {
-        self.mux.len() + self.http2.len() > 0
+    /// Whether there are connections that would serve, and have no room for one more request.
+    pub(super) fn has_no_room(&self, carry: Carry) -> bool {
+        match carry {
+            Carry::Http2 => self.http2.is_full(&self.dialer),
+            Carry::Http1 => self.in_streams.get() && self.mux.is_full(&self.dialer),
+            Carry::Alone => false,
+        }
     }
 
     fn is_fresh(&self, idle: &mut http1::Idle, now: Instant) -> bool {

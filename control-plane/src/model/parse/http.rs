@@ -97,13 +97,15 @@ pub(super) fn http_rules(context: &mut Context<'_>, raw: Option<Vec<RawHttpRule>
 /// Rules in place of those of an HTTPRoute that is bad: see [`stand_ins`].
 pub(super) fn http_stand_ins(spec: &Value, backends: &[Backend]) -> Vec<HttpRule> {
     let patterns = RefCell::new(value::patterns());
-    stand_ins(spec, backends, &RequestMatch::default(), |at, raw| http_match(at, raw, &mut patterns.borrow_mut()))
+    let parse = |at: &str, raw: &RequestMatch| http_match(at, raw, &mut patterns.borrow_mut());
+    stand_ins(spec, backends, &RequestMatch::default(), parse, || patterns.borrow().exceeded())
 }
 
 /// The same of a GRPCRoute.
 pub(super) fn grpc_stand_ins(spec: &Value, backends: &[Backend]) -> Vec<HttpRule> {
     let patterns = RefCell::new(value::patterns());
-    stand_ins(spec, backends, &RawGrpcMatch::default(), |at, raw| grpc_match(at, raw, &mut patterns.borrow_mut()))
+    let parse = |at: &str, raw: &RawGrpcMatch| grpc_match(at, raw, &mut patterns.borrow_mut());
+    stand_ins(spec, backends, &RawGrpcMatch::default(), parse, || patterns.borrow().exceeded())
 }
 
 /// One rule for each, with nothing but those of its matches that can be read. One of which none is left, or that takes everything, matches
@@ -113,6 +115,7 @@ fn stand_ins<R: DeserializeOwned>(
     backends: &[Backend],
     any: &R,
     parse: impl Fn(&str, &R) -> Result<HttpMatch, Wrong> + Copy,
+    too_much: impl Fn() -> bool,
 ) -> Vec<HttpRule> {
     let rule = |index: usize, matches: Vec<HttpMatch>| HttpRule {
         name: index.to_string().into(),
@@ -143,7 +146,8 @@ fn stand_ins<R: DeserializeOwned>(
     let matches = |raw: &Value| Some(readable(raw)).filter(|matches| !matches.is_empty()).unwrap_or_else(the_rest);
     let rules: Vec<HttpRule> = raw.iter().enumerate().map(|(index, raw)| rule(index, matches(raw))).collect();
     match rules.iter().map(|rule| rule.matches.len()).sum::<usize>() {
-        0..=MAX_MATCHES_OF_ALL => rules,
+        // Of matches that could be read, some were not: nobody is to pass by them.
+        0..=MAX_MATCHES_OF_ALL if !too_much() => rules,
         _ => vec![rule(0, the_rest())],
     }
 }

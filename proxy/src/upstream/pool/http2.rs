@@ -231,6 +231,11 @@ impl Shared {
         best.has_room().then(|| Rc::clone(best))
     }
 
+    /// Whether there are usable connections, and none has room.
+    pub(super) fn is_full(&self, dialer: &Dialer) -> bool {
+        self.choose(dialer).is_none() && self.open.borrow().iter().any(|connection| connection.is_usable(dialer))
+    }
+
     pub(super) fn new(protocol: MeshProtocol, heard: h2::Heard) -> Rc<Self> {
         Rc::new(Self {
             protocol,
