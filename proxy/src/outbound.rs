@@ -190,7 +190,7 @@ async fn silent(
     destination: &Destination,
     purpose: Purpose,
 ) -> Result<(), Error> {
-    let chosen = Chosen::opaque(ctx, destination, None)?;
+    let chosen = Chosen::opaque(ctx, peer, destination, None)?;
     let carried = || chosen.carried(ctx, peer, &destination.key);
     let (server, pick) = match Box::pin(tcp::connect(ctx, &chosen.backend, peer, purpose)).await {
         Ok(connected) => connected,
@@ -260,7 +260,7 @@ async fn carry(
         chosen.carried(ctx, peer, &destination.key).reached(&pick).relay(stream, server).await;
         return Ok(());
     }
-    let chosen = Chosen::opaque(ctx, destination, server_name.as_deref())?;
+    let chosen = Chosen::opaque(ctx, peer, destination, server_name.as_deref())?;
     chosen.carried(ctx, peer, &destination.key).to(&chosen.backend, stream, peer).await
 }
 
@@ -273,13 +273,13 @@ async fn declared_tls(ctx: &Context, accepted: Accepted, destination: &Destinati
         Ok(FirstBytes::Spoken(..) | FirstBytes::Silent(_)) => return Err(Error::Refused("not-tls")),
         Ok(FirstBytes::Closed) | Err(_) => return Ok(()),
     };
-    let chosen = Chosen::opaque(ctx, destination, server_name.as_deref())?;
+    let chosen = Chosen::opaque(ctx, accepted.peer, destination, server_name.as_deref())?;
     chosen.carried(ctx, accepted.peer, &destination.key).to(&chosen.backend, stream, accepted.peer).await
 }
 
 /// A port that is declared to be opaque.
 async fn declared_tcp(ctx: &Context, accepted: Accepted, destination: &Destination) -> Result<(), Error> {
-    let chosen = Chosen::opaque(ctx, destination, None)?;
+    let chosen = Chosen::opaque(ctx, accepted.peer, destination, None)?;
     chosen.carried(ctx, accepted.peer, &destination.key).to(&chosen.backend, accepted.stream, accepted.peer).await
 }
 
@@ -292,8 +292,23 @@ struct Chosen<'a> {
 }
 
 impl<'a> Chosen<'a> {
-    /// Where a connection of opaque bytes (or of TLS with `server_name`) goes.
-    fn opaque(ctx: &Context, destination: &'a Destination, server_name: Option<&str>) -> Result<Self, Error> {
+    /// Where a connection of opaque bytes (or of TLS with `server_name`) goes. What goes nowhere has its line in the access log, too.
+    fn opaque(
+        ctx: &Context,
+        client: SocketAddr,
+        destination: &'a Destination,
+        server_name: Option<&str>,
+    ) -> Result<Self, Error> {
+        Self::find(ctx, destination, server_name).inspect_err(|error| {
+            if ctx.telemetry.has_access_log() {
+                let mut record = ConnectionRecord::new(Direction::Outbound, client, &destination.key);
+                record.ended(Some(error.reason()), 0, 0, Duration::ZERO);
+                ctx.telemetry.connection_ended(&record);
+            }
+        })
+    }
+
+    fn find(ctx: &Context, destination: &'a Destination, server_name: Option<&str>) -> Result<Self, Error> {
         let service = match &destination.target {
             Target::Service(service) => service,
             Target::Workload(backend) => {

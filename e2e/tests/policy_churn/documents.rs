@@ -141,7 +141,7 @@ const LARGE: Why = gives(&["body-too-large", "broken", "grpc Cancelled", "grpc U
 const NOTHING: Why = gives(&[]);
 
 /// A connection that no rule, or no backend of the rule, takes.
-const UNROUTED: Why = gives(&[opaque::UNROUTED]);
+const UNROUTED: Why = gives(&["no-rule", "invalid-backend"]);
 /// A retry budget fills up by ten a second, more than are asked of it.
 const REFILL: Duration = Duration::from_secs(1);
 

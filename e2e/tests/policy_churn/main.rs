@@ -126,8 +126,10 @@ impl Loads {
     }
 
     async fn more(&self, requests: u64) -> Result<()> {
-        for (_, running) in &self.0 {
-            running.more(requests).await?;
+        // Counted from now on for all: the last does not wait for the others.
+        let goals: Vec<u64> = self.0.iter().map(|(_, running)| running.ok() + requests).collect();
+        for ((_, running), goal) in self.0.iter().zip(goals) {
+            running.more(goal.saturating_sub(running.ok())).await?;
         }
         Ok(())
     }
