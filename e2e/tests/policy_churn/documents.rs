@@ -5,8 +5,6 @@ use std::time::Duration;
 
 use leno_e2e::mesh::documents::{NAMESPACE, route_head};
 
-use crate::opaque;
-
 /// An object with a file of its own.
 #[derive(Debug, Clone)]
 pub(crate) struct Slot {
