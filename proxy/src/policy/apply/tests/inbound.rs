@@ -75,7 +75,7 @@ fn what_cannot_be_kept_is_named() {
         (limits(vec![v1::RateLimit { matches, ..limit("a") }]), "rate_limits[0].matches[0].path.regex"),
         (
             limits(vec![v1::RateLimit { matches: many.collect(), ..limit("a") }]),
-            "rate_limits[0].matches[512].path.regex",
+            "rate_limits[0].matches[4096].path.regex",
         ),
         (limits((0..17).map(|n| limit(&n.to_string())).collect()), "rate_limits"),
         (concurrency(0, 0, 0), "concurrency.mode"),
