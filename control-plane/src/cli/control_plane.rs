@@ -17,8 +17,7 @@ use tracing_subscriber::EnvFilter;
 use super::duration;
 use crate::{
     authority,
-    model::DEFAULT_CLUSTER_DOMAIN,
-    model::Explain,
+    model::{DEFAULT_CLUSTER_DOMAIN, Explain},
     operator,
     serve::{self, ControlPlane},
     sources::Source,

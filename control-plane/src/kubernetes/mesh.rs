@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::{sync::watch, time::sleep};
 
 use super::{CONTROLLER_NAME, FIELD_MANAGER, NAME, NAMESPACE, call, find, is_conflict, lease::Leader};
+use crate::sources::kubernetes::resources::GATEWAY_EXPERIMENTAL;
 
 /// What is supported, by Gateway API's names, in their order: core of the mesh profiles, then extended.
 const FEATURES: [&str; 17] = [
@@ -34,8 +35,6 @@ const FEATURES: [&str; 17] = [
     "MeshHTTPRouteRewritePath",
     "MeshHTTPRouteSchemeRedirect",
 ];
-/// The kind's API group.
-pub(crate) const GROUP: &str = "gateway.networking.x-k8s.io";
 /// The one version of it that is written.
 pub(crate) const VERSION: &str = "v1alpha1";
 /// As in paths.
@@ -52,7 +51,7 @@ pub async fn keep(
     mut leader: watch::Receiver<Leader>,
     mut stopping: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    let kind = GroupVersionKind::gvk(GROUP, VERSION, "XMesh");
+    let kind = GroupVersionKind::gvk(GATEWAY_EXPERIMENTAL, VERSION, "XMesh");
     let resource = ApiResource::from_gvk_with_plural(&kind, PLURAL);
     let meshes: Api<DynamicObject> = Api::all_with(client, &resource);
     let mut warned = false;

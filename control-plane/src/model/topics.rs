@@ -104,9 +104,7 @@ pub(crate) fn touched(key: &ObjectKey, before: &Side<'_>, after: &Side<'_>, topi
                     }
                 }
             }
-            Object::Route(route) => {
-                route_topics(route, topics);
-            }
+            Object::Route(route) => route_topics(route, topics),
             Object::Policy(policy) => {
                 // Whoever it is attached to, before or after.
                 for (target, side) in policy.targets.iter().flat_map(|target| [(target, before), (target, after)]) {

@@ -73,12 +73,12 @@ async fn policies_change_at_random_under_load() -> Result<()> {
         scenario.mesh.change(&format!("service-{name}.yaml"), &named, &format!("service/{name}")).await?;
     }
 
-    let mut opaque = Opaque::start(&scenario.mesh).await?;
+    let opaque = Opaque::start(&scenario.mesh).await?;
 
     // Nothing in these explains a failure.
     let loads = Loads::start(&scenario, &opaque)?;
     let history = churn(&scenario.mesh, slots(true), seed, HARMLESS).await?;
-    let reports = loads.stop(&mut opaque).await?;
+    let reports = loads.stop(&opaque).await?;
     for (name, report) in &reports {
         report.unharmed(100).with_context(|| format!("{name}, seed {seed}: no policy fails a request"))?;
     }
@@ -87,7 +87,7 @@ async fn policies_change_at_random_under_load() -> Result<()> {
 
     let loads = Loads::start(&scenario, &opaque)?;
     let history = churn(&scenario.mesh, slots(false), seed.wrapping_add(1), HARMFUL).await?;
-    let reports = loads.stop(&mut opaque).await?;
+    let reports = loads.stop(&opaque).await?;
     println!("harmful: {}", told(&lock(&history), &reports));
     for (name, report) in &reports {
         ensure!(report.ok > 100, "{name}: only {} requests were answered", report.ok);
@@ -101,7 +101,7 @@ async fn policies_change_at_random_under_load() -> Result<()> {
     // All removed, nothing is left of it.
     let loads = Loads::start(&scenario, &opaque)?;
     loads.more(100).await?;
-    for (name, report) in loads.stop(&mut opaque).await? {
+    for (name, report) in loads.stop(&opaque).await? {
         report.unharmed(100).with_context(|| format!("{name}, seed {seed}, when all was removed"))?;
     }
     stayed_flat(&before, &memory(&scenario, &opaque)?)?;
@@ -134,7 +134,7 @@ impl Loads {
         Ok(())
     }
 
-    async fn stop(self, opaque: &mut Opaque) -> Result<Vec<(&'static str, Report)>> {
+    async fn stop(self, opaque: &Opaque) -> Result<Vec<(&'static str, Report)>> {
         let mut reports = Vec::new();
         for (name, running) in self.0 {
             reports.push((name, running.stop().await?));

@@ -202,13 +202,9 @@ impl Exchange {
         self.own_deadline = Some(own);
     }
 
-    /// Whether a failure is to be marked as tried in vain: who called us is told with our answer, or (outbound) with the
-    /// application's, too.
+    /// Whether a failure is to be marked as tried in vain.
     fn was_in_vain(&self, answer: &ResponseHead) -> bool {
         if self.record.direction == Direction::Outbound {
-            if let Some(trace) = self.record.trace.as_ref().filter(|_| self.in_vain) {
-                self.ctx.hops.mark_in_vain(trace.trace_id, Instant::now());
-            }
             return self.in_vain;
         }
         let of_calls = |trace: &TraceContext| self.ctx.hops.take_in_vain(trace.trace_id, self.started);
@@ -320,6 +316,10 @@ impl Exchange {
         self.name_failure(&mut answer.response.head.fields);
         if self.was_in_vain(&answer.response.head) {
             answer.response.head.fields.set(Name::LenoRetried, b"in-vain");
+            // Who called us is told with the application's answer, too.
+            if let (Direction::Outbound, Some(trace)) = (self.record.direction, &self.record.trace) {
+                self.ctx.hops.mark_in_vain(trace.trace_id, Instant::now());
+            }
         }
         match (answer.upgraded, client) {
             (Some(server), Some(client)) => {

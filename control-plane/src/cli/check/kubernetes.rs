@@ -95,7 +95,7 @@ async fn kinds(client: &Client, findings: &mut Findings, ours_needed: bool) -> a
     let mut ours = Vec::new();
     let all = resources::ALL.into_iter().map(|kind| (kind.group, kind.plural, kind.versions));
     let custom = all.filter(|(group, ..)| [GATEWAY, GATEWAY_EXPERIMENTAL, api::GROUP].contains(group));
-    for (group, kind, versions) in custom.chain([(mesh::GROUP, mesh::PLURAL, &[mesh::VERSION][..])]) {
+    for (group, kind, versions) in custom.chain([(GATEWAY_EXPERIMENTAL, mesh::PLURAL, &[mesh::VERSION][..])]) {
         let definition = match find("read the definition", definitions.get(&format!("{kind}.{group}"))).await {
             Ok(definition) => definition,
             Err(error) => {
