@@ -13,6 +13,8 @@ pub mod status;
 pub mod token_review;
 
 use std::{
+    error::Error,
+    fmt,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -231,7 +233,7 @@ pub(crate) async fn call<T>(what: &str, call: impl Future<Output = kube::Result<
 
 async fn within<T>(limit: Duration, call: impl Future<Output = kube::Result<T>>) -> anyhow::Result<T> {
     match tokio::time::timeout(limit, call).await {
-        Ok(answer) => Ok(answer?),
+        Ok(answer) => Ok(answer.map_err(Failure)?),
         Err(_) => anyhow::bail!("the API server did not answer within {limit:?}"),
     }
 }
@@ -248,6 +250,30 @@ pub(crate) async fn find<T>(what: &str, found: impl Future<Output = kube::Result
     .await
 }
 
+/// A call to the API server that failed, said once: kube's errors repeat their causes, and a refusal all of its fields.
+#[derive(Debug)]
+pub(crate) struct Failure(pub kube::Error);
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let kube::Error::Api(status) = &self.0
+            && !status.message.is_empty()
+        {
+            return f.write_str(&status.message);
+        }
+        write!(f, "{}", self.0)?;
+        // The first cause is in the text already.
+        let mut cause = self.0.source().and_then(Error::source);
+        while let Some(deeper) = cause {
+            write!(f, ": {deeper}")?;
+            cause = deeper.source();
+        }
+        Ok(())
+    }
+}
+
+impl Error for Failure {}
+
 /// The HTTP status of the API server's refusal.
 pub(crate) fn code(error: &kube::Error) -> Option<u16> {
     match error {
@@ -258,7 +284,7 @@ pub(crate) fn code(error: &kube::Error) -> Option<u16> {
 
 /// Whether it failed because somebody else was first (409).
 pub(crate) fn is_conflict(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<kube::Error>().and_then(code) == Some(409)
+    error.downcast_ref().is_some_and(|Failure(error)| code(error) == Some(409))
 }
 
 #[cfg(test)]
@@ -267,6 +293,21 @@ mod tests {
 
     use super::*;
     use crate::model::{FileContent, MeshSettings};
+
+    #[tokio::test]
+    async fn a_refusal_is_said_once() {
+        let status =
+            json!({ "status": "Failure", "message": "the name is taken", "reason": "AlreadyExists", "code": 409 });
+        let refusal = kube::Error::Api(serde_json::from_value(status).unwrap());
+        let refused = call("make a thing", async { Err::<(), _>(refusal) }).await.unwrap_err();
+        assert_eq!(format!("{refused:#}"), "cannot make a thing: the name is taken");
+        assert!(is_conflict(&refused));
+        let away = std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "connection refused");
+        let away = kube::Error::Service(Box::new(away));
+        let failed = call("make a thing", async { Err::<(), _>(away) }).await.unwrap_err();
+        assert_eq!(format!("{failed:#}"), "cannot make a thing: ServiceError: connection refused");
+        assert!(!is_conflict(&failed));
+    }
 
     #[test]
     fn only_proxies_that_may_serve_are_waited_for() {

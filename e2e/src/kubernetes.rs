@@ -18,11 +18,11 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Config,
-    api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams},
+    api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
     core::GroupVersionKind,
     discovery,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::process::Command;
 
 pub use namespace::{Injection, Namespace};
@@ -71,7 +71,8 @@ impl Cluster {
         all.push("--reset-values");
         all.extend(arguments);
         self.helm(&all).await?;
-        self.rolled_out().await
+        self.rolled_out().await?;
+        self.admitted().await
     }
 
     /// Helm returns when new replicas are ready. Old ones, with the settings before, may go on answering for a moment.
@@ -89,6 +90,17 @@ impl Cluster {
             Ok(())
         })
         .await
+    }
+
+    /// A new replica is ready a moment before the API server's node knows the way to it.
+    async fn admitted(&self) -> Result<()> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), "default");
+        let pod = serde_json::from_value(json!({
+            "metadata": { "name": "dry-run", "labels": { "leno.dev/inject": "enabled" } },
+            "spec": { "containers": [{ "name": "none", "image": "none" }] },
+        }))?;
+        let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+        eventually("the webhooks are reached", LIMIT, async || Ok(pods.create(&dry_run, &pod).await.map(drop)?)).await
     }
 
     /// As if Leno had never been there: neither releases nor its namespace, and with it neither root nor issuer.

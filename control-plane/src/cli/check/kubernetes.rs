@@ -2,7 +2,10 @@
 //!
 //! Everything is asked with the rights of whoever asks; what they may not see is said to be so and is not wrong.
 
-use std::{collections::BTreeMap, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant, SystemTime},
+};
 
 use k8s_openapi::{
     api::{
@@ -22,12 +25,13 @@ use kube::{
 use leno_proto::CONTROL_PLANE_NAMESPACE as NAMESPACE;
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use serde_json::json;
+use tokio::time::sleep;
 
 use super::Findings;
 use crate::{
     api,
     authority::issue,
-    kubernetes::{call, code, find, mesh},
+    kubernetes::{Failure, call, code, find, mesh},
     sources::kubernetes::resources::{self, GATEWAY, GATEWAY_EXPERIMENTAL},
     webhook::inject::{INJECT, PROXY, REDIRECT, SYSTEM_NAMESPACES},
 };
@@ -36,6 +40,10 @@ use crate::{
 const OLDEST: (u32, u32) = (1, 29);
 /// Name of the Deployment, and of the webhook configurations.
 const NAME: &str = "leno";
+/// From a replica's readiness to API servers reaching it, at most.
+const REACHED: Duration = Duration::from_secs(10);
+/// Between two looks whether they do.
+const AGAIN: Duration = Duration::from_millis(500);
 /// Pods and namespaces that are named at most.
 const NAMED: usize = 5;
 /// Pods in one answer of the API server.
@@ -65,7 +73,7 @@ pub(super) async fn installed(client: &Client, findings: &mut Findings) -> anyho
     kinds(client, findings, true).await?;
     let image = control_plane(client, findings).await?;
     webhooks(client, findings).await?;
-    trial(client, findings).await;
+    trial(client, image.is_some(), findings).await;
     trust(client, findings).await?;
     pods(client, image.as_deref(), findings).await
 }
@@ -300,7 +308,7 @@ fn bundle(webhook: &str, config: &WebhookClientConfig, now: SystemTime, findings
 }
 
 /// Has the API server make a Pod, but for making it: whether it comes back with a sidecar.
-async fn trial(client: &Client, findings: &mut Findings) {
+async fn trial(client: &Client, installed: bool, findings: &mut Findings) {
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": { "name": "leno-check-dry-run", "labels": { INJECT: "enabled" } },
@@ -315,7 +323,20 @@ async fn trial(client: &Client, findings: &mut Findings) {
     let Ok(pod) = serde_json::from_value::<Pod>(pod) else { return };
     let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
     let dry_run = PostParams { dry_run: true, ..PostParams::default() };
-    match call("make a Pod in the namespace default, as a dry run", pods.create(&dry_run, &pod)).await {
+    // A replica that has just become ready is reached once the API server's node has heard of it.
+    let until = Instant::now() + if installed { REACHED } else { Duration::ZERO };
+    let made = loop {
+        let made = call("make a Pod in the namespace default, as a dry run", pods.create(&dry_run, &pod)).await;
+        let settled = match &made {
+            Ok(made) => has_sidecar(made),
+            Err(error) => !format!("{error:#}").contains("failed calling webhook"),
+        };
+        if settled || Instant::now() >= until {
+            break made;
+        }
+        sleep(AGAIN).await;
+    };
+    match made {
         Ok(made) if has_sidecar(&made) => findings.well("a Pod that asks for it is injected (dry run)"),
         Ok(_) => findings.wrong(
             "a Pod that asks for it is not injected (dry run)",
@@ -468,7 +489,7 @@ fn violates_pod_security(error: &anyhow::Error) -> bool {
 impl Findings {
     /// What cannot be told, for want of permission or because it failed.
     pub(super) fn unknown(&mut self, what: &str, error: &anyhow::Error) {
-        let refused = error.chain().filter_map(|cause| cause.downcast_ref()).any(|error| code(error) == Some(403));
+        let refused = error.downcast_ref().is_some_and(|Failure(error)| code(error) == Some(403));
         // A forwarded port's refusal comes wrapped in what cannot be looked into.
         let forbidden = refused || format!("{error:#}").contains("Forbidden");
         match forbidden && !violates_pod_security(error) {
@@ -545,7 +566,7 @@ mod tests {
         let refusal = |message: &str| {
             let status = json!({ "status": "Failure", "message": message, "reason": "Forbidden", "code": 403 });
             let status = serde_json::from_value(status).unwrap();
-            anyhow::Error::from(kube::Error::Api(status)).context("cannot make a Pod")
+            anyhow::Error::from(Failure(kube::Error::Api(status))).context("cannot make a Pod")
         };
         let wrong = |error: &anyhow::Error| {
             let style = crate::cli::print::Style::of_stdout();

@@ -23,6 +23,7 @@ use super::{
     resources::{Resource, number},
     trim::{self, Seen},
 };
+use crate::kubernetes::Failure;
 
 /// Nobody listens any more.
 struct Unwanted;
@@ -77,14 +78,18 @@ impl Reflector {
     async fn round(&mut self) -> Result<(), Unwanted> {
         let served = match timeout(limits::CALL, self.resource.served(&self.client)).await {
             Ok(Ok(served)) => served,
-            Ok(Err(error)) => return self.failed("cannot tell whether the kind is served", error.into()).await,
+            Ok(Err(error)) => {
+                return self.failed("cannot tell whether the kind is served", Failure(error).into()).await;
+            }
             Err(_) => return self.failed("cannot tell whether the kind is served", anyhow!("no answer")).await,
         };
         self.contact().heard();
         let Some(api) = served else { return self.is_not_served().await };
         let (objects, mut version) = match self.list(api).await {
             Ok(listed) => listed,
-            Err(error) if error.downcast_ref().is_some_and(is_missing) => return self.is_not_served().await,
+            Err(error) if error.downcast_ref().is_some_and(|Failure(error)| is_missing(error)) => {
+                return self.is_not_served().await;
+            }
             Err(error) => return self.failed("cannot list", error).await,
         };
         if !self.listed || self.unserved > 0 {
@@ -108,11 +113,11 @@ impl Reflector {
                 Ok(Over::Resume) => self.pause().await?,
                 Ok(Over::Relist) => return self.pause().await,
                 // Custom kinds go, and versions of them.
-                Err(error) if error.downcast_ref().is_some_and(is_missing) => {
+                Err(error) if error.downcast_ref().is_some_and(|Failure(error)| is_missing(error)) => {
                     return self.failed("cannot watch any more", error).await;
                 }
                 Err(error) => {
-                    let answered = matches!(error.downcast_ref(), Some(kube::Error::Api(_)));
+                    let answered = matches!(error.downcast_ref(), Some(Failure(kube::Error::Api(_))));
                     refused += u32::from(answered);
                     self.failed("cannot watch", error).await?;
                     if refused >= limits::REFUSALS_UNTIL_RELIST {
@@ -146,8 +151,10 @@ impl Reflector {
         let mut params = ListParams { limit: Some(limits::PAGE), ..ListParams::default() };
         loop {
             let request = Request::new(self.resource.path(api)).list(&params)?;
-            let page: List =
-                timeout(limits::CALL, self.client.request(request)).await.context("no answer in time")??;
+            let page: List = timeout(limits::CALL, self.client.request(request))
+                .await
+                .context("no answer in time")?
+                .map_err(Failure)?;
             objects.extend(page.items.into_iter().filter_map(|item| self.seen(api, item)));
             if page.metadata.more.is_empty() {
                 return Ok((objects, page.metadata.resource_version));
@@ -165,7 +172,7 @@ impl Reflector {
         let events = match events.context("no answer in time")? {
             Ok(events) => events,
             Err(error) if is_gone(&error) => return Ok(Over::Relist),
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(Failure(error).into()),
         };
         if std::mem::take(&mut self.away) {
             tracing::info!(kind = self.resource.kind.as_str(), "watched again");
@@ -183,9 +190,9 @@ impl Reflector {
             let update = match event {
                 Err(_) | Ok(None) => return Ok(Over::Resume),
                 Ok(Some(Err(error))) if is_gone(&error) => return Ok(Over::Relist),
-                Ok(Some(Err(error))) => return Err(error.into()),
+                Ok(Some(Err(error))) => return Err(Failure(error).into()),
                 Ok(Some(Ok(WatchEvent::Error(status)))) if status.code == 410 => return Ok(Over::Relist),
-                Ok(Some(Ok(WatchEvent::Error(status)))) => return Err(kube::Error::Api(status).into()),
+                Ok(Some(Ok(WatchEvent::Error(status)))) => return Err(Failure(kube::Error::Api(status)).into()),
                 Ok(Some(Ok(WatchEvent::Bookmark(bookmark)))) => {
                     *version = bookmark.metadata.resource_version;
                     continue;
