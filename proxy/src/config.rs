@@ -118,7 +118,8 @@ pub mod limits {
     pub const STREAM_IDLE: Duration = Duration::from_secs(300);
     /// A TCP connection on which no byte moves either way.
     pub const TCP_IDLE: Duration = Duration::from_secs(3600);
-    /// The longest of either that policy may say, and a client's proxy may tell the server's.
+    /// The longest of either that policy may say, and a client's proxy may tell the server's; of opaque bytes, with which
+    /// nothing can be told, the server's proxy expects it.
     pub const PEER_IDLE: Duration = Duration::from_secs(24 * 3600);
     /// What is left of a request's body once its response is complete, all of it together.
     pub const BODY_AFTER_RESPONSE: Duration = STREAM_IDLE;

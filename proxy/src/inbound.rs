@@ -11,7 +11,13 @@ pub mod rate_limit;
 mod request;
 mod told;
 
-use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
+use std::{
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use leno_proto::spiffe::SpiffeId;
@@ -60,6 +66,11 @@ pub(crate) struct Client {
 impl Client {
     fn new(address: SocketAddr, identity: Option<SpiffeId>) -> Self {
         Self { address, identity }
+    }
+
+    /// How long its connection may be without a byte moved.
+    fn idle(&self, ctx: &Context) -> Duration {
+        if self.identity.is_some() { ctx.peer_idle } else { ctx.tcp_idle }
     }
 }
 
@@ -200,7 +211,7 @@ async fn meshed_opaque(
         carried(ctx, &client, &application).relay(stream, server).await;
         return Ok(());
     }
-    let race = Box::pin(tcp::race(Prefixed::new(Bytes::new(), stream), server, ctx.tcp_idle));
+    let race = Box::pin(tcp::race(Prefixed::new(Bytes::new(), stream), server, client.idle(ctx)));
     let first = ctx.drain.patiently(race).await.unwrap_or(tcp::First::Closed);
     carry(ctx, first, client, application).await;
     Ok(())
@@ -283,11 +294,12 @@ async fn opaque(ctx: &Context, stream: impl Io, client: &Client, application: &A
 }
 
 fn carried<'a>(ctx: &'a Context, client: &Client, application: &'a Application) -> Carried<'a> {
-    Carried::begin(ctx, &application.connections, || ConnectionRecord {
+    let record = || ConnectionRecord {
         endpoint: Some(application.address),
         peer: client.identity.clone(),
         ..ConnectionRecord::new(Direction::Inbound, client.address, application.address)
-    })
+    };
+    Carried::begin(ctx, &application.connections, record).idle(client.idle(ctx))
 }
 
 async fn http(ctx: &Context, stream: impl Io + Backlog, client: Client, application: Rc<Application>, wire: Wire) {

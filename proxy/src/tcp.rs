@@ -212,6 +212,12 @@ impl<'a> Carried<'a> {
         }
     }
 
+    /// How long it may be without a byte moved, if not as long as is usual.
+    pub(crate) fn idle(mut self, idle: Duration) -> Self {
+        self.idle = idle;
+        self
+    }
+
     /// The endpoint that it goes to.
     pub(crate) fn reached(mut self, pick: &Pick) -> Self {
         self.idle = pick.stream_idle().unwrap_or(self.idle);

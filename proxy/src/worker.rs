@@ -47,6 +47,8 @@ pub struct Worker {
     pub(crate) stream_idle: Duration,
     /// The same for TCP connections and tunnels: TCP_IDLE.
     pub(crate) tcp_idle: Duration,
+    /// The same for opaque bytes of a mesh peer, whose own proxy knows the policy and ends them by it: PEER_IDLE.
+    pub(crate) peer_idle: Duration,
     /// Weighted choices, jitter, span ids.
     pub random: Random,
     /// Destinations whose server was seen to speak first.
@@ -98,6 +100,7 @@ impl Worker {
             upstreams,
             stream_idle: limits::STREAM_IDLE,
             tcp_idle: limits::TCP_IDLE,
+            peer_idle: limits::PEER_IDLE,
             random: Random::default(),
             servers_first: RefCell::default(),
             applications: RefCell::default(),

@@ -139,6 +139,7 @@ fn of_slices(
     mut target: impl FnMut(&EndpointSlice) -> Option<u16>,
 ) -> Vec<Endpoint> {
     let world = sources.world;
+    let hinted = is_hinted(sources, key);
     let mut found: BTreeMap<(IpAddr, u16), Endpoint> = BTreeMap::new();
     for slice_key in world.index.slices_of(key) {
         let Some(slice) = model::slice(&world.objects, slice_key) else { continue };
@@ -146,7 +147,10 @@ fn of_slices(
         let Some(target) = target(slice) else { continue };
         for endpoint in &slice.endpoints {
             for ip in &endpoint.addresses {
-                let Some(compiled) = endpoint_at(sources, slice_key, endpoint, *ip, target) else { continue };
+                let Some(mut compiled) = endpoint_at(sources, slice_key, endpoint, *ip, target) else { continue };
+                if hinted && !endpoint.for_zone.is_empty() {
+                    compiled.zone = endpoint.for_zone.to_string();
+                }
                 let known = found.entry((*ip, target)).or_insert_with(|| compiled.clone());
                 if compiled.state() == State::Ready && known.state() != State::Ready {
                     *known = compiled;
@@ -155,6 +159,14 @@ fn of_slices(
         }
     }
     found.into_values().collect()
+}
+
+/// Whether the EndpointSlices' hints count: every ready endpoint has one (KEP-2433); else they are about to be made, or given up.
+fn is_hinted(sources: &Sources<'_>, service: &ObjectKey) -> bool {
+    let world = sources.world;
+    let slices = world.index.slices_of(service).filter_map(|key| model::slice(&world.objects, key));
+    let mut ready = slices.flat_map(|slice| &slice.endpoints).filter(|endpoint| endpoint.state == EndpointState::Ready);
+    ready.all(|endpoint| !endpoint.for_zone.is_empty())
 }
 
 /// Who an ExternalName of the cluster's own DNS leads to: "service.namespace", or "hostname.service.namespace".

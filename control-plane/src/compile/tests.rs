@@ -149,6 +149,29 @@ fn a_service_without_routes_sends_everything_to_its_own_endpoints() {
 }
 
 #[test]
+fn hints_say_which_zone_an_endpoint_serves_if_all_that_are_ready_have_one() {
+    let hinted = |last: &str| {
+        let slice = format!(
+            "apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: shop-v2-1, namespace: web, labels: {{kubernetes.io/service-name: shop-v2}}}}
+addressType: IPv4
+ports: [{{name: '', port: 8080}}]
+endpoints:
+- {{addresses: [10.1.0.5], zone: z1, hints: {{forZones: [{{name: z2}}]}}}}
+- {{addresses: [10.1.0.6], zone: z1, hints: {{forZones: [{{name: z3}}, {{name: z1}}], forNodes: [{{name: n}}]}}}}
+- {{addresses: [10.1.0.7], zone: z4, conditions: {{ready: false, serving: true, terminating: true}}}}
+- {last}
+"
+        );
+        let found = endpoints(&shop(&slice), "web/shop-v2:80").endpoints;
+        found.iter().map(|endpoint| endpoint.zone.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(hinted("{addresses: [10.1.0.8], zone: z2, hints: {forZones: [{name: z5}]}}"), ["z2", "z1", "z4", "z5"]);
+    assert_eq!(hinted("{addresses: [10.1.0.8], zone: z2}"), ["z1", "z1", "z4", "z2"]);
+}
+
+#[test]
 fn endpoints_have_state_identity_and_the_port_of_their_slice() {
     let world = shop("");
     let found = endpoints(&world, "web/shop:80");

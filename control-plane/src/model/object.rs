@@ -114,6 +114,8 @@ pub struct Endpoint {
     pub addresses: Vec<IpAddr>,
     pub state: EndpointState,
     pub zone: Arc<str>,
+    /// The zone that it is to serve (`hints.forZones`): its own, if that is one of several. Empty: none is said.
+    pub for_zone: Arc<str>,
     pub hostname: Option<Arc<str>>,
     /// Name of the Pod (`targetRef`), in the slice's namespace.
     pub pod: Option<Arc<str>>,

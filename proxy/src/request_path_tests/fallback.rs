@@ -1,6 +1,6 @@
 //! What serves in place of a backend that nobody can be reached of, and what it must not serve.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use leno_proto::v1;
 use tokio::{
@@ -47,19 +47,28 @@ fn what_a_fallback_served_was_not_tried_in_vain() {
     });
 }
 
-/// A host that is gone answers no SYN; here it is a listener whose backlog is full.
+/// A host that is gone answers no SYN; here it is a listener whose backlog is full, of 1.
+async fn fill(listens: SocketAddr) -> Vec<TcpStream> {
+    let connect = async || timeout(Duration::from_millis(100), TcpStream::connect(listens)).await;
+    let mut held = Vec::new();
+    while let Ok(connected) = connect().await {
+        held.push(connected.unwrap());
+    }
+    held
+}
+
+fn small_listener() -> TcpListener {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    socket.listen(1).unwrap()
+}
+
 #[test]
 fn whose_time_ended_before_anybody_was_reached_has_a_fallback_and_its_own_time() {
     run(async {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let listener = socket.listen(1).unwrap();
+        let listener = small_listener();
         let silent = listener.local_addr().unwrap();
-        let connect = async || timeout(Duration::from_millis(100), TcpStream::connect(silent)).await;
-        let mut held = Vec::new();
-        while let Ok(connected) = connect().await {
-            held.push(connected.unwrap());
-        }
+        let _held = fill(silent).await;
         let slow = application(|mut stream| async move {
             read_until(&mut stream, b"\r\n\r\n").await.unwrap();
             tokio::time::sleep(Duration::from_millis(200)).await;
@@ -95,6 +104,55 @@ fn whose_time_ended_before_anybody_was_reached_has_a_fallback_and_its_own_time()
             let answer = talk(sidecar.outbound().await, GET).await;
             assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
             assert!(status != "203" || answer.ends_with("stands in"), "{answer}");
+        }
+    });
+}
+
+/// It is there, and busy.
+#[test]
+fn who_waits_for_a_connection_with_room_has_none() {
+    run(async {
+        let listener = small_listener();
+        let address = listener.local_addr().unwrap();
+        let (tell, mut told) = mpsc::unbounded_channel();
+        // One request at a time; answers the first alone.
+        tokio::task::spawn_local(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let handshake = h2::server::Builder::new().max_concurrent_streams(1).handshake::<_, bytes::Bytes>(stream);
+            let mut connection = handshake.await.unwrap();
+            let mut held = Vec::new();
+            while let Some(Ok((_, mut respond))) = connection.accept().await {
+                let _ = tell.send(());
+                if held.is_empty() {
+                    respond.send_response(http::Response::new(()), true).unwrap();
+                }
+                held.push(respond);
+            }
+        });
+        let sidecar = routed(&[address], stood_in(Default::default()));
+        let snapshot = sidecar.ctx.policy.snapshot();
+        let under = |policy| {
+            let set = EndpointSet::new(true, Protocol::Http2, vec![Endpoint::plain(address)]).under(Arc::new(policy));
+            snapshot.backends["shop/shop:80"].publish(set);
+        };
+        under(BackendPolicy::default());
+        let proxy = sidecar.outbound().await;
+        let answer = talk(proxy, GET).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        let _held = fill(address).await;
+        tokio::task::spawn_local(async move { talk(proxy, GET).await });
+        for _ in 0..2 {
+            told.recv().await.unwrap();
+        }
+        let short = Duration::from_millis(200);
+        for (policy, status, reason) in [
+            (BackendPolicy { request_timeout: Some(short), ..BackendPolicy::default() }, 504, "request-timeout"),
+            (BackendPolicy { connect_timeout: short, ..BackendPolicy::default() }, 502, "connect"),
+        ] {
+            under(policy);
+            let answer = talk(proxy, GET).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+            assert!(answer.contains(&format!("leno-reason: {reason}\r\n")), "{answer}");
         }
     });
 }

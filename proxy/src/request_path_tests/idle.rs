@@ -1,6 +1,6 @@
 //! Who ends what does not move: the client's proxy, which knows the policy, and tells the server's where that allows more time
-//! than is usual. To others, and for opaque bytes, with which nothing can be told, the server's gives the usual. Nor is a
-//! request idle whose answer goes on.
+//! than is usual. With opaque bytes nothing can be told: the server's waits for those of peers as long as any policy may say. To
+//! others it gives the usual. Nor is a request idle whose answer goes on.
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
@@ -195,14 +195,14 @@ fn policy_gives_tunnels_more_time_than_the_servers_proxy_would() {
 }
 
 #[test]
-fn policy_gives_connections_more_time_than_the_clients_proxy_would_and_the_servers_at_most_its_own() {
+fn policy_gives_connections_more_time_than_either_proxy_would() {
     run(async {
         let app = thoughtful(b"hello\n", b"welcome\n").await;
         let policy = Some(Duration::from_secs(20));
         let (through_both, alone) = two(app, Protocol::Tcp, policy).await;
-        let patient = Sidecar::new("server", || Target::Outside);
-        let (to_patient, _) = between(patient, app, Protocol::Tcp, policy).await;
-        for (address, outlives) in [(to_patient, true), (through_both, false), (alone, false)] {
+        let (without_policy, _) = two(app, Protocol::Tcp, None).await;
+        // Nobody else watches a client from outside.
+        for (address, outlives) in [(through_both, true), (without_policy, false), (alone, false)] {
             let mut stream = TcpStream::connect(address).await.unwrap();
             stream.write_all(b"hello\n").await.unwrap();
             read_until(&mut stream, b"welcome\n").await.unwrap();
@@ -222,8 +222,7 @@ fn both_sides_of_a_connection_may_be_silent_from_the_beginning_for_as_long_as_po
         })
         .await;
         for (stream_idle, outlives) in [(Some(Duration::from_secs(20)), true), (None, false)] {
-            let patient = Sidecar::new("server", || Target::Outside);
-            let (client, _) = between(patient, app, Protocol::Detect, stream_idle).await;
+            let (client, _) = two(app, Protocol::Detect, stream_idle).await;
             let mut stream = TcpStream::connect(client).await.unwrap();
             assert_eq!(read_until(&mut stream, b"ready\n").await.is_some(), outlives);
         }

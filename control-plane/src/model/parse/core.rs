@@ -349,8 +349,22 @@ struct RawEndpoint {
     conditions: RawConditions,
     #[serde(default)]
     zone: String,
+    #[serde(default)]
+    hints: RawHints,
     hostname: Option<String>,
     target_ref: Option<RawTargetRef>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct RawHints {
+    for_zones: Vec<RawZone>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct RawZone {
+    name: String,
 }
 
 #[derive(Deserialize, Default)]
@@ -385,7 +399,7 @@ impl RawConditions {
 const SLICE_FIELDS: [&str; 2] = ["apiVersion", "kind"];
 const SLICE_ENDINGS: [&str; 9] = [
     ".nodeName",
-    ".hints",
+    ".hints.forNodes",
     ".deprecatedTopology",
     ".appProtocol",
     ".targetRef.namespace",
@@ -419,6 +433,14 @@ pub(super) fn endpoint_slice(metadata: &Metadata, content: &Value) -> Result<(Ob
     wrong.or((Object::EndpointSlice(EndpointSlice { service, ports, endpoints }), unknown))
 }
 
+impl RawEndpoint {
+    fn for_zone(&self) -> &str {
+        let zones = &self.hints.for_zones;
+        let own = zones.iter().find(|zone| zone.name == self.zone);
+        own.or_else(|| zones.first()).map_or("", |zone| &zone.name)
+    }
+}
+
 fn slice_endpoint(index: usize, raw: &RawEndpoint) -> Result<Endpoint, Wrong> {
     let addresses = raw.addresses.iter().enumerate();
     let addresses =
@@ -431,6 +453,7 @@ fn slice_endpoint(index: usize, raw: &RawEndpoint) -> Result<Endpoint, Wrong> {
         addresses,
         state: raw.conditions.state(),
         zone: raw.zone.as_str().into(),
+        for_zone: raw.for_zone().into(),
         hostname: raw.hostname.as_deref().map(Into::into),
         pod,
     })

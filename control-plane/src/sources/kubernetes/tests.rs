@@ -95,7 +95,7 @@ fn of_an_endpoint_what_the_model_reads_is_kept() {
             "ports": [{"name": "", "port": 8080, "protocol": "TCP"}],
             "endpoints": [{
                 "addresses": ["10.0.0.7"], "conditions": {"ready": true}, "zone": "a", "hostname": "cart-0", "newer": 1,
-                "nodeName": node, "hints": {"forZones": [{"name": "a"}]}, "deprecatedTopology": {"n": node},
+                "nodeName": node, "hints": {"forZones": [{"name": "b"}]}, "deprecatedTopology": {"n": node},
                 "targetRef": {"kind": "Pod", "name": "cart-0", "namespace": "shop", "uid": node},
             }],
         });
@@ -103,7 +103,7 @@ fn of_an_endpoint_what_the_model_reads_is_kept() {
     };
     let expected = json!([{
         "addresses": ["10.0.0.7"], "conditions": {"ready": true}, "zone": "a", "hostname": "cart-0", "newer": 1,
-        "targetRef": {"kind": "Pod", "name": "cart-0"},
+        "hints": {"forZones": [{"name": "b"}]}, "targetRef": {"kind": "Pod", "name": "cart-0"},
     }]);
     assert_eq!(slice("one")["endpoints"], expected);
     assert_eq!(slice("one"), slice("two"));

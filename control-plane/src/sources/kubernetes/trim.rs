@@ -106,7 +106,7 @@ pub(crate) fn file(kind: Kind, object: &Value) -> Option<Arc<str>> {
 }
 
 /// Fields of an endpoint that nothing depends on: a change of them is none, and there are as many as endpoints.
-const UNUSED_OF_ENDPOINT: [&str; 3] = ["nodeName", "hints", "deprecatedTopology"];
+const UNUSED_OF_ENDPOINT: [&str; 2] = ["nodeName", "deprecatedTopology"];
 /// The same of its `targetRef`.
 const UNUSED_OF_TARGET: [&str; 5] = ["namespace", "uid", "resourceVersion", "apiVersion", "fieldPath"];
 
