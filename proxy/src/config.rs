@@ -114,6 +114,8 @@ pub mod limits {
     pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
     /// From the first byte of a request head to its end.
     pub const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+    /// Between two looks whether a client is still there of which nothing is read for now.
+    pub const UNREAD_LOOK: Duration = Duration::from_secs(1);
     /// A stream on which no byte moves either way.
     pub const STREAM_IDLE: Duration = Duration::from_secs(300);
     /// A TCP connection on which no byte moves either way.

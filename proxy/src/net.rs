@@ -11,7 +11,8 @@ pub mod prefixed;
 use std::{
     io,
     net::SocketAddr,
-    task::{Context, Poll},
+    pin::pin,
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -21,7 +22,7 @@ use hyper_util::rt::TokioIo;
 pub use prefixed::Prefixed;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, Interest},
     net::TcpStream,
 };
 
@@ -55,6 +56,11 @@ pub trait Io: AsyncRead + AsyncWrite + Unpin + Send + 'static {
         Poll::Pending
     }
 
+    /// Whether the other end is known to have broken off. Nobody is woken for it: for those who read nothing for now.
+    fn is_broken(&self) -> bool {
+        false
+    }
+
     /// Reads from `source` and writes it, without a copy in between; how much it was, 0: `source` is at its end. Bytes may
     /// be held back as by any write: flush. None: this stream cannot do it.
     fn poll_write_from(&mut self, _cx: &mut Context<'_>, _source: &TcpStream) -> Option<Poll<io::Result<usize>>> {
@@ -65,6 +71,10 @@ pub trait Io: AsyncRead + AsyncWrite + Unpin + Send + 'static {
 impl Io for TcpStream {
     fn tcp(&self) -> Option<&TcpStream> {
         Some(self)
+    }
+
+    fn is_broken(&self) -> bool {
+        pin!(self.ready(Interest::ERROR)).poll(&mut Context::from_waker(Waker::noop())).is_ready()
     }
 
     fn reset(&self) {
@@ -85,6 +95,10 @@ impl<T: Io> Io for Prefixed<T> {
     fn poll_broken(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.get_ref().poll_broken(cx)
     }
+
+    fn is_broken(&self) -> bool {
+        self.get_ref().is_broken()
+    }
 }
 
 /// Dropped, it sends no close_notify either.
@@ -95,6 +109,10 @@ impl<T: Io> Io for TlsStream<T> {
 
     fn reset(&self) {
         self.get_ref().reset();
+    }
+
+    fn is_broken(&self) -> bool {
+        self.get_ref().is_broken()
     }
 }
 
@@ -109,6 +127,10 @@ impl Io for Box<dyn Io> {
 
     fn poll_broken(&self, cx: &mut Context<'_>) -> Poll<()> {
         (**self).poll_broken(cx)
+    }
+
+    fn is_broken(&self) -> bool {
+        (**self).is_broken()
     }
 
     fn poll_write_from(&mut self, cx: &mut Context<'_>, source: &TcpStream) -> Option<Poll<io::Result<usize>>> {

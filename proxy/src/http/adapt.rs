@@ -30,6 +30,9 @@ pub(super) fn request_head(parts: &Parts) -> (RequestHead, Option<&'static str>)
         Some(target) => target.as_str(),
         None => "/",
     };
+    // The absolute form may leave the path out (RFC 9112 3.2.1).
+    let rooted = target.starts_with('?').then(|| format!("/{target}"));
+    let target = rooted.as_deref().unwrap_or(target);
     let mut head = RequestHead::new(parts.version, parts.method.clone(), target);
     if parts.uri.scheme() == Some(&UriScheme::HTTPS) {
         head.scheme = Scheme::Https;

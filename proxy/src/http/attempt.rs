@@ -211,8 +211,8 @@ pub(super) fn unanswered(pick: &Pick, error: SendError) -> Failed {
     if error.own {
         pick.report(Outcome::Neutral, Instant::now());
     }
-    if error.unfit {
-        return Failed::for_good(Error::BadRequest("an invalid target"));
+    if let Some(why) = error.unfit {
+        return Failed::for_good(Error::BadRequest(why));
     }
     Failed {
         failure: if error.not_processed { Failure::NotProcessed } else { Failure::Reset },

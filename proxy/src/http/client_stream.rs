@@ -17,7 +17,10 @@ use tokio::{
 };
 
 use super::framing::Framing;
-use crate::{config::limits, net::Backlog};
+use crate::{
+    config::limits,
+    net::{Backlog, Io},
+};
 
 /// What a client's connection is doing, as its stream and its requests see it. Atomic only because an upgraded
 /// stream must be `Send`; it never leaves its thread.
@@ -35,6 +38,8 @@ pub(crate) struct ClientPhase {
     taken: AtomicU64,
     /// Bytes wait that the client does not take.
     blocked: AtomicBool,
+    /// An answer ended before its time.
+    broken_off: AtomicBool,
 }
 
 impl Default for ClientPhase {
@@ -46,6 +51,7 @@ impl Default for ClientPhase {
             ambiguous: AtomicU64::new(u64::MAX),
             taken: AtomicU64::new(0),
             blocked: AtomicBool::new(false),
+            broken_off: AtomicBool::new(false),
         }
     }
 }
@@ -62,6 +68,11 @@ impl ClientPhase {
     /// The exchange has ended.
     pub(super) fn answered(&self) {
         self.serving.store(false, Relaxed);
+    }
+
+    /// What the client has of the answer must not look whole: the end of its connection is that of the body, if it speaks HTTP/1.0.
+    pub(super) fn break_off(&self) {
+        self.broken_off.store(true, Relaxed);
     }
 
     /// What follows is for the upgraded protocol alone.
@@ -91,7 +102,7 @@ impl ClientPhase {
 }
 
 /// See the module. Heads have HEADER_TIMEOUT, connections between two requests CLIENT_IDLE.
-pub(super) struct ClientStream<S> {
+pub(super) struct ClientStream<S: Io> {
     stream: S,
     phase: Arc<ClientPhase>,
     framing: Framing,
@@ -102,7 +113,15 @@ pub(super) struct ClientStream<S> {
     backlog: u64,
 }
 
-impl<S> ClientStream<S> {
+impl<S: Io> Drop for ClientStream<S> {
+    fn drop(&mut self) {
+        if self.phase.broken_off.load(Relaxed) {
+            self.stream.reset();
+        }
+    }
+}
+
+impl<S: Io> ClientStream<S> {
     pub(super) fn new(stream: S, phase: Arc<ClientPhase>) -> Self {
         Self { stream, phase, framing: Framing::default(), timer: None, timed: (0, false), backlog: 0 }
     }
@@ -141,7 +160,7 @@ impl<S> ClientStream<S> {
     }
 }
 
-impl<S: Backlog> ClientStream<S> {
+impl<S: Io + Backlog> ClientStream<S> {
     /// Notes what became of a write.
     fn wrote<T>(&mut self, polled: Poll<io::Result<T>>, bytes: impl Fn(&T) -> u64) -> Poll<io::Result<T>> {
         match &polled {
@@ -165,7 +184,7 @@ impl<S: Backlog> ClientStream<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for ClientStream<S> {
+impl<S: Io> AsyncRead for ClientStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         match Pin::new(&mut self.stream).poll_read(cx, buf) {
@@ -179,7 +198,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for ClientStream<S> {
     }
 }
 
-impl<S: AsyncWrite + Backlog + Unpin> AsyncWrite for ClientStream<S> {
+impl<S: Io + Backlog> AsyncWrite for ClientStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.wrote(polled, |written| *written as u64)

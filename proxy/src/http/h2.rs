@@ -44,6 +44,10 @@ pub struct Settings {
     pub connection_window: u32,
     /// Largest frame taken (16 KiB at least).
     pub frame_bytes: u32,
+    /// A head, with all that RFC 9113, 6.5.2 counts as its size.
+    pub head_bytes: usize,
+    /// Its fields.
+    pub head_fields: usize,
     /// Server: streams open at a time.
     pub most_streams: u32,
     /// Server: whether extended CONNECT (RFC 8441) is taken.
@@ -67,6 +71,8 @@ impl Settings {
             stream_window: limits::H2_STREAM_WINDOW,
             connection_window: limits::H2_CONNECTION_WINDOW,
             frame_bytes: limits::H2_FRAME_BYTES,
+            head_bytes: limits::HEAD_BYTES,
+            head_fields: limits::HEADERS,
             most_streams: limits::STREAMS_PER_CONNECTION,
             connect_protocol: true,
             idle: limits::CLIENT_IDLE,
@@ -79,7 +85,22 @@ impl Settings {
 
     /// Those of a client's proxy to the server's.
     pub fn to_peer() -> Self {
-        Self { ping_interval: limits::PEER_PING_INTERVAL, ping_timeout: limits::PEER_PING_TIMEOUT, ..Self::new() }
+        Self {
+            ping_interval: limits::PEER_PING_INTERVAL,
+            ping_timeout: limits::PEER_PING_TIMEOUT,
+            ..Self::new().between_peers()
+        }
+    }
+
+    /// Those of a server's proxy to a client's.
+    pub fn of_peer(reports: Reports) -> Self {
+        Self { reports, ..Self::new().between_peers() }
+    }
+
+    /// A head that one proxy took must do for the next, which counts it differently if it came by HTTP/1, and after fields
+    /// were added.
+    fn between_peers(self) -> Self {
+        Self { head_bytes: 2 * limits::HEAD_BYTES, head_fields: 2 * limits::HEADERS, ..self }
     }
 }
 

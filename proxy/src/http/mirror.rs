@@ -287,7 +287,7 @@ async fn ask(pick: &Pick, backend: &Backend, rules: Option<&Rules>, copied: &Cop
         // Only the client of the request itself can have set a time.
         Ok(reply) => (verdict::judged(&reply.head, pick).unwrap_or(Outcome::GivenUp), Ok(reply.body)),
         Err(error) => {
-            let outcome = if error.own || error.unfit { Outcome::Neutral } else { Outcome::Failure };
+            let outcome = if error.own || error.unfit.is_some() { Outcome::Neutral } else { Outcome::Failure };
             (outcome, Err(broken(pick, error.reason)))
         }
     }

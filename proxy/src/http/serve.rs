@@ -35,6 +35,9 @@ use crate::{
     telemetry::{Direction, RouteMetrics},
 };
 
+/// Why hyper's reading of a head is not taken ([`Framing`](super::framing::Framing)).
+const AMBIGUOUS: &str = "a head whose end, or whose body's length, can be read in two ways";
+
 /// A request as it came in, and what its connection knows of it.
 pub(crate) struct Received {
     head: RequestHead,
@@ -59,7 +62,7 @@ impl Received {
     fn of_hyper(request: Request<Incoming>, watch: Rc<Watch>, ambiguous: bool) -> Self {
         let (mut parts, body) = request.into_parts();
         let (head, refused) = adapt::request_head(&parts);
-        let refused = if ambiguous { Some("both Content-Length and Transfer-Encoding") } else { refused };
+        let refused = if ambiguous { Some(AMBIGUOUS) } else { refused };
         let refused = refused.map(Unfit::Malformed);
         let upgrade = parts.extensions.remove::<OnUpgrade>().map(Upgraded::Hyper);
         Self { head, body: Body::hyper(body), watch, refused, upgrade }
@@ -245,20 +248,27 @@ where
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut connection = pin!(connection);
-    tokio::select! {
-        biased;
-        ended = Watched::new(&watch, connection.as_mut()) => return ended_as(ended),
-        () = drain.begun() => {}
+    let served = async {
+        tokio::select! {
+            biased;
+            ended = Watched::new(&watch, connection.as_mut()) => return ended,
+            () = drain.begun() => {}
+        }
+        // Closed while idle, a connection may cross a request on its way (RFC 9112 9.5), which might not be safe to send
+        // again: for a while the client is told by its next response instead.
+        tokio::select! {
+            biased;
+            ended = Watched::new(&watch, connection.as_mut()) => return ended,
+            () = tokio::time::sleep(limits::DRAIN_LINGER) => {}
+        }
+        connection.as_mut().graceful_shutdown();
+        Watched::new(&watch, connection.as_mut()).await
+    };
+    let ended = served.await;
+    if matches!(&ended, Ok(Err(error)) if error.is_user()) {
+        phase.break_off();
     }
-    // Closed while idle, a connection may cross a request on its way (RFC 9112 9.5), which might not be safe to send again:
-    // for a while the client is told by its next response instead.
-    tokio::select! {
-        biased;
-        ended = Watched::new(&watch, connection.as_mut()) => return ended_as(ended),
-        () = tokio::time::sleep(limits::DRAIN_LINGER) => {}
-    }
-    connection.as_mut().graceful_shutdown();
-    ended_as(Watched::new(&watch, connection).await)
+    ended_as(ended)
 }
 
 /// How the connection ended: when an exchange is overdue its end is the connection's.
@@ -306,6 +316,7 @@ where
         let answer = handle(Received::answered(head, Unfit::Malformed(why), idle));
         tokio::task::spawn_local(async move { drop(answer.await) });
     };
-    let settings = h2::Settings { reports, ..h2::Settings::new() };
+    // Load is told to peers alone.
+    let settings = if reports.are_given() { h2::Settings::of_peer(reports) } else { h2::Settings::new() };
     Ok(h2::serve(stream, settings, drain, on_request, on_malformed).await?)
 }

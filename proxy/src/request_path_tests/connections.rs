@@ -19,7 +19,7 @@ use crate::{
     net::Io,
     policy::Target,
     telemetry::exposition,
-    testing::{Sidecar, application, read_until, run, scripted, server_id, talk, workload_source},
+    testing::{BOTH, Sidecar, application, reach, read_until, run, scripted, server_id, talk, workload_source},
     tls::MeshProtocol,
 };
 
@@ -142,6 +142,79 @@ fn a_drain_does_not_wait_for_who_says_nothing() {
             }
         }
     });
+}
+
+/// It is counted otherwise between proxies, and there is more of it.
+#[test]
+fn a_head_that_the_first_proxy_takes_the_next_one_takes_too() {
+    let fields = format!("x: {}\r\n", "y".repeat(240)).repeat(250);
+    for through in BOTH {
+        let fields = fields.clone();
+        run(async move {
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n{fields}\r\nok");
+            let app = application(move |mut stream| {
+                let answer = answer.clone();
+                async move {
+                    let head = read_until(&mut stream, b"\r\n\r\n").await.unwrap();
+                    assert_eq!(head.windows(4).filter(|window| window == b"\nx: ").count(), 250);
+                    stream.write_all(answer.as_bytes()).await.unwrap();
+                }
+            })
+            .await;
+            let request = format!("GET / HTTP/1.1\r\nhost: shop\r\nconnection: close\r\n{fields}\r\n");
+            let answer = talk(reach(app, through).await, request.as_bytes()).await;
+            assert!(
+                answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("ok"),
+                "{}",
+                answer.lines().next().unwrap()
+            );
+            assert_eq!(answer.matches("\nx: ").count(), 250);
+        });
+    }
+}
+
+#[test]
+fn what_only_http_1_may_have_passes_between_proxies_too() {
+    for through in BOTH {
+        run(async move {
+            let app = application(|mut stream| async move {
+                let head = read_until(&mut stream, b"\r\n\r\n").await.unwrap();
+                let line = head.split(|byte| *byte == b'\r').next().unwrap();
+                let chunks = format!("{:x}\r\n{}\r\n0\r\n", line.len(), String::from_utf8_lossy(line));
+                let trailers = "keep-alive: 5\r\nproxy-connection: x\r\nhttp2-settings: y\r\nx-sum: 1\r\n\r\n";
+                let answer = format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{chunks}{trailers}");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            })
+            .await;
+            let proxy = reach(app, through).await;
+            for (target, seen) in [("/?q=`id`", "/?q=`id`"), ("http://shop?echo", "/?echo"), ("http://shop", "/")] {
+                let request =
+                    format!("GET {target} HTTP/1.1\r\nhost: shop\r\nconnection: close, te\r\nte: trailers\r\n\r\n");
+                let answer = talk(proxy, request.as_bytes()).await;
+                assert!(answer.contains(&format!("GET {seen} HTTP/1.1")), "{target}: {answer}");
+                assert!(answer.contains("\r\n0\r\n") && !answer.contains("keep-alive"), "{target}: {answer}");
+            }
+        });
+    }
+}
+
+/// Its body ends with the connection.
+#[test]
+fn an_answer_that_broke_off_does_not_look_whole_over_http_1_0() {
+    for through in BOTH {
+        run(async move {
+            let app = application(|mut stream| async move {
+                read_until(&mut stream, b"\r\n\r\n").await.unwrap();
+                let begun = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nabc";
+                stream.write_all(begun).await.unwrap();
+            })
+            .await;
+            let mut stream = TcpStream::connect(reach(app, through).await).await.unwrap();
+            stream.write_all(b"GET / HTTP/1.0\r\nhost: shop\r\n\r\n").await.unwrap();
+            let error = stream.read_to_end(&mut Vec::new()).await.unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        });
+    }
 }
 
 #[test]

@@ -87,8 +87,8 @@ enum State {
 pub enum Role {
     /// Made while it was closed.
     Ordinary,
-    /// Half-open: its result counts, and must be told ([`Circuit::probed`]).
-    Probe,
+    /// Half-open after the circuit had opened so often: its result counts, and must be told ([`Circuit::probed`]).
+    Probe { openings: u32 },
 }
 
 impl Default for Circuit {
@@ -133,13 +133,23 @@ impl Circuit {
                 *patience = now + PROBE_PATIENCE;
             }
         }
-        Ok(Role::Probe)
+        Ok(Role::Probe { openings: self.openings })
     }
 
-    /// A probe ended; None: it says nothing. True: it has just been opened again.
-    pub fn probed(&mut self, success: Option<bool>, settings: &Settings, now: Instant, jitter: f64) -> bool {
-        // Others may have decided meanwhile.
+    /// A probe ended that was admitted after so many openings; None: it says nothing. True: the circuit has just been opened again.
+    pub fn probed(
+        &mut self,
+        openings: u32,
+        success: Option<bool>,
+        settings: &Settings,
+        now: Instant,
+        jitter: f64,
+    ) -> bool {
+        // Others may have decided meanwhile, and it may even be half-open once more.
         let State::HalfOpen { probes, successes, .. } = &mut self.state else { return false };
+        if openings != self.openings {
+            return false;
+        }
         *probes = probes.saturating_sub(1);
         match success {
             None => {}
@@ -229,9 +239,9 @@ impl Breaker {
         })
     }
 
-    fn probed(&self, success: Option<bool>, settings: &Settings, now: Instant) -> bool {
+    fn probed(&self, openings: u32, success: Option<bool>, settings: &Settings, now: Instant) -> bool {
         let mut circuit = self.circuit.lock();
-        let opened = circuit.probed(success, settings, now, jitter(now));
+        let opened = circuit.probed(openings, success, settings, now, jitter(now));
         self.publish(&circuit);
         opened
     }
@@ -292,7 +302,7 @@ impl Permit {
     pub fn report(mut self, success: Option<bool>, now: Instant) -> bool {
         self.told = true;
         match (self.role, success) {
-            (Role::Probe, success) => self.breaker.probed(success, &self.settings, now),
+            (Role::Probe { openings }, success) => self.breaker.probed(openings, success, &self.settings, now),
             (Role::Ordinary, Some(success)) => self.breaker.record(success, &self.settings, now),
             (Role::Ordinary, None) => false,
         }
@@ -301,8 +311,8 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if !self.told && self.role == Role::Probe {
-            self.breaker.probed(None, &self.settings, Instant::now());
+        if let (false, Role::Probe { openings }) = (self.told, self.role) {
+            self.breaker.probed(openings, None, &self.settings, Instant::now());
         }
     }
 }

@@ -115,8 +115,8 @@ pub struct SendError {
     pub reused: bool,
     /// This proxy lacks what it needs to connect again; the endpoint is not to blame.
     pub own: bool,
-    /// The request is none that can be written: nothing was tried.
-    pub unfit: bool,
+    /// The request is none that can be written there, and why: nothing was tried.
+    pub unfit: Option<&'static str>,
     pub reason: String,
     /// Given back if nothing was ever written.
     pub body: Option<Body>,
@@ -359,7 +359,7 @@ impl HttpConnection {
                 Ok(reply) => return Ok(reply),
                 Err(error) => error,
             };
-            let Some(unsent) = error.body.take().filter(|_| reused && !error.unfit) else {
+            let Some(unsent) = error.body.take().filter(|_| reused && error.unfit.is_none()) else {
                 return Err(SendError { reused, ..error });
             };
             tracing::debug!(endpoint = %pool.endpoint.address, reason = error.reason, "sending on another connection");
@@ -419,6 +419,6 @@ impl SendError {
 
     /// The server may have processed it.
     fn sent(reason: String) -> Self {
-        Self { not_processed: false, reused: false, own: false, unfit: false, reason, body: None }
+        Self { not_processed: false, reused: false, own: false, unfit: None, reason, body: None }
     }
 }

@@ -40,9 +40,9 @@ use crate::{
 const OLDEST: (u32, u32) = (1, 29);
 /// Name of the Deployment, and of the webhook configurations.
 const NAME: &str = "leno";
-/// From a replica's readiness to API servers reaching it, at most.
-const REACHED: Duration = Duration::from_secs(10);
-/// Between two looks whether they do.
+/// From a replica's readiness until API servers reach it, and the leader has written what Pods need, at most.
+const SETTLING: Duration = Duration::from_secs(10);
+/// Between two looks whether it is so.
 const AGAIN: Duration = Duration::from_millis(500);
 /// Pods and namespaces that are named at most.
 const NAMED: usize = 5;
@@ -72,9 +72,9 @@ pub(super) async fn installed(client: &Client, findings: &mut Findings) -> anyho
     version(client, findings).await?;
     kinds(client, findings, true).await?;
     let image = control_plane(client, findings).await?;
-    webhooks(client, findings).await?;
-    trial(client, image.is_some(), findings).await;
-    trust(client, findings).await?;
+    let patience = if image.is_some() { SETTLING } else { Duration::ZERO };
+    webhooks(client, patience, findings).await?;
+    trust(client, patience, findings).await?;
     pods(client, image.as_deref(), findings).await
 }
 
@@ -224,6 +224,18 @@ async fn permissions(client: &Client, findings: &mut Findings) -> anyhow::Result
     Ok(())
 }
 
+/// What is found once it is as it should be, or patience is over.
+async fn settled<T>(patience: Duration, mut look: impl AsyncFnMut() -> T, is_so: impl Fn(&T) -> bool) -> T {
+    let until = Instant::now() + patience;
+    loop {
+        let found = look().await;
+        if is_so(&found) || Instant::now() >= until {
+            return found;
+        }
+        sleep(AGAIN).await;
+    }
+}
+
 /// The Deployment; returns its image.
 async fn control_plane(client: &Client, findings: &mut Findings) -> anyhow::Result<Option<String>> {
     findings.title("Control plane");
@@ -261,8 +273,10 @@ async fn control_plane(client: &Client, findings: &mut Findings) -> anyhow::Resu
     Ok(image)
 }
 
-async fn webhooks(client: &Client, findings: &mut Findings) -> anyhow::Result<()> {
+async fn webhooks(client: &Client, patience: Duration, findings: &mut Findings) -> anyhow::Result<()> {
     findings.title("Webhooks");
+    // First, since it waits.
+    let made = trial(client, patience).await;
     let now = SystemTime::now();
     let mutating: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
     let upgrade = format!("helm upgrade leno charts/leno --namespace {NAMESPACE}");
@@ -285,6 +299,7 @@ async fn webhooks(client: &Client, findings: &mut Findings) -> anyhow::Result<()
         Ok(None) => findings.doubtful("Leno's objects are not checked before they are stored", &upgrade),
         Err(error) => findings.unknown("whether objects are checked", &error),
     }
+    tried(made, findings);
     Ok(())
 }
 
@@ -307,9 +322,9 @@ fn bundle(webhook: &str, config: &WebhookClientConfig, now: SystemTime, findings
     }
 }
 
-/// Has the API server make a Pod, but for making it: whether it comes back with a sidecar.
-async fn trial(client: &Client, installed: bool, findings: &mut Findings) {
-    let pod = json!({
+/// Has the API server make a Pod, but for making it.
+async fn trial(client: &Client, patience: Duration) -> anyhow::Result<Pod> {
+    let pod: Pod = serde_json::from_value(json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": { "name": "leno-check-dry-run", "labels": { INJECT: "enabled" } },
         "spec": {
@@ -319,23 +334,19 @@ async fn trial(client: &Client, installed: bool, findings: &mut Findings) {
                 "securityContext": { "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] } },
             }],
         },
-    });
-    let Ok(pod) = serde_json::from_value::<Pod>(pod) else { return };
+    }))?;
     let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
     let dry_run = PostParams { dry_run: true, ..PostParams::default() };
-    // A replica that has just become ready is reached once the API server's node has heard of it.
-    let until = Instant::now() + if installed { REACHED } else { Duration::ZERO };
-    let made = loop {
-        let made = call("make a Pod in the namespace default, as a dry run", pods.create(&dry_run, &pod)).await;
-        let settled = match &made {
-            Ok(made) => has_sidecar(made),
-            Err(error) => !format!("{error:#}").contains("failed calling webhook"),
-        };
-        if settled || Instant::now() >= until {
-            break made;
-        }
-        sleep(AGAIN).await;
+    let look = async || call("make a Pod in the namespace default, as a dry run", pods.create(&dry_run, &pod)).await;
+    let is_decided = |made: &anyhow::Result<Pod>| match made {
+        Ok(made) => has_sidecar(made),
+        Err(error) => !format!("{error:#}").contains("failed calling webhook"),
     };
+    settled(patience, look, is_decided).await
+}
+
+/// Whether it came back with a sidecar.
+fn tried(made: anyhow::Result<Pod>, findings: &mut Findings) {
     match made {
         Ok(made) if has_sidecar(&made) => findings.well("a Pod that asks for it is injected (dry run)"),
         Ok(_) => findings.wrong(
@@ -351,10 +362,11 @@ async fn trial(client: &Client, installed: bool, findings: &mut Findings) {
     }
 }
 
-async fn trust(client: &Client, findings: &mut Findings) -> anyhow::Result<()> {
+async fn trust(client: &Client, patience: Duration, findings: &mut Findings) -> anyhow::Result<()> {
     findings.title("Trust bundle");
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), NAMESPACE);
-    let found = match find("read the ConfigMap leno-trust-bundle", maps.get("leno-trust-bundle")).await {
+    let look = async || find("read the ConfigMap leno-trust-bundle", maps.get("leno-trust-bundle")).await;
+    let found = match settled(patience, look, |found| !matches!(found, Ok(None))).await {
         Ok(found) => found,
         Err(error) => {
             findings.unknown("what proxies trust", &error);

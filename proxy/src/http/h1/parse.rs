@@ -248,6 +248,12 @@ pub(super) fn content_length(value: &[u8]) -> Option<u64> {
     value.iter().try_fold(0_u64, |length, byte| byte.is_ascii_digit().then(|| length * 10 + u64::from(byte - b'0')))
 }
 
+/// Without leading zeros, which RFC 9110 8.6 allows.
+fn unpadded(digits: &[u8]) -> &[u8] {
+    let zeros = digits.iter().take_while(|digit| **digit == b'0').count();
+    digits.get(zeros.min(digits.len().saturating_sub(1))..).unwrap_or_default()
+}
+
 const UNUSUAL: Stop = Stop::Refused("unusual");
 
 fn request(bytes: &[u8]) -> Result<Request, Stop> {
@@ -376,7 +382,7 @@ fn take_response(line: &Line<'_>, head: &mut ResponseHead, told: &mut Told) -> R
     match line.name.len() {
         10 if is(b"connection") && told.connection(line.value) => return Ok(()),
         14 if is(b"content-length") => {
-            let length = content_length(line.value).ok_or(Stop::Refused("an invalid Content-Length"))?;
+            let length = content_length(unpadded(line.value)).ok_or(Stop::Refused("an invalid Content-Length"))?;
             match told.length.replace(length) {
                 None => {}
                 // RFC 9110 8.6: the same again may be taken as one.

@@ -160,8 +160,7 @@ impl<S: Io + Backlog> Connection<S> {
                     (method, refused, handle(received))
                 }
                 Next::Unusual => return Ok(End::Unusual),
-                Next::Closed => return Ok(End::Closed),
-                Next::Drained => break None,
+                Next::Closed | Next::Drained => break None,
             };
             let mut answer = match poll_fn(|cx| self.poll_answer(cx, &mut exchange)).await? {
                 Some((head, body)) => {
@@ -371,7 +370,13 @@ impl<S: Io + Backlog> Connection<S> {
                 if !shared.connection.as_ref().is_some_and(|held| held.will_wake(cx.waker())) {
                     shared.connection = Some(cx.waker().clone());
                 }
-                return Poll::Pending;
+                drop(shared);
+                // What is not read does not tell of a client that broke off.
+                ready!(self.timer.poll_late(cx, Wait::Look));
+                if self.stream.is_broken() {
+                    return Poll::Ready(Ok(Heard::Left));
+                }
+                continue;
             }
             if shared.broken {
                 return Poll::Pending;

@@ -2,13 +2,10 @@
 
 use http::{Method, StatusCode, Version};
 
-use crate::{
-    config::limits,
-    http::{
-        h1::parse::is_field_value,
-        head::{Fields, Name, RequestHead, ResponseHead, Scheme, Unfit, names},
-        headers::{is_grpc, is_grpc_type},
-    },
+use crate::http::{
+    h1::parse::is_field_value,
+    head::{FIELD_OVERHEAD, Fields, Name, RequestHead, ResponseHead, Scheme, Unfit, names},
+    headers::{is_grpc, is_grpc_type},
 };
 
 /// What cannot be in HTTP/2 (RFC 9113, 8.2.2).
@@ -16,18 +13,30 @@ const OF_CONNECTIONS: u32 =
     names([Name::Connection, Name::KeepAlive, Name::ProxyConnection, Name::TransferEncoding, Name::Upgrade]);
 
 /// Fields other than pseudo-fields, and what is found wrong on the way.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Regular {
     fields: Fields,
     size: usize,
     wrong: Option<Unfit>,
+    most: Most,
+}
+
+/// How much a head may be.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Most {
+    pub(super) bytes: usize,
+    pub(super) fields: usize,
 }
 
 impl Regular {
+    fn new(fields: Fields, most: Most) -> Self {
+        Self { fields, size: 0, wrong: None, most }
+    }
+
     /// Counts the field, pseudo or not; false: it is not looked at.
     fn count(&mut self, name: &[u8], value: &[u8]) -> bool {
-        self.size += name.len() + value.len() + 32;
-        if self.size > limits::HEAD_BYTES || self.fields.len() >= limits::HEADERS {
+        self.size += name.len() + value.len() + FIELD_OVERHEAD;
+        if self.size > self.most.bytes || self.fields.len() >= self.most.fields {
             self.wrong = self.wrong.or(Some(Unfit::TooLarge));
         }
         self.wrong.is_none()
@@ -91,8 +100,8 @@ pub(super) enum Read {
 }
 
 impl RequestReader {
-    pub(super) fn new() -> Self {
-        let regular = Regular { fields: Fields::with_capacity(256), ..Regular::default() };
+    pub(super) fn new(most: Most) -> Self {
+        let regular = Regular::new(Fields::with_capacity(256), most);
         Self {
             regular,
             method: None,
@@ -234,8 +243,8 @@ pub(super) struct ResponseReader {
 }
 
 impl ResponseReader {
-    pub(super) fn new() -> Self {
-        let regular = Regular { fields: Fields::with_capacity(256), ..Regular::default() };
+    pub(super) fn new(most: Most) -> Self {
+        let regular = Regular::new(Fields::with_capacity(256), most);
         Self { regular, status: None, any_regular: false }
     }
 
@@ -266,10 +275,13 @@ impl ResponseReader {
 }
 
 /// Trailers, field by field.
-#[derive(Default)]
 pub(super) struct TrailerReader(Regular);
 
 impl TrailerReader {
+    pub(super) fn new(most: Most) -> Self {
+        Self(Regular::new(Fields::default(), most))
+    }
+
     pub(super) fn field(&mut self, name: &[u8], value: &[u8], sealed: bool) {
         if !self.0.count(name, value) {
             return;
@@ -314,8 +326,14 @@ fn target(value: &[u8]) -> Result<&str, &'static str> {
         table
     };
     let fits = |byte: u8| FITS.get(usize::from(byte)).copied().unwrap_or(false);
+    // Queries have the grave accent, too (<https://url.spec.whatwg.org/#query-percent-encode-set>).
+    let in_query = |at: usize| {
+        let (path, query) = value.split_at(at);
+        path.contains(&b'?') && query.iter().all(|&byte| fits(byte) || byte == b'`')
+    };
     let begins = value.first() == Some(&b'/') || value == b"*";
-    if !begins || value.len() > usize::from(u16::MAX) || !value.iter().all(|&byte| fits(byte)) {
+    let all_fit = || value.iter().position(|&byte| !fits(byte)).is_none_or(in_query);
+    if !begins || value.len() > usize::from(u16::MAX) || !all_fit() {
         return Err("a malformed path");
     }
     std::str::from_utf8(value).map_err(|_| "a path that is not UTF-8")

@@ -8,7 +8,7 @@ use super::{
     error::{Code, Fault, Kind, StreamError},
     flood::Rate,
     frame::{self, Header, Part, Reader},
-    heads::{Read, RequestReader, ResponseReader, TrailerReader, content_length},
+    heads::{Most, Read, RequestReader, ResponseReader, TrailerReader, content_length},
     hpack::{Decoder, TABLE_BYTES},
     slot::Key,
     state::{LAST_STREAM, Role, State},
@@ -367,7 +367,7 @@ impl Intake {
 
     fn request(&mut self, state: &mut State, id: u32, end: bool, block: &[u8]) -> Result<(), Fault> {
         state.last_id = id;
-        let mut reader = RequestReader::new();
+        let mut reader = RequestReader::new(most(state));
         self.decode(block, |name, value, sealed| reader.field(name, value, sealed))?;
         if id > self.last_taken {
             // Told so by our GOAWAY.
@@ -411,7 +411,7 @@ impl Intake {
     }
 
     fn response(&mut self, state: &mut State, key: Key, end: bool, block: &[u8]) -> Result<(), Fault> {
-        let mut reader = ResponseReader::new();
+        let mut reader = ResponseReader::new(most(state));
         self.decode(block, |name, value, sealed| reader.field(name, value, sealed))?;
         let Some(stream) = state.stream(key) else { return Ok(()) };
         let head = match reader.finish() {
@@ -438,7 +438,7 @@ impl Intake {
     }
 
     fn trailers(&mut self, state: &mut State, key: Key, end: bool, block: &[u8]) -> Result<(), Fault> {
-        let mut reader = TrailerReader::default();
+        let mut reader = TrailerReader::new(most(state));
         self.decode(block, |name, value, sealed| reader.field(name, value, sealed))?;
         let Some(stream) = state.stream(key) else { return Ok(()) };
         if stream.receive.ended {
@@ -465,6 +465,10 @@ impl Intake {
         self.arrived = Vec::new();
         self.malformed = Vec::new();
     }
+}
+
+fn most(state: &State) -> Most {
+    Most { bytes: state.settings.head_bytes, fields: state.settings.head_fields }
 }
 
 /// What a request says of its body's length. `end`: there is no body.

@@ -30,7 +30,7 @@ impl Reports {
         Self(Some(Rc::new(load)))
     }
 
-    pub(super) fn are_given(&self) -> bool {
+    pub fn are_given(&self) -> bool {
         self.0.is_some()
     }
 

@@ -151,7 +151,7 @@ impl State {
         }
         set(frame::INITIAL_WINDOW_SIZE, settings.stream_window);
         set(frame::MAX_FRAME_SIZE, settings.frame_bytes);
-        set(frame::MAX_HEADER_LIST_SIZE, crate::config::limits::HEAD_BYTES as u32);
+        set(frame::MAX_HEADER_LIST_SIZE, u32::try_from(settings.head_bytes).unwrap_or(u32::MAX));
         self.output.frame(frame::SETTINGS, 0, 0, &payload);
         let more = settings.connection_window.saturating_sub(DEFAULT_WINDOW);
         if more > 0 {

@@ -114,10 +114,10 @@ fn probes_that_never_end_do_not_keep_it_half_open_for_ever() {
     let (mut circuit, settings, start) = (Circuit::default(), settings(), Instant::now());
     circuit.trip(&settings, start, 0.0);
     let later = at(start, 5);
-    assert_eq!(circuit.admit(&settings, later), Ok(Role::Probe));
-    assert_eq!(circuit.admit(&settings, later), Ok(Role::Probe));
+    assert_eq!(circuit.admit(&settings, later), Ok(Role::Probe { openings: 1 }));
+    assert_eq!(circuit.admit(&settings, later), Ok(Role::Probe { openings: 1 }));
     assert!(circuit.admit(&settings, at(start, 14)).is_err());
-    assert_eq!(circuit.admit(&settings, at(start, 15)), Ok(Role::Probe));
+    assert_eq!(circuit.admit(&settings, at(start, 15)), Ok(Role::Probe { openings: 1 }));
 }
 
 #[test]
@@ -129,6 +129,23 @@ fn what_was_under_way_before_it_opened_decides_nothing() {
     assert!(breaker.is_open(now));
 }
 
+#[test]
+fn a_probe_of_the_last_time_decides_nothing() {
+    let (breaker, settings, now) = (Arc::new(Breaker::default()), settings(), Instant::now());
+    runs(5, &breaker, &settings, false, now);
+    let half_open = at(now, 7);
+    let stale: Vec<_> = (0..2).map(|_| breaker.admit(&settings, half_open).unwrap()).collect();
+    let mut stale = stale.into_iter();
+    assert!(stale.next().unwrap().report(Some(false), half_open));
+    let again = at(now, 30);
+    let probe = breaker.admit(&settings, again).unwrap();
+    assert!(!stale.next().unwrap().report(Some(false), again), "it was sent before the circuit opened again");
+    assert_eq!(breaker.state(), "half-open");
+    assert!(!probe.report(Some(true), again));
+    runs(2, &breaker, &settings, true, again);
+    assert_eq!(breaker.state(), "closed");
+}
+
 proptest! {
     /// Whatever happens: no more probes at a time than allowed (but for patience), and it never stays open for longer than
     /// its longest time.
@@ -137,19 +154,23 @@ proptest! {
         steps in prop::collection::vec((0_u64..20_000, 0_u8..4), 1..200),
     ) {
         let (mut circuit, settings, mut now) = (Circuit::default(), settings(), Instant::now());
-        let mut probes = 0_u32;
+        let mut probes = Vec::new();
         for (wait, what) in steps {
             now += Duration::from_millis(wait);
             match what {
                 0 => {
                     circuit.trip(&settings, now, 0.5);
                 }
-                1 => probes = probes.saturating_add(u32::from(circuit.admit(&settings, now) == Ok(Role::Probe))),
-                _ if probes > 0 => {
-                    probes -= 1;
-                    circuit.probed(Some(what == 2), &settings, now, 0.5);
+                1 => {
+                    if let Ok(Role::Probe { openings }) = circuit.admit(&settings, now) {
+                        probes.push(openings);
+                    }
                 }
-                _ => {}
+                _ => {
+                    if let Some(openings) = probes.pop() {
+                        circuit.probed(openings, Some(what == 2), &settings, now, 0.5);
+                    }
+                }
             }
             if let State::HalfOpen { probes, .. } = circuit.state {
                 prop_assert!(probes <= settings.probes);

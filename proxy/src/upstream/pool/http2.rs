@@ -27,6 +27,9 @@ use crate::{
     upstream::bulkhead::Place,
 };
 
+/// Connections on which a server takes no streams at all until it is believed that it takes none on another either.
+const CLOSED_UNTIL_BELIEVED: usize = 2;
+
 /// The connections to one endpoint that carry streams of one kind.
 pub(super) struct Shared {
     protocol: MeshProtocol,
@@ -94,6 +97,11 @@ async fn wait_for_stream(
         news.as_mut().enable();
 
         let chosen = shared.choose(&pool.dialer);
+        if chosen.is_none() && shared.closed_to_streams(&pool.dialer) >= CLOSED_UNTIL_BELIEVED {
+            return Err(DialError::Connect(
+                "the server takes no streams (SETTINGS_MAX_CONCURRENT_STREAMS is 0)".into(),
+            ));
+        }
         if chosen.as_ref().is_none_or(|connection| connection.is_busy()) && shared.needs_dial(chosen.is_none()) {
             dial(pool, shared);
         }
@@ -166,6 +174,10 @@ impl Connection {
         }
         let (sender, mut receiver) = match self.wire.open(head, end) {
             Ok(streams) => streams,
+            Err(refused @ h2::Refused::NoConnectProtocol) => {
+                let unfit = Some("the server takes no extended CONNECT (RFC 8441)");
+                return Err(SendError { unfit, ..SendError::unsent(body, refused.to_string()) });
+            }
             Err(refused) => return Err(SendError::unsent(body, refused.to_string())),
         };
         if tunnel {
@@ -234,6 +246,12 @@ impl Shared {
     /// Whether there are usable connections, and none has room.
     pub(super) fn is_full(&self, dialer: &Dialer) -> bool {
         self.choose(dialer).is_none() && self.open.borrow().iter().any(|connection| connection.is_usable(dialer))
+    }
+
+    /// Connections that take no stream, however few there are: for now, a server may say so (RFC 9113, 6.5.2).
+    fn closed_to_streams(&self, dialer: &Dialer) -> usize {
+        let open = self.open.borrow();
+        open.iter().filter(|connection| connection.is_usable(dialer) && connection.wire.most_streams() == 0).count()
     }
 
     pub(super) fn new(protocol: MeshProtocol, heard: h2::Heard) -> Rc<Self> {

@@ -20,8 +20,10 @@ use crate::{
 
 /// Sends the request on a connection that nobody used before, and that ends with it.
 pub(super) async fn send(dialed: Dialed, head: &RequestHead, body: Body, extras: Extras) -> Result<Reply, SendError> {
-    let mut request = adapt::http1_request(head, body)
-        .map_err(|body| SendError { unfit: true, ..SendError::unsent(body, "an invalid target".into()) })?;
+    let mut request = adapt::http1_request(head, body).map_err(|body| SendError {
+        unfit: Some("an invalid target"),
+        ..SendError::unsent(body, "an invalid target".into())
+    })?;
     if let Some(gate) = extras.gate {
         hyper::ext::on_informational(&mut request, move |response| {
             if response.status() == StatusCode::CONTINUE {

@@ -266,6 +266,21 @@ async fn a_peer_that_takes_few_streams_gets_more_connections() {
 }
 
 #[tokio::test]
+async fn a_server_that_takes_no_streams_is_not_flooded_with_connections() {
+    on_worker(async {
+        let server = Http2Server::start(0).await;
+        let upstreams = upstreams();
+        for _ in 0..30 {
+            if let Ok(connection) = upstreams.plain(server.address).http(Carry::Http2).await {
+                assert!(get(connection).await.is_err());
+            }
+        }
+        assert!(server.accepted.get() <= 4, "{} connections", server.accepted.get());
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn goaway_finishes_what_is_open_and_fails_nothing_new() {
     on_worker(async {
         let server = Http2Server::start(1000).await;

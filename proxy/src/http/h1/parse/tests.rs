@@ -206,6 +206,8 @@ fn responses_are_delimited_as_the_rfc_says() {
         ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n", Framing::Length(5), false),
         ("HTTP/1.1 200\r\ncontent-length: 0\r\n\r\n", Framing::Length(0), false),
         ("HTTP/1.1 200 \r\ncontent-length: 5\r\nContent-Length: 5\r\n\r\n", Framing::Length(5), false),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 0050\r\n\r\n", Framing::Length(50), false),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 000\r\n\r\n", Framing::Length(0), false),
         ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n", Framing::Chunked, true),
         ("HTTP/1.1 404 Not Here (\u{e9})\r\n\r\n", Framing::Close, true),
         ("HTTP/1.1 204 No Content\r\n\r\n", Framing::Length(0), false),

@@ -1,4 +1,4 @@
-//! The time that a client may take around its exchanges; within them it is watched as a whole.
+//! The time that a client may take around its exchanges; within them it is watched as a whole, and looked for.
 
 use std::{
     pin::Pin,
@@ -39,6 +39,8 @@ pub(super) enum Wait {
     /// A request, once draining has begun. Closed while idle, a connection may cross a request on its way (RFC 9112 9.5), which
     /// might not be safe to send again: for so long the client is told by its next response instead.
     Drained,
+    /// The next look whether it is still there, while nothing of what it sends is read.
+    Look,
 }
 
 /// Keeps the time between exchanges.
@@ -72,6 +74,7 @@ impl Timer {
             Wait::Head => self.head,
             Wait::Rest => self.rest,
             Wait::Drained => return limits::DRAIN_LINGER,
+            Wait::Look => return limits::UNREAD_LOOK,
         };
         Duration::from_millis(millis.into())
     }

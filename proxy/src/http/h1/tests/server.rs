@@ -480,6 +480,25 @@ fn what_is_left_of_a_request_after_its_response_is_not_waited_for_long() {
 }
 
 #[test]
+fn a_client_that_breaks_off_is_missed_though_nothing_of_it_is_read() {
+    run(async {
+        // Whoever answers holds the body, and never reads it.
+        let answer = |request: Request| async move {
+            std::future::pending::<()>().await;
+            drop(request);
+            (response(200), Parts::default())
+        };
+        let (mut client, served, _drain) = client_of(answer).await;
+        client.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 100000000\r\n\r\n").await.unwrap();
+        let full = Duration::from_millis(200);
+        while tokio::time::timeout(full, client.write_all(&[b'x'; 65536])).await.is_ok() {}
+        crate::net::Io::reset(&client);
+        drop(client);
+        assert!(matches!(served.await.unwrap(), Ok(Ended::Closed)));
+    });
+}
+
+#[test]
 fn an_idle_connection_is_small() {
     run(async {
         let (server, _client) = pair().await;

@@ -109,6 +109,20 @@ fn heads_may_come_in_pieces_and_not_interrupted() {
     }
 }
 
+/// As browsers and curl send them, and HTTP/1 takes them.
+#[test]
+fn a_query_may_have_a_grave_accent() {
+    for (path, fits) in [("/?q=`id`", true), ("/a?`", true), ("/`", false), ("/`?`", false), ("/?`#", false)] {
+        let mut side = Side::server();
+        let [method, scheme, _, authority] = GET;
+        let whole = block(&[method, scheme, (":path", path), authority]);
+        side.frame(frame::HEADERS, END_STREAM | END_HEADERS, 1, &whole).unwrap();
+        let arrived: Vec<_> =
+            side.arrived().into_iter().map(|(arrived, ..)| arrived.head.target().to_owned()).collect();
+        assert_eq!(arrived, if fits { vec![path] } else { vec![] });
+    }
+}
+
 #[test]
 fn heads_have_an_end() {
     let mut side = Side::server();
