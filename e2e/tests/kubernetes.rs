@@ -125,8 +125,7 @@ async fn a_canary_gets_its_share_once_the_route_is_said_to_be_in_force() -> Resu
     for (weights, wanted) in [([90, 10], 0.1_f64), ([50, 50], 0.5)] {
         namespace.apply(split(weights)).await?;
         cluster.leno(&["wait", "httproute/canary", "-n", namespace.name(), "--timeout", "30s"]).await?;
-        let summary = namespace.load("client", "echo:80", "--seconds 20").await?;
-        // As many as a busy machine manages.
+        let summary = namespace.load("client", "echo:80", "--seconds 20 --at-least 5000").await?;
         summary.unharmed(5000)?;
         let share = summary.share("two-");
         println!("weights {weights:?}: {share:.3} of {} requests to the canary", summary.ok);

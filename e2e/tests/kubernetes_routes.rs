@@ -253,7 +253,7 @@ async fn weights(namespace: &Namespace) -> Result<()> {
     let canary: u32 = instances.iter().filter(|(name, _)| name.starts_with("two-")).map(|(_, n)| n).sum();
     fair("HTTP/1.1", canary.into(), COUNTED.into())?;
     // Streams of one HTTP/2 connection.
-    let options = "--connections 0 --multiplexed 1 --rate 100 --seconds 12";
+    let options = "--connections 0 --multiplexed 1 --rate 100 --seconds 12 --at-least 600";
     let summary = namespace.load("client", "weighted:80", options).await?;
     // Half of what is asked for, as everywhere.
     summary.unharmed(600)?;
