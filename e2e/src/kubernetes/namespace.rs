@@ -93,6 +93,11 @@ impl Namespace {
         serde_json::from_str(&printed).with_context(|| format!("the server's answer: {printed}"))
     }
 
+    /// The same for a client outside the mesh, who reaches a Service once kube-proxy knows it.
+    pub async fn stranger_asks(&self, url: &str) -> Result<Seen> {
+        eventually(&format!("{url} is answered outside the mesh"), LIMIT, async || self.ask(url).await).await
+    }
+
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -224,6 +229,14 @@ impl Namespace {
             Some("closed") => Ok(false),
             _ => anyhow::bail!("{said}"),
         }
+    }
+
+    /// The same for a client outside the mesh, who reaches a Service once kube-proxy knows it.
+    pub async fn stranger_is_answered(&self, client: &str, host: &str, port: u16, hello: &str) -> Result<bool> {
+        eventually(&format!("{host}:{port} takes connections from outside the mesh"), LIMIT, async || {
+            self.is_answered(client, host, port, hello).await
+        })
+        .await
     }
 
     /// Load from a client's Pod: 500/s over 50 connections unless `options` say otherwise, to `authority` (host:port).
