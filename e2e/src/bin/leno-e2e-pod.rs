@@ -97,7 +97,11 @@ async fn run(what: What) -> Result<()> {
             if let Some(file) = held {
                 load.answered(rate as u64).await?;
                 std::fs::write(&file, "").with_context(|| format!("write {}", file.display()))?;
-                told(eventually("the load may end", HELD, async || anyhow::Ok(ensure!(!file.exists()))).await);
+                let let_go = async || {
+                    ensure!(!file.exists(), "{} is there", file.display());
+                    Ok(())
+                };
+                told(eventually("the load may end", HELD, let_go).await);
             }
             time.await;
             told(load.answered(at_least).await);

@@ -263,7 +263,8 @@ impl Namespace {
             held("the load has begun", &format!("test -e {CHANGING}")).await?;
             let changed = change.await;
             let let_go = held("the load is let go", &format!("rm -f {CHANGING}")).await;
-            changed.and(let_go.map(drop))
+            changed?;
+            let_go.map(drop)
         };
         // To the end of both: a change that is left off half-way would be in the way of other tests.
         let (summary, changed) = tokio::join!(load, change);
