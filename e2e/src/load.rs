@@ -30,6 +30,8 @@ use tokio::{
 
 use crate::client::LIMIT;
 
+/// Longest wait for as many answers as a test wants, where the machine is too busy for the rate that was asked for.
+const PATIENCE: Duration = Duration::from_secs(300);
 /// Failures that are told of in a message.
 const REASONS: usize = 10;
 /// Failures that are kept, each some hundred bytes.
@@ -206,6 +208,15 @@ impl Running {
         .await
     }
 
+    /// Waits until so many requests in all were answered well: how fast is the machine's matter.
+    pub async fn answered(&self, requests: u64) -> Result<()> {
+        crate::wait::eventually(&format!("{requests} requests answered"), PATIENCE, async || {
+            ensure!(self.ok() >= requests, "{} are, {} failed: {:?}", self.ok(), self.failed(), self.reasons());
+            Ok(())
+        })
+        .await
+    }
+
     fn reasons(&self) -> Vec<String> {
         lock(&self.tally.failures).iter().take(REASONS).map(ToString::to_string).collect()
     }
@@ -309,7 +320,8 @@ struct Pace {
 impl Pace {
     fn new(every: Duration, offset: Duration, stopped: watch::Receiver<bool>) -> Self {
         let mut interval = tokio::time::interval_at(tokio::time::Instant::now() + offset, every);
-        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Who is late does not put off all that follow, as with `Delay`: a few ms each time would be another rate.
+        interval.set_missed_tick_behavior(MissedTickBehavior::Skip);
         Self { interval, stopped }
     }
 

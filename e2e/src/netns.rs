@@ -18,8 +18,8 @@ use crate::process::run;
 
 /// Set inside the sandbox.
 const INSIDE: &str = "LENO_E2E_SANDBOX";
-/// Longest life of a sandbox.
-const LIMIT: Duration = Duration::from_secs(600);
+/// Longest life of a sandbox: more than what is done in one may take.
+const LIMIT: Duration = Duration::from_secs(2400);
 /// For commands that only set something up.
 const QUICK: Duration = Duration::from_secs(20);
 

@@ -2,24 +2,38 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU32, AtomicUsize, Ordering},
+    },
 };
 
 use anyhow::{Result, bail};
 
-/// Below Linux's ephemeral range, so that no outgoing connection takes a port between choice and use.
-const FIRST: u32 = 10_000;
-const COUNT: u32 = 22_000;
+/// The lowest port that is given out.
+const FIRST: u16 = 10_000;
+/// As many as all processes of a run may ask for.
+const ENOUGH: usize = 2_000;
 
-static NEXT: AtomicU32 = AtomicU32::new(0);
+/// Outside of Linux's ephemeral range, so that no outgoing connection takes a port between choice and use.
+static PORTS: LazyLock<Vec<u16>> = LazyLock::new(|| {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut ends = range.split_whitespace().filter_map(|end| end.parse().ok());
+    let ephemeral = ends.next().unwrap_or(32_768)..=ends.next().unwrap_or(60_999);
+    let outside: Vec<u16> = (FIRST..=u16::MAX).filter(|port| !ephemeral.contains(port)).collect();
+    // Where nearly all are ephemeral, there is no better choice.
+    if outside.len() < ENOUGH { (FIRST..=u16::MAX).collect() } else { outside }
+});
 
 /// A port on which nothing listens on `ip`, given out once per process.
 pub fn free_on(ip: IpAddr) -> Result<SocketAddr> {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
     // Test processes that run side by side start at different places.
-    let start = std::process::id().wrapping_mul(911);
-    for _ in 0..COUNT {
-        let offset = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
-        let address = SocketAddr::new(ip, u16::try_from(FIRST + offset)?);
+    let start = std::process::id() as usize * 911;
+    for _ in 0..PORTS.len() {
+        let n = start + NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = PORTS.get(n % PORTS.len()).copied().unwrap_or(FIRST);
+        let address = SocketAddr::new(ip, port);
         if TcpListener::bind(address).is_ok() {
             return Ok(address);
         }

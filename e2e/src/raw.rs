@@ -1,6 +1,6 @@
 //! Bytes as no library would write them: raw HTTP/1.1 and HTTP/2 frames.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result};
 use tokio::{
@@ -16,7 +16,16 @@ const MAX_ANSWER: usize = 1 << 20;
 
 /// Sends bytes, then reads until the other side closes, falls silent for a while, or too much came.
 pub async fn send(address: SocketAddr, bytes: &[u8]) -> Result<Vec<u8>> {
-    const SILENCE: std::time::Duration = std::time::Duration::from_millis(500);
+    answer(address, bytes, Duration::from_millis(500)).await
+}
+
+/// The same where the other side is to close after its last answer, however long that takes.
+pub async fn send_to_end(address: SocketAddr, bytes: &[u8]) -> Result<Vec<u8>> {
+    answer(address, bytes, LIMIT).await
+}
+
+/// `silence`: for how long, after the first bytes.
+async fn answer(address: SocketAddr, bytes: &[u8], silence: Duration) -> Result<Vec<u8>> {
     let mut stream = TcpStream::connect(address).await?;
     // It may close before it has read all: its answer is what counts.
     let sent = timeout(LIMIT, stream.write_all(bytes)).await.context("it does not read what is sent")?;
@@ -26,7 +35,7 @@ pub async fn send(address: SocketAddr, bytes: &[u8]) -> Result<Vec<u8>> {
         if answer.len() + read > MAX_ANSWER {
             break;
         }
-        patience = SILENCE;
+        patience = silence;
     }
     if answer.is_empty() && sent.is_err() {
         return Ok(Vec::new());

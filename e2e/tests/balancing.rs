@@ -15,7 +15,10 @@ use leno_e2e::{
     scenario::{Scenario, destination},
     wait::eventually,
 };
-use tokio::{task::JoinSet, time::timeout};
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 
 /// A BackendPolicy for the Service `shop`.
 fn policy(sections: &str) -> String {
@@ -91,14 +94,15 @@ async fn a_slow_server_gets_less_from_those_who_look() -> Result<()> {
         let sections = format!("  loadBalancing: {{algorithm: {algorithm}, zonePreference: None}}");
         apply(&scenario, &sections).await?;
         // Connections enough for a third of the requests to be with the slow one.
-        let load = Load::new(scenario.address("shop")?, &destination("shop")).connections(50).rate(150.0).start();
+        let load = Load::new(scenario.address("shop")?, &destination("shop")).connections(150).rate(100.0).start();
         load.more(REQUESTS).await?;
         let report = load.stop().await?;
         report.unharmed(REQUESTS)?;
         let slow = report.instances.get("shop-1").copied().unwrap_or_default();
         Ok(slow as f64 / report.ok as f64)
     };
-    scenario.instance("shop-1")?.server.control().delay_ms.store(250, Relaxed);
+    // Far slower than the others are on a busy machine.
+    scenario.instance("shop-1")?.server.control().delay_ms.store(1000, Relaxed);
     for blind in ["RoundRobin", "Random"] {
         let share = share(blind).await?;
         // Of 600 at a third: 200 ± 12.
@@ -117,6 +121,10 @@ async fn a_slow_server_gets_less_from_those_who_look() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_hangs_takes_next_to_nothing() -> Result<()> {
     const CLIENTS: usize = 20;
+    // Longer than the other one takes on a busy machine.
+    const PATIENCE: Duration = Duration::from_secs(2);
+    // Between a client's requests, so that the other one has little to do: if it is slow, too, half of them belong on either.
+    const THINKS: Duration = Duration::from_millis(100);
     let scenario = Scenario::with(Options::default(), &["shop"], 2, "http").await?;
     let address = scenario.address("shop")?;
     let hanging = &scenario.instance("shop-1")?.server.control().delay_ms;
@@ -127,12 +135,13 @@ async fn a_server_that_hangs_takes_next_to_nothing() -> Result<()> {
 
         let mut lost = 0;
         for _ in 0..60 {
-            lost += u32::from(timeout(Duration::from_millis(500), scenario.get("/")).await.is_err());
+            lost += u32::from(timeout(PATIENCE, scenario.get("/")).await.is_err());
         }
         let mut clients = JoinSet::new();
         for _ in 0..CLIENTS {
             clients.spawn(async move {
                 for _ in 0..50 {
+                    sleep(THINKS).await;
                     client::get(address, "shop", "/").await?;
                 }
                 anyhow::Ok(())
@@ -215,7 +224,7 @@ async fn an_endpoint_that_fails_is_left_out_as_policy_says() -> Result<()> {
     apply(
         &scenario,
         "  loadBalancing: {algorithm: RoundRobin}
-  outlierDetection: {consecutiveFailures: 2, baseEjection: 1s, jitterPercent: 0, successes: 2, probes: 1}",
+  outlierDetection: {consecutiveFailures: 2, baseEjection: 5s, jitterPercent: 0, successes: 2, probes: 1}",
     )
     .await?;
     scenario.instance("shop-2")?.server.control().status.store(500, Relaxed);

@@ -53,6 +53,7 @@ async fn a_thousand_route_changes() -> Result<()> {
         Ok(())
     })
     .await?;
+    load.answered(10_000).await?;
     let report = load.stop().await?;
     report.unharmed(10_000)?;
     ensure!(report.instances.len() == 2, "answers by {:?}", report.instances);
@@ -110,15 +111,15 @@ async fn two_proxies_of_one_name() -> Result<()> {
     second.process()?.logged("is connected as default/client", LIMIT).await?;
 
     mesh.apply("routes.yaml", &documents::http_route("shop", "shop", &[("shop", 1)]))?;
-    let waited = mesh.leno(&["wait", "httproute/shop", "-n", documents::NAMESPACE, "--timeout", "2s"]).await;
-    let said = format!("{:?}", waited.err().context("it is said to be in force, and is not at the second")?);
-    ensure!(said.contains("default/client duplicate-name"), "{said}");
     eventually("the first has it", LIMIT, async || {
         let route = mesh.object("httproute/shop").await?.context("the route")?;
         ensure!(route.get("programmed") == Some(&1.into()) && route.get("subscribed") == Some(&2.into()), "{route}");
         Ok(())
     })
     .await?;
+    let waited = mesh.leno(&["wait", "httproute/shop", "-n", documents::NAMESPACE, "--timeout", "2s"]).await;
+    let said = format!("{:?}", waited.err().context("it is said to be in force, and is not at the second")?);
+    ensure!(said.contains("default/client duplicate-name"), "{said}");
     ensure!(scenario.answered_by(http::Request::get("/")).await? == "shop-1");
 
     // A restart under the same name is not hindered.
@@ -199,6 +200,10 @@ struct Changes {
     killed: Vec<(Instant, Instant)>,
 }
 
+/// Answers to requests that are safe to retry, and to others.
+const SAFE: u64 = 15_000;
+const UNSAFE: u64 = 1001;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn instances_come_and_go() -> Result<()> {
     let mut scenario = Scenario::with(Options::default(), &["shop"], 4, "http").await?;
@@ -212,8 +217,10 @@ async fn instances_come_and_go() -> Result<()> {
     let changes = churn(&mut scenario, fastrand::Rng::with_seed(seed)).await?;
     println!("{} added, {} drained, {} killed", changes.added, changes.drained, changes.killed.len());
     safe.more(500).await?;
+    safe.answered(SAFE).await?;
+    unsafe_ones.answered(UNSAFE).await?;
     let (safe, unsafe_ones) = (safe.stop().await?, unsafe_ones.stop().await?);
-    safe.unharmed(15_000).context("requests that are safe to retry")?;
+    safe.unharmed(SAFE).context("requests that are safe to retry")?;
     only_in_flight(&unsafe_ones, &changes)?;
     println!(
         "not safe to retry: {} well, {} lost with {} kills",
@@ -267,10 +274,13 @@ async fn drain(scenario: &Scenario, instance: &mut Instance) -> Result<()> {
 
 /// Each failed request must have been under way when an instance was killed.
 fn only_in_flight(report: &Report, changes: &Changes) -> Result<()> {
-    // A client may write into a connection before it learns that the other end has gone.
+    // A client may write into a connection before it learns that the other end has gone: which takes a busy machine longer, and
+    // is told for what it is.
     const NOTICE: Duration = Duration::from_millis(100);
+    const NOTICE_OF_RESET: Duration = Duration::from_secs(1);
     for failure in &report.failures {
-        let under_way = |(from, to): &(Instant, Instant)| failure.began <= *to + NOTICE && failure.ended >= *from;
+        let notice = if failure.reason == "reset" { NOTICE_OF_RESET } else { NOTICE };
+        let under_way = |(from, to): &(Instant, Instant)| failure.began <= *to + notice && failure.ended >= *from;
         let after = changes.killed.iter().filter_map(|(_, to)| failure.began.checked_duration_since(*to)).min();
         ensure!(
             changes.killed.iter().any(under_way),
@@ -280,6 +290,6 @@ fn only_in_flight(report: &Report, changes: &Changes) -> Result<()> {
     // Twenty connections over at least three instances: seldom more than seven on the one that dies.
     let bound = changes.killed.len() as u64 * 20;
     ensure!(report.failed <= bound, "{} requests lost with {} kills", report.failed, changes.killed.len());
-    ensure!(report.ok > 1000, "only {} requests were made", report.ok);
+    ensure!(report.ok >= UNSAFE, "only {} requests were made", report.ok);
     Ok(())
 }

@@ -68,6 +68,7 @@ async fn certificates_rotate_under_load() -> Result<()> {
             Err(grown) => return Err(grown),
         }
     }
+    load.answered(50_000).await?;
     let report = load.stop().await?;
     report.unharmed(50_000)?;
     // Renewed at two thirds of 10 s: some 18 times in two minutes; ten is a busy machine's.
@@ -106,6 +107,7 @@ async fn the_control_plane_is_gone_for_a_minute() -> Result<()> {
     scenario.route(&documents::http_route("shop", "shop", &[("spare", 1)]), "httproute/shop").await?;
     let answered = scenario.answered_by(http::Request::get("/")).await?;
     ensure!(answered.starts_with("spare"), "the route written after the restart is not in force: {answered}");
+    load.answered(30_000).await?;
     load.stop().await?.unharmed(30_000)?;
     scenario.mesh.end().await
 }

@@ -268,7 +268,7 @@ spec:
 ";
 
 /// What is attached to the Service.
-const OF_BACKEND: &str = "  timeouts: {connect: 1s, request: 300ms, streamIdle: 20s, connectionIdle: 40s}
+const OF_BACKEND: &str = "  timeouts: {connect: 1s, request: 3s, streamIdle: 20s, connectionIdle: 40s}
   loadBalancing: {algorithm: LeastRequest}
   outlierDetection: {consecutiveFailures: 77}
   circuitBreaker: {consecutiveFailures: 55}
@@ -308,7 +308,7 @@ const SAID: [&str; 17] = [
     "LeastRequest, the own zone first  [BackendPolicy default/cart",
     "after 77 failures in a row",
     "33 % of what is answered well of late (20s), or 9 in 60s",
-    "the whole request, to default/shop:80: 300ms  [BackendPolicy default/cart",
+    "the whole request, to default/shop:80: 3s  [BackendPolicy default/cart",
     "without a byte moved, to default/shop:80: 20s, but the rule says otherwise  [BackendPolicy default/cart",
     "a connection without requests, to default/shop:80: 40s  [BackendPolicy default/cart",
     "the circuit breaker of default/shop:80 is closed; it opens at 55 failures in a row",
@@ -343,7 +343,7 @@ async fn what_every_policy_says_is_told_before_and_after() -> Result<()> {
     control.delay_ms.store(30_000, Relaxed);
     let late = scenario.get("/late").await?;
     ensure!(late.status == 504, "{late:?}");
-    let parts = ["GET /late", "the whole request, to default/shop:80: 300ms  [BackendPolicy default/cart]"];
+    let parts = ["GET /late", "the whole request, to default/shop:80: 3s  [BackendPolicy default/cart]"];
     told(&scenario, &["client", "--last-failed"], &parts).await?;
     scenario.mesh.end().await
 }

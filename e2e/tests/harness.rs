@@ -15,8 +15,10 @@ use leno_e2e::{
 async fn load_counts_every_answer() -> Result<()> {
     let server = Server::start("direct").await?;
     let load = Load::new(server.address(), "direct").connections(20).streams(5).calls(5).rate(300.0);
-    let report = load.reconnect_after(10).run(Duration::from_secs(2)).await?;
-    report.unharmed(300)?;
+    let load = load.reconnect_after(10).start();
+    load.answered(600).await?;
+    let report = load.stop().await?;
+    report.unharmed(600)?;
     ensure!(report.instances.keys().eq(["direct"]), "answers by {:?}", report.instances);
     // A stream counts once at the server, however many messages it carries.
     ensure!(server.requests() <= report.ok, "{} received, {} answered", server.requests(), report.ok);

@@ -175,7 +175,7 @@ async fn heads_that_are_refused_are_told_why() -> Result<()> {
         ] {
             let told = Told { direction, workload, reason };
             let before = told.count().await?;
-            let answer = raw::send(door, bytes.as_bytes()).await?;
+            let answer = raw::send_to_end(door, bytes.as_bytes()).await?;
             let text = String::from_utf8_lossy(&answer);
             let shown = format!("{direction}, {:?}: {text}", bytes.chars().take(80).collect::<String>());
             ensure!(statuses(&answer).last() == Some(&status), "{shown}");
@@ -187,7 +187,7 @@ async fn heads_that_are_refused_are_told_why() -> Result<()> {
         let told = Told { direction, workload, reason: "bad-request" };
         let before = told.count().await?;
         let odd = "PROPFIND /odd HTTP/1.1\r\nHost: shop\r\n\r\n";
-        let answer = raw::send(door, format!("{odd}{}", bad("X A: b")).as_bytes()).await?;
+        let answer = raw::send_to_end(door, format!("{odd}{}", bad("X A: b")).as_bytes()).await?;
         ensure!(statuses(&answer) == [200, 400], "{direction}: {}", String::from_utf8_lossy(&answer));
         told.once_more_than(before, 400).await?;
         // HTTP/2: a pseudo-field is missing, which resets the stream.
@@ -212,7 +212,7 @@ async fn heads_that_are_refused_are_told_why() -> Result<()> {
     }
     // Whose deadline it is nobody can tell: it is not taken.
     let stranger = "GET /late HTTP/1.1\r\nHost: shop\r\nleno-timeout-ms: 0\r\nConnection: close\r\n\r\n";
-    let answer = raw::send(shop.listener(0)?, stranger.as_bytes()).await?;
+    let answer = raw::send_to_end(shop.listener(0)?, stranger.as_bytes()).await?;
     ensure!(statuses(&answer) == [200], "{}", String::from_utf8_lossy(&answer));
     ensure!(server.requests() == 5, "{} requests reached the application", server.requests());
     mesh.end().await

@@ -75,7 +75,7 @@ async fn nothing_between_pods_can_be_read_on_the_wire() -> Result<()> {
         namespace.ask(&format!("http://echo/{SECRET}")).await?;
     }
     // The server is permissive, as by default: that this one can be read shows that the others would have been.
-    outside.ask(&format!("http://echo.{}/{CLEAR}", namespace.name())).await?;
+    outside.stranger_asks(&format!("http://echo.{}/{CLEAR}", namespace.name())).await?;
     let pod = namespace.pod("echo").await?;
     // It came last, and frames are counted in their order.
     let seen = eventually("plaintext from outside the mesh is seen", LIMIT, async || {
@@ -125,8 +125,7 @@ async fn a_canary_gets_its_share_once_the_route_is_said_to_be_in_force() -> Resu
     for (weights, wanted) in [([90, 10], 0.1_f64), ([50, 50], 0.5)] {
         namespace.apply(split(weights)).await?;
         cluster.leno(&["wait", "httproute/canary", "-n", namespace.name(), "--timeout", "30s"]).await?;
-        let summary = namespace.load("client", "echo:80", "--seconds 20").await?;
-        // As many as a busy machine manages.
+        let summary = namespace.load("client", "echo:80", "--seconds 20 --at-least 5000").await?;
         summary.unharmed(5000)?;
         let share = summary.share("two-");
         println!("weights {weights:?}: {share:.3} of {} requests to the canary", summary.ok);
@@ -149,7 +148,7 @@ async fn strangers_are_served_as_the_mode_says() -> Result<()> {
     outside.client("client").await?;
     outside.rolled_out("client").await?;
     let url = format!("http://echo.{}/", namespace.name());
-    outside.ask(&url).await.context("permissive, the default")?;
+    outside.stranger_asks(&url).await.context("permissive, the default")?;
     let strict = json!({
         "apiVersion": "v1",
         "kind": "Namespace",
@@ -201,7 +200,7 @@ async fn jobs_complete_and_their_init_containers_reach_the_network() -> Result<(
     outside.client("client").await?;
     outside.rolled_out("client").await?;
     let host = format!("echo.{}", namespace.name());
-    ensure!(!outside.is_answered("client", &host, 80, HELLO).await?, "a stranger was answered");
+    ensure!(!outside.stranger_is_answered("client", &host, 80, HELLO).await?, "a stranger was answered");
     let ask = json!({ "image": APPLICATIONS, "command": ["curl", "-sS", "--fail", "-m", "10", "http://echo/"] });
     let container = |name: &str| {
         let mut container = ask.clone();

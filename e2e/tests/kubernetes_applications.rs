@@ -1,11 +1,8 @@
 //! Programs nobody here wrote, in Pods with sidecars on both sides; nothing says what they speak. Their namespace is strict:
 //! what reaches them came over mTLS, which a Pod outside the mesh finds out.
 
-use anyhow::{Context as _, Result, ensure};
-use leno_e2e::{
-    kubernetes::{APPLICATIONS, Cluster, Injection, LIMIT, Namespace},
-    wait::eventually,
-};
+use anyhow::{Result, ensure};
+use leno_e2e::kubernetes::{APPLICATIONS, Cluster, Injection, Namespace};
 use serde_json::json;
 
 /// A Service `name` on `port`, behind it one Pod that runs `shell` and listens on `target`; and a client.
@@ -56,11 +53,7 @@ async fn only_the_mesh_is_let_in(namespace: &Namespace, name: &str, port: u16, h
     outside.client("client").await?;
     outside.rolled_out("client").await?;
     let host = format!("{name}.{}", namespace.name());
-    // Of a Service that is new kube-proxy may not know yet.
-    let answered = eventually("the server takes connections from outside", LIMIT, async || {
-        outside.is_answered("client", &host, port, hello).await
-    });
-    ensure!(!answered.await.context("from outside the mesh")?, "a stranger was answered");
+    ensure!(!outside.stranger_is_answered("client", &host, port, hello).await?, "a stranger was answered");
     Ok(())
 }
 

@@ -239,7 +239,7 @@ async fn runs_where_pods_are_restricted(cluster: &Cluster) -> Result<()> {
     let identity = seen.headers.get("leno-client-id").cloned().unwrap_or_default();
     ensure!(identity.ends_with(&wanted), "not by the mesh: {seen:?}");
     let (host, hello) = (format!("echo.{}", namespace.name()), "GET / HTTP/1.1\\r\\nhost: echo\\r\\n\\r\\n");
-    ensure!(!agents.is_answered("agent", &host, 80, hello).await?, "a stranger was answered");
+    ensure!(!agents.stranger_is_answered("agent", &host, 80, hello).await?, "a stranger was answered");
     Ok(())
 }
 

@@ -98,8 +98,8 @@ async fn the_api_server_is_restarted() -> Result<()> {
     cluster.install(&[]).await?;
     let namespace = Namespace::echo(&cluster, "apiserver").await?;
     // Commands in Pods run through the API server: this one outlives it.
-    let load = "/usr/local/bin/leno-e2e-pod load echo:80 --seconds 20 >/tmp/load 2>&1; echo end >>/tmp/load";
-    let start = format!("bash -c '{load}' </dev/null >/dev/null 2>&1 &");
+    let load = "/usr/local/bin/leno-e2e-pod load echo:80 --seconds 20 --at-least 5000";
+    let start = format!("bash -c '{load} >/tmp/load 2>&1; echo end >>/tmp/load' </dev/null >/dev/null 2>&1 &");
     namespace.ask("http://echo/").await?;
     namespace.run("client", &start).await?;
     cluster.restart_api_server().await?;
@@ -110,14 +110,14 @@ async fn the_api_server_is_restarted() -> Result<()> {
     })
     .await?;
     let pod = namespace.pod("client").await?;
-    let printed = eventually("the load's end", LIMIT, async || {
+    let printed = eventually("the load's end", LIMIT * 3, async || {
         let printed = namespace.exec(&pod, "application", &["cat", "/tmp/load"], ANSWER).await?;
         let report = printed.trim().strip_suffix("end").map(ToOwned::to_owned);
         report.with_context(|| format!("no end yet: {printed}"))
     })
     .await?;
     let summary: leno_e2e::kubernetes::summary::Summary =
-        serde_json::from_str(printed.trim()).with_context(|| printed.clone())?;
+        serde_json::from_str(printed.lines().last().unwrap_or_default()).with_context(|| printed.clone())?;
     println!("{summary:?}");
     // 500/s if the machine can spare it.
     summary.unharmed(5000)?;
@@ -199,7 +199,7 @@ async fn a_clients_proxy_that_is_killed_loses_only_what_it_carried() -> Result<(
     namespace.apply(mortal(client)).await?;
     namespace.rolled_out("mortal").await?;
     namespace.request("mortal", "http://echo/").await?;
-    let load = namespace.load("mortal", "echo:80", "--seconds 30");
+    let load = namespace.load("mortal", "echo:80", "--seconds 30 --at-least 5000");
     let change = async {
         tokio::time::sleep(Duration::from_secs(3)).await;
         kill_proxy(&namespace, &namespace.pod("mortal").await?).await
@@ -211,5 +211,5 @@ async fn a_clients_proxy_that_is_killed_loses_only_what_it_carried() -> Result<(
     ensure!(lost <= CONNECTIONS, "{lost} requests were lost: {summary:?}");
     // 500/s if the machine can spare it: those before, and those after.
     ensure!(summary.ok >= 5000, "only {} requests were answered: {summary:?}", summary.ok);
-    namespace.load("mortal", "echo:80", "--seconds 5").await?.unharmed(300)
+    namespace.load("mortal", "echo:80", "--seconds 5 --at-least 300").await?.unharmed(300)
 }

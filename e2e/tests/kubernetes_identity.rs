@@ -255,7 +255,7 @@ async fn short_certificates_and_a_changed_root_roll_under_load_without_a_failed_
     let load = async {
         // As long as a change of root takes, in parts that a command may take.
         for _ in 0..3 {
-            let summary = namespace.load("client", "echo:80", "--seconds 90 --rate 200").await?;
+            let summary = namespace.load("client", "echo:80", "--seconds 90 --rate 200 --at-least 9000").await?;
             println!("{summary:?}");
             summary.unharmed(9_000)?;
         }

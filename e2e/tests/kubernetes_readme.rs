@@ -3,15 +3,17 @@
 use std::{
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use leno_e2e::kubernetes::{Cluster, LIMIT, summary::Summary};
+use leno_e2e::kubernetes::{Cluster, summary::Summary};
 use tempfile::TempDir;
 
 /// The namespace that the README makes.
 const SHOP: &str = "shop";
+/// Longest time for a block of commands: more than those who wait give themselves, Helm and `kubectl wait` five minutes each.
+const LIMIT: Duration = Duration::from_secs(660);
 /// What it sends to the new version.
 const SHARE: f64 = 0.1;
 

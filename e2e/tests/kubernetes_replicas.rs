@@ -132,7 +132,7 @@ async fn pods_are_made_while_the_control_plane_is_rolled_out() -> Result<()> {
         let injected = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
         ensure!(injected.into_iter().any(|one| one.name == "leno-proxy"), "not injected: {:?}", pod.metadata.name);
     }
-    let summary = namespace.load("client-0", "echo:80", "--seconds 5 --rate 200").await?;
+    let summary = namespace.load("client-0", "echo:80", "--seconds 5 --rate 200 --at-least 500").await?;
     summary.unharmed(500)?;
     cluster.install(&[]).await
 }

@@ -160,7 +160,7 @@ async fn services_of_all_sorts_are_reached() -> Result<()> {
         ensure!(seen.version == version, "{words}: {seen:?}");
     }
     // Each Pod by the number that its own port has.
-    let summary = namespace.load("client", "named:80", "--rate 100 --seconds 5").await?;
+    let summary = namespace.load("client", "named:80", "--rate 100 --seconds 5 --at-least 250").await?;
     summary.unharmed(250)?;
     ensure!(summary.instances.len() == 2, "{:?}", summary.instances);
     let ([_, ip], [_, stranger]) = (&ips[..], &strangers[..]) else {

@@ -107,7 +107,7 @@ async fn no_more_endpoints_are_ejected_than_the_policy_says() -> Result<()> {
 async fn a_few_requests_find_out_whether_a_backend_is_well() -> Result<()> {
     let scenario = shops(1).await?;
     scenario
-        .backend("  circuitBreaker: {consecutiveFailures: 1, openTime: 500ms, probes: 2, successesToClose: 2}\n")
+        .backend("  circuitBreaker: {consecutiveFailures: 1, openTime: 3s, probes: 2, successesToClose: 2}\n")
         .await?;
     let control = scenario.instance("shop-1")?.server.control();
     control.status.store(503, Relaxed);

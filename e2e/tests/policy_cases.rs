@@ -405,7 +405,7 @@ async fn opaque_connections_keep_to_policies_too() -> Result<()> {
     ensure!(failures("connect").await? == 0.0, "a connection failed");
 
     let policy = |sections: &str| backend_policy("lines", "lines", sections);
-    mesh.change("policy.yaml", &policy("  timeouts: {streamIdle: 300ms}\n"), "backendpolicy/lines").await?;
+    mesh.change("policy.yaml", &policy("  timeouts: {streamIdle: 2s}\n"), "backendpolicy/lines").await?;
     let mut idle = connect().await?;
     ensure!(ask(&mut idle, "a").await? == "lines: a", "it works at first");
     let mut rest = Vec::new();

@@ -310,7 +310,7 @@ kind: RoutePolicy
 metadata: {name: patience, namespace: default}
 spec:
   targetRefs: [{group: gateway.networking.k8s.io, kind: HTTPRoute, name: front}]
-  timeouts: {request: 500ms}
+  timeouts: {request: 3s}
 ";
     let services = ["front", "back"].map(|name| documents::service("default", name, 80, "http"));
     let [front, back] = services;

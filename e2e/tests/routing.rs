@@ -182,7 +182,7 @@ async fn http_timeouts_and_retries() -> Result<()> {
     let scenario = Scenario::start(&["shop"]).await?;
     let rules = r#"
     - matches: [{path: {type: PathPrefix, value: /delay}}]
-      timeouts: {request: 300ms}
+      timeouts: {request: 3s}
       backendRefs: [{name: shop, port: 80}]
     - matches: [{path: {type: PathPrefix, value: /count}}]
       retry: {codes: [503], attempts: 3, backoff: 10ms}

@@ -2,17 +2,22 @@
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
     process::ExitCode,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
 use leno_e2e::{
     kubernetes::summary::Summary,
     load::{Load, Report},
     server::Server,
+    wait::eventually,
 };
+
+/// Longest wait for whoever holds a load.
+const HELD: Duration = Duration::from_secs(600);
 
 #[derive(Debug, Parser)]
 struct Arguments {
@@ -41,8 +46,15 @@ enum What {
         /// Requests per second.
         #[arg(long, default_value_t = 500.0)]
         rate: f64,
+        /// At least so long.
         #[arg(long, default_value_t = 10.0)]
         seconds: f64,
+        /// And until so many requests were answered.
+        #[arg(long, default_value_t = 0)]
+        at_least: u64,
+        /// And until this file is gone. It is made once the load has gone on for a second's worth of answers.
+        #[arg(long = "while")]
+        held: Option<PathBuf>,
         #[arg(long, default_value = "/load")]
         path: String,
     },
@@ -75,16 +87,35 @@ async fn run(what: What) -> Result<()> {
             }
             Ok(())
         }
-        What::Load { authority, connections, multiplexed, rate, seconds, path } => {
+        What::Load { authority, connections, multiplexed, rate, seconds, at_least, held, path } => {
             let mut found =
                 tokio::net::lookup_host(&authority).await.with_context(|| format!("look up {authority}"))?;
             let address = found.next().with_context(|| format!("{authority} has no address"))?;
             let load = Load::new(address, &authority).connections(connections).multiplexed(multiplexed);
-            let load = load.rate(rate).path(&path);
-            let report = load.run(Duration::from_secs_f64(seconds)).await?;
+            let load = load.rate(rate).path(&path).start();
+            let time = tokio::time::sleep(Duration::from_secs_f64(seconds));
+            if let Some(file) = held {
+                load.answered(rate as u64).await?;
+                std::fs::write(&file, "").with_context(|| format!("write {}", file.display()))?;
+                let let_go = async || {
+                    ensure!(!file.exists(), "{} is there", file.display());
+                    Ok(())
+                };
+                told(eventually("the load may end", HELD, let_go).await);
+            }
+            time.await;
+            told(load.answered(at_least).await);
+            let report = load.stop().await?;
             println!("{}", serde_json::to_string(&summary(&report))?);
             Ok(())
         }
+    }
+}
+
+/// The summary follows in any case: it says more.
+fn told(outcome: Result<()>) {
+    if let Err(error) = outcome {
+        eprintln!("leno-e2e-pod: {error:#}");
     }
 }
 

@@ -134,6 +134,9 @@ impl<'m> WorkloadBuilder<'m> {
     pub async fn launch(self) -> Result<Workload> {
         let mut workload = self.described()?;
         self.mesh.apply(&workload.file(), &workload.pod())?;
+        // Who asks for one object is answered when all that was written before is read, and a token asks for none: without
+        // this its sidecar could be told of a mesh without the Services and policies that were written for it.
+        self.mesh.wait(&format!("pod/{}/{}", self.namespace, self.name)).await?;
         let whose = ["--namespace", &self.namespace, "--service-account", &self.account];
         let token = self.mesh.leno(&[&["token", "--lifetime", "1h"], whose.as_slice()].concat()).await?;
         self.write_token(token.trim()).context("write a token")?;
