@@ -248,7 +248,7 @@ impl Source {
             (Self::Cluster, Some((namespace, pod))) => {
                 format!("if it should run: kubectl logs --namespace {namespace} {pod} --container {PROXY}")
             }
-            _ => "if it should run, look at its log".to_owned(),
+            _ => "if it should run, look at its log; if it is gone for good, remove its Pod document".to_owned(),
         }
     }
 }

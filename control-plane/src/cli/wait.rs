@@ -13,7 +13,8 @@ const AGAIN: Duration = Duration::from_millis(250);
 /// Wait until an object's newest generation is in force at every proxy that uses it
 ///
 /// A generation is in force where it, or a later one, was acknowledged by the proxy, once all its workers serve by it.
-/// If the object's document is bad, waiting is in vain, and it says so at once. A control plane that is rolled out or started anew
+/// A proxy that is cut off still serves what it had, and lags until it is back or its Pod is gone (one without a Pod document:
+/// for five minutes). If the object's document is bad, waiting is in vain, and it says so at once. A control plane that is rolled out or started anew
 /// meanwhile is waited for.
 #[derive(Debug, clap::Args)]
 #[command(
