@@ -99,9 +99,10 @@ impl<'a> Sources<'a> {
         self.origin(key);
     }
 
-    /// Whether the namespace has Services.
-    fn services_of(&mut self, namespace: &Arc<str>) {
-        self.topics.insert(Topic::ServicesOf(namespace.clone()));
+    /// Whether anything is, or was, in the namespace.
+    fn knows(&mut self, namespace: &Arc<str>) -> bool {
+        self.topics.insert(Topic::Known(namespace.clone()));
+        self.world.namespaces.contains(namespace)
     }
 
     fn address(&mut self, ip: std::net::IpAddr) {

@@ -3,7 +3,7 @@
 //! A [`World`] is built from documents ([`World::apply`]); what does not parse is reported and its last good
 //! version stays, across restarts too ([`World::restored`]). Each object has a generation, which grows when its spec does.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, path::Path, sync::Arc};
 
 use ipnet::IpNet;
 
@@ -42,6 +42,13 @@ pub struct ObjectKey {
     pub kind: Kind,
     pub namespace: Arc<str>,
     pub name: Arc<str>,
+}
+
+impl ObjectKey {
+    /// The namespace that it is in; of a Namespace, itself.
+    pub(crate) fn own_namespace(&self) -> &Arc<str> {
+        if self.kind == Kind::Namespace { &self.name } else { &self.namespace }
+    }
 }
 
 impl fmt::Display for ObjectKey {
@@ -153,6 +160,24 @@ pub struct DocumentError {
     pub uid: Arc<str>,
 }
 
+impl DocumentError {
+    /// Said of a whole folder of documents.
+    pub(crate) fn of_all(folder: &Path, reason: String) -> Self {
+        let (field, uid) = (String::new(), Arc::default());
+        Self { file: Self::file_of_all(folder), document: 0, object: None, field, reason, generation: None, uid }
+    }
+
+    /// The name that stands for a whole folder; no file's ends like it.
+    pub(crate) fn file_of_all(folder: &Path) -> Arc<str> {
+        format!("{}/", folder.display().to_string().trim_end_matches('/')).into()
+    }
+
+    /// Whether it is said of a whole folder, by the name that is told.
+    pub(crate) fn is_of_all(file: &str) -> bool {
+        file.ends_with('/')
+    }
+}
+
 /// A fact about an object, as Kubernetes words it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Condition {
@@ -189,8 +214,8 @@ pub enum Topic {
     Workload(Arc<str>),
     /// What a Namespace says about its workloads.
     Namespace(Arc<str>),
-    /// Whether a namespace has Services.
-    ServicesOf(Arc<str>),
+    /// Whether anything is, or was, in a namespace.
+    Known(Arc<str>),
     /// Who owns an IP address now.
     Address(Arc<str>),
 }

@@ -387,6 +387,8 @@ fn file_of(source: &str) -> Option<&str> {
 fn errors_of(world: &World, object: &ObjectRef, unnamed: Option<Option<&str>>) -> Vec<v1::DocumentError> {
     let of_it = |error: &&DocumentError| match (&error.object, unnamed) {
         (Some(key), _) => object_ref(key) == *object,
+        // Whether there is a newer version of it nobody knows.
+        (None, _) if DocumentError::is_of_all(&error.file) => true,
         (None, Some(Some(file))) => file == &*error.file,
         (None, Some(None)) => true,
         (None, None) => false,

@@ -110,8 +110,8 @@ pub mod limits {
     pub const RESOURCE_BYTES: usize = 12 << 20;
     /// Text of a rejection that is kept, in characters.
     pub const REASON_CHARS: usize = 1024;
-    /// How long a proxy that vanished is still named: from a folder, or without a Pod; in Kubernetes it is for as long as its container runs.
-    /// Also how long one that was connected before a restart is waited for.
+    /// How long a proxy without a Pod that vanished is still named, or waited for after a restart. One with a Pod is for as long as that
+    /// is there, in Kubernetes for as long as its container runs.
     pub const DISCONNECTED_KEPT: Duration = Duration::from_secs(300);
     /// Proxies that vanished and are still named, at most.
     pub const DISCONNECTED: usize = 10_000;

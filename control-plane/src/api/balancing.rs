@@ -126,7 +126,7 @@ pub(crate) struct OutlierDetection {
     /// First ejection; the second lasts twice as long, the third three times: 100ms to 1h. Default: 5s.
     #[schemars(example = "5s")]
     pub(crate) base_ejection: Option<DurationText>,
-    /// No ejection is longer: 100ms to 24h. Default: 5m.
+    /// No ejection is longer: 100ms to 24h. Default: 5m, or `baseEjection` if that is longer.
     #[schemars(example = "5m")]
     pub(crate) maximum_ejection: Option<DurationText>,
     /// Ejections are longer by up to so many percent, at random: 0 to 100. Default: 25.

@@ -12,8 +12,9 @@ use super::{DurationText, SessionPersistenceSpec, TargetRef};
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct RouteRetry {
-    /// Tries beyond the first: 1 to 10. Default: 2.
-    #[schemars(range(min = 1, max = 10), example = 2)]
+    /// Tries beyond the first: 0 to 10; 0: none but of what was provably not processed, or may be repeated and broke off.
+    /// Default: 2.
+    #[schemars(range(min = 0, max = 10), example = 2)]
     pub(crate) attempts: Option<i64>,
     /// HTTP statuses that are tried again: codes from 400 to 599 as text, `5xx`, or `gateway-error` (502, 503, 504).
     /// Never 400, 401, 403 and 404. At most 32. Default: `gateway-error`. An empty list: none.

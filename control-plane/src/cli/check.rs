@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     authority::{DEFAULT_TRUST_DOMAIN, issue},
-    model::{MeshSettings, check::check},
+    model::{DocumentError, MeshSettings, check::check},
     operator,
     sources::folder,
     webhook::inject::PROXY,
@@ -183,7 +183,8 @@ fn documents(folder: &Path, mesh_networks: Vec<IpNet>, findings: &mut Findings) 
     }
     for warning in &report.warnings {
         let object = if warning.object.is_empty() { String::new() } else { format!(", {}", warning.object) };
-        findings.doubtful(&format!("{}{object}: {}", warning.source, warning.message), "");
+        let what = format!("{}{object}: {}", warning.source, warning.message);
+        if warning.wrong { findings.wrong(&what, "") } else { findings.doubtful(&what, "") }
     }
     Ok(())
 }
@@ -248,7 +249,7 @@ impl Source {
             (Self::Cluster, Some((namespace, pod))) => {
                 format!("if it should run: kubectl logs --namespace {namespace} {pod} --container {PROXY}")
             }
-            _ => "if it should run, look at its log".to_owned(),
+            _ => "if it should run, look at its log; if it is gone for good, remove its Pod document".to_owned(),
         }
     }
 }
@@ -262,20 +263,21 @@ fn report((authority, objects, proxies): &Said, source: Source, findings: &mut F
     for document in get::by_document(&objects.errors) {
         let Some((last, others)) = document.split_last() else { continue };
         others.iter().for_each(|error| findings.wrong(&get::error_line(error), ""));
-        let next = held_over.instead_of(last).unwrap_or_else(|| "mend it: there is no earlier version".to_owned());
+        let next = match held_over.instead_of(last) {
+            Some(instead) => instead,
+            None if DocumentError::is_of_all(&last.file) => "see where it is gone, or who may not read it".to_owned(),
+            None => "mend it: there is no earlier version".to_owned(),
+        };
         findings.wrong(&get::error_line(last), &next);
     }
     if objects.errors.is_empty() {
-        findings.well(&format!("all are in force ({} objects)", objects.objects.len()));
+        findings.well(&format!("all could be read ({} objects)", objects.objects.len()));
     }
     for object in &objects.objects {
         let title = wait::title(&object.object.clone().unwrap_or_default());
         for condition in object.conditions.iter().filter(|c| !get::is_good(c)) {
             let what = format!("{title} ({}): {}", object.source, get::condition_line(condition));
-            match condition.status {
-                true => findings.doubtful(&what, ""),
-                false => findings.wrong(&what, ""),
-            }
+            if get::is_wrong(condition) { findings.wrong(&what, "") } else { findings.doubtful(&what, "") }
         }
         for laggard in object.laggards.iter().filter(|l| l.reason != "disconnected") {
             let what = format!(

@@ -33,6 +33,9 @@ const SERVICE: &str = "leno";
 /// One call of the API server.
 const CALL: Duration = Duration::from_secs(10);
 
+/// Until a control plane begins to answer, which waits itself for proxies that are being told.
+const ANSWER: Duration = Duration::from_secs(30);
+
 /// Status of an API server that has too much to do.
 const TOO_MANY_REQUESTS: u16 = 429;
 
@@ -219,7 +222,7 @@ async fn forward(client: kube::Client, pod: String) -> anyhow::Result<Channel> {
         }
     });
     // The name is never resolved: the connector knows the way.
-    Ok(Endpoint::from_static("http://leno").connect_with_connector(connector).await?)
+    Ok(Endpoint::from_static("http://leno").timeout(ANSWER).connect_with_connector(connector).await?)
 }
 
 fn client_of(channel: Channel) -> Client {
@@ -228,6 +231,11 @@ fn client_of(channel: Channel) -> Client {
 
 /// Whether a control plane answers there: None if there is none.
 pub(super) async fn find(state: &Path) -> anyhow::Result<Option<Client>> {
+    find_within(state, ANSWER).await
+}
+
+/// `answer`: how long it may take to begin to answer.
+async fn find_within(state: &Path, answer: Duration) -> anyhow::Result<Option<Client>> {
     let path = operator::socket(state);
     let first = match UnixStream::connect(&path).await {
         Ok(stream) => stream,
@@ -248,7 +256,7 @@ pub(super) async fn find(state: &Path) -> anyhow::Result<Option<Client>> {
             Ok::<_, io::Error>(TokioIo::new(stream))
         }
     });
-    let channel = Endpoint::from_static("http://leno").connect_with_connector(connector).await;
+    let channel = Endpoint::from_static("http://leno").timeout(answer).connect_with_connector(connector).await;
     let channel = channel.map_err(|error| Away(format!("the control plane of {} ended: {error}", state.display())))?;
     Ok(Some(client_of(channel)))
 }
@@ -269,10 +277,18 @@ async fn connect(state: &Path) -> anyhow::Result<Client> {
     }
 }
 
+/// As tonic says it, of [`ANSWER`].
+const EXPIRED: &str = "Timeout expired";
+
 /// What the control plane answered instead of an answer.
 pub(super) fn said(status: tonic::Status) -> anyhow::Error {
     match status.code() {
         tonic::Code::Unimplemented => anyhow::anyhow!("the control plane is older than this command: upgrade it"),
+        tonic::Code::Cancelled if status.message() == EXPIRED => Away(format!(
+            "the control plane takes connections, and did not answer within {ANSWER:?}: look at its log, and whether its process is \
+             stopped or its machine has too much to do"
+        ))
+        .into(),
         // It never says these itself: they are what becomes of its connection.
         tonic::Code::Unavailable | tonic::Code::Cancelled | tonic::Code::Unknown | tonic::Code::Internal => {
             Away(format!("the control plane stopped answering: {}", status.message())).into()
@@ -298,6 +314,16 @@ mod tests {
             Ok::<_, std::convert::Infallible>(Response::builder().status(code).body(body).unwrap())
         });
         kube::Client::new(answer, "default")
+    }
+
+    #[tokio::test]
+    async fn a_control_plane_that_does_not_answer_is_not_waited_for_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        // Like a process that is stopped: the kernel takes its connections.
+        let _socket = tokio::net::UnixListener::bind(operator::socket(folder.path())).unwrap();
+        let mut client = find_within(folder.path(), Duration::from_millis(50)).await.unwrap().unwrap();
+        let error = said(client.list_proxies(leno_proto::v1::ListProxiesRequest {}).await.unwrap_err());
+        assert!(is_away(&error) && error.to_string().contains("did not answer within"), "{error:#}");
     }
 
     #[tokio::test]

@@ -29,8 +29,12 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         Ok(parsed) => parsed,
         Err(wrong) => return super::usage(&wrong),
     };
-    let own = args.state.namespace(args.namespace.as_deref());
-    let namespace = if kind == "Namespace" { "" } else { namespace.unwrap_or(&own) };
+    let said = match kinds::namespace(namespace, args.namespace.as_deref()) {
+        Ok(said) => said,
+        Err(wrong) => return super::usage(&wrong),
+    };
+    let own = args.state.namespace(said);
+    let namespace = if kind == "Namespace" { "" } else { own.as_str() };
     let object = ObjectRef { kind: kind.to_owned(), namespace: namespace.to_owned(), name: name.to_owned() };
     let request = ListObjectsRequest {
         kind: object.kind.clone(),
@@ -63,10 +67,10 @@ fn text(title: &str, status: &ObjectStatus, style: Style) -> String {
     };
     text += &format!("  Programmed:  {programmed}\n");
     for condition in &status.conditions {
-        let sign = match (get::is_good(condition), condition.status) {
+        let sign = match (get::is_good(condition), get::is_wrong(condition)) {
             (true, _) => style.green("✓"),
-            (false, true) => style.yellow("‼"),
-            (false, false) => style.red("×"),
+            (false, false) => style.yellow("‼"),
+            (false, true) => style.red("×"),
         };
         text += &format!("  {sign} {}\n", clean(&get::condition_line(condition)));
     }

@@ -123,8 +123,13 @@ fn request(url: &str, args: &Args) -> Result<RequestToExplain, String> {
         let (name, value) = text.split_once(':').ok_or_else(|| format!("{text:?} is not a header (NAME: VALUE)"))?;
         Ok(Header { name: name.trim().to_ascii_lowercase(), value: value.trim().to_owned() })
     };
-    let port = uri.port_u16().unwrap_or(default_port);
     let host = uri.host().ok_or_else(wrong)?;
+    let after_user = authority.as_str().rsplit('@').next().unwrap_or_default();
+    let port = match after_user.strip_prefix(host) {
+        Some("" | ":") => default_port,
+        // A port beyond what there is would be read as none.
+        _ => uri.port_u16().filter(|port| *port > 0).ok_or_else(|| format!("{url:?}: a port is 1 to 65535"))?,
+    };
     let named = || server_name.clone().unwrap_or_else(|| host.to_owned());
     Ok(RequestToExplain {
         destination: format!("{host}:{port}"),
@@ -219,6 +224,8 @@ mod tests {
         assert_eq!((post.destination.as_str(), post.target.as_str()), ("shop.default:80", "/cart?x=1"));
         assert_eq!(post.headers, [Header { name: "x-version".into(), value: "two".into() }]);
         assert_eq!(asked("10.0.0.1:8080", &[]).unwrap().destination, "10.0.0.1:8080");
+        assert_eq!(asked("http://80:8080/", &[]).unwrap().destination, "80:8080");
+        assert_eq!(asked("http://[fd00::1]/", &[]).unwrap().destination, "[fd00::1]:80");
         assert_eq!(asked("http://[fd00::1]:80/", &[]).unwrap().destination, "[fd00::1]:80");
         for (url, more) in [
             ("ftp://shop/", &[] as &[&str]),
@@ -226,6 +233,8 @@ mod tests {
             ("a b", &[]),
             ("http://shop/", &["-H", "nothing"]),
             ("http://shop/", &["--server-name", "shop"]),
+            ("http://shop:99999/", &[]),
+            ("http://shop:0/", &[]),
         ] {
             assert!(asked(url, more).is_err(), "{url} {more:?}");
         }

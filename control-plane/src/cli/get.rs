@@ -13,7 +13,10 @@ use super::{
     print::{Cell, Style, Table, clean},
     wait,
 };
-use crate::authority::issue;
+use crate::{
+    authority::issue,
+    model::{self, check},
+};
 
 /// Show objects of the configuration, or proxies, and how far each has come
 ///
@@ -58,29 +61,50 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         Ok(asked_for) => asked_for,
         Err(wrong) => return super::usage(&wrong),
     };
-    let missing_is_wrong = name.is_some();
     let request = ListObjectsRequest {
         kind: kind.to_owned(),
         namespace: namespace.unwrap_or_default().to_owned(),
         name: name.unwrap_or_default().to_owned(),
     };
-    let mut answer = block_on(async { args.state.connect().await?.list_objects(request).await })?;
+    let everything = ListObjectsRequest::default();
+    let (mut answer, all) = block_on(async {
+        let control_plane = args.state.connect().await?;
+        let answer = control_plane.list_objects(request.clone()).await?;
+        // What is bad is told of all, and what is held over instead may be any object.
+        let all = match answer.errors.is_empty() || request == everything {
+            true => answer.objects.clone(),
+            false => control_plane.list_objects(everything).await?.objects,
+        };
+        anyhow::Ok((answer, all))
+    })?;
     if let Some(kinds) = args.kind.as_deref().and_then(kinds::group) {
         let is_of = |object: &ObjectStatus| object.object.as_ref().is_some_and(|name| kinds.contains(&&*name.kind));
         answer.objects.retain(is_of);
     }
+    let missing = !request.name.is_empty() && answer.objects.is_empty();
     match args.output {
         Output::Json => outln!("{:#}", objects_json(&answer.objects, &answer.errors, answer.generation)),
         Output::Table | Output::Wide => {
-            out!("{}", objects_table(&answer.objects, &answer.errors, args.output == Output::Wide).render(style));
-            out!("{}", errors_text(&answer.errors, &answer.objects, style));
+            if !missing {
+                out!("{}", objects_table(&answer.objects, &answer.errors, args.output == Output::Wide).render(style));
+            }
+            out!("{}", errors_text(&answer.errors, &all, style));
         }
     }
-    let missing = missing_is_wrong && answer.objects.is_empty();
     if missing {
-        eprintln!("leno: there is no such object");
+        eprintln!("leno: there is no {}", absent(&request));
     }
     Ok(if missing { super::FAILURE } else { super::SUCCESS })
+}
+
+/// "HTTPRoute shop/cart", or as much of it as was said.
+fn absent(ListObjectsRequest { kind, namespace, name }: &ListObjectsRequest) -> String {
+    let kind = if kind.is_empty() { "object" } else { kind };
+    match (kind, namespace.as_str()) {
+        ("Namespace", _) => format!("{kind} {name}"),
+        (_, "") => format!("{kind} {name} in any namespace"),
+        (_, namespace) => format!("{kind} {namespace}/{name}"),
+    }
 }
 
 /// Kind (empty: all), namespace and name, from "KIND", "KIND NAME", "KIND/NAME" or "KIND/NAMESPACE/NAME".
@@ -91,7 +115,7 @@ fn asked_for(args: &Args) -> Result<(&'static str, Option<&str>, Option<&str>), 
         Some(group) if kinds::group(group).is_some() => Ok(("", namespace, name)),
         Some(object) if object.contains('/') && name.is_none() => {
             let (kind, of, name) = kinds::parse_object(object)?;
-            Ok((kind, of.or(namespace), Some(name)))
+            Ok((kind, kinds::namespace(of, namespace)?, Some(name)))
         }
         Some(kind) => Ok((kinds::parse(kind)?, namespace, name)),
     }
@@ -107,7 +131,8 @@ fn objects_table(objects: &[ObjectStatus], errors: &[DocumentError], wide: bool)
         let name = object.object.clone().unwrap_or_default();
         let full =
             if name.namespace.is_empty() { name.name.clone() } else { format!("{}/{}", name.namespace, name.name) };
-        let wrong = errors.iter().any(|e| e.object == format!("{} {full}", name.kind)) || !object.errors.is_empty();
+        let wrong = errors.iter().any(|e| e.object == format!("{} {full}", name.kind))
+            || object.errors.iter().any(|e| !model::DocumentError::is_of_all(&e.file));
         let mut row = vec![
             name.kind.into(),
             full.into(),
@@ -138,8 +163,8 @@ fn status_cell(object: &ObjectStatus, bad_document: bool) -> Cell {
         return Cell::painted("BadDocument", Style::red);
     }
     match object.conditions.iter().find(|c| !is_good(c)) {
-        Some(condition) if condition.status => Cell::painted(&condition.reason, Style::yellow),
-        Some(condition) => Cell::painted(&condition.reason, Style::red),
+        Some(condition) if is_wrong(condition) => Cell::painted(&condition.reason, Style::red),
+        Some(condition) => Cell::painted(&condition.reason, Style::yellow),
         None if object.conditions.is_empty() => "-".into(),
         None => Cell::painted("Accepted", Style::green),
     }
@@ -148,6 +173,11 @@ fn status_cell(object: &ObjectStatus, bad_document: bool) -> Cell {
 /// Of these, true is the good one; all others say what is wrong.
 pub(super) fn is_good(condition: &Condition) -> bool {
     condition.status == matches!(condition.r#type.as_str(), "Accepted" | "ResolvedRefs" | "Programmed")
+}
+
+/// Something of the object is not in force; see [`check::is_wrong`].
+pub(super) fn is_wrong(condition: &Condition) -> bool {
+    check::is_wrong(&condition.r#type, condition.status)
 }
 
 /// "ResolvedRefs by Service shop/cart: BackendNotFound: …", or "not Accepted …"
@@ -303,12 +333,15 @@ fn proxies(args: &Args, style: Style) -> anyhow::Result<u8> {
         ),
         Output::Table | Output::Wide => {
             let wide = args.output == Output::Wide;
-            out!("{}", proxies_table(&proxies, answer.generation, wide, SystemTime::now()).render(style));
+            if args.name.is_none() || !proxies.is_empty() {
+                out!("{}", proxies_table(&proxies, answer.generation, wide, SystemTime::now()).render(style));
+            }
             out!("{}", rejections_text(&proxies, style));
         }
     }
-    if args.name.is_some() && proxies.is_empty() {
-        eprintln!("leno: there is no such proxy");
+    if let (Some(name), true) = (&args.name, proxies.is_empty()) {
+        let place = args.namespace.as_ref().map(|namespace| format!(" in namespace {namespace}")).unwrap_or_default();
+        eprintln!("leno: there is no proxy {}{place}: leno get proxies shows those there are", clean(name));
         return Ok(super::FAILURE);
     }
     Ok(super::SUCCESS)

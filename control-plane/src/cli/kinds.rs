@@ -36,11 +36,35 @@ pub(super) fn group(text: &str) -> Option<&'static [&'static str]> {
 pub(super) fn parse(text: &str) -> Result<&'static str, String> {
     let (short, _) = text.split_once('.').unwrap_or((text, ""));
     let short = short.to_ascii_lowercase();
+    if is_proxy(&short) {
+        return Err("a proxy is no object of the configuration: see leno get proxies, or leno explain".to_owned());
+    }
     let found = KINDS.iter().find(|(_, names)| names.contains(&short.as_str()));
     found.map(|(kind, _)| *kind).ok_or_else(|| {
         let kinds: Vec<&str> = KINDS.iter().filter_map(|(_, names)| names.first().copied()).collect();
-        format!("there is no kind {text:?}; there are {}, routes, policies, and proxy", kinds.join(", "))
+        format!(
+            "there is no kind {text:?}; there are {}; `leno get` also takes routes, policies and proxies",
+            kinds.join(", ")
+        )
     })
+}
+
+/// The namespace of an object, said with it or by --namespace.
+///
+/// # Errors
+/// If they are two.
+pub(super) fn namespace<'a>(of_object: Option<&'a str>, option: Option<&'a str>) -> Result<Option<&'a str>, String> {
+    match (of_object, option) {
+        // The environment says where to look if nothing else does.
+        (Some(of_object), Some(option)) if of_object != option && !is_of_environment(option) => Err(format!(
+            "the object is said to be in namespace {of_object}, and by --namespace in {option}: leave one out"
+        )),
+        _ => Ok(of_object.or(option)),
+    }
+}
+
+fn is_of_environment(namespace: &str) -> bool {
+    std::env::var_os("LENO_NAMESPACE").is_some_and(|of_environment| of_environment == namespace)
 }
 
 /// Whether proxies are meant.
@@ -87,6 +111,14 @@ mod tests {
         assert_eq!(parse("HTTPRoutes"), Ok("HTTPRoute"));
         assert_eq!(parse("httproutes.gateway.networking.k8s.io"), Ok("HTTPRoute"));
         assert!(parse("ingress").is_err_and(|e| e.contains("httproute")));
+        assert!(parse_object("proxy/web-1").is_err_and(|e| e.contains("leno get proxies")));
+    }
+
+    #[test]
+    fn a_namespace_is_said_once() {
+        assert_eq!(namespace(Some("a"), Some("a")), Ok(Some("a")));
+        assert_eq!((namespace(None, Some("a")), namespace(Some("a"), None)), (Ok(Some("a")), Ok(Some("a"))));
+        assert!(namespace(Some("a"), Some("b")).is_err_and(|wrong| wrong.contains("leave one out")));
     }
 
     #[test]

@@ -5,8 +5,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use anyhow::bail;
-use leno_proto::v1::IssueTokenRequest;
+use anyhow::{Context as _, bail};
+use leno_proto::{spiffe::SpiffeId, v1::IssueTokenRequest};
 
 use super::{block_on, connect, duration};
 use crate::authority::{files, token::TokenKey};
@@ -52,7 +52,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
             folder.display()
         );
     }
-    files::settle_trust_domain(folder, args.trust_domain.as_deref())?;
+    let trust_domain = files::settle_trust_domain(folder, args.trust_domain.as_deref())?;
+    SpiffeId::new(&trust_domain, &args.namespace, &args.service_account)
+        .context("--namespace and --service-account make no identity")?;
     let online = block_on(ask(&args))?;
     let token = match online {
         Some(token) => token,

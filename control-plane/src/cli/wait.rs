@@ -6,6 +6,10 @@ use leno_proto::v1::{ObjectRef, ObjectStatus};
 use tokio::time::timeout_at;
 
 use super::{State, block_on, connect::is_away, duration, get, kinds, print::clean};
+use crate::model::DocumentError;
+
+/// For an answer about now.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// Between tries to reach a control plane that is away.
 const AGAIN: Duration = Duration::from_millis(250);
@@ -13,7 +17,8 @@ const AGAIN: Duration = Duration::from_millis(250);
 /// Wait until an object's newest generation is in force at every proxy that uses it
 ///
 /// A generation is in force where it, or a later one, was acknowledged by the proxy, once all its workers serve by it.
-/// If the object's document is bad, waiting is in vain, and it says so at once. A control plane that is rolled out or started anew
+/// A proxy that is cut off still serves what it had, and lags until it is back or its Pod is gone (one without a Pod document:
+/// for five minutes). If the object's document is bad, waiting is in vain, and it says so at once. A control plane that is rolled out or started anew
 /// meanwhile is waited for.
 #[derive(Debug, clap::Args)]
 #[command(
@@ -36,7 +41,7 @@ pub(super) struct Args {
     /// At least so many proxies that use it
     #[arg(long, value_name = "N", env = "LENO_PROXIES", default_value_t = 0)]
     proxies: u32,
-    /// How long at most
+    /// How long at most; 0s: see whether it is so now
     #[arg(long, value_name = "DURATION", env = "LENO_TIMEOUT", default_value = "30s", value_parser = duration::parse)]
     timeout: Duration,
     #[command(flatten)]
@@ -52,13 +57,14 @@ enum Wanted {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
-    let object = match kinds::parse_object(&args.object) {
+    let parsed = kinds::parse_object(&args.object)
+        .and_then(|(kind, namespace, name)| Ok((kind, kinds::namespace(namespace, args.namespace.as_deref())?, name)));
+    let object = match parsed {
         Ok((kind, namespace, name)) => ObjectRef {
             kind: kind.to_owned(),
-            namespace: match (kind, namespace) {
-                ("Namespace", _) => String::new(),
-                (_, Some(namespace)) => namespace.to_owned(),
-                (_, None) => args.state.namespace(args.namespace.as_deref()),
+            namespace: match kind {
+                "Namespace" => String::new(),
+                _ => args.state.namespace(namespace),
             },
             name: name.to_owned(),
         },
@@ -71,14 +77,19 @@ async fn watch(args: &Args, object: ObjectRef) -> anyhow::Result<u8> {
     let started = Instant::now();
     let title = title(&object);
     let mut known = Known::default();
-    let deadline = tokio::time::Instant::from_std(started + args.timeout);
+    let most = if args.timeout.is_zero() { LOOK } else { args.timeout };
+    let deadline = tokio::time::Instant::from_std(started + most);
     match timeout_at(deadline, follow_on(args, &object, &mut known)).await {
         Ok(End::Holds(what)) => {
             outln!("{title} {what} ({:.3} s)", started.elapsed().as_secs_f64());
             Ok(super::SUCCESS)
         }
         Ok(End::Never(status)) => {
-            if status.errors.iter().all(|error| error.object.is_empty()) && status.absent {
+            if status.errors.iter().all(|error| DocumentError::is_of_all(&error.file)) {
+                eprintln!(
+                    "leno: whether there is a newer {title} is not known, since the configuration cannot be read:"
+                );
+            } else if status.errors.iter().all(|error| error.object.is_empty()) && status.absent {
                 eprintln!("leno: {title} does not exist; it may be in what cannot be read:");
             } else {
                 eprintln!("leno: {title} has a bad document, so it will not come into force:");
@@ -89,12 +100,13 @@ async fn watch(args: &Args, object: ObjectRef) -> anyhow::Result<u8> {
             Ok(super::FAILURE)
         }
         Ok(End::Failed(error)) => Err(error),
-        Err(_) => {
+        Ok(End::NotNow) | Err(_) => {
             let missed = match args.state_wanted {
                 Wanted::Programmed => "is not in force at every proxy that uses it",
                 Wanted::Removed => "is not gone everywhere",
             };
-            eprintln!("leno: {title} {missed}, after {:?}{}", args.timeout, explain(args, &known));
+            let when = if args.timeout.is_zero() { " now".to_owned() } else { format!(", after {:?}", args.timeout) };
+            eprintln!("leno: {title} {missed}{when}{}", explain(args, &known));
             Ok(super::FAILURE)
         }
     }
@@ -106,6 +118,8 @@ enum End {
     /// It would be in vain.
     Never(ObjectStatus),
     Failed(anyhow::Error),
+    /// It does not hold, and is not waited for.
+    NotNow,
 }
 
 /// What is known while nothing has been decided.
@@ -147,7 +161,13 @@ async fn follow(args: &Args, object: &ObjectRef, known: &mut Known) -> anyhow::R
             }
             Verdict::Holds(what) => return Ok(End::Holds(what)),
             Verdict::Never => return Ok(End::Never(status)),
-            Verdict::NotYet => known.status = Some(status),
+            Verdict::NotYet => {
+                let settled = status.settled;
+                known.status = Some(status);
+                if args.timeout.is_zero() && settled {
+                    return Ok(End::NotNow);
+                }
+            }
         }
     }
 }

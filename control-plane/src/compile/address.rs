@@ -3,11 +3,10 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
 };
 
 use super::{Sources, service_key};
-use crate::model::{self, Endpoint, EndpointSlice, EndpointUse, Kind, ObjectKey, World};
+use crate::model::{self, Endpoint, EndpointSlice, EndpointUse, ObjectKey, World};
 
 /// What an address stands for.
 #[derive(Debug, PartialEq, Eq)]
@@ -110,23 +109,17 @@ fn by_name(sources: &mut Sources<'_>, namespace: &str, host: &str, port: u16) ->
     sources.service(&key);
     let world = sources.world;
     let Some(service) = model::service(&world.objects, &key) else {
-        // A name in a namespace of the mesh is the mesh's: without its Service, it is nobody, and no matter for DNS.
-        sources.services_of(&key.namespace);
-        let ours = cluster_name || labels.len() > 1 && has_services(world, namespace, &key.namespace);
-        return if ours { Addressed::Nobody } else { Addressed::Outside };
+        // Without its Service it is nobody, and no matter for DNS: a name as only cluster DNS has them, or one in the client's own
+        // namespace or one that the mesh has ever known. Of other names of two labels nothing tells that they are no domain's
+        // (`example.com`).
+        let known = labels.len() > 1 && (*namespace == *key.namespace || sources.knows(&key.namespace));
+        return if cluster_name || known { Addressed::Nobody } else { Addressed::Outside };
     };
     if let [hostname, _, _] = labels.as_slice() {
         return by_hostname(sources, &key, hostname, port);
     }
     let external = matches!(service.kind, model::ServiceKind::ExternalName(_)) && service.ports.is_empty();
     if service.port(port).is_some() || external { Addressed::Service(key, port) } else { Addressed::Nobody }
-}
-
-/// Whether a namespace is one of the mesh: the client's own, or one with Services.
-fn has_services(world: &World, own: &str, namespace: &Arc<str>) -> bool {
-    let first = ObjectKey { kind: Kind::Service, namespace: Arc::clone(namespace), name: "".into() };
-    let next = world.objects.next_key(&first);
-    own == &**namespace || next.is_some_and(|key| key.kind == Kind::Service && key.namespace == *namespace)
 }
 
 /// One endpoint of a Service, asked for by its hostname. A port of the Service is that which its EndpointSlice says; any

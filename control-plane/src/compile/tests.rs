@@ -651,3 +651,29 @@ fn a_name_of_the_mesh_is_never_looked_up_outside() {
         assert_eq!(found("web", key), Some(Target::Outside(Default::default())), "{key}");
     }
 }
+
+#[test]
+fn a_namespace_that_was_ever_known_stays_the_meshs() {
+    let all = "apiVersion: v1\nkind: Pod\nmetadata: {name: cart, namespace: shop}\nstatus: {podIP: 10.1.0.1}\n---\n\
+               apiVersion: v1\nkind: Namespace\nmetadata: {name: office}\n";
+    let found = |world: &World, key| get(world, "web", ResourceKind::Destination, key).0.map(|resource| resource.body);
+    let up = world(all);
+    let gone = up.apply(Vec::new(), Vec::new());
+    let restarted = World::empty(up.settings.clone(), gone.generations()).apply(Vec::new(), Vec::new());
+    for world in [&up, &gone] {
+        assert_eq!((found(world, "cart.shop:80"), found(world, "cart.office:80")), (None, None));
+    }
+    // Of Pods that are gone nothing is on record.
+    assert_eq!(found(&restarted, "cart.office:80"), None);
+    // A name that could be any domain's is DNS's, unless it is written as cluster DNS has it.
+    assert!(found(&gone, "cart.shpo:80").is_some());
+    for key in ["cart.shpo.svc:80", "cart.shpo.svc.cluster.local:80"] {
+        assert_eq!(found(&gone, key), None, "{key}");
+    }
+    // Who was told that it is DNS's is told when that is no longer so.
+    let (_, topics) = get(&gone, "web", ResourceKind::Destination, "cart.shpo:80");
+    let ids: Vec<_> = topics.iter().map(Topic::id).collect();
+    let more = gone.apply(world(&all.replace("namespace: shop", "namespace: shpo")).last_good().collect(), Vec::new());
+    assert!(more.changed_since(&ids, gone.generation()));
+    assert_eq!(found(&more, "cart.shpo:80"), None);
+}

@@ -19,11 +19,22 @@ pub struct Report {
 /// Something that is allowed, and probably not meant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
+    /// See [`is_wrong`].
+    pub wrong: bool,
     /// "shop.yaml#2"
     pub source: String,
     /// "HTTPRoute shop/cart", or empty.
     pub object: String,
     pub message: String,
+}
+
+/// Whether a condition says that something of its object is not in force; one that is bad and not wrong is to be looked at.
+pub fn is_wrong(kind: &str, status: bool) -> bool {
+    match kind {
+        "Accepted" | "ResolvedRefs" => !status,
+        "PartiallyInvalid" => status,
+        _ => false,
+    }
 }
 
 /// Reads documents as a control plane would that starts with them.
@@ -33,6 +44,7 @@ pub fn check(settings: MeshSettings, documents: Vec<Document>, unreadable: Vec<D
     for ignored in world.ignored() {
         let (source, what) = ignored.split_once(": ").unwrap_or(("", &ignored));
         warnings.push(Warning {
+            wrong: false,
             source: source.to_owned(),
             object: String::new(),
             message: format!("{what} is of a kind that is not read"),
@@ -41,8 +53,9 @@ pub fn check(settings: MeshSettings, documents: Vec<Document>, unreadable: Vec<D
     let stands_in = |key: &ObjectKey| world.objects.get(key).is_some_and(|stored| stored.stands_in());
     let objects: Vec<_> = world.objects().into_iter().filter(|object| !stands_in(&object.key)).collect();
     for object in &objects {
-        let mut warn = |message: String| {
-            warnings.push(Warning { source: object.source.clone(), object: object.key.to_string(), message });
+        let mut warn = |wrong: bool, message: String| {
+            let (source, object) = (object.source.clone(), object.key.to_string());
+            warnings.push(Warning { wrong, source, object, message });
         };
         for condition in &object.conditions {
             // Of these two, true is the good one; it may still have something to say.
@@ -52,10 +65,13 @@ pub fn check(settings: MeshSettings, documents: Vec<Document>, unreadable: Vec<D
             }
             let status = if condition.status { "True" } else { "False" };
             let parent = condition.parent.as_ref().map(|parent| format!(" at {parent}")).unwrap_or_default();
-            warn(format!("{}={status} ({}){parent}: {}", condition.kind, condition.reason, condition.message));
+            warn(
+                is_wrong(condition.kind, condition.status),
+                format!("{}={status} ({}){parent}: {}", condition.kind, condition.reason, condition.message),
+            );
         }
         for message in surprises(&world, &object.key) {
-            warn(message);
+            warn(false, message);
         }
     }
     Report { errors: world.errors().to_vec(), objects: objects.len(), warnings }
@@ -129,7 +145,10 @@ mod tests {
         report
             .warnings
             .into_iter()
-            .map(|warning| format!("{} {} {}", warning.source, warning.object, warning.message))
+            .map(|warning| {
+                let sign = if warning.wrong { "×" } else { "‼" };
+                format!("{sign} {} {} {}", warning.source, warning.object, warning.message)
+            })
             .collect()
     }
 
@@ -161,18 +180,18 @@ spec: {parentRefs: [{kind: Service, name: a}], rules: [{backendRefs: []}]}
         assert_eq!(
             found,
             [
-                "a.yaml#1  apps/v1 Deployment is of a kind that is not read",
-                "a.yaml#2 Service default/a leno.dev/PartiallySupported=True (UnknownFields): these fields are not known or \
+                "‼ a.yaml#1  apps/v1 Deployment is of a kind that is not read",
+                "‼ a.yaml#2 Service default/a leno.dev/PartiallySupported=True (UnknownFields): these fields are not known or \
                  not supported, and have no effect: spec.ports[0].targetport, metadata.annotations[leno.dev/inbond]",
-                "a.yaml#2 Service default/a port 80 has no endpoints (no EndpointSlice has some for it)",
-                "a.yaml#3 EndpointSlice default/s ResolvedRefs=False (PodNotFound): Pod default/p does not exist: its \
+                "‼ a.yaml#2 Service default/a port 80 has no endpoints (no EndpointSlice has some for it)",
+                "× a.yaml#3 EndpointSlice default/s ResolvedRefs=False (PodNotFound): Pod default/p does not exist: its \
                  endpoint is left out",
-                "a.yaml#3 EndpointSlice default/s Service default/b does not exist",
-                "a.yaml#4 HTTPRoute default/r Accepted=False (NoMatchingParent) at gateway.networking.k8s.io/Service \
+                "‼ a.yaml#3 EndpointSlice default/s Service default/b does not exist",
+                "× a.yaml#4 HTTPRoute default/r Accepted=False (NoMatchingParent) at gateway.networking.k8s.io/Service \
                  default/a: gateway.networking.k8s.io/Service is no kind that is known: write group: \"\" for a Service",
-                "a.yaml#4 HTTPRoute default/r no parentRef is a Service (group: \"\", kind: Service): it is attached to \
+                "‼ a.yaml#4 HTTPRoute default/r no parentRef is a Service (group: \"\", kind: Service): it is attached to \
                  nothing",
-                "a.yaml#4 HTTPRoute default/r rule 0 has no backendRefs: requests are answered with 500",
+                "‼ a.yaml#4 HTTPRoute default/r rule 0 has no backendRefs: requests are answered with 500",
             ]
         );
     }

@@ -62,7 +62,7 @@ impl PolicyIndex {
     fn accepted(&self, objects: &Objects, key: &ObjectKey, target: &Target) -> Condition {
         let (status, reason, message) = match missing(objects, target) {
             Some(message) => (false, "TargetNotFound", message),
-            None => self.precedence(key, target),
+            None => self.precedence(objects, key, target),
         };
         let mut parent = target.object.to_string();
         if let Some(section) = &target.section {
@@ -71,23 +71,57 @@ impl PolicyIndex {
         Condition { kind: "Accepted", status, reason: reason.to_owned(), message, parent: Some(parent) }
     }
 
-    fn precedence(&self, key: &ObjectKey, target: &Target) -> (bool, &'static str, String) {
+    fn precedence(&self, objects: &Objects, key: &ObjectKey, target: &Target) -> (bool, &'static str, String) {
         let Some(sections) = self.in_force.get(&(key.kind, target.object.clone())) else {
             return (true, "Accepted", String::new());
         };
         if let Some(winner) = sections.get(&target.section).filter(|winner| *winner != key) {
-            return (false, "Conflicted", format!("{winner} is older, and in force"));
+            return (false, "Conflicted", format!("{winner} {}, and is in force", why_first(objects, winner, key)));
         }
         let others = sections.iter().filter(|(section, policy)| section.is_some() && *policy != key);
         let overridden: Vec<String> =
             others.filter_map(|(section, policy)| Some(format!("{}: {policy}", section.as_deref()?))).collect();
-        let message = if target.section.is_none() && !overridden.is_empty() {
-            format!("not in force where another is more specific: {}", overridden.join("; "))
-        } else {
-            String::new()
-        };
-        (true, "Accepted", message)
+        let mut message = Vec::new();
+        if target.section.is_none() && !overridden.is_empty() {
+            message.push(format!("not in force where another is more specific: {}", overridden.join("; ")));
+        }
+        let said = said_by_route(objects, key, target);
+        if !said.is_empty() {
+            message.push(format!("the route says itself: {}", said.join("; ")));
+        }
+        (true, "Accepted", message.join(". "))
     }
+}
+
+/// Why one of two policies for the same place goes before the other.
+fn why_first(objects: &Objects, first: &ObjectKey, other: &ObjectKey) -> &'static str {
+    let created = |key| index::policy(objects, key).and_then(|policy| policy.created.clone());
+    match (created(first), created(other)) {
+        (Some(first), Some(other)) if first < other => "is older",
+        (Some(_), None) => "alone has a creationTimestamp",
+        _ => "goes first by its name",
+    }
+}
+
+/// What of a RoutePolicy has no effect, because rules say it themselves: "rule cart: retry, timeouts.request".
+fn said_by_route(objects: &Objects, key: &ObjectKey, target: &Target) -> Vec<String> {
+    let policy = index::policy(objects, key).map(|policy| &policy.spec);
+    let rules = index::route(objects, &target.object).map(|route| &route.rules);
+    let (Some(PolicySpec::Route(policy)), Some(Rules::Http(rules))) = (policy, rules) else { return Vec::new() };
+    let concerned = rules.iter().filter(|rule| target.section.as_ref().is_none_or(|section| *section == rule.name));
+    let said = concerned.filter_map(|rule| {
+        let fields = [
+            ("retry", policy.retry.is_some() && rule.retry.is_some()),
+            ("timeouts.request", policy.request_timeout.is_some() && rule.request_timeout.is_some()),
+            (
+                "timeouts.backendRequest",
+                policy.backend_request_timeout.is_some() && rule.backend_request_timeout.is_some(),
+            ),
+        ];
+        let said: Vec<&str> = fields.into_iter().filter(|(_, both)| *both).map(|(field, _)| field).collect();
+        (!said.is_empty()).then(|| format!("rule {}: {}", rule.name, said.join(", ")))
+    });
+    said.collect()
 }
 
 /// What is said of a fallback that names nothing that could serve.
@@ -115,6 +149,10 @@ fn missing(objects: &Objects, target: &Target) -> Option<String> {
     };
     let Some(sections) = sections else { return Some(format!("{object} does not exist")) };
     let section = section.as_ref().filter(|section| !sections.contains(section))?;
+    // Of a bad route only what its traffic is was read.
+    if let Some(because) = index::route(objects, object).and_then(|route| route.refused.as_ref()) {
+        return Some(format!("{object} is refused: {because}"));
+    }
     let what = if object.kind == Kind::Service { "port" } else { "rule" };
     Some(format!("{object} has no {what} named {section:?}"))
 }

@@ -70,15 +70,6 @@ impl<K: Ord, V> SharedMap<K, V> {
     {
         self.get(key).is_some()
     }
-
-    /// The first key at or after `key`.
-    pub(crate) fn next_key<Q: Ord + ?Sized>(&self, key: &Q) -> Option<&K>
-    where
-        K: Borrow<Q>,
-    {
-        let chunks = self.chunks.get(self.place(key)..)?;
-        chunks.iter().flat_map(|chunk| chunk.iter()).map(|(known, _)| known).find(|known| (*known).borrow() >= key)
-    }
 }
 
 impl<K: Ord + Clone, V: Clone> SharedMap<K, V> {
@@ -194,7 +185,6 @@ mod tests {
                     prop_assert_eq!(map.remove(&key), model.remove(&key));
                 }
                 prop_assert_eq!(map.get(&key), model.get(&key));
-                prop_assert_eq!(map.next_key(&key), model.range(key..).next().map(|(key, _)| key));
             }
             for (map, model) in [(map, model), copy] {
                 prop_assert!(map.iter().eq(model.iter()));

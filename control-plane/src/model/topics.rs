@@ -77,7 +77,6 @@ pub(crate) fn touched(key: &ObjectKey, before: &Side<'_>, after: &Side<'_>, topi
             Object::Namespace(_) => drop(topics.insert(Topic::Namespace(key.name.clone()))),
             Object::Service(service) => {
                 topics.insert(Topic::Service(name_of(key)));
-                topics.insert(Topic::ServicesOf(key.namespace.clone()));
                 topics.extend(service.cluster_ips.iter().map(|ip| Topic::Address(ip.to_string().into())));
                 for slice in side.index.slices_of(key) {
                     if let Some(endpoints) = index::slice(side.objects, slice) {

@@ -29,6 +29,9 @@ const RECENT: usize = 32;
 /// Removed objects whose generation is remembered, so that one of the same name goes on from there.
 const MAX_REMOVED: usize = 4_096;
 
+/// Namespaces that are known because something was in them once. Beyond, those that nothing is in now are forgotten.
+const MAX_NAMESPACES: usize = 65_536;
+
 /// What a change touched.
 pub type Touched = HashSet<TopicId, ByTopicId>;
 
@@ -41,6 +44,8 @@ pub struct World {
     pub(crate) index: Index,
     pub(crate) routes: Arc<RouteIndex>,
     pub(crate) policies: Arc<PolicyIndex>,
+    /// Every namespace that something is in, or was: its names are the mesh's, and stay so when all in it is gone.
+    pub(crate) namespaces: Arc<BTreeSet<Arc<str>>>,
     generation: u64,
     errors: Arc<[DocumentError]>,
     /// Objects in force whose document is bad.
@@ -82,6 +87,7 @@ impl World {
             index: Index::default(),
             routes: Arc::default(),
             policies: Arc::default(),
+            namespaces: Arc::new(generations.objects.keys().filter_map(|name| namespace_of(name)).collect()),
             generation: generations.mesh,
             errors: Arc::default(),
             held_over: Arc::default(),
@@ -165,6 +171,7 @@ impl World {
             index: self.index.clone(),
             routes: Arc::clone(&self.routes),
             policies: Arc::clone(&self.policies),
+            namespaces: Arc::clone(&self.namespaces),
             generation: self.generation,
             errors: if errors_moved { intake.errors().into() } else { Arc::clone(&self.errors) },
             held_over: Arc::clone(&self.held_over),
@@ -226,6 +233,7 @@ impl World {
                 if before.is_none() && self.gone.contains_key(&key.to_string()) {
                     Arc::make_mut(&mut self.gone).remove(&key.to_string());
                 }
+                self.meet(key.own_namespace());
                 self.objects.insert(key.clone(), stored);
             }
             (Some(before), None) => {
@@ -235,6 +243,17 @@ impl World {
             (None, None) => return,
         }
         self.last_good_version += 1;
+    }
+
+    /// From now on the namespace is known.
+    fn meet(&mut self, namespace: &Arc<str>) {
+        if self.namespaces.contains(namespace) {
+            return;
+        }
+        if self.namespaces.len() >= MAX_NAMESPACES {
+            self.namespaces = Arc::new(self.objects.keys().map(|key| Arc::clone(key.own_namespace())).collect());
+        }
+        Arc::make_mut(&mut self.namespaces).insert(Arc::clone(namespace));
     }
 
     fn stored(&self, Claim { parsed, place }: &Claim, before: Option<&Arc<Stored>>, mesh: u64) -> Arc<Stored> {
@@ -299,6 +318,7 @@ impl World {
             return;
         }
         let mut touched = HashSet::new();
+        let namespaces_before = Arc::clone(&before.namespaces);
         let before = Side { objects: &before.objects, index: &before.index };
         let after = Side { objects: &self.objects, index: &self.index };
         for key in &self.changed {
@@ -306,6 +326,9 @@ impl World {
         }
         if !before.index.networks.same_as(&after.index.networks) {
             touched.insert(Topic::Settings);
+        }
+        if !Arc::ptr_eq(&namespaces_before, &self.namespaces) {
+            touched.extend(namespaces_before.symmetric_difference(&self.namespaces).cloned().map(Topic::Known));
         }
         let touched: Touched = touched.iter().map(Topic::id).collect();
         for topic in &touched {
@@ -549,6 +572,12 @@ fn remember_removed(gone: &mut Arc<BTreeMap<String, (u64, String)>>, key: &Objec
         while gone.len() >= MAX_REMOVED && gone.pop_first().is_some() {}
         gone.insert(name, (generation, String::new()));
     }
+}
+
+/// Of an object as [`Generations`] name it: "Service shop/cart", "Namespace shop".
+fn namespace_of(name: &str) -> Option<Arc<str>> {
+    let (_, name) = name.split_once(' ')?;
+    Some(name.split_once('/').map_or(name, |(namespace, _)| namespace).into())
 }
 
 /// Pods and EndpointSlices come and go by the thousand, mostly under names that do not come back.

@@ -17,13 +17,13 @@ const FORGET_EVERY: Duration = Duration::from_secs(10);
 /// What kubelets say of a container that has just been started or ended may be that late.
 const KUBELET_LATE: Duration = Duration::from_secs(5);
 
-/// How long a proxy that vanished counts with what it may still serve: where an API server tells when a Pod ends, until then, or until
-/// its process has ended, which took its policy with it. One that should have ended and whose end nobody saw (its node is dead, or cut
-/// off) counts for [`limits::DISCONNECTED_KEPT`] more.
+/// How long a proxy that vanished counts with what it may still serve: for as long as its Pod is there. Where an API server tells when
+/// its process has ended, which took its policy with it, until then; one that should have ended and whose end nobody saw (its node is
+/// dead, or cut off) counts for [`limits::DISCONNECTED_KEPT`] more.
 fn kept(world: &World, in_cluster: bool, namespace: &str, pod: &str, now: SystemTime) -> Duration {
     if !in_cluster {
         let known = world.service_account(namespace, pod).is_some();
-        return if known { limits::DISCONNECTED_KEPT } else { Duration::ZERO };
+        return if known { Duration::MAX } else { Duration::ZERO };
     }
     match world.proxy_of(namespace, pod, limits::DISCONNECTED_KEPT, now) {
         // A proxy that has been heard of counts before its startup probe has passed, and while a kubelet that was restarted asks anew.
@@ -120,7 +120,9 @@ mod tests {
         let down = up.change([pod(json!({}), None)]);
         assert_eq!((of(&down), down.generation()), (KUBELET_LATE, up.generation()));
         assert_eq!(of(&down.change([pod(json!({}), Some(false))])), Duration::MAX);
-        // From a folder nobody says what runs.
-        assert_eq!(kept(&down, false, "shop", "web-1", now), limits::DISCONNECTED_KEPT);
+        // From a folder nobody says what runs: whoever has a Pod document may.
+        assert_eq!(kept(&down, false, "shop", "web-1", now), Duration::MAX);
+        let gone = down.change([FileContent::none("Pod shop/web-1".into())]);
+        assert_eq!(kept(&gone, false, "shop", "web-1", now), Duration::ZERO);
     }
 }

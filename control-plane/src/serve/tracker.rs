@@ -278,9 +278,14 @@ impl Tracker {
     /// Who is only expected counts as long: a proxy that is cut off serves what it had, whichever control plane it had it from.
     pub fn forget_vanished(&self, now: Instant, kept: impl Fn(&str, &str) -> Duration) {
         let usual = limits::DISCONNECTED_KEPT;
+        // One that came without a Pod may have got one since.
+        let kept = |namespace: &str, workload: &str, had_pod: bool| {
+            let kept = kept(namespace, workload);
+            if had_pod { kept } else { kept.max(usual) }
+        };
         let is_gone = |record: &Record| {
             let Opened { identity, workload, has_pod, .. } = &record.opened;
-            let kept = if *has_pod { kept(identity.namespace(), workload) } else { usual };
+            let kept = kept(identity.namespace(), workload, *has_pod);
             let kept = if record.duplicate { kept.min(usual) } else { kept };
             record.vanished.is_some_and(|at| now.saturating_duration_since(at) >= kept)
         };
@@ -288,12 +293,18 @@ impl Tracker {
         let old: Vec<StreamId> =
             state.streams.iter().filter(|(_, record)| is_gone(record)).map(|(id, _)| *id).collect();
         for id in &old {
+            if let Some(record) = state.streams.get(id).filter(|record| !record.opened.has_pod && !record.duplicate) {
+                warn_of_forgetting(&record.name);
+            }
             state.forget(*id);
         }
         let missing = state.missing.len();
-        state.missing.retain(|_, (name, since)| {
-            let kept = if name.has_pod { kept(&name.namespace, &name.workload) } else { usual };
-            now.saturating_duration_since(*since) < kept
+        state.missing.retain(|full, (name, since)| {
+            let stays = now.saturating_duration_since(*since) < kept(&name.namespace, &name.workload, name.has_pod);
+            if !stays && !name.has_pod {
+                warn_of_forgetting(full);
+            }
+            stays
         });
         let forgot = !old.is_empty() || state.missing.len() != missing;
         drop(state);
@@ -570,6 +581,16 @@ impl Standing {
         };
         all.windows(2).all(|pair| matches!(pair, [a, b] if same(a, b)))
     }
+}
+
+/// Nothing tells whether it runs: without a Pod there is nothing that is removed with it.
+fn warn_of_forgetting(proxy: &str) {
+    tracing::warn!(
+        proxy,
+        after_s = limits::DISCONNECTED_KEPT.as_secs(),
+        "a proxy without a Pod has been away for long and is counted no more: if it is only cut off, it still serves what it had, \
+         and nobody names it. Give it a Pod document to have it named for as long as that is there"
+    );
 }
 
 /// 0: of another object of that name, deleted since, or made since.

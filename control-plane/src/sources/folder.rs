@@ -19,7 +19,7 @@ use anyhow::Context;
 use notify::Watcher;
 use tokio::sync::watch;
 
-use crate::model::{Document, DocumentError, MeshSettings, World};
+use crate::model::{Document, DocumentError, FileContent, MeshSettings, World};
 
 mod events;
 mod files;
@@ -185,10 +185,7 @@ impl Folder {
                     self.found();
                     self.take(changes) && look.writers.recent.is_empty()
                 }
-                Err(error) => {
-                    self.lose(&error);
-                    true
-                }
+                Err(error) => self.lose(&error),
             };
             if complete && asked != *self.answered.borrow() {
                 self.answered.send_replace(asked);
@@ -223,21 +220,34 @@ impl Folder {
         !unsettled
     }
 
-    fn lose(&mut self, error: &io::Error) {
-        if !self.lost {
-            tracing::error!(
-                folder = %self.config.display(), %error,
-                "cannot read the configuration folder: what was read last stays in force"
-            );
+    /// False: it is back already, and will be looked at again; one that is replaced is gone for a moment.
+    fn lose(&mut self, error: &io::Error) -> bool {
+        if self.lost {
+            return true;
         }
+        std::thread::sleep(GRACE_EMPTY);
+        if self.files.look(&self.config, &Look::default()).is_ok() {
+            self.events.again();
+            return false;
+        }
+        let reason = format!("cannot be read: {error}: what was read last stays in force until it can be");
+        self.say_of_all(Some(DocumentError::of_all(&self.config, reason)));
         self.lost = true;
+        true
     }
 
     fn found(&mut self) {
         if self.lost {
-            tracing::info!(folder = %self.config.display(), "the configuration folder can be read again");
+            self.say_of_all(None);
         }
         self.lost = false;
+    }
+
+    /// What is wrong with the folder as a whole is told like what is wrong with a document.
+    fn say_of_all(&self, error: Option<DocumentError>) {
+        let file = DocumentError::file_of_all(&self.config);
+        let world = self.publish.borrow().change([FileContent::of(file, Vec::new(), error.into_iter().collect())]);
+        self.publish.send_replace(Arc::new(world));
     }
 }
 

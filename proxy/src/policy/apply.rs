@@ -27,7 +27,7 @@ use std::{
 use leno_proto::v1::{self, Rejection, ResourceKind, ResourceName, resource::Body};
 
 use super::{
-    DestinationKey, Explain, Protocol, Settings, Store,
+    DestinationKey, Explain, Protocol, Settings, Store, Target,
     store::{HeldDestination, Provenance, Snapshot},
 };
 use crate::{config::limits, http::persistence::SessionKey, upstream::Backend};
@@ -123,6 +123,14 @@ impl Change {
                 let parsed = destination::parse(key.clone(), destination, before, &mut backends)?;
                 let made = backends.made;
                 next.backends.extend(made);
+                let was_outside = before.is_some_and(|before| matches!(before.target, Target::Outside));
+                if let (DestinationKey::Name(name), Target::Outside, false) = (&key, &parsed.target, was_outside) {
+                    tracing::warn!(
+                        destination = %name,
+                        "this destination is outside the mesh: DNS is asked for it, and it is reached in plaintext. If it is meant \
+                         to be a Service, see whether its namespace is right; service.namespace.svc is never DNS's"
+                    );
+                }
                 let used = match next.destinations.get(&key) {
                     Some(held) => held.used.clone(),
                     None => Arc::new(AtomicBool::new(true)),

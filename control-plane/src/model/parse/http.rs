@@ -263,10 +263,11 @@ fn retry(context: &mut Context<'_>, at: &str, raw: &RawRetry) -> Result<Retry, W
     }
     let attempts = raw.attempts.unwrap_or(DEFAULT_ATTEMPTS);
     let attempts = wrong.note(match u32::try_from(attempts) {
-        Ok(attempts) if attempts > 0 => Ok(attempts),
-        _ => refuse::<_, FieldError>(
+        // Gateway API sets no least: 0 is no further try.
+        Ok(attempts) => Ok(attempts),
+        Err(_) => refuse::<_, FieldError>(
             format!("{at}.attempts"),
-            format!("{attempts} is not a number of tries (1 or more)"),
+            format!("{attempts} is not a number of further tries (0 or more)"),
         ),
     });
     let backoff = raw.backoff.as_ref().map(|text| wrong.note(value::duration(&format!("{at}.backoff"), text)));

@@ -23,7 +23,7 @@ mod static_answer;
 /// A policy, and its fields that have no effect.
 pub(super) fn policy(key: &ObjectKey, metadata: &Metadata, content: &Value) -> Result<(Policy, Vec<String>), Wrong> {
     let mut wrong = Wrong::default();
-    let (targets, spec, unknown) = match key.kind {
+    let (targets, spec, mut unknown) = match key.kind {
         Kind::RoutePolicy => {
             let (raw, unknown) = read::<api::RoutePolicySpec>(content)?;
             (raw.target_refs.clone(), PolicySpec::Route(wrong.note(route::route_policy(key, &raw))), unknown)
@@ -46,7 +46,7 @@ pub(super) fn policy(key: &ObjectKey, metadata: &Metadata, content: &Value) -> R
         }
     };
     let targets = wrong.note(self::targets(key, &targets));
-    let created = metadata.creation_timestamp.as_deref().map(Into::into);
+    let created = metadata.created(&mut unknown);
     wrong.or(Policy { created, targets, spec }).map(|policy| (policy, unknown))
 }
 
@@ -113,9 +113,19 @@ fn duration_within(
 ) -> Result<std::time::Duration, FieldError> {
     let duration = value::duration(field, &text.0)?;
     if duration < least || duration > most {
-        return refuse(field, format!("{:?} is not between {least:?} and {most:?}", text.0));
+        return refuse(field, format!("{:?} is not between {} and {}", text.0, as_written(least), as_written(most)));
     }
     Ok(duration)
+}
+
+/// In the units that people write: 86400s is 24h.
+fn as_written(duration: std::time::Duration) -> String {
+    let (seconds, rest) = (duration.as_secs(), duration.subsec_nanos());
+    match (seconds, rest) {
+        (1.., 0) if seconds.is_multiple_of(3600) => format!("{}h", seconds / 3600),
+        (1.., 0) if seconds.is_multiple_of(60) => format!("{}m", seconds / 60),
+        _ => format!("{duration:?}"),
+    }
 }
 
 /// A number within bounds, both included.

@@ -114,7 +114,7 @@ pub(super) fn route(key: &ObjectKey, metadata: &Metadata, content: &Value) -> Re
     let unsupported = context.unsupported;
     unknown.append(&mut context.without_effect);
     let parents = wrong.note(parents(&key.namespace, &raw_parents));
-    let created = metadata.creation_timestamp.as_deref().map(Arc::from);
+    let created = metadata.created(&mut unknown);
     wrong.or((Route { created, parents, rules, unsupported, refused: None }, unknown))
 }
 
@@ -140,7 +140,7 @@ pub(super) fn stand_in(key: &ObjectKey, metadata: &Metadata, content: &Value, be
         Kind::TcpRoute => Rules::Tcp { backends },
         _ => Rules::Http(http::http_stand_ins(spec, &backends)),
     };
-    let created = metadata.creation_timestamp.as_deref().map(Arc::from);
+    let created = metadata.created(&mut Vec::new());
     Some(Route { created, parents, rules, unsupported: Vec::new(), refused: Some(because.into()) })
 }
 

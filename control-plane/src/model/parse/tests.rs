@@ -59,10 +59,38 @@ fn errors_name_object_field_and_reason() {
     assert_eq!(error.object.map(|key| key.to_string()), Some("HTTPRoute default/r".to_owned()));
     assert_eq!((&*error.file, error.document), ("f.yaml", 3));
     assert_eq!(error.field, "spec.rules[0].backendRefs[1].port");
-    assert_eq!(error.reason, "invalid type: string \"http\", expected i64");
+    assert_eq!(error.reason, "invalid type: string \"http\", expected a whole number");
     let Some(Item::Bad(error)) = items(service(json!({"type": false}))).pop() else { panic!() };
     let quoted = "invalid type: boolean `false`, expected a string: put it in quotes";
     assert_eq!((&*error.field, &*error.reason), ("spec.type", quoted));
+}
+
+#[test]
+fn errors_say_what_to_write_instead() {
+    let policy = |spec: Value| json!({"apiVersion": "leno.dev/v1alpha1", "kind": "RoutePolicy", "metadata": {"name": "p"}, "spec": spec});
+    for (document, expected) in [
+        (http_route(json!({"timeouts": {"request": 5}})), "expected a string: write a time with its unit, like 5s"),
+        (policy(json!({"retry": {"grpcCodes": [14]}})), "expected a string: write the code's name, like UNAVAILABLE"),
+        (policy(json!({"retry": {"attempts": "two"}})), "invalid type: string \"two\", expected a whole number"),
+        (policy(json!({"timeouts": "2s"})), "invalid type: string \"2s\", expected a mapping"),
+        (policy(json!({"retry": {"methods": "Some"}})), "unknown value `Some`, expected `Idempotent` or `Any`"),
+    ] {
+        let Some(Item::Bad(error)) = items(document).into_iter().next() else { panic!("{expected}") };
+        assert!(error.reason.ends_with(expected), "{error:?}");
+    }
+}
+
+#[test]
+fn what_claims_to_be_of_our_group_and_is_not_is_an_error() {
+    for kind in ["RetryPolicy", "Service"] {
+        let document = json!({"apiVersion": "leno.dev/v1alpha1", "kind": kind, "metadata": {"name": "p"}});
+        let Some(Item::Bad(error)) = items(document).pop() else { panic!("{kind}") };
+        assert_eq!(error.field, "kind");
+        let told = "is no kind of leno.dev: there are BackendPolicy";
+        assert!(error.reason.contains(told) && !error.reason.contains("XBackend"), "{error:?}");
+    }
+    let document = json!({"apiVersion": "example.org/v1", "kind": "RetryPolicy", "metadata": {"name": "p"}});
+    assert!(matches!(items(document).pop(), Some(Item::Ignored(_))));
 }
 
 #[test]
@@ -102,7 +130,10 @@ fn rules_of_gateway_api_are_held_to() {
             "spec.rules[0].timeouts.backendRequest: longer than timeouts.request",
         ),
         (json!({"retry": {"codes": [500, 200]}}), "spec.rules[0].retry.codes[1]: 200 is not between 400 and 599"),
-        (json!({"retry": {"attempts": 0}}), "spec.rules[0].retry.attempts: 0 is not a number of tries (1 or more)"),
+        (
+            json!({"retry": {"attempts": -1}}),
+            "spec.rules[0].retry.attempts: -1 is not a number of further tries (0 or more)",
+        ),
         (
             json!({"filters": [{"type": "RequestRedirect", "requestRedirect": {"statusCode": 300}}]}),
             "spec.rules[0].filters[0].requestRedirect.statusCode: 300 is not one of 301, 302, 303, 307, 308",
@@ -200,7 +231,7 @@ fn everything_that_is_wrong_is_told_at_once_and_nothing_that_follows_from_it() {
         ],
         "backendRefs": [{"name": "A", "weight": -1}],
         "timeouts": {"request": "soon", "backendRequest": "1"},
-        "retry": {"attempts": 0, "codes": [200]},
+        "retry": {"attempts": -1, "codes": [200]},
     }));
     route["spec"]["parentRefs"] = json!([{"name": "g", "port": 0}]);
     let fields: Vec<String> = all_bad(route).iter().map(|error| error.split(": ").next().unwrap().to_owned()).collect();

@@ -1,6 +1,7 @@
 use crate::{
     compile::tests::world,
-    model::{Condition, Kind, ObjectKey, World},
+    model::{Condition, Generations, Kind, MeshSettings, ObjectKey, World},
+    sources::yaml::{self, Contents},
 };
 
 const SERVICE: &str = r"
@@ -54,6 +55,49 @@ fn the_oldest_policy_of_a_place_is_in_force_and_the_others_are_told() {
         let told = accepted(&world, loser);
         assert!(!told[0].0 && told[0].1 == "Conflicted" && told[0].2.contains("z-old"), "{told:?}");
     }
+    assert_eq!(accepted(&world, "a-new")[0].2, "BackendPolicy default/z-old is older, and is in force");
+    let told = &accepted(&world, "of-a-folder")[0].2;
+    assert_eq!(told, "BackendPolicy default/z-old alone has a creationTimestamp, and is in force");
+}
+
+#[test]
+fn where_no_time_decides_the_name_is_said_to() {
+    let yesterday = backend_policy("c", Some("yesterday"), None);
+    let world =
+        world(&[SERVICE, &backend_policy("b", None, None), &backend_policy("a", None, None), &yesterday].concat());
+    assert_eq!(accepted(&world, "b")[0].2, "BackendPolicy default/a goes first by its name, and is in force");
+    let told = accepted(&world, "c");
+    assert_eq!(told[0].2, "BackendPolicy default/a goes first by its name, and is in force");
+    assert!(told[1].2.ends_with("metadata.creationTimestamp (\"yesterday\" is no time)"), "{told:?}");
+}
+
+#[test]
+fn what_a_route_says_itself_is_told_to_its_policy() {
+    let policy = |section: &str| {
+        format!(
+            "---\napiVersion: leno.dev/v1alpha1\nkind: RoutePolicy\nmetadata: {{name: p}}\n\
+             spec: {{targetRefs: [{{group: gateway.networking.k8s.io, kind: HTTPRoute, name: shop{section}}}], \
+             retry: {{}}, timeouts: {{request: 2s, backendRequest: 1s}}}}\n"
+        )
+    };
+    let own = SERVICE.replace(
+        "    - name: cart\n",
+        "    - name: plain\n    - name: cart\n      retry: {codes: [503]}\n      timeouts: {request: 5s}\n",
+    );
+    let told = |text: &str| {
+        let Contents { documents, unreadable, .. } = yaml::documents(&"a.yaml".into(), text, &yaml::Known::new());
+        let world = World::empty(MeshSettings::strict("cluster.local"), Generations::default());
+        accepted(&world.apply(documents, unreadable), "p").remove(0)
+    };
+    let said = (true, "Accepted".to_owned(), "the route says itself: rule cart: retry, timeouts.request".to_owned());
+    assert_eq!(told(&format!("{own}{}", policy(""))), said);
+    assert_eq!(told(&format!("{own}{}", policy(", sectionName: cart"))), said);
+    assert_eq!(told(&format!("{own}{}", policy(", sectionName: plain"))).2, "");
+    // A refused route's rules are not known.
+    let refused = own.replace("request: 5s", "request: soon");
+    let (status, reason, message) = told(&format!("{refused}{}", policy(", sectionName: cart")));
+    assert_eq!((status, &*reason), (false, "TargetNotFound"));
+    assert!(message.starts_with("HTTPRoute default/shop is refused: spec.rules[1].timeouts.request"), "{message}");
 }
 
 #[test]

@@ -279,8 +279,17 @@ fn those_that_an_earlier_control_plane_knew_are_missed_until_they_are_back() {
     assert_eq!(tracker.progress(&route(), Some(1), "").awaited, 2);
     tracker.forget_vanished(now, |_, pod| if pod == "b" { Duration::ZERO } else { Duration::MAX });
     assert_eq!(laggards(&tracker, Some(1)), [missed("shop/c")]);
-    tracker.forget_vanished(now + limits::DISCONNECTED_KEPT, |_, _| Duration::MAX);
+    // Without a Pod nothing tells when it is gone for good.
+    let without_pod = |_: &str, _: &str| Duration::ZERO;
+    tracker.forget_vanished(now + limits::DISCONNECTED_KEPT - Duration::from_secs(1), without_pod);
+    assert_eq!(laggards(&tracker, Some(1)), [missed("shop/c")]);
+    tracker.forget_vanished(now + limits::DISCONNECTED_KEPT, without_pod);
     assert_eq!(tracker.progress(&route(), Some(1), ""), Progress::default());
+
+    // One that has got a Pod since is named as long as any.
+    tracker.expect([name("c", false)], now);
+    tracker.forget_vanished(now + limits::DISCONNECTED_KEPT * 100, |_, _| Duration::MAX);
+    assert_eq!(laggards(&tracker, Some(1)), [missed("shop/c")]);
 
     // A proxy that is cut off for longer than a control plane waits is not one that runs everything: its Pod is up.
     tracker.expect([name("b", true)], now);

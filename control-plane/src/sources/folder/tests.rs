@@ -132,11 +132,15 @@ async fn what_was_good_stays_while_the_folder_is_gone_or_a_file_is_bad() {
     // Another folder in its place.
     let config = setup.path("");
     fs::rename(&config, setup.folder.path().join("old")).unwrap();
+    let world = setup.until("the folder is missed", |world| !world.errors().is_empty()).await;
+    let error = &world.errors()[0];
+    assert!(error.file.ends_with("/config/") && error.reason.contains("stays in force"), "{error:?}");
+    assert_eq!((names(&world), world.generation()), (vec!["a".to_owned()], 2));
     fs::create_dir(setup.folder.path().join("new")).unwrap();
     fs::write(setup.folder.path().join("new/b.yaml"), service("b", 1)).unwrap();
     assert_eq!(names(&setup.worlds.borrow()), ["a"]);
     fs::rename(setup.folder.path().join("new"), &config).unwrap();
-    setup.until("the new folder", |world| names(world) == ["b"]).await;
+    setup.until("the new folder", |world| names(world) == ["b"] && world.errors().is_empty()).await;
     fs::write(setup.path("b.yaml"), service("b", 2)).unwrap();
     setup.until("a change there", |world| port(world, "b") == Some(2)).await;
 }

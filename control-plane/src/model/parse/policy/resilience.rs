@@ -50,7 +50,7 @@ impl Section<'_> {
 
 pub(super) fn retry(raw: &api::RouteRetry) -> Result<RetryPolicy, Wrong> {
     let mut section = Section { at: "spec.retry", wrong: Wrong::default() };
-    let attempts = section.number("attempts", raw.attempts, (1, 10)).unwrap_or(2);
+    let attempts = section.number("attempts", raw.attempts, (0, 10)).unwrap_or(2);
     let backoff = raw.backoff.clone().unwrap_or_default();
     let base = section.duration("backoff.base", backoff.base.as_ref(), (MS, MAX_WAIT)).unwrap_or(25 * MS);
     let max =
@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn what_is_out_of_bounds_is_named() {
         for (section, expected) in [
-            (json!({"attempts": 0}), "spec.retry.attempts: 0 is not between 1 and 10"),
+            (json!({"attempts": 11}), "spec.retry.attempts: 11 is not between 0 and 10"),
             (json!({"attempts": -1}), "spec.retry.attempts: -1 is not"),
             (json!({"attempts": 99999999999_i64}), "spec.retry.attempts: 99999999999 is not"),
             (
