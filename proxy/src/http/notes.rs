@@ -149,6 +149,16 @@ impl Notes {
         self.decisions.push(decision);
     }
 
+    /// Before all that was added, and no later than that.
+    pub(crate) fn add_first(&mut self, subject: &str, text: String, now: Instant) {
+        let (held, first) = (self.decisions.len(), self.decisions.first().map(|first| first.after_us));
+        self.add(subject, true, text, String::new(), now);
+        if let (Some(added), Some(first)) = (self.decisions.get_mut(held), first) {
+            added.after_us = first;
+            self.decisions.rotate_right(1);
+        }
+    }
+
     /// The request ended.
     pub(crate) fn end(self, record: &RequestRecord, failed: bool, now: SystemTime) -> CarriedRequest {
         let began = now.checked_sub(record.duration).unwrap_or(now).duration_since(UNIX_EPOCH).unwrap_or_default();

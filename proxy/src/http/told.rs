@@ -93,6 +93,13 @@ impl Exchange {
         }
     }
 
+    /// What came before the failure that the notes began with, if they did.
+    pub(crate) fn tell_first(&mut self, subject: &str, text: impl FnOnce() -> String) {
+        if let Some(notes) = self.notes.as_mut().filter(|notes| notes.began_with_failure()) {
+            notes.add_first(subject, text(), Instant::now());
+        }
+    }
+
     /// As [`Self::tell`], by a rule. Of which generation it is, is not said: the store may hold a newer one than decided.
     pub(crate) fn tell_by_rule(
         &mut self,
