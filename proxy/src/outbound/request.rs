@@ -331,6 +331,8 @@ impl Request<'_> {
         (exchange.is_retrying, exchange.in_vain) = (false, false);
         exchange.record.fallback = Some(error.reason());
         exchange.record.backend = Some(Arc::clone(&to.key));
+        // It was one of the other backend.
+        exchange.record.endpoint = None;
         exchange.metrics = metrics.clone();
         let plan = self.plan(action, to);
         forward::forward(exchange, plan, Outgoing { head: &mut head, body, upgrade, host: self.key }).await
