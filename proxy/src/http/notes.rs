@@ -60,6 +60,8 @@ pub(crate) struct Notes {
     decisions: Vec<Decision>,
     bytes: usize,
     left_out: u32,
+    /// The latest answer was the server's proxy's, which refuses the request for what it is.
+    refused: bool,
 }
 
 impl Notes {
@@ -83,6 +85,7 @@ impl Notes {
             decisions: Vec::new(),
             bytes: 0,
             left_out: 0,
+            refused: false,
         };
         head.into_iter().for_each(|head| notes.keep_headers(head, wanted));
         Box::new(notes)
@@ -126,6 +129,14 @@ impl Notes {
 
     pub(crate) fn is_by_header(&self) -> bool {
         self.because == Because::Header
+    }
+
+    pub(crate) fn answered(&mut self, refused: bool) {
+        self.refused = refused;
+    }
+
+    pub(crate) fn was_refused(&self) -> bool {
+        self.refused
     }
 
     /// What its client asked for, if the request was rewritten since.
