@@ -51,7 +51,7 @@ fn came(exchange: &mut Exchange, client: SocketAddr) {
 }
 
 fn service_text(key: &DestinationKey, port: &ServicePort) -> String {
-    format!("{key} is Service {} port {}, which speaks {}", port.service, port.port, port.protocol.as_str())
+    format!("{key} is Service {} port {}, {}", port.service, port.port, port.protocol.spoken())
 }
 
 /// The rule is known, and its policy may want the request kept, from its beginning.
