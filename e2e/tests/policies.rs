@@ -97,8 +97,8 @@ async fn a_request_is_explained_by_the_proxy_that_would_send_it() -> Result<()> 
         "the path is not under /checkout",
         "matches  [HTTPRoute default/shop, rule rest, generation 1]",
         "the whole request: 7s  [RoutePolicy default/patient, generation 1]",
-        "default/shop:80 gets 90.0000 %",
-        "default/canary:80 gets 10.0000 %",
+        "default/shop:80 gets 90 %",
+        "default/canary:80 gets 10 %",
         "ready; mTLS, must be spiffe://cluster.local/ns/default/sa/",
     ] {
         ensure!(told.contains(part), "{part:?} is not told:\n{told}");
@@ -135,7 +135,7 @@ async fn what_is_asked_about_a_request_with_method_and_headers_is_about_that_req
         let told = scenario.mesh.leno(&[&["explain", "client", url], asked].concat()).await?;
         for part in [
             format!("matches  [HTTPRoute default/shop, rule {rule}, generation 1]"),
-            format!("default/{backend}:80 gets 100.0000 %"),
+            format!("default/{backend}:80 gets 100 %"),
         ] {
             ensure!(told.contains(&part), "{part:?} is not told of {asked:?}:\n{told}");
         }

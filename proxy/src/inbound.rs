@@ -11,6 +11,8 @@ pub mod rate_limit;
 mod request;
 mod told;
 
+pub(crate) use self::request::size as head_size;
+
 use std::{
     io,
     net::SocketAddr,

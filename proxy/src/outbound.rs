@@ -68,7 +68,13 @@ pub async fn serve(ctx: Context, accepted: Accepted, key: DestinationKey, _waite
         Err(error @ (Error::Connect { .. } | Error::Tls { .. } | Error::Reset { .. })) => {
             tracing::debug!(%peer, %key, %error, "connection failed");
         }
-        Err(error) => ctx.telemetry.refused(Direction::Outbound, error.reason().as_str(), peer, &error),
+        Err(error) => {
+            let reason = match &error {
+                Error::Refused(what) => *what,
+                error => error.reason().as_str(),
+            };
+            ctx.telemetry.refused(Direction::Outbound, reason, peer, &format_args!("to {key}: {error}"));
+        }
     }
 }
 
@@ -292,39 +298,53 @@ struct Chosen<'a> {
 }
 
 impl<'a> Chosen<'a> {
-    /// Where a connection of opaque bytes (or of TLS with `server_name`) goes. What goes nowhere has its line in the access log, too.
+    /// Where a connection of opaque bytes (or of TLS with `server_name`) goes. What goes nowhere is counted and has its line in the
+    /// access log, too.
     fn opaque(
         ctx: &Context,
         client: SocketAddr,
         destination: &'a Destination,
         server_name: Option<&str>,
     ) -> Result<Self, Error> {
-        Self::find(ctx, destination, server_name).inspect_err(|error| {
-            if ctx.telemetry.has_access_log() {
-                let mut record = ConnectionRecord::new(Direction::Outbound, client, &destination.key);
-                record.ended(Some(error.reason()), 0, 0, Duration::ZERO);
-                ctx.telemetry.connection_ended(&record);
-            }
+        Self::find(ctx, destination, server_name).map_err(|Nowhere { metrics, origin, error }| {
+            let carried = Carried::begin(ctx, &metrics, || ConnectionRecord {
+                route: origin.cloned(),
+                ..ConnectionRecord::new(Direction::Outbound, client, &destination.key)
+            });
+            carried.failed(error)
         })
     }
 
-    fn find(ctx: &Context, destination: &'a Destination, server_name: Option<&str>) -> Result<Self, Error> {
+    fn find(ctx: &Context, destination: &'a Destination, server_name: Option<&str>) -> Result<Self, Nowhere<'a>> {
         let service = match &destination.target {
             Target::Service(service) => service,
             Target::Workload(backend) => {
                 let metrics = ConnectionMetrics::outbound(&backend.key, "default", &backend.key);
                 return Ok(Self { backend: Arc::clone(backend), metrics, origin: None });
             }
-            Target::Outside => return Err(Error::InvalidBackend(format!("{} is outside the mesh", destination.key))),
+            Target::Outside => {
+                let metrics = ConnectionMetrics::outbound("outside", "default", "outside");
+                let error = Error::InvalidBackend(format!("{} is outside the mesh", destination.key));
+                return Err(Nowhere { metrics, origin: None, error });
+            }
         };
         let route = match &service.tls {
             Some(routes) if service.protocol == Protocol::Tls => routes.decide(server_name),
             _ => service.tcp.as_ref(),
         };
-        let route = route.ok_or(Error::NoRule)?;
-        let chosen = route.backends.pick(ctx.random.next()).ok_or_else(|| no_backend(&route.origin))?;
-        let backend = chosen.backend.as_ref().map_err(|reason| Error::InvalidBackend(reason.clone()))?;
-        Ok(Self { backend: Arc::clone(backend), metrics: chosen.metrics.clone(), origin: Some(&route.origin) })
+        let metrics = |route: &str| ConnectionMetrics::outbound(&service.service, route, "");
+        let Some(route) = route else {
+            return Err(Nowhere { metrics: metrics(""), origin: None, error: Error::NoRule });
+        };
+        let origin = Some(&route.origin);
+        let Some(chosen) = route.backends.pick(ctx.random.next()) else {
+            return Err(Nowhere { metrics: metrics(&route.origin.route), origin, error: no_backend(&route.origin) });
+        };
+        let metrics = chosen.metrics.clone();
+        match &chosen.backend {
+            Ok(backend) => Ok(Self { backend: Arc::clone(backend), metrics, origin }),
+            Err(reason) => Err(Nowhere { metrics, origin, error: Error::InvalidBackend(reason.clone()) }),
+        }
     }
 
     fn carried<'c>(&'c self, ctx: &'c Context, client: SocketAddr, key: &DestinationKey) -> Carried<'c> {
@@ -334,6 +354,14 @@ impl<'a> Chosen<'a> {
             ..ConnectionRecord::new(Direction::Outbound, client, key)
         })
     }
+}
+
+/// Opaque bytes go nowhere.
+struct Nowhere<'a> {
+    metrics: ConnectionMetrics,
+    /// The rule that was to take them, if there was one.
+    origin: Option<&'a RuleOrigin>,
+    error: Error,
 }
 
 /// A rule without backends, or whose backends all weigh nothing.

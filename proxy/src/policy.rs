@@ -133,6 +133,22 @@ impl Protocol {
             Self::Tcp => "tcp",
         }
     }
+
+    /// What is known of what a port speaks, in words: "declared http".
+    pub(crate) fn declared(self) -> String {
+        match self {
+            Self::Detect => "undeclared: what is spoken is found out".to_owned(),
+            declared => format!("declared {}", declared.as_str()),
+        }
+    }
+
+    /// The same of what a Service's port speaks: "which speaks http".
+    pub(crate) fn spoken(self) -> String {
+        match self {
+            Self::Detect => "whose protocol is not declared: what is spoken is found out".to_owned(),
+            declared => format!("which speaks {}", declared.as_str()),
+        }
+    }
 }
 
 /// The workload's own inbound policy.

@@ -2,6 +2,7 @@
 //! header, the access log's field, the metrics' label and the span's `error.type`; docs/reasons.md is this list.
 
 use http::StatusCode;
+use leno_proto::grpc;
 
 macro_rules! reasons {
     ($($variant:ident $name:literal $status:expr, $grpc:expr, $meaning:literal;)*) => {
@@ -81,6 +82,12 @@ impl GrpcCode {
             Self::Unavailable => "UNAVAILABLE",
         }
     }
+}
+
+/// What a gRPC code is called.
+pub(crate) fn grpc_code(code: u32) -> String {
+    let name = usize::try_from(code).ok().and_then(|code| grpc::CODES.get(code));
+    name.map_or_else(|| format!("gRPC code {code}"), ToString::to_string)
 }
 
 const BAD_REQUEST: Option<StatusCode> = Some(StatusCode::BAD_REQUEST);

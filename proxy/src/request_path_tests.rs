@@ -1,6 +1,7 @@
 //! HTTP over real sockets, through one sidecar and through two with mutual TLS between them.
 
 mod connections;
+mod explained;
 mod fallback;
 mod http2;
 mod idle;

@@ -268,16 +268,27 @@ impl Sidecar {
             filters: Vec::new(),
             session_persistence: None,
         };
-        let tcp = v1::TcpRoute { origin: None, backends: vec![backend.clone()] };
-        let action = v1::HttpAction { backends: vec![backend], ..action };
+        let action = v1::HttpAction { backends: vec![backend.clone()], ..action };
         let rule = v1::HttpRule { r#match: Some(v1::HttpMatch::default()), action: 0 };
+        let tcp = v1::TcpRoute { origin: None, backends: vec![backend] };
+        self.routes(protocol, v1::HttpRoutes { rules: vec![rule], actions: vec![action] }, Some(tcp), endpoints);
+    }
+
+    /// The same with these routes.
+    pub(crate) fn routes(
+        &self,
+        protocol: v1::Protocol,
+        http: v1::HttpRoutes,
+        tcp: Option<v1::TcpRoute>,
+        endpoints: &[SocketAddr],
+    ) {
         let service = v1::ServiceTarget {
             service: Some(v1::ObjectRef { kind: "Service".into(), namespace: "shop".into(), name: "shop".into() }),
             port: 80,
             protocol: protocol.into(),
-            http: Some(v1::HttpRoutes { rules: vec![rule], actions: vec![action] }),
+            http: Some(http),
             tls: None,
-            tcp: Some(tcp),
+            tcp,
         };
         let destination = v1::Destination { target: Some(v1::destination::Target::Service(service)) };
         let endpoints = endpoints.iter().map(|address| v1::Endpoint {

@@ -20,6 +20,8 @@ pub struct Filters {
     pub redirect: Option<Redirect>,
     pub rewrite: Option<Rewrite>,
     pub mirrors: Vec<Arc<Mirror>>,
+    /// Why mirrors that policy names get nothing.
+    pub unmirrored: Vec<String>,
     /// Only of a rule.
     pub cors: Option<Arc<Cors>>,
     /// A filter Leno does not know: the request is answered with 500. Holds its name.

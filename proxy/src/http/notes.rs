@@ -60,6 +60,8 @@ pub(crate) struct Notes {
     decisions: Vec<Decision>,
     bytes: usize,
     left_out: u32,
+    /// The latest answer was the server's proxy's, which refuses the request for what it is.
+    refused: bool,
 }
 
 impl Notes {
@@ -83,6 +85,7 @@ impl Notes {
             decisions: Vec::new(),
             bytes: 0,
             left_out: 0,
+            refused: false,
         };
         head.into_iter().for_each(|head| notes.keep_headers(head, wanted));
         Box::new(notes)
@@ -128,6 +131,14 @@ impl Notes {
         self.because == Because::Header
     }
 
+    pub(crate) fn answered(&mut self, refused: bool) {
+        self.refused = refused;
+    }
+
+    pub(crate) fn was_refused(&self) -> bool {
+        self.refused
+    }
+
     /// What its client asked for, if the request was rewritten since.
     pub(crate) fn asked_for(&mut self, path: &str, authority: Option<&str>) {
         self.path = cut(path);
@@ -147,6 +158,16 @@ impl Notes {
         }
         self.bytes += bytes;
         self.decisions.push(decision);
+    }
+
+    /// Before all that was added, and no later than that.
+    pub(crate) fn add_first(&mut self, subject: &str, text: String, now: Instant) {
+        let (held, first) = (self.decisions.len(), self.decisions.first().map(|first| first.after_us));
+        self.add(subject, true, text, String::new(), now);
+        if let (Some(added), Some(first)) = (self.decisions.get_mut(held), first) {
+            added.after_us = first;
+            self.decisions.rotate_right(1);
+        }
     }
 
     /// The request ended.

@@ -152,15 +152,24 @@ impl Session {
 impl Persistence {
     /// The session that the request belongs to, if it has not ended. `now`: Unix seconds.
     pub(crate) fn read(&self, key: &SessionKey, request: &Fields, now: u64) -> Option<Session> {
-        let open = |token: &[u8]| self.open(key, token).filter(|session| self.lasts(session, now));
+        self.find(request, |token| self.open(key, token).filter(|session| self.lasts(session, now)))
+    }
+
+    /// Whether the request has a token, be it one that can be read or not.
+    pub(crate) fn is_carried(&self, request: &Fields) -> bool {
+        self.find(request, |_| Some(())).is_some()
+    }
+
+    /// What the first of the request's tokens is taken for that is taken at all.
+    fn find<T>(&self, request: &Fields, take: impl Fn(&[u8]) -> Option<T>) -> Option<T> {
         match &self.carrier {
-            Carrier::Header(name) => request.values(name.as_bytes()).find_map(open),
+            Carrier::Header(name) => request.values(name.as_bytes()).find_map(take),
             // Others may have set cookies of the same name for other paths.
             Carrier::Cookie { name, .. } => {
                 let pairs = request.all(Name::Cookie).flat_map(|value| value.split(|byte| *byte == b';'));
                 let values =
                     pairs.filter_map(|pair| pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"="));
-                values.map(unquoted).find_map(open)
+                values.map(unquoted).find_map(take)
             }
         }
     }

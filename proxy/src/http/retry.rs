@@ -96,7 +96,7 @@ pub(crate) enum NoRetry {
     Final,
     #[error("a hop further on has tried again, in vain")]
     InVain,
-    #[error("no connection to {CONNECTS} endpoints")]
+    #[error("no connection in {CONNECTS} tries")]
     Unconnected,
     #[error("it may have been processed, and its method must not be repeated")]
     NotRepeatable,

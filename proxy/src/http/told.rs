@@ -93,6 +93,13 @@ impl Exchange {
         }
     }
 
+    /// What came before the failure that the notes began with, if they did.
+    pub(crate) fn tell_first(&mut self, subject: &str, text: impl FnOnce() -> String) {
+        if let Some(notes) = self.notes.as_mut().filter(|notes| notes.began_with_failure()) {
+            notes.add_first(subject, text(), Instant::now());
+        }
+    }
+
     /// As [`Self::tell`], by a rule. Of which generation it is, is not said: the store may hold a newer one than decided.
     pub(crate) fn tell_by_rule(
         &mut self,
@@ -186,9 +193,17 @@ impl Exchange {
         }
     }
 
+    /// Whether the latest answer refused it; see [`is_refusal`].
+    fn latest_refused(&mut self, refused: bool) {
+        if let Some(notes) = &mut self.notes {
+            notes.answered(refused);
+        }
+    }
+
     /// Writes the id into a failure's head, for whoever is to ask why.
     pub(crate) fn name_failure(&self, answer: &mut Fields) {
-        if notes::failed(&self.record)
+        let refused = self.notes.as_ref().is_some_and(|notes| notes.was_refused());
+        if (refused || notes::failed(&self.record))
             && let Some(id) = self.noted_as()
         {
             answer.set_named(HEADER, id.as_bytes());
@@ -239,13 +254,21 @@ pub(super) fn answered(
     verdict: Outcome,
 ) {
     let grpc = grpc_status(&answer.fields);
-    if answer.status.is_server_error() || grpc.is_some_and(notes::is_fault) {
-        exchange.fails(Some(request));
+    let refused = is_refusal(answer, pick);
+    if refused || answer.status.is_server_error() || grpc.is_some_and(notes::is_fault) {
+        exchange.fails_for(refused.then_some(Reason::Refused), Some(request));
         if pick.endpoint.identity.is_some() {
             exchange.known_as(&answer.fields);
         }
     }
+    exchange.latest_refused(refused);
     exchange.tell("try", verdict == Outcome::Success, || try_text(number, pick, answer_text(answer, pick)));
+}
+
+/// Whether the server's proxy refuses the request for what it is: too many, too large. Nothing is broken then, but who looks for
+/// what failed at its client finds it.
+fn is_refusal(answer: &ResponseHead, pick: &Pick) -> bool {
+    answer.status.is_client_error() && pick.endpoint.identity.is_some() && answer.fields.has(Name::LenoReason)
 }
 
 /// "try 2, 10.0.0.1:80 (shop-0): 200 OK"
@@ -283,6 +306,7 @@ pub(super) fn failed(
     if let Some(answer) = answer.filter(|_| pick.endpoint.identity.is_some()) {
         exchange.known_as(&answer.fields);
     }
+    exchange.latest_refused(answer.is_some_and(|answer| is_refusal(answer, pick)));
     exchange.tell("try", false, || match answer {
         Some(answer) => try_text(number, pick, answer_text(answer, pick)),
         None => try_text(number, pick, error),
@@ -396,17 +420,20 @@ fn identify(record: &RequestRecord, asked: Option<Id>, random: &Random) -> (Id, 
 
 /// The exchange ended: what was noted is kept, and of failures without notes what the record tells.
 pub(super) fn keep(ctx: &Context, notes: Option<Box<Notes>>, record: &RequestRecord, now: Instant) {
-    let failed = notes::failed(record);
+    let broken = notes::failed(record);
+    let refused = notes.as_ref().is_some_and(|notes| notes.was_refused());
+    let failed = broken || refused;
     let kept: &Kept = &ctx.telemetry.kept;
     let notes = match notes {
         Some(notes) => notes,
         None if failed && kept.allows(notes::cause(record.reason), now) => of_record(ctx, record, now),
         None => return,
     };
-    let cause = match (notes.is_by_header(), failed) {
-        (true, _) => Cause::Header,
-        (false, true) => notes::cause(record.reason),
-        (false, false) => Cause::Other,
+    let cause = match () {
+        () if notes.is_by_header() => Cause::Header,
+        () if broken => notes::cause(record.reason),
+        () if refused => Cause::Refusal,
+        () => Cause::Other,
     };
     kept.put(notes.end(record, failed, SystemTime::now()), cause, now);
 }

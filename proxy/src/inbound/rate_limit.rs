@@ -139,7 +139,7 @@ impl RateLimits {
 pub(crate) struct Fill {
     name: Arc<str>,
     amount: (u32, u32),
-    key: &'static str,
+    key: String,
     /// Its matches hold for the request.
     pub(crate) matches: bool,
     /// Tokens that are left. None: who asks is not known, and each has a bucket of its own.
@@ -186,7 +186,7 @@ impl RateLimits {
             Fill {
                 name: Arc::clone(&limit.name),
                 amount: (limit.requests, limit.per),
-                key: limit.key.as_ref().map_or("all together", Key::as_str),
+                key: limit.key.as_ref().map_or_else(|| "all together".to_owned(), Key::to_string),
                 matches: limit.holds(request),
                 left: key.map(|key| limit.rate.remaining(limit.ledger.full_at(key), now)),
             }
@@ -195,12 +195,12 @@ impl RateLimits {
     }
 }
 
-impl Key {
-    fn as_str(&self) -> &'static str {
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::ClientIdentity => "for each client identity",
-            Self::SourceAddress => "for each source address",
-            Self::Header(_) => "for each value of a header",
+            Self::ClientIdentity => f.write_str("for each client identity"),
+            Self::SourceAddress => f.write_str("for each source address"),
+            Self::Header(name) => write!(f, "for each value of the header {name}"),
         }
     }
 }

@@ -119,7 +119,7 @@ fn is_within_size(
 }
 
 /// Bytes of a request's head as its client made it: what proxies of the mesh write into it for each other is not its own.
-fn size(head: &RequestHead) -> usize {
+pub(crate) fn size(head: &RequestHead) -> usize {
     let ours = head.fields.iter_known().filter(|(name, ..)| name.is_ours());
     let ours: usize = ours.map(|(_, name, value)| name.len() + value.len() + FIELD_OVERHEAD).sum();
     (head.target().len() + head.fields.size()).saturating_sub(ours)

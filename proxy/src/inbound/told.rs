@@ -30,8 +30,7 @@ pub(super) fn begin(exchange: &mut Exchange, client: &Client, application: &Appl
             exchange.tell_by("client", true, &origin, || format!("{address}, in plaintext: the port is permissive"));
         }
     }
-    exchange
-        .tell("port", true, || format!("{}, declared {}", application.address.port(), application.protocol.as_str()));
+    exchange.tell("port", true, || format!("{}, {}", application.address.port(), application.protocol.declared()));
     let attempt = headers::attempt(&head.fields);
     if attempt > 1 {
         exchange.tell("hop", true, || format!("the client's try {attempt}"));

@@ -89,9 +89,16 @@ impl Request<'_> {
         exchange.limit(patience);
         exchange.may_be_noted(head, None);
         let (ctx, key) = (self.ctx, self.key);
-        let destination = destination(ctx, key).await.inspect_err(|_| exchange.fails(Some(head)))?;
+        let destination = match destination(ctx, key).await {
+            Ok(destination) => destination,
+            Err(error) => {
+                exchange.fails_for(Some(error.reason()), Some(head));
+                exchange.tell("destination", false, || format!("{key} is not known"));
+                return Err(error);
+            }
+        };
         told::begin(exchange, self.client, &destination);
-        match &destination.target {
+        let answer = match &destination.target {
             Target::Service(service) => self.routed(exchange, service, head, rest).await,
             Target::Workload(backend) => {
                 exchange.metrics = unrouted(ctx, &backend.key);
@@ -102,7 +109,13 @@ impl Request<'_> {
             }
             // Was in the mesh when the connection was opened: the client's next connection goes straight.
             Target::Outside => Err(Error::Discovery(key.to_string())),
+        };
+        // As long as there is a head to know it by.
+        if let Err(error) = &answer {
+            exchange.fails_for(Some(error.reason()), Some(head));
         }
+        told::began_late(exchange, &destination);
+        answer
     }
 
     /// Does with the request what the service's routes say.
@@ -116,10 +129,11 @@ impl Request<'_> {
         let matched = service.http.as_ref().and_then(|routes| routes.decide(head));
         if let Some(matched) = &matched {
             told::wanted(exchange, (self.client, self.key), service, matched.action, head);
+        } else {
+            exchange.fails_for(Some(Reason::NoRule), Some(head));
         }
         told::rule(exchange, service, head, matched.as_ref().map(|matched| &**matched.action));
         let Some(matched) = matched else {
-            exchange.fails(Some(head));
             exchange.metrics = unrouted(self.ctx, &service.service);
             return Err(Error::NoRule);
         };
@@ -317,6 +331,8 @@ impl Request<'_> {
         (exchange.is_retrying, exchange.in_vain) = (false, false);
         exchange.record.fallback = Some(error.reason());
         exchange.record.backend = Some(Arc::clone(&to.key));
+        // It was one of the other backend.
+        exchange.record.endpoint = None;
         exchange.metrics = metrics.clone();
         let plan = self.plan(action, to);
         forward::forward(exchange, plan, Outgoing { head: &mut head, body, upgrade, host: self.key }).await

@@ -21,12 +21,21 @@ pub(super) fn begin(exchange: &mut Exchange, client: SocketAddr, destination: &D
         return;
     }
     came(exchange, client);
+    exchange.tell("destination", true, || destination_text(destination));
+}
+
+/// If its notes began only when it failed: where it was to go, by which alone it is known what a listener stands for.
+pub(super) fn began_late(exchange: &mut Exchange, destination: &Destination) {
+    exchange.tell_first("destination", || destination_text(destination));
+}
+
+fn destination_text(destination: &Destination) -> String {
     let key = &destination.key;
-    exchange.tell("destination", true, || match &destination.target {
+    match &destination.target {
         Target::Outside => format!("{key} is outside the mesh"),
         Target::Workload(_) => format!("{key} is one workload: no route applies"),
         Target::Service(port) => service_text(key, port),
-    });
+    }
 }
 
 fn came(exchange: &mut Exchange, client: SocketAddr) {
@@ -42,7 +51,7 @@ fn came(exchange: &mut Exchange, client: SocketAddr) {
 }
 
 fn service_text(key: &DestinationKey, port: &ServicePort) -> String {
-    format!("{key} is Service {} port {}, which speaks {}", port.service, port.port, port.protocol.as_str())
+    format!("{key} is Service {} port {}, {}", port.service, port.port, port.protocol.spoken())
 }
 
 /// The rule is known, and its policy may want the request kept, from its beginning.

@@ -88,9 +88,10 @@ pub async fn run(
             Ok(mut stream) => {
                 drop(leaving.take());
                 client.metrics.connected.set(1.0);
-                let generation = client.store.snapshot().generation;
-                tracing::info!(generation, subscriptions = client.session.size(), "policy stream open");
-                let held = client.hold(&mut stream, &mut shutdown).await;
+                if failures == 0 {
+                    client.tell_open();
+                }
+                let held = client.hold(&mut stream, failures > 0, &mut shutdown).await;
                 client.metrics.connected.set(0.0);
                 match held {
                     End::Shutdown => return stream.farewell().await,
@@ -250,10 +251,22 @@ impl Client {
         time::timeout(OPEN_TIMEOUT, connect).await.unwrap_or(Err(Failure::Timeout))
     }
 
-    /// Serves a stream until it ends.
-    async fn hold(&mut self, stream: &mut Stream, shutdown: &mut (impl Future<Output = ()> + Unpin)) -> End {
+    fn tell_open(&self) {
+        let generation = self.store.snapshot().generation;
+        tracing::info!(generation, subscriptions = self.session.size(), "policy stream open");
+    }
+
+    /// Serves a stream until it ends. `again`: the one before failed, and this one is told of only once it does not: a control plane
+    /// that refuses its streams opens each first.
+    async fn hold(
+        &mut self,
+        stream: &mut Stream,
+        again: bool,
+        shutdown: &mut (impl Future<Output = ()> + Unpin),
+    ) -> End {
         let opened = Instant::now();
         let mut answered = false;
+        let mut untold = again;
         let mut sweep = time::interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -292,6 +305,10 @@ impl Client {
             if let Err(failure) = step {
                 // Nothing to say is an answer too: what was resumed is up to date.
                 return End::Broken { answered: answered || opened.elapsed() >= OPEN_TIMEOUT, failure };
+            }
+            if untold && (answered || opened.elapsed() >= OPEN_TIMEOUT) {
+                untold = false;
+                self.tell_open();
             }
         }
     }

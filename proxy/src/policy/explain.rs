@@ -16,6 +16,7 @@ use super::{
     fault::Faults,
     http_route::{Fallback, HttpBackend, HttpRoutes},
     says::{self, By, Caller, Part, Said},
+    share::percent,
     store::Snapshot,
 };
 use crate::{
@@ -23,12 +24,14 @@ use crate::{
     http::{
         filter::{Filters, PathChange},
         head::RequestHead,
+        headers,
     },
     upstream::{Backend, Endpoint, EndpointSet, bulkhead::What, outlier::Health},
 };
 
 mod inbound;
 mod key;
+mod session;
 mod tcp;
 
 /// Rules that are told of, beside the one that holds; of the others, how many there are.
@@ -194,15 +197,10 @@ impl Explainer<'_> {
             }
             Target::Workload(backend) => {
                 self.add("destination", true, format!("{key} is one workload: no route applies"));
-                self.backend(backend, (asked.caller(), asked.head()), None);
+                self.backend(backend, (asked.caller(), asked.head()), None, None);
             }
             Target::Service(port) => {
-                let text = format!(
-                    "{key} is Service {} port {}, which speaks {}",
-                    port.service,
-                    port.port,
-                    port.protocol.as_str()
-                );
+                let text = format!("{key} is Service {} port {}, {}", port.service, port.port, port.protocol.spoken());
                 self.add("destination", true, text);
                 self.service(port, asked);
             }
@@ -216,7 +214,8 @@ impl Explainer<'_> {
         match self.rule(routes, head) {
             Some(action) => self.action(&action, head),
             None => {
-                self.add("answer", true, "404: no rule matches the request (leno-reason: no-rule)".to_owned());
+                let status = if headers::is_grpc(&head.fields) { "UNIMPLEMENTED" } else { "404" };
+                self.add("answer", true, format!("{status}: no rule matches the request (leno-reason: no-rule)"));
             }
         }
     }
@@ -260,6 +259,9 @@ impl Explainer<'_> {
         }
         self.changes(&action.filters, origin);
         let total = action.backends.iter().map(|(weight, _)| u64::from(*weight)).sum::<u64>();
+        if let Some(stays) = self.session(action, head) {
+            return self.of_session(&stays, total, action, head);
+        }
         if total == 0 {
             return self.by("answer", true, "500: the rule has no backend".to_owned(), origin);
         }
@@ -270,40 +272,40 @@ impl Explainer<'_> {
             let text = format!("{} gets what could be sent to none of those", to.key);
             self.said(vec![Said { subject: "backend", applies: true, text, by: action.by(Part::OfPolicy) }]);
             let head = changed(head, &[&action.filters]);
-            self.backend(to, (Caller::Request(Some(action)), Some(&head)), None);
+            self.backend(to, (Caller::Request(Some(action)), Some(&head)), None, None);
         }
     }
 
     fn faults(&mut self, faults: &Faults, head: &RequestHead) {
         let generation = self.generation(&faults.origin);
-        let delay = faults.delay.as_ref().map(|(when, delay)| (when, format!("waits {delay:?}")));
+        let grpc = headers::is_grpc(&head.fields);
+        let delay = faults.delay.as_ref().map(|(when, delay)| (when, format!("held up for {delay:?}")));
         let abort = faults
             .abort
             .as_ref()
-            .map(|(when, answer)| (when, format!("is answered with {} (leno-reason: fault)", answer.status.as_u16())));
+            .map(|(when, answer)| (when, format!("answered with {} (leno-reason: fault)", answer.name(grpc))));
         for (when, what) in delay.into_iter().chain(abort) {
             let matches = when.matches(head);
             let text = match matches {
-                true => format!("{} of these requests {what}", when.share),
+                true => format!("{} of these requests are {what}", when.share.percent()),
                 false => format!("{what}: only what its matches hold for"),
             };
-            self.add_by("fault", matches, text, faults.origin.to_string(), generation);
+            let meets = matches && !when.share.is_none();
+            self.add_by("fault", meets, text, faults.origin.to_string(), generation);
         }
     }
 
     fn weighted(&mut self, weight: u32, total: u64, backend: &HttpBackend, action: &HttpAction, head: &RequestHead) {
         let origin = &action.origin;
-        let share = f64::from(weight) * 100.0 / total as f64;
+        let share = percent(weight.into(), total);
         match &backend.backend {
             Ok(to) => {
-                self.by("backend", weight > 0, format!("{} gets {share:.4} % of these requests", to.key), origin);
+                self.by("backend", weight > 0, format!("{} gets {share} of these requests", to.key), origin);
                 self.changes(&backend.filters, origin);
                 let head = changed(head, &[&action.filters, &backend.filters]);
-                self.backend(to, (Caller::Request(Some(action)), Some(&head)), action.fallback.as_deref());
+                self.backend(to, (Caller::Request(Some(action)), Some(&head)), action.fallback.as_deref(), None);
             }
-            Err(reason) => {
-                self.by("backend", weight > 0, format!("{share:.4} % is answered with 500: {reason}"), origin)
-            }
+            Err(reason) => self.by("backend", weight > 0, format!("{share} is answered with 500: {reason}"), origin),
         }
     }
 
@@ -321,26 +323,32 @@ impl Explainer<'_> {
         }
     }
 
-    /// `head`: that of the request as it is sent. `fallback`: what becomes of requests that cannot be sent to it.
+    /// `head`: that of the request as it is sent. `fallback`: what becomes of requests that cannot be sent to it. `session`: the
+    /// endpoint that the request's is with.
     fn backend(
         &mut self,
         backend: &Backend,
         (caller, head): (Caller<'_>, Option<&RequestHead>),
         fallback: Option<&Fallback>,
+        session: Option<SocketAddr>,
     ) {
         let set = backend.endpoints.load_full();
         self.said(says::of_backend(backend, &set.policy, caller, self.now));
-        self.said(key::of(&set, head, self.workload, self.now).into_iter().collect());
+        if session.is_none() {
+            self.said(key::of(&set, head, self.workload, self.now).into_iter().collect());
+        }
         let obstacle = obstacle(backend, &set, caller, self.now);
         if !backend.is_known() {
             self.add("endpoint", false, format!("the endpoints of {} are not known yet", backend.key));
         } else if let Some(why) = &obstacle {
+            let grpc = head.is_some_and(|head| headers::is_grpc(&head.fields));
             // Too many requests are no reason to send them to others.
             let text = match (caller, fallback.filter(|_| !matches!(why, Obstacle::Requests))) {
                 (Caller::Connection, _) => format!("the connection is closed: {} {why}", backend.key),
+                (_, None) if grpc => format!("UNAVAILABLE: {} {why}", backend.key),
                 (_, None) => format!("503: {} {why}", backend.key),
                 (_, Some(Fallback::Answer(answer))) => {
-                    format!("{}, the fallback's: {} {why}", answer.status.as_u16(), backend.key)
+                    format!("{}, the fallback's: {} {why}", answer.name(grpc), backend.key)
                 }
                 (_, Some(Fallback::Backend(to, _))) => {
                     format!("that of the fallback {}: {} {why}", to.key, backend.key)
@@ -348,17 +356,20 @@ impl Explainer<'_> {
             };
             self.add("answer", true, text);
         }
-        for endpoint in set.endpoints.iter().take(ENDPOINTS_TOLD) {
-            let (applies, text) = endpoint_text(endpoint, self.now);
+        // Workers forget what was kept for long enough when they next look.
+        let endpoints: &[Arc<Endpoint>] = if set.is_stale(self.now) { &[] } else { set.endpoints.as_slice() };
+        for endpoint in endpoints.iter().take(ENDPOINTS_TOLD) {
+            let (applies, text) = endpoint_text(endpoint, set.kept_until, self.now);
+            let applies = session.map_or(applies, |address| endpoint.address == address);
             self.add("endpoint", applies && obstacle.is_none(), text);
             if let (Some(identity), Some(told)) = (&endpoint.identity, self.decisions.last_mut()) {
                 told.workload = format!("{}/{}", identity.namespace(), endpoint.workload);
                 told.port = endpoint.address.port().into();
             }
         }
-        let untold = set.endpoints.len().saturating_sub(ENDPOINTS_TOLD);
+        let untold = endpoints.len().saturating_sub(ENDPOINTS_TOLD);
         if untold > 0 {
-            self.add("endpoint", true, format!("{untold} more of {}", backend.key));
+            self.add("endpoint", session.is_none(), format!("{untold} more of {}", backend.key));
         }
     }
 }
@@ -405,18 +416,18 @@ fn obstacle(backend: &Backend, set: &EndpointSet, caller: Caller<'_>, now: Insta
     match caller {
         Caller::Request(_) if full(What::Request) => Some(Obstacle::Requests),
         _ if set.policy.breaker.is_some() && backend.shield.breaker.is_open(now) => Some(Obstacle::Circuit),
-        _ if set.endpoints.is_empty() => Some(Obstacle::NoEndpoint),
+        _ if set.endpoints.is_empty() || set.is_stale(now) => Some(Obstacle::NoEndpoint),
         Caller::Connection if full(What::Connection) => Some(Obstacle::Connections),
         _ => None,
     }
 }
 
-/// Whether it may be chosen, and what is known of it.
-fn endpoint_text(endpoint: &Endpoint, now: Instant) -> (bool, String) {
+/// Whether it may be chosen, and what is known of it. `kept_until`: the control plane says that it is gone.
+fn endpoint_text(endpoint: &Endpoint, kept_until: Option<Instant>, now: Instant) -> (bool, String) {
     let (applies, state) = match endpoint.outlier.health(now) {
         _ if endpoint.is_draining() => (false, "draining: gets nothing new".to_owned()),
         Health::InService => match endpoint.outlier.rests(now) {
-            None => (true, "ready".to_owned()),
+            None => (true, ready_text(kept_until, now)),
             Some(left) => {
                 (false, format!("left alone for {left:?} more, if others are ready: it asked for that (Retry-After)"))
             }
@@ -429,6 +440,16 @@ fn endpoint_text(endpoint: &Endpoint, now: Instant) -> (bool, String) {
         None => "not in the mesh, plaintext".to_owned(),
     };
     (applies, format!("{}: {state}; {who}", name_of(endpoint)))
+}
+
+fn ready_text(kept_until: Option<Instant>, now: Instant) -> String {
+    match kept_until {
+        None => "ready".to_owned(),
+        Some(until) => {
+            let left = until.saturating_duration_since(now).as_secs();
+            format!("kept for another {left} s: the control plane says that there are none")
+        }
+    }
 }
 
 /// "10.0.0.1:80 (shop-0)"

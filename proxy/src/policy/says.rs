@@ -11,10 +11,11 @@ use super::{
     BackendPolicy, HttpAction, RuleOrigin,
     hedging::Hedge,
     http_route::{Fallback, HttpBackend},
-    retry_policy::{Retry, Whom},
+    retry_policy::{Backoff, Retry, Whom},
 };
 use crate::{
-    http::{cors::Cors, filter::Filters, head::RequestHead},
+    http::{cors::Cors, filter::Filters, head::RequestHead, headers},
+    reason::grpc_code,
     upstream::{
         Backend,
         balance::{
@@ -119,6 +120,7 @@ pub(crate) fn of_rule<'a>(action: &'a HttpAction, head: &RequestHead) -> Vec<Sai
         policy: _,
         metrics: _,
     } = action;
+    let grpc = headers::is_grpc(&head.fields);
     let mut all = Vec::new();
     let mut add = |subject, text, by| all.push(Said::new(subject, text, by));
     if let Some(redirect) = &filters.redirect {
@@ -127,7 +129,7 @@ pub(crate) fn of_rule<'a>(action: &'a HttpAction, head: &RequestHead) -> Vec<Sai
     }
     let of_policy = action.by(Part::OfPolicy);
     if let Some(direct) = direct_response {
-        let text = format!("{}: the proxy answers (leno-reason: direct-response)", direct.status.as_u16());
+        let text = format!("{}: the proxy answers (leno-reason: direct-response)", direct.name(grpc));
         add("answer", text, of_policy);
         return all;
     }
@@ -155,7 +157,7 @@ pub(crate) fn of_rule<'a>(action: &'a HttpAction, head: &RequestHead) -> Vec<Sai
     if let Some(fallback) = fallback.as_deref() {
         let to = match fallback {
             Fallback::Backend(backend, _) => backend.key.to_string(),
-            Fallback::Answer(answer) => format!("{} by the proxy", answer.status.as_u16()),
+            Fallback::Answer(answer) => format!("{} by the proxy", answer.name(grpc)),
         };
         add("fallback", format!("if nobody can be reached: {to}"), of_policy);
     }
@@ -191,7 +193,7 @@ fn of_cors<'a>(cors: &Cors, head: &RequestHead, rule: &'a RuleOrigin) -> Said<'a
 
 /// What filters of a rule, or of a backend in it, do, but for rewrites and answers.
 pub(crate) fn of_filters<'a>(filters: &Filters, rule: &'a RuleOrigin) -> Vec<Said<'a>> {
-    let Filters { request, response, redirect: _, rewrite: _, mirrors, cors: _, unsupported } = filters;
+    let Filters { request, response, redirect: _, rewrite: _, mirrors, unmirrored, cors: _, unsupported } = filters;
     let mut all = Vec::new();
     for (changes, what) in [(request, "request"), (response, "response")] {
         let names: Vec<&str> = changes.names().collect();
@@ -201,8 +203,11 @@ pub(crate) fn of_filters<'a>(filters: &Filters, rule: &'a RuleOrigin) -> Vec<Sai
         }
     }
     for mirror in mirrors {
-        let text = format!("{} gets a copy of {} of these requests", mirror.backend.key, mirror.share);
-        all.push(Said::new("mirror", text, By::Rule(rule)));
+        let text = format!("{} gets a copy of {} of these requests", mirror.backend.key, mirror.share.percent());
+        all.push(Said::new("mirror", text, By::Rule(rule)).only_if(!mirror.share.is_none()));
+    }
+    for reason in unmirrored {
+        all.push(Said::new("mirror", format!("nothing is copied: {reason}"), By::Rule(rule)).only_if(false));
     }
     if let Some(name) = unsupported {
         all.push(Said::new("filter", format!("500: the filter {name} is not supported"), By::Rule(rule)));
@@ -258,7 +263,7 @@ pub(crate) fn of_backend<'a>(
     };
     let set = *retry_budget != default.retry_budget;
     let budget_by = if set { By::Object(budget_origin.as_ref().unwrap_or(origin)) } else { By::Nobody };
-    add("budget", true, format!("{key}: {retry_budget}; {} are left", backend.budget.left()), budget_by);
+    add("budget", true, format!("{key}: {retry_budget}; {} left", backend.budget.left()), budget_by);
     let whole =
         (request_timeout.filter(|_| is_request), "the whole request", rule.and_then(|rule| rule.request_timeout));
     let head = (
@@ -303,28 +308,37 @@ fn retry_text(retry: &Retry) -> String {
             one => on.extend(one.iter().map(|status| format!("status {status}"))),
         }
     }
-    let codes: Vec<u32> = (0..32).filter(|code| retry.grpc & 1 << code != 0).collect();
-    if !codes.is_empty() {
-        on.push(format!("gRPC codes {codes:?}"));
+    let whom = if retry.any_method { Whom::Any } else { Whom::Repeatable };
+    let mut on: Vec<(String, Whom)> = on.into_iter().map(|status| (status, whom)).collect();
+    let codes = (0..32).filter(|code| retry.grpc & 1 << code != 0);
+    on.extend(codes.map(|code| (grpc_code(code), Whom::Any)));
+    on.extend(retry.connect.then(|| ("connect failure".to_owned(), Whom::Any)));
+    on.extend(
+        [("reset", retry.reset), ("a try's timeout", retry.try_timeout)].map(|(what, whom)| (what.to_owned(), whom)),
+    );
+    let of = |wanted: Whom, who: &str| {
+        let what: Vec<&str> = on.iter().filter(|(_, whom)| *whom == wanted).map(|(what, _)| &**what).collect();
+        (!what.is_empty()).then(|| format!("on {} for {who}", what.join(", ")))
+    };
+    let when = [of(Whom::Any, "any method"), of(Whom::Repeatable, "what may be repeated")];
+    let when: Vec<String> = when.into_iter().flatten().collect();
+    if retry.attempts == 0 || when.is_empty() {
+        return "no further try by policy".to_owned();
     }
-    for (asked, what) in [
-        (retry.connect, "connect failure"),
-        (retry.reset != Whom::None, "reset"),
-        (retry.try_timeout != Whom::None, "a try's timeout"),
-    ] {
-        if asked {
-            on.push(what.to_owned());
-        }
-    }
-    let whom = if retry.any_method { "any method" } else { "what may be repeated" };
-    format!("up to {} more tries after {:?}, on {}, for {whom}", retry.attempts, retry.backoff.base, on.join(", "))
+    let Backoff { base, cap, .. } = retry.backoff;
+    let longest = if base > cap { format!(" (the longest wait there is, not {base:?})") } else { String::new() };
+    let tries = if retry.attempts == 1 { "try" } else { "tries" };
+    format!("up to {} more {tries} after {:?}{longest}, {}", retry.attempts, base.min(cap), when.join("; "))
 }
 
 fn hedge_text(hedge: &Hedge) -> String {
     let whom = if hedge.any_method { ", with any method" } else { ", if it may be repeated" };
     match hedge.wait() {
         Some(wait) => format!("sent to another endpoint, too, after {wait:?}{whom}"),
-        None => format!("sent to another endpoint, too, once it is known how long answers take{whom}"),
+        None => {
+            let least = hedge.delay.map(|delay| format!(", after {delay:?} at the least")).unwrap_or_default();
+            format!("sent to another endpoint, too, once it is known how long answers take{least}{whom}")
+        }
     }
 }
 
@@ -392,6 +406,34 @@ fn breaker_text(settings: &breaker::Settings) -> String {
 mod tests {
     use super::*;
     use crate::upstream::balance::prequal;
+
+    #[test]
+    fn retries_are_told_with_whom_each_is_for() {
+        let route = |statuses, base| Retry::of_route(statuses, 1, Duration::from_millis(base));
+        assert_eq!(
+            retry_text(&route(vec![503], 1)),
+            "up to 1 more try after 1ms, on status 503, connect failure for any method; on reset, a try's timeout for what may be \
+             repeated"
+        );
+        assert_eq!(
+            retry_text(&route(vec![503, 504], 30_000)),
+            "up to 1 more try after 10s (the longest wait there is, not 30s), on status 503 to 504, connect failure, reset, a try's \
+             timeout for any method"
+        );
+        let policy = Retry {
+            any_method: false,
+            grpc: 1 << 14,
+            connect: false,
+            reset: Whom::None,
+            try_timeout: Whom::Repeatable,
+            attempts: 2,
+            ..route(vec![503], 1)
+        };
+        assert_eq!(
+            retry_text(&policy),
+            "up to 2 more tries after 1ms, on UNAVAILABLE for any method; on status 503, a try's timeout for what may be repeated"
+        );
+    }
 
     #[test]
     fn zones_are_told_of_where_they_count() {

@@ -15,10 +15,25 @@ impl Share {
         (all > 0 && of <= all).then_some(Self { of, all })
     }
 
+    pub fn is_none(self) -> bool {
+        self.of == 0
+    }
+
+    /// "12.5 %"
+    pub fn percent(self) -> String {
+        percent(self.of.into(), self.all.into())
+    }
+
     /// Whether it takes what happens at `point`, a uniformly random number.
     pub fn takes(self, point: u64) -> bool {
         point % u64::from(self.all) < u64::from(self.of)
     }
+}
+
+/// `of` of `all`, for people: "12.5 %".
+pub(crate) fn percent(of: u64, all: u64) -> String {
+    let percent = format!("{:.4}", of as f64 * 100.0 / all.max(1) as f64);
+    format!("{} %", percent.trim_end_matches('0').trim_end_matches('.'))
 }
 
 impl fmt::Display for Share {
@@ -43,6 +58,14 @@ mod tests {
             let taken = (start..start + u64::from(all)).filter(|point| share.takes(*point)).count();
             prop_assert_eq!(taken, of as usize);
         }
+    }
+
+    #[test]
+    fn people_are_told_per_cent() {
+        for (of, all, told) in [(1, 1, "100 %"), (0, 100, "0 %"), (1, 3, "33.3333 %"), (1, 1_000_000, "0.0001 %")] {
+            assert_eq!(Share::new(of, all).unwrap().percent(), told);
+        }
+        assert_eq!((percent(90, 100), percent(1, 8), percent(1, 0)), ("90 %".into(), "12.5 %".into(), "100 %".into()));
     }
 
     #[test]

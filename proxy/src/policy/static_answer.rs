@@ -9,7 +9,7 @@ use crate::{
         head::{Name, ResponseHead},
         respond,
     },
-    reason::Reason,
+    reason::{Reason, grpc_code},
 };
 
 /// An answer in the client's own protocol.
@@ -31,6 +31,11 @@ impl StaticAnswer {
     /// Whether it tells its client that the server has failed.
     pub(crate) fn fails(&self, grpc: bool) -> bool {
         if grpc { self.grpc_status != 0 } else { self.status.is_server_error() }
+    }
+
+    /// What its client gets, in words: "429", for gRPC "RESOURCE_EXHAUSTED".
+    pub(crate) fn name(&self, grpc: bool) -> String {
+        if grpc { grpc_code(self.grpc_status.into()) } else { self.status.as_u16().to_string() }
     }
 
     /// `reason`: why it is given.
@@ -66,6 +71,7 @@ mod tests {
             (StatusCode::SERVICE_UNAVAILABLE, Some("direct-response"))
         );
         assert_eq!(head.fields.text(Name::ContentType), Some("text/plain; charset=utf-8"));
+        assert_eq!((answer.name(false), answer.name(true)), ("503".to_owned(), "UNAVAILABLE".to_owned()));
         let head = answer.response(true, Reason::Fault).head;
         assert_eq!((head.status, head.fields.text(Name::GrpcStatus)), (StatusCode::OK, Some("14")));
         assert_eq!(head.fields.text(Name::GrpcMessage), Some("back soon"));

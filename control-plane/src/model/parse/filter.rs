@@ -177,9 +177,19 @@ fn filter(context: &Context<'_>, at: &str, raw: &RawFilter, place: Place) -> Res
             Ok(HttpFilter::Cors(cors::parse(&at, cors)?))
         }
         "ExtensionRef" => {
-            let part = |name| raw.extension_ref.as_ref().and_then(|value| value.get(name)).and_then(Value::as_str);
-            let [group, kind, name] = ["group", "kind", "name"].map(|field| part(field).unwrap_or_default());
-            unsupported(format!("ExtensionRef {group}/{kind} {name}"))
+            let part = |name: &str| raw.extension_ref.as_ref().and_then(|value| value.get(name));
+            let text = |name| match part(name) {
+                None => String::new(),
+                Some(Value::String(text)) => text.clone(),
+                Some(other) => other.to_string(),
+            };
+            // YAML 1.1 takes bare words such as Y, No and On for booleans.
+            let booleans = ["group", "kind", "name"].into_iter().filter_map(|field| {
+                let value = part(field)?.as_bool()?;
+                Some(format!(" ({field} is read as the boolean {value}: put it in quotes)"))
+            });
+            let [group, kind, name] = ["group", "kind", "name"].map(text);
+            unsupported(format!("ExtensionRef {group}/{kind} {name}{}", booleans.collect::<String>()))
         }
         other => unsupported(other.to_owned()),
     }

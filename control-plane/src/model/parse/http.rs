@@ -29,6 +29,8 @@ const MAX_PARAMETER: usize = 256;
 const MAX_VALUE: usize = 4096;
 /// Of a retry that does not say how often.
 const DEFAULT_ATTEMPTS: i64 = 1;
+/// Longest wait between two tries, whoever asks for it; the proxy waits no longer.
+pub(super) const MAX_WAIT: Duration = Duration::from_secs(10);
 
 const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
 
@@ -271,6 +273,11 @@ fn retry(context: &mut Context<'_>, at: &str, raw: &RawRetry) -> Result<Retry, W
         ),
     });
     let backoff = raw.backoff.as_ref().map(|text| wrong.note(value::duration(&format!("{at}.backoff"), text)));
+    if backoff.is_some_and(|backoff| backoff > MAX_WAIT) {
+        let stated = raw.backoff.as_deref().unwrap_or_default();
+        let what = format!("{at}.backoff (what is beyond {MAX_WAIT:?}, the longest wait there is: {stated})");
+        context.without_effect.push(what);
+    }
     wrong.or(Retry { statuses, attempts, backoff })
 }
 

@@ -318,6 +318,35 @@ fn codes_that_are_never_tried_again_are_noted_and_not_refused() {
 }
 
 #[test]
+fn a_backoff_that_proxies_do_not_wait_for_is_noted_and_not_refused() {
+    let noted = |backoff: &str| {
+        let route = http_route(json!({"retry": {"backoff": backoff}, "backendRefs": [{"name": "a", "port": 80}]}));
+        good(route).unknown.to_vec()
+    };
+    assert_eq!(noted("10s"), [""; 0]);
+    assert_eq!(noted("30s"), ["spec.rules[0].retry.backoff (what is beyond 10s, the longest wait there is: 30s)"]);
+}
+
+#[test]
+fn a_kind_that_yaml_takes_for_a_boolean_is_named() {
+    let parsed = good(http_route(json!({
+        "filters": [
+            {"type": "ExtensionRef", "extensionRef": {"group": "x", "kind": true, "name": "z"}},
+            {"type": "ExtensionRef", "extensionRef": {"group": "x", "kind": "Auth", "name": "z"}},
+        ],
+        "backendRefs": [{"name": "a", "port": 80}],
+    })));
+    let Object::Route(route) = parsed.object.as_ref() else { panic!() };
+    assert_eq!(
+        route.unsupported,
+        [
+            "spec.rules[0].filters[0]: ExtensionRef x/true z (kind is read as the boolean true: put it in quotes)",
+            "spec.rules[0].filters[1]: ExtensionRef x/Auth z"
+        ]
+    );
+}
+
+#[test]
 fn null_is_absent() {
     let mut route = http_route(json!({"matches": null, "filters": null, "timeouts": null, "backendRefs": null}));
     route["metadata"]["creationTimestamp"] = Value::Null;

@@ -33,7 +33,10 @@ pub(super) fn parse(
         match filter.kind {
             Some(v1::http_filter::Kind::Mirror(mirror)) => {
                 let mirror = parse_mirror(service, origin, mirror, backends);
-                parsed.mirrors.extend(mirror.map_err(|invalid| at(invalid.within("mirror")))?.map(Arc::new));
+                match mirror.map_err(|invalid| at(invalid.within("mirror")))? {
+                    Ok(mirror) => parsed.mirrors.push(Arc::new(mirror)),
+                    Err(reason) => parsed.unmirrored.push(reason),
+                }
             }
             _ => parse_filter(filter, &mut parsed).map_err(at)?,
         }
@@ -74,13 +77,13 @@ fn parse_filter(filter: v1::HttpFilter, into: &mut Filters) -> Result<(), Invali
     }
 }
 
-/// None: what it names is nothing that could be mirrored to, which the route's status says.
+/// Inner Err: what it names is nothing that could be mirrored to, as the route's status says, too.
 fn parse_mirror(
     service: &str,
     origin: &RuleOrigin,
     mirror: v1::Mirror,
     backends: &mut Backends<'_>,
-) -> Result<Option<Mirror>, Invalid> {
+) -> Result<Result<Mirror, String>, Invalid> {
     let share = Share::new(mirror.numerator, mirror.denominator).ok_or_else(|| {
         Invalid::new("numerator", format!("{} of {} is no share", mirror.numerator, mirror.denominator))
     })?;
@@ -88,9 +91,9 @@ fn parse_mirror(
         Some(v1::mirror::Kind::Backend(reference)) => {
             let backend = backends.get(reference).map_err(|invalid| invalid.within("backend"))?;
             let metrics = MirrorMetrics::new(service, &origin.route, &origin.rule, &backend.key);
-            Ok(Some(Mirror { backend, share, metrics }))
+            Ok(Ok(Mirror { backend, share, metrics }))
         }
-        Some(v1::mirror::Kind::Invalid(_)) => Ok(None),
+        Some(v1::mirror::Kind::Invalid(reason)) => Ok(Err(reason)),
         None => Err(Invalid::new("kind", "neither a backend nor a reason why not")),
     }
 }

@@ -5,7 +5,12 @@ use std::time::Instant;
 use leno_proto::{spiffe::SpiffeId, v1::RequestToExplain};
 
 use super::{Explainer, head};
-use crate::policy::{Protocol, Store};
+use crate::{
+    config::limits,
+    http::{head::RequestHead, headers},
+    inbound::{head_size, protection::Protection},
+    policy::{Protocol, Store},
+};
 
 /// Decisions over a request to a port, by the limits' state at this moment. `question.client` names who comes by the mesh.
 pub(super) fn explain(
@@ -26,7 +31,7 @@ pub(super) fn explain(
         "port",
         known.is_some(),
         match known {
-            Some(_) => format!("{port}, declared {}", protocol.as_str()),
+            Some(_) => format!("{port}, {}", protocol.declared()),
             None => format!("{port}, which no Service names: what is spoken is found out"),
         },
     );
@@ -48,6 +53,9 @@ pub(super) fn explain(
     let origin = known.and_then(|known| known.policy.origin.clone()).unwrap_or_default();
     let generation = snapshot.generation_of(&origin);
     let protection = store.protection(port);
+    for (within, text) in sizes(&protection, &head) {
+        explainer.add_by("size", within, text, origin.to_string(), generation);
+    }
     if let Some(limits) = &*protection.rate_limits() {
         for fill in limits.fills(&head, client.as_ref(), None, now) {
             let lets_in = fill.matches && !fill.is_empty();
@@ -60,4 +68,20 @@ pub(super) fn explain(
         explainer.add_by("connections", open < most, text, origin.to_string(), generation);
     }
     Ok(explainer.told())
+}
+
+/// What the port's policy says of how large requests may be, and whether this one, as far as it is known, is within.
+fn sizes(protection: &Protection, head: &RequestHead) -> Vec<(bool, String)> {
+    let (bytes, most_head, most_body) = (head_size(head), protection.max_head(), protection.max_body());
+    let mut told = Vec::new();
+    if most_head < limits::HEAD_BYTES {
+        let within = bytes <= most_head;
+        let status = if headers::is_grpc(&head.fields) { "RESOURCE_EXHAUSTED" } else { "431" };
+        let refused = if within { String::new() } else { format!(": {status} (leno-reason: head-too-large)") };
+        told.push((within, format!("the head has {bytes} of {most_head} bytes{refused}")));
+    }
+    if most_body != u64::MAX {
+        told.push((true, format!("its body may have {most_body} bytes (beyond it leno-reason: body-too-large)")));
+    }
+    told
 }

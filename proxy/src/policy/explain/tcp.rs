@@ -1,7 +1,7 @@
 //! Ports that carry bytes: routes by server name, and by weight.
 
 use super::{Asked, Explainer};
-use crate::policy::{Protocol, ServicePort, TcpRoute, TlsRoutes, says::Caller, tcp_route::TlsRule};
+use crate::policy::{Protocol, ServicePort, TcpRoute, TlsRoutes, says::Caller, share::percent, tcp_route::TlsRule};
 
 /// Server names that are told of.
 const NAMES_TOLD: usize = 16;
@@ -58,15 +58,15 @@ impl Explainer<'_> {
     fn tcp(&mut self, route: &TcpRoute) {
         let total: u64 = route.backends.iter().map(|(weight, _)| u64::from(*weight)).sum();
         for (weight, entry) in route.backends.iter() {
-            let share = f64::from(*weight) * 100.0 / total.max(1) as f64;
+            let share = percent((*weight).into(), total);
             match &entry.backend {
                 Ok(to) => {
-                    let text = format!("{} gets {share:.4} % of the connections", to.key);
+                    let text = format!("{} gets {share} of the connections", to.key);
                     self.by("backend", *weight > 0, text, &route.origin);
-                    self.backend(to, (Caller::Connection, None), None);
+                    self.backend(to, (Caller::Connection, None), None, None);
                 }
                 Err(reason) => {
-                    let text = format!("{share:.4} % of the connections are closed: {reason}");
+                    let text = format!("{share} of the connections are closed: {reason}");
                     self.by("backend", *weight > 0, text, &route.origin);
                 }
             }

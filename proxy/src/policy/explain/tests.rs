@@ -64,7 +64,7 @@ async fn each_decision_is_told_with_who_made_it() {
     has("rule: the header x-version is not \"two\"", false, "HTTPRoute shop/cart, rule two");
     has("rule: matches", true, "HTTPRoute shop/cart, rule rest");
     has("retry: up to 2 more tries", true, "HTTPRoute shop/cart, rule rest");
-    has("backend: shop/cart:80 gets 90.0000 %", true, "HTTPRoute shop/cart, rule rest");
+    has("backend: shop/cart:80 gets 90 %", true, "HTTPRoute shop/cart, rule rest");
     has("10.0.0.3:80: ready; mTLS, must be spiffe://cluster.local/ns/shop/sa/cart", true, "");
     has("503: shop/canary:80 has no endpoint", true, "");
 }
@@ -120,6 +120,172 @@ async fn a_port_of_the_workload_tells_what_it_would_do() {
     let told = explain(&store, "client", &[], &question("", 8080)).await.unwrap().decisions;
     assert!(told.iter().any(|one| one.subject == "client" && !one.applies), "{told:#?}");
     assert!(explain(&store, "client", &[], &question("", 70_000)).await.is_err());
+}
+
+#[tokio::test]
+async fn the_size_of_a_request_is_held_against_the_ports_limits() {
+    let policy = v1::InboundPolicy {
+        origin: object("InboundPolicy", "small"),
+        max_head_bytes: 200,
+        max_body_bytes: 4096,
+        ..v1::InboundPolicy::default()
+    };
+    let port = v1::InboundPort { port: 8080, protocol: v1::Protocol::Http.into(), policy: Some(policy) };
+    let inbound = v1::Inbound { mode: 1, ports: vec![port], ..v1::Inbound::default() };
+    let (store, _) = Store::new();
+    assert_eq!(take(&store, vec![resource(ResourceKind::Inbound, "", "1", Body::Inbound(inbound))], vec![]), []);
+    for (big, within) in [(1, true), (300, false)] {
+        let headers = vec![v1::Header { name: "x-big".into(), value: "x".repeat(big) }];
+        let question = RequestToExplain { inbound_port: 8080, headers, ..RequestToExplain::default() };
+        let decisions = explain(&store, "shop", &[], &question).await.unwrap().decisions;
+        let sizes: Vec<_> = decisions.iter().filter(|told| told.subject == "size").collect();
+        let [head, body] = sizes.as_slice() else { panic!("{decisions:#?}") };
+        assert_eq!((head.applies, head.origin.as_str()), (within, "InboundPolicy shop/small"));
+        assert_eq!(head.text.contains("431 (leno-reason: head-too-large)"), !within, "{}", head.text);
+        assert!(head.text.contains(" of 200 bytes") && body.text.contains("4096 bytes"), "{sizes:#?}");
+    }
+}
+
+#[tokio::test]
+async fn endpoints_that_are_merely_kept_are_not_called_ready() {
+    let store = store();
+    let backend = Arc::clone(&store.snapshot().backends["shop/cart:80"]);
+    let now = Instant::now();
+    let set = backend.endpoints.load_full();
+    backend.publish_none(set.protocol, Arc::clone(&set.policy), now);
+    let question = RequestToExplain { destination: CART.into(), target: "/items".into(), ..Default::default() };
+    let told = async || explain(&store, "client", &[], &question).await.unwrap().decisions;
+    let decisions = told().await;
+    let of = decisions.iter().find(|told| told.text.starts_with("10.0.0.2:80")).unwrap();
+    assert!(of.text.contains(": kept for another ") && of.text.contains("says that there are none"), "{of:?}");
+    assert!(of.applies);
+
+    let kept = EndpointSet::new(true, set.protocol, set.endpoints.clone());
+    backend.publish(EndpointSet { kept_until: Some(now), ..kept });
+    let decisions = told().await;
+    assert!(decisions.iter().any(|told| told.text.starts_with("503: shop/cart:80 has no endpoint")), "{decisions:#?}");
+    assert!(!decisions.iter().any(|told| told.text.starts_with("10.0.0.2:80")), "{decisions:#?}");
+}
+
+#[tokio::test]
+async fn a_session_goes_where_its_token_says() {
+    use crate::http::{
+        head::Fields,
+        persistence::{Carrier, Persistence, Session, SessionKey},
+    };
+    let mut backends = to_backends(&[(1, "shop/cart:80"), (1, "shop/canary:80")]);
+    let header = v1::SessionPersistence { name: "x-cart".into(), header: true, ..v1::SessionPersistence::default() };
+    for of_rule in [true, false] {
+        let mut action = v1::HttpAction {
+            origin: Some(RuleOrigin { route: Some(route()), rule: "rest".into() }),
+            ..v1::HttpAction::default()
+        };
+        match of_rule {
+            true => action.session_persistence = Some(header.clone()),
+            false => backends.iter_mut().for_each(|backend| backend.session_persistence = Some(header.clone())),
+        }
+        action.backends = backends.clone();
+        let settings =
+            v1::Settings { trust_domain: "cluster.local".into(), session_key: vec![7; 32], ..v1::Settings::default() };
+        let of = |key, addresses: &[&str]| {
+            resource(ResourceKind::Endpoints, key, "1", Body::Endpoints(endpoints(addresses)))
+        };
+        let destination = Body::Destination(routed(vec![HttpRule::default()], vec![action]));
+        let (store, _) = Store::new();
+        let all = vec![
+            resource(ResourceKind::Settings, "", "1", Body::Settings(settings)),
+            resource(ResourceKind::Destination, CART, "1", destination),
+            of("shop/cart:80", &["10.0.0.2:80", "10.0.0.3:80"]),
+            of("shop/canary:80", &["10.0.0.4:80"]),
+        ];
+        assert_eq!(take(&store, all, vec![]), []);
+        let snapshot = store.snapshot();
+        let destination = &snapshot.destinations[&DestinationKey::from(CART)].destination;
+        let Target::Service(port) = &destination.target else { unreachable!() };
+        let action = &port.http.as_ref().unwrap().rules[0].action;
+        let own = || action.backends.iter().find_map(|(_, entry)| entry.persistence.as_deref());
+        let persistence: &Persistence = action.persistence.as_deref().or_else(own).unwrap();
+        assert_eq!(persistence.carrier, Carrier::Header("x-cart".into()));
+        let token = |address: &str| {
+            let set = snapshot.backends["shop/cart:80"].endpoints.load_full();
+            let name = set.endpoints[0].name();
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+            let session = Session::new("shop/cart:80", &name, address.parse().unwrap(), now);
+            let mut fields = Fields::new();
+            persistence.write(&SessionKey::new(&[7; 32]).unwrap(), session, &mut fields);
+            String::from_utf8(fields.values(b"x-cart").next().unwrap().to_vec()).unwrap()
+        };
+        let told = async |token: Option<String>| {
+            let headers = token.into_iter().map(|value| v1::Header { name: "x-cart".into(), value }).collect();
+            let question = RequestToExplain { destination: CART.into(), headers, ..RequestToExplain::default() };
+            explain(&store, "client", &[], &question).await.unwrap().decisions
+        };
+        let applies =
+            |of: &[Decision], text: &str| of.iter().find(|told| told.text.contains(text)).map(|told| told.applies);
+        let stays = told(Some(token("10.0.0.3:80"))).await;
+        assert_eq!(applies(&stays, "by its header x-cart this one goes to 10.0.0.3:80"), Some(true), "{stays:#?}");
+        assert_eq!(applies(&stays, "shop/cart:80, by its session"), Some(true));
+        assert_eq!(applies(&stays, "10.0.0.3:80: ready"), Some(true));
+        assert_eq!(applies(&stays, "10.0.0.2:80: ready"), Some(false));
+        assert_eq!(applies(&stays, "shop/canary:80 gets 50 % of those without a session"), Some(false));
+        for (token, why) in [
+            (Some("garbage".to_owned()), Some("cannot be read, or has expired: balanced anew")),
+            (Some(token("10.0.0.9:80")), Some("it is with 10.0.0.9:80, which serves no backend here: balanced anew")),
+            (None, None),
+        ] {
+            let anew = told(token).await;
+            if let Some(why) = why {
+                assert_eq!(applies(&anew, why), Some(false), "{anew:#?}");
+            }
+            assert_eq!(applies(&anew, "shop/canary:80 gets 50 % of these requests"), Some(true), "{anew:#?}");
+            assert_eq!(applies(&anew, "10.0.0.2:80: ready"), Some(true));
+        }
+    }
+}
+
+#[tokio::test]
+async fn grpc_clients_are_told_what_they_get() {
+    let answer = v1::StaticAnswer { status: 429, grpc_status: 8, ..v1::StaticAnswer::default() };
+    let when = |share| Some(v1::FaultCondition { share, matches: Vec::new() });
+    let faults = v1::Faults {
+        origin: object("FaultPolicy", "some"),
+        delay: Some(v1::FaultDelay { when: when(0), duration: seconds(1) }),
+        abort: Some(v1::FaultAbort { when: when(125_000), answer: Some(answer) }),
+    };
+    let invalid = v1::Mirror {
+        kind: Some(v1::mirror::Kind::Invalid("there is no Service shop/gone".into())),
+        numerator: 1,
+        denominator: 1,
+    };
+    let action = v1::HttpAction {
+        backends: to_backends(&[(1, "shop/cart:80")]),
+        filters: vec![v1::HttpFilter { kind: Some(v1::http_filter::Kind::Mirror(invalid)) }],
+        hedging: Some(v1::Hedging { delay: seconds(1), percentile: 95, any_method: false }),
+        faults: Some(faults),
+        ..v1::HttpAction::default()
+    };
+    let destination = Body::Destination(routed(vec![HttpRule::default()], vec![action]));
+    let (store, _) = Store::new();
+    assert_eq!(take(&store, vec![resource(ResourceKind::Destination, CART, "1", destination)], vec![]), []);
+    store.snapshot().backends["shop/cart:80"].publish(EndpointSet::new(true, crate::policy::Protocol::Http, vec![]));
+    for (kind, fault, none) in [
+        ("application/json", "answered with 429 ", "503: shop/cart:80"),
+        ("application/grpc", "answered with RESOURCE_EXHAUSTED ", "UNAVAILABLE: shop/cart:80"),
+    ] {
+        let headers = vec![v1::Header { name: "content-type".into(), value: kind.into() }];
+        let question = RequestToExplain { destination: CART.into(), headers, ..RequestToExplain::default() };
+        let decisions = explain(&store, "client", &[], &question).await.unwrap().decisions;
+        for (text, applies) in [
+            (&*format!("12.5 % of these requests are {fault}"), true),
+            ("0 % of these requests are held up for 1s", false),
+            ("once it is known how long answers take, after 1s at the least", true),
+            ("nothing is copied: there is no Service shop/gone", false),
+            (none, true),
+        ] {
+            let found = decisions.iter().find(|told| told.text.contains(text));
+            assert_eq!(found.map(|told| told.applies), Some(applies), "{text}: {decisions:#?}");
+        }
+    }
 }
 
 fn object(kind: &str, name: &str) -> Option<ObjectRef> {
@@ -243,12 +409,12 @@ async fn whatever_a_policy_says_is_told_with_its_name() {
         ("timeout", "each try: 2s", true, patience),
         ("timeout", "without a byte moved: 3s", true, patience),
         ("explain", "kept with x-request-id or x-order", true, patience),
-        ("retry", "up to 2 more tries after 1s, on status 503", true, patience),
+        ("retry", "up to 2 more tries after 1s, on status 503 for what may be repeated", true, patience),
         ("hedging", "after 1s, if it may be repeated", true, patience),
         ("fallback", "if nobody can be reached: shop/spare:80", true, patience),
         ("session", "one with shop/cart:80, told of by the header x-cart", true, traffic),
         ("cors", "the request names no origin", false, rule),
-        ("mirror", "shop/copy:80 gets a copy of 1/2", true, rule),
+        ("mirror", "shop/copy:80 gets a copy of 50 %", true, rule),
         ("policy", "connect timeout 1s", true, backend),
         ("balancing", "LeastRequest, slow start over 30s, whatever the zone", true, backend),
         ("ejection", "after 7 failures in a row or at 40 % failures of at least 9 in 10s", true, backend),

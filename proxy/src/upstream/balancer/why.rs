@@ -1,6 +1,6 @@
 //! Why an endpoint was chosen, in words; only for requests that notes are taken of.
 
-use std::time::Instant;
+use std::{collections::HashSet, time::Instant};
 
 use super::{LocalEndpoint, Roster, Wanted};
 use crate::upstream::{
@@ -33,7 +33,9 @@ pub(super) fn of(roster: &Roster, choice: Choice, role: Role, wanted: Wanted<'_>
     let ready = roster.endpoints.iter().filter(|local| local.standing(&[], now) == Standing::Ready).count();
     text += &format!("; {ready} of {} endpoints are ready", roster.endpoints.len());
     if !wanted.tried.is_empty() {
-        text += &format!(", {} were tried", wanted.tried.len());
+        // One may have been tried several times.
+        let tried: HashSet<_> = wanted.tried.iter().collect();
+        text += &format!(", {} tried before", tried.len());
     }
     text
 }

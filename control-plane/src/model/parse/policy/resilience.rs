@@ -5,7 +5,7 @@ use std::time::Duration;
 use leno_proto::grpc;
 
 use super::{
-    super::{FieldError, Wrong, persistence::persistence, refuse, value},
+    super::{FieldError, Wrong, http::MAX_WAIT, persistence::persistence, refuse, value},
     duration_within,
 };
 use crate::{
@@ -19,8 +19,6 @@ use crate::{
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
-/// Longest wait between two tries; the proxy waits no longer.
-const MAX_WAIT: Duration = Duration::from_secs(10);
 
 /// A whole number within bounds, both included.
 fn whole(field: &str, number: i64, least: u32, most: u32) -> Result<u32, FieldError> {
