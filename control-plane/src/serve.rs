@@ -63,6 +63,8 @@ pub mod limits {
     pub const QUESTIONS: usize = 64;
     /// For a proxy's answer when many are asked.
     pub const FIND_ANSWER: Duration = Duration::from_secs(2);
+    /// For all answers together; who has not answered by then is said to be silent.
+    pub const FIND: Duration = Duration::from_secs(20);
     /// Proxies that are asked for requests that they keep.
     pub const PROXIES_ASKED: usize = 1024;
     /// Bytes of all that they answer.

@@ -1,13 +1,17 @@
 //! Asks proxies for requests that they keep: those that are connected, so many at a time, and none for longer than an answer
 //! may take.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use leno_proto::v1::{
     CarriedRequest, FindRequestsRequest, FindRequestsResponse, FoundRequest, Question, RequestsToFind,
 };
 use prost::Message as _;
-use tokio::{sync::Semaphore, task::JoinSet};
+use tokio::{
+    sync::Semaphore,
+    task::JoinSet,
+    time::{Instant, timeout_at},
+};
 use tonic::Status;
 
 use crate::serve::{limits, tracker::Tracker};
@@ -33,15 +37,16 @@ pub(super) async fn find(tracker: &Arc<Tracker>, request: FindRequestsRequest) -
     let mut found =
         FindRequestsResponse { asked: count(proxies.len()), not_asked: count(not_asked), ..Default::default() };
     let mut room = limits::FOUND_BYTES;
+    let mut silent: BTreeSet<String> = proxies.iter().cloned().collect();
     let mut answers = ask(tracker, proxies, &wanted);
-    while let Some(answer) = answers.join_next().await {
-        let Ok((proxy, answer)) = answer else { continue };
-        match answer {
-            Some(kept) => take(&mut found, &mut room, &proxy, kept),
-            None => found.silent.push(proxy),
+    let until = Instant::now() + limits::FIND;
+    while let Ok(Some(answer)) = timeout_at(until, answers.join_next()).await {
+        if let Ok((proxy, Some(kept))) = answer {
+            take(&mut found, &mut room, &proxy, kept);
+            silent.remove(&proxy);
         }
     }
-    found.silent.sort();
+    found.silent = silent.into_iter().collect();
     found.requests.sort_by_key(|found| found.request.as_ref().map(|request| request.began_us));
     Ok(found)
 }

@@ -47,7 +47,7 @@ struct Options {
     workload: Option<String>,
 
     /// Explicit mode: listen on the address; what connects there goes to the named destination, `service.namespace:port` or
-    /// any `host:port`. A name with a namespace that is the workload's own, or that the configuration has or ever had anything in,
+    /// any `host:port`. A name with a namespace that is the workload's own, or that the configuration has anything in, or is known to have had,
     /// is the mesh's: without its Service it is refused. With any other namespace it may be a domain's, and is a matter for DNS,
     /// in plaintext; `service.namespace.svc:port` never is. A name without a dot is a Service of the workload's own namespace, or
     /// else a matter for DNS, too. Of each that is, a warning is logged. Repeats; several in the environment are separated by

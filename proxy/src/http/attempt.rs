@@ -212,7 +212,8 @@ pub(super) fn unanswered(pick: &Pick, error: SendError) -> Failed {
         pick.report(Outcome::Neutral, Instant::now());
     }
     if let Some(why) = error.unfit {
-        return Failed::for_good(Error::BadRequest(why));
+        // Another server may take it.
+        return Failed { failure: Failure::NotProcessed, error: Error::BadRequest(why), reply: None };
     }
     Failed {
         failure: if error.not_processed { Failure::NotProcessed } else { Failure::Reset },

@@ -265,7 +265,12 @@ where
         Watched::new(&watch, connection.as_mut()).await
     };
     let ended = served.await;
-    if matches!(&ended, Ok(Err(error)) if error.is_user()) {
+    let broke_off = match &ended {
+        Ok(Ok(())) => false,
+        Ok(Err(error)) => error.is_user(),
+        Err(_overdue) => true,
+    };
+    if broke_off {
         phase.break_off();
     }
     ended_as(ended)

@@ -179,6 +179,24 @@ fn applications_see_nothing_of_what_proxies_tell_each_other_of_idleness() {
     });
 }
 
+/// Its body ends with the connection.
+#[test]
+fn what_came_in_time_does_not_look_whole_over_http_1_0() {
+    run(async {
+        let app = application(|mut stream| async move {
+            read_until(&mut stream, b"\r\n\r\n").await.unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\n\r\nhalf").await.unwrap();
+            let _ = stream.read_u8().await;
+        })
+        .await;
+        let (client, _) = two(app, Protocol::Http1, None).await;
+        let mut stream = TcpStream::connect(client).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.0\r\nhost: shop\r\n\r\n").await.unwrap();
+        let error = stream.read_to_end(&mut Vec::new()).await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    });
+}
+
 #[test]
 fn policy_gives_tunnels_more_time_than_the_servers_proxy_would() {
     run(async {

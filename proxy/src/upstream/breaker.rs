@@ -73,6 +73,8 @@ pub struct Circuit {
     state: State,
     /// Openings in a row, not yet forgiven.
     openings: u32,
+    /// All openings that there ever were: which of them a probe belongs to.
+    opened: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,13 +89,13 @@ enum State {
 pub enum Role {
     /// Made while it was closed.
     Ordinary,
-    /// Half-open after the circuit had opened so often: its result counts, and must be told ([`Circuit::probed`]).
-    Probe { openings: u32 },
+    /// Half-open after that opening of the circuit: its result counts, and must be told ([`Circuit::probed`]).
+    Probe { opened: u64 },
 }
 
 impl Default for Circuit {
     fn default() -> Self {
-        Self { state: State::Closed { since: None }, openings: 0 }
+        Self { state: State::Closed { since: None }, openings: 0, opened: 0 }
     }
 }
 
@@ -111,6 +113,7 @@ impl Circuit {
     fn open(&mut self, settings: &Settings, now: Instant, jitter: f64) {
         let length = settings.open.saturating_mul(1 << self.openings.min(16)).min(settings.open_max);
         self.openings = self.openings.saturating_add(1);
+        self.opened = self.opened.wrapping_add(1);
         self.state = State::Open { until: now + length.mul_f64(1.0 + JITTER * jitter.clamp(0.0, 1.0)) };
     }
 
@@ -133,13 +136,13 @@ impl Circuit {
                 *patience = now + PROBE_PATIENCE;
             }
         }
-        Ok(Role::Probe { openings: self.openings })
+        Ok(Role::Probe { opened: self.opened })
     }
 
-    /// A probe ended that was admitted after so many openings; None: it says nothing. True: the circuit has just been opened again.
+    /// A probe ended that was admitted after that opening; None: it says nothing. True: the circuit has just been opened again.
     pub fn probed(
         &mut self,
-        openings: u32,
+        opened: u64,
         success: Option<bool>,
         settings: &Settings,
         now: Instant,
@@ -147,7 +150,7 @@ impl Circuit {
     ) -> bool {
         // Others may have decided meanwhile, and it may even be half-open once more.
         let State::HalfOpen { probes, successes, .. } = &mut self.state else { return false };
-        if openings != self.openings {
+        if opened != self.opened {
             return false;
         }
         *probes = probes.saturating_sub(1);
@@ -239,9 +242,9 @@ impl Breaker {
         })
     }
 
-    fn probed(&self, openings: u32, success: Option<bool>, settings: &Settings, now: Instant) -> bool {
+    fn probed(&self, opened: u64, success: Option<bool>, settings: &Settings, now: Instant) -> bool {
         let mut circuit = self.circuit.lock();
-        let opened = circuit.probed(openings, success, settings, now, jitter(now));
+        let opened = circuit.probed(opened, success, settings, now, jitter(now));
         self.publish(&circuit);
         opened
     }
@@ -268,7 +271,7 @@ impl Breaker {
     /// Closed, as if nothing had ever failed.
     pub fn reset(&self) {
         let mut circuit = self.circuit.lock();
-        *circuit = Circuit::default();
+        *circuit = Circuit { opened: circuit.opened, ..Circuit::default() };
         self.publish(&circuit);
         self.forget();
     }
@@ -302,7 +305,7 @@ impl Permit {
     pub fn report(mut self, success: Option<bool>, now: Instant) -> bool {
         self.told = true;
         match (self.role, success) {
-            (Role::Probe { openings }, success) => self.breaker.probed(openings, success, &self.settings, now),
+            (Role::Probe { opened }, success) => self.breaker.probed(opened, success, &self.settings, now),
             (Role::Ordinary, Some(success)) => self.breaker.record(success, &self.settings, now),
             (Role::Ordinary, None) => false,
         }
@@ -311,8 +314,8 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if let (false, Role::Probe { openings }) = (self.told, self.role) {
-            self.breaker.probed(openings, None, &self.settings, Instant::now());
+        if let (false, Role::Probe { opened }) = (self.told, self.role) {
+            self.breaker.probed(opened, None, &self.settings, Instant::now());
         }
     }
 }

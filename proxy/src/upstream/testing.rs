@@ -177,6 +177,11 @@ pub(super) struct Http2Server {
 
 impl Http2Server {
     pub(super) async fn start(most_streams: u32) -> Self {
+        Self::start_each(move |_| most_streams).await
+    }
+
+    /// By the connection's number.
+    pub(super) async fn start_each(most_streams: impl Fn(usize) -> u32 + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = Self {
             address: listener.local_addr().unwrap(),
@@ -193,6 +198,7 @@ impl Http2Server {
                 let number = accepted.get();
                 accepted.set(number + 1);
                 let (streams, shutdown, change) = (Rc::clone(&streams), Rc::clone(&shutdown), Rc::clone(&change));
+                let most_streams = most_streams(number);
                 tokio::task::spawn_local(async move {
                     let handshake = h2::server::Builder::new().max_concurrent_streams(most_streams).handshake(stream);
                     let mut connection = handshake.await.unwrap();

@@ -304,7 +304,7 @@ impl<S: Io + Backlog> Connection<S> {
             if let Poll::Ready(answer) = Pin::new(&mut *exchange).poll(cx) {
                 return Poll::Ready(Ok(Some(answer)));
             }
-            match ready!(self.poll_input(cx))? {
+            match ready!(self.poll_client(cx))? {
                 Heard::Body => {}
                 Heard::Left => return Poll::Ready(Ok(None)),
             }
@@ -332,7 +332,7 @@ impl<S: Io + Backlog> Connection<S> {
                 (Poll::Ready(()), Filled::Full) => continue,
                 _ => {}
             }
-            match ready!(self.poll_input(cx))? {
+            match ready!(self.poll_client(cx))? {
                 Heard::Body => {}
                 Heard::Left => return Poll::Ready(Ok(false)),
             }
@@ -360,23 +360,33 @@ impl<S: Io + Backlog> Connection<S> {
         }
     }
 
+    /// As [`Self::poll_input`], and while nothing is read, which does not tell of a client that broke off, looks for it.
+    fn poll_client(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Heard>> {
+        loop {
+            if let Poll::Ready(heard) = self.poll_input(cx) {
+                return Poll::Ready(heard);
+            }
+            if !self.shared.0.borrow().is_left_unread() {
+                return Poll::Pending;
+            }
+            ready!(self.timer.poll_late(cx, Wait::Look));
+            if self.stream.is_broken() {
+                return Poll::Ready(Ok(Heard::Left));
+            }
+        }
+    }
+
     /// Reads beside an exchange: what the reader of its body waits for; if nobody waits for more of the request, then only to
     /// notice that the client leaves.
     fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Heard>> {
         loop {
             let mut shared = self.shared.0.borrow_mut();
             let unwanted = shared.is_read() || shared.abandoned;
-            if (unwanted && shared.bytes.len() >= limits::HTTP1_BUFFER) || (!unwanted && shared.reader.is_none()) {
+            if shared.is_left_unread() {
                 if !shared.connection.as_ref().is_some_and(|held| held.will_wake(cx.waker())) {
                     shared.connection = Some(cx.waker().clone());
                 }
-                drop(shared);
-                // What is not read does not tell of a client that broke off.
-                ready!(self.timer.poll_late(cx, Wait::Look));
-                if self.stream.is_broken() {
-                    return Poll::Ready(Ok(Heard::Left));
-                }
-                continue;
+                return Poll::Pending;
             }
             if shared.broken {
                 return Poll::Pending;

@@ -114,10 +114,10 @@ fn probes_that_never_end_do_not_keep_it_half_open_for_ever() {
     let (mut circuit, settings, start) = (Circuit::default(), settings(), Instant::now());
     circuit.trip(&settings, start, 0.0);
     let later = at(start, 5);
-    assert_eq!(circuit.admit(&settings, later), Ok(Role::Probe { openings: 1 }));
-    assert_eq!(circuit.admit(&settings, later), Ok(Role::Probe { openings: 1 }));
+    assert_eq!(circuit.admit(&settings, later), Ok(Role::Probe { opened: 1 }));
+    assert_eq!(circuit.admit(&settings, later), Ok(Role::Probe { opened: 1 }));
     assert!(circuit.admit(&settings, at(start, 14)).is_err());
-    assert_eq!(circuit.admit(&settings, at(start, 15)), Ok(Role::Probe { openings: 1 }));
+    assert_eq!(circuit.admit(&settings, at(start, 15)), Ok(Role::Probe { opened: 1 }));
 }
 
 #[test]
@@ -162,13 +162,13 @@ proptest! {
                     circuit.trip(&settings, now, 0.5);
                 }
                 1 => {
-                    if let Ok(Role::Probe { openings }) = circuit.admit(&settings, now) {
-                        probes.push(openings);
+                    if let Ok(Role::Probe { opened }) = circuit.admit(&settings, now) {
+                        probes.push(opened);
                     }
                 }
                 _ => {
-                    if let Some(openings) = probes.pop() {
-                        circuit.probed(openings, Some(what == 2), &settings, now, 0.5);
+                    if let Some(opened) = probes.pop() {
+                        circuit.probed(opened, Some(what == 2), &settings, now, 0.5);
                     }
                 }
             }
@@ -176,7 +176,7 @@ proptest! {
                 prop_assert!(probes <= settings.probes);
             }
             let longest = settings.open_max.mul_f64(1.0 + JITTER);
-            let mut copy = Circuit { state: circuit.state, openings: circuit.openings };
+            let mut copy = Circuit { state: circuit.state, openings: circuit.openings, opened: circuit.opened };
             prop_assert!(copy.admit(&settings, now + longest).is_ok());
         }
     }

@@ -97,7 +97,7 @@ async fn wait_for_stream(
         news.as_mut().enable();
 
         let chosen = shared.choose(&pool.dialer);
-        if chosen.is_none() && shared.closed_to_streams(&pool.dialer) >= CLOSED_UNTIL_BELIEVED {
+        if chosen.is_none() && shared.is_closed_to_streams(&pool.dialer) {
             return Err(DialError::Connect(
                 "the server takes no streams (SETTINGS_MAX_CONCURRENT_STREAMS is 0)".into(),
             ));
@@ -227,12 +227,12 @@ fn failed(error: StreamError) -> SendError {
 }
 
 impl Shared {
-    /// The first connection that is not busy, else the least busy that takes one more stream.
+    /// Of the connections that take one more stream: the first that is not busy, else the least busy.
     fn choose(&self, dialer: &Dialer) -> Option<Rc<Connection>> {
         let open = self.open.borrow();
-        let mut usable = open.iter().filter(|connection| connection.is_usable(dialer));
-        let mut best = usable.next()?;
-        for connection in usable {
+        let mut free = open.iter().filter(|connection| connection.is_usable(dialer) && connection.has_room());
+        let mut best = free.next()?;
+        for connection in free {
             if !best.is_busy() {
                 break;
             }
@@ -240,7 +240,7 @@ impl Shared {
                 best = connection;
             }
         }
-        best.has_room().then(|| Rc::clone(best))
+        Some(Rc::clone(best))
     }
 
     /// Whether there are usable connections, and none has room.
@@ -248,10 +248,12 @@ impl Shared {
         self.choose(dialer).is_none() && self.open.borrow().iter().any(|connection| connection.is_usable(dialer))
     }
 
-    /// Connections that take no stream, however few there are: for now, a server may say so (RFC 9113, 6.5.2).
-    fn closed_to_streams(&self, dialer: &Dialer) -> usize {
+    /// Whether every connection takes no stream, however few there are: for now, a server may say so (RFC 9113, 6.5.2).
+    fn is_closed_to_streams(&self, dialer: &Dialer) -> bool {
         let open = self.open.borrow();
-        open.iter().filter(|connection| connection.is_usable(dialer) && connection.wire.most_streams() == 0).count()
+        let usable = open.iter().filter(|connection| connection.is_usable(dialer));
+        let (closed, others): (Vec<_>, Vec<_>) = usable.partition(|connection| connection.wire.most_streams() == 0);
+        closed.len() >= CLOSED_UNTIL_BELIEVED && others.is_empty()
     }
 
     pub(super) fn new(protocol: MeshProtocol, heard: h2::Heard) -> Rc<Self> {

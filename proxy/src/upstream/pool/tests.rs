@@ -281,6 +281,25 @@ async fn a_server_that_takes_no_streams_is_not_flooded_with_connections() {
 }
 
 #[tokio::test]
+async fn connections_without_streams_are_passed_over() {
+    on_worker(async {
+        let server = Http2Server::start_each(|number| if number == 0 { 0 } else { 1000 }).await;
+        let upstreams = Rc::new(upstreams());
+        let first = upstreams.plain(server.address).http(Carry::Http2).await.unwrap();
+        assert!(get(first).await.is_err());
+        for _ in 0..3 {
+            let results = http2_requests(&upstreams, &server, 20);
+            server.until_open(20).await;
+            server.answer();
+            until_ended(&results, 20).await;
+            assert!(results.borrow().iter().all(Result::is_ok), "{:?}", results.borrow());
+        }
+        assert_eq!(server.accepted.get(), 2);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn goaway_finishes_what_is_open_and_fails_nothing_new() {
     on_worker(async {
         let server = Http2Server::start(1000).await;

@@ -11,9 +11,12 @@ use std::{
 use bytes::{Bytes, BytesMut};
 
 use super::Next;
-use crate::http::{
-    body::{BodyError, Frame},
-    h1::{Decoded, Decoder, Framing, Incoming, parse::Request},
+use crate::{
+    config::limits,
+    http::{
+        body::{BodyError, Frame},
+        h1::{Decoded, Decoder, Framing, Incoming, parse::Request},
+    },
 };
 
 /// See the module.
@@ -126,6 +129,14 @@ impl Shared {
     /// Whether the current request was read to its end.
     pub(super) fn is_read(&self) -> bool {
         self.decoder.as_ref().is_none_or(Decoder::is_done)
+    }
+
+    /// Whether nothing of what the client sends is read for now: nobody waits for more of the request, or so much came behind it.
+    pub(super) fn is_left_unread(&self) -> bool {
+        match self.is_read() || self.abandoned {
+            true => self.bytes.len() >= limits::HTTP1_BUFFER,
+            false => self.reader.is_none(),
+        }
     }
 
     /// Skips what nobody will read and is there; whether that was all.

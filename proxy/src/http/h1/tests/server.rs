@@ -480,6 +480,23 @@ fn what_is_left_of_a_request_after_its_response_is_not_waited_for_long() {
 }
 
 #[test]
+fn what_nobody_reads_of_a_request_after_its_response_is_not_waited_for_either() {
+    run(async {
+        let answer = |request: Request| {
+            tokio::task::spawn_local(async move {
+                std::future::pending::<()>().await;
+                drop(request);
+            });
+            async { (response(200), Parts::default()) }
+        };
+        let (mut client, served, _drain) = client_waited_for(patient(|p, soon| p.rest = soon), answer).await;
+        client.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 100000000\r\n\r\n").await.unwrap();
+        expect(&mut client, "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+        is_late(served).await;
+    });
+}
+
+#[test]
 fn a_client_that_breaks_off_is_missed_though_nothing_of_it_is_read() {
     run(async {
         // Whoever answers holds the body, and never reads it.
