@@ -4,6 +4,7 @@ mod connections;
 mod fallback;
 mod http2;
 mod idle;
+mod informational;
 mod policy;
 mod stalled;
 
