@@ -133,6 +133,10 @@ pub mod limits {
     pub const APPLICATIONS: usize = 1024;
     /// How long a request body is held back for the server's `100 Continue` before it is sent all the same.
     pub const CONTINUE_WAIT: Duration = Duration::from_secs(1);
+    /// Informational responses (1xx) that one exchange passes on, beside `100 Continue`; what comes beyond it is dropped.
+    pub const INFORMATIONAL: usize = 32;
+    /// Their fields, all of them together.
+    pub const INFORMATIONAL_BYTES: usize = 64 * 1024;
     /// A pooled connection without a request (below the usual server's 5 s and more).
     pub const POOL_IDLE: Duration = Duration::from_secs(4);
     /// The same to a mesh peer, which keeps its side open longer, and whose handshake costs more.

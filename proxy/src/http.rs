@@ -19,6 +19,7 @@ pub mod head;
 pub mod headers;
 mod hedge;
 pub mod hops;
+pub(crate) mod informational;
 pub mod mirror;
 pub(crate) mod notes;
 pub(crate) mod outflow;

@@ -5,6 +5,7 @@ mod explained;
 mod fallback;
 mod http2;
 mod idle;
+mod informational;
 mod policy;
 mod stalled;
 

@@ -79,6 +79,10 @@ pub(crate) fn response_head(parts: &http::response::Parts) -> ResponseHead {
     ResponseHead { status: parts.status, fields: fields(&parts.headers) }
 }
 
+pub(crate) fn informational_head(status: http::StatusCode, headers: &HeaderMap) -> ResponseHead {
+    ResponseHead { status, fields: fields(headers) }
+}
+
 fn fields(headers: &HeaderMap) -> Fields {
     let mut fields = Fields::new();
     for (name, value) in headers {

@@ -21,6 +21,7 @@ use super::{
     head::{Name, RequestHead},
     headers,
     hedge::{self, Twice},
+    informational::Informed,
     notes,
     request_body::{ContinueGate, RequestBody},
     retry::{Failure, Tries},
@@ -239,6 +240,9 @@ impl<'a> Template<'a> {
         let tunnel = head.method == Method::CONNECT;
         let body = (!tunnel && !body.is_end()).then(|| RequestBody::new(body, watch));
         let expects_continue = body.is_some() && headers::expects_continue(&head.fields);
+        if expects_continue {
+            watch.informational().await_continue();
+        }
         let grpc = headers::is_grpc(&head.fields);
         Self { head, body, upgrade, host, expects_continue, grpc }
     }
@@ -299,6 +303,6 @@ impl<'a> Template<'a> {
                 Body::request(reader)
             }
         };
-        Ok((body, Extras { gate }))
+        Ok((body, Extras { gate, informed: Informed::of(exchange.watch()) }))
     }
 }

@@ -246,6 +246,16 @@ pub(crate) fn receive_response(fields: &mut Fields, meshed: bool) -> Result<(), 
     Ok(())
 }
 
+/// As [`receive_response`], for an informational one: it has no body (RFC 9110 8.6), and nothing of ours.
+///
+/// # Errors
+/// If it says that it has a body all the same.
+pub(crate) fn receive_informational(fields: &mut Fields) -> Result<(), &'static str> {
+    receive_response(fields, false)?;
+    fields.remove(names([Name::ContentLength, Name::Trailer]));
+    Ok(())
+}
+
 /// Asks for, or grants, a change of protocol.
 pub(crate) fn set_upgrade(fields: &mut Fields, protocol: &[u8]) {
     fields.set(Name::Connection, b"upgrade");

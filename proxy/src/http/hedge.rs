@@ -13,6 +13,7 @@ use super::{
     request_body::RequestBody,
     retry::Tries,
     told, verdict,
+    watch::Watch,
 };
 use crate::{
     error::Error,
@@ -169,7 +170,7 @@ async fn race(
     (body, extras): (Body, Extras),
     twice: &Twice<'_>,
 ) -> Result<Ended, Error> {
-    let ctx = Rc::clone(exchange.ctx());
+    let (ctx, watch) = (Rc::clone(exchange.ctx()), Rc::clone(exchange.watch()));
     let wait = twice.hedge.wait();
     let both = async {
         let mut sent = pin!(connection.send(twice.head, body, extras));
@@ -180,7 +181,7 @@ async fn race(
         // None of it may be missing, or still be on its way from the client.
         let copy = twice.body.map_or_else(|| Some(Body::empty()), |body| body.whole());
         let Some(copy) = copy else { return Ok(Ended::with_first(sent.await, None)) };
-        let mut second = pin!(elsewhere(&ctx, twice, copy, first));
+        let mut second = pin!(elsewhere(&ctx, twice, copy, first, &watch));
         Ok(tokio::select! {
             biased;
             done = &mut sent => {
@@ -202,7 +203,13 @@ async fn race(
 }
 
 /// The second try; None: there is no endpoint that has not been tried, or no leave for it.
-async fn elsewhere(ctx: &Context, twice: &Twice<'_>, body: Body, first: SocketAddr) -> Option<Elsewhere> {
+async fn elsewhere(
+    ctx: &Context,
+    twice: &Twice<'_>,
+    body: Body,
+    first: SocketAddr,
+    watch: &Watch,
+) -> Option<Elsewhere> {
     let tried = [&[first], twice.tried].concat();
     let pick = ctx.upstreams.pick(twice.backend, &tried, |_| None).await.ok()?;
     if tried.contains(&pick.endpoint.address) {
@@ -229,6 +236,7 @@ async fn elsewhere(ctx: &Context, twice: &Twice<'_>, body: Body, first: SocketAd
         headers::set_timeout(&mut head.fields, deadline.saturating_duration_since(Instant::now()), twice.grpc);
     }
     twice.sent_to.set(Some(pick.endpoint.address));
+    watch.informational().stop();
     let sent = connection.send(&head, body, Extras::default()).await;
     Some(Elsewhere { pick, leave, sent: Ok(sent) })
 }

@@ -18,6 +18,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::StatusCode;
 use parking_lot::Mutex;
 use tokio::time::Sleep;
 
@@ -25,7 +26,8 @@ use super::{
     Body,
     body::{BodyError, Frame},
     h2::StreamError,
-    head::Fields,
+    head::{Fields, ResponseHead},
+    informational::Heads,
     watch::Watch,
 };
 use crate::config::limits;
@@ -215,6 +217,8 @@ impl Reader {
                 // A server that never says so must not hold the request for ever (RFC 9110 10.1.1).
                 let wait = self.wait.get_or_insert_with(|| Box::pin(tokio::time::sleep(limits::CONTINUE_WAIT)));
                 std::task::ready!(wait.as_mut().poll(cx));
+                // Its client may wait, too.
+                gate.hear(ResponseHead::new(StatusCode::CONTINUE));
             }
             self.gate = None;
             self.wait = None;
@@ -316,19 +320,46 @@ impl Reader {
 }
 
 /// Holds a request body back until the server said `100 Continue` (RFC 9110 10.1.1), so that the
-/// client hears it from the server and not from us.
+/// client hears it from the server and not from us. The server may be heard by another task, its connection's.
 #[derive(Default)]
 pub(crate) struct ContinueGate {
     open: AtomicBool,
     waker: Mutex<Option<Waker>>,
+    heard: Mutex<Heard>,
+}
+
+/// Informational responses of the server, and who passes them on.
+#[derive(Default)]
+struct Heard {
+    heads: Heads,
+    waker: Option<Waker>,
 }
 
 impl ContinueGate {
-    pub(crate) fn open(&self) {
-        self.open.store(true, Ordering::Release);
-        if let Some(waker) = self.waker.lock().take() {
+    /// The server said so; or another informational response came.
+    pub(crate) fn hear(&self, head: ResponseHead) {
+        if head.status == StatusCode::CONTINUE {
+            self.open.store(true, Ordering::Release);
+            if let Some(waker) = self.waker.lock().take() {
+                waker.wake();
+            }
+        }
+        let mut heard = self.heard.lock();
+        if heard.heads.push(head)
+            && let Some(waker) = heard.waker.take()
+        {
+            drop(heard);
             waker.wake();
         }
+    }
+
+    /// Passes on what was heard; the task is woken when there is more.
+    pub(crate) fn take_heard(&self, cx: &Context<'_>, mut tell: impl FnMut(ResponseHead)) {
+        let mut heard = self.heard.lock();
+        while let Some(head) = heard.heads.pop() {
+            tell(head);
+        }
+        heard.waker = Some(cx.waker().clone());
     }
 
     fn poll_open(&self, cx: &Context<'_>) -> Poll<()> {

@@ -207,7 +207,7 @@ fn refused_by_hyper(ended: &Broken) -> Option<Unfit> {
     }
 }
 
-/// As [`http1`], all of it by hyper.
+/// As [`http1`], all of it by hyper, which says `100 Continue` when the request's body is asked for, and no other 1xx.
 async fn by_hyper<S>(
     stream: S,
     drain: Drain,

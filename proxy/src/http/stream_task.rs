@@ -50,6 +50,7 @@ impl StreamTasks {
         let free = self.0.borrow_mut().pop();
         let kept = free.as_ref().and_then(|desk| desk.watch.take()).filter(|watch| watch.usual_idle() == idle);
         let watch = kept.unwrap_or_else(|| Watch::new(idle, None));
+        watch.informational().begin();
         let work = Work { respond: respond(&watch), watch };
         match free {
             Some(desk) => {
@@ -129,7 +130,11 @@ pub(super) enum Respond {
 impl Respond {
     fn poll(&mut self, cx: &mut Context<'_>, watch: &Rc<Watch>) -> Poll<()> {
         if let Self::Waiting { answer, sender, .. } = self {
-            let Poll::Ready(response) = answer.as_mut().poll(cx) else {
+            let answered = answer.as_mut().poll(cx);
+            while let Some(head) = watch.informational().next() {
+                sender.send_informational(&head);
+            }
+            let Poll::Ready(response) = answered else {
                 return sender.poll_reset(cx).map(|_| ());
             };
             if let Self::Waiting { sender, tunnel, .. } = mem::replace(self, Self::Done) {

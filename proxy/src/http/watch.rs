@@ -15,7 +15,7 @@ use std::{
 
 use pin_project_lite::pin_project;
 
-use super::client_stream::ClientPhase;
+use super::{client_stream::ClientPhase, informational::Informational};
 use crate::{alarm::Alarm, config::limits, reason::Reason};
 
 /// Why an exchange was ended.
@@ -49,6 +49,8 @@ pub(crate) struct Watch {
     overdue: Cell<Option<Overdue>>,
     /// HTTP/1: what its client takes.
     client: Option<Arc<ClientPhase>>,
+    /// What its client is told before the answer: who serves it and who answers share nothing else.
+    informational: Informational,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +75,7 @@ impl Watch {
             began: Cell::new(None),
             overdue: Cell::new(None),
             client,
+            informational: Informational::default(),
         })
     }
 
@@ -113,6 +116,10 @@ impl Watch {
 
     fn idle(&self) -> Duration {
         self.policy_idle.get().unwrap_or(self.usual_idle)
+    }
+
+    pub(super) fn informational(&self) -> &Informational {
+        &self.informational
     }
 
     /// The exchange must end by then.
@@ -163,6 +170,7 @@ impl Watch {
         self.deadline.set(None);
         // What is left for the client to take is no part of what policy speaks of.
         self.policy_idle.set(None);
+        self.informational.end();
         if let Some(client) = &self.client {
             client.answered();
         }

@@ -15,6 +15,8 @@ mod tests;
 
 use std::{
     cell::{Cell, RefCell},
+    future::{Future, poll_fn},
+    pin::Pin,
     rc::Rc,
     sync::{Arc, atomic::AtomicU32},
     time::{Duration, Instant},
@@ -35,6 +37,7 @@ use crate::{
         Body,
         h2::Heard,
         head::{RequestHead, ResponseHead},
+        informational::Informed,
         request_body::ContinueGate,
         upgrade::Upgraded,
     },
@@ -127,6 +130,30 @@ pub struct SendError {
 pub struct Extras {
     /// Opened by the server's `100 Continue`.
     pub(crate) gate: Option<Arc<ContinueGate>>,
+    /// Hears of the server's informational responses.
+    pub(crate) informed: Informed,
+}
+
+impl Extras {
+    /// An informational response of the server has come.
+    fn hear(&self, head: ResponseHead) {
+        match &self.gate {
+            Some(gate) => gate.hear(head),
+            None => self.informed.tell(head),
+        }
+    }
+
+    /// Waits for an answer, and passes on what is heard at the gate meanwhile.
+    async fn heard_while<T>(&self, mut sending: Pin<&mut impl Future<Output = T>>) -> T {
+        poll_fn(|cx| {
+            let polled = sending.as_mut().poll(cx);
+            if let Some(gate) = &self.gate {
+                gate.take_heard(cx, |head| self.informed.tell(head));
+            }
+            polled
+        })
+        .await
+    }
 }
 
 /// The answer to a request.
@@ -355,7 +382,7 @@ impl HttpConnection {
                 _ => None,
             };
             let (reused, slot) = (self.reused, self.slot.clone());
-            let mut error = match self.send_once(head, body, extras.clone()).await {
+            let mut error = match self.send_once(head, body, &extras).await {
                 Ok(reply) => return Ok(reply),
                 Err(error) => error,
             };
@@ -381,10 +408,10 @@ impl HttpConnection {
         Err(SendError::unsent(body, "connections closed as soon as they were used".into()))
     }
 
-    async fn send_once(mut self, head: &RequestHead, body: Body, extras: Extras) -> Result<Reply, SendError> {
+    async fn send_once(mut self, head: &RequestHead, body: Body, extras: &Extras) -> Result<Reply, SendError> {
         match self.kind.take() {
-            Some(Kind::Http1(connection)) => connection.send(&self.pool, head, body).await,
-            Some(Kind::Stream(connection, _)) => connection.send(head, body, &self.slot).await,
+            Some(Kind::Http1(connection)) => connection.send(&self.pool, head, body, extras).await,
+            Some(Kind::Stream(connection, _)) => connection.send(head, body, &self.slot, &extras.informed).await,
             Some(Kind::Alone(dialed)) => Box::pin(single::send(dialed, head, body, extras)).await,
             // Only `drop` leaves it empty, after which nobody can call this.
             None => Err(SendError::unsent(body, "the connection was used already".into())),

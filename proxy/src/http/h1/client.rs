@@ -29,9 +29,6 @@ use crate::{
     net::Io,
 };
 
-/// Informational responses taken before the one that counts.
-const INFORMATIONAL: usize = 32;
-
 /// Where a connection goes that is ready for another request.
 type Home = Box<dyn FnOnce(ClientConnection)>;
 
@@ -69,7 +66,8 @@ impl ClientConnection {
     }
 
     /// Sends a request and waits for its response's head. The body goes on being sent while the response's is read, should it not
-    /// be complete by then. `home` gets the connection if it can be used again, as soon as both bodies are complete.
+    /// be complete by then. `informed` hears of informational responses, as they come, however many they are. `home` gets the
+    /// connection if it can be used again, as soon as both bodies are complete.
     ///
     /// Dropping this future, or the response's body before its end, closes the connection.
     ///
@@ -79,6 +77,7 @@ impl ClientConnection {
         mut self,
         head: &RequestHead,
         body: B,
+        mut informed: impl FnMut(ResponseHead),
         home: impl FnOnce(Self) + 'static,
     ) -> Result<(ResponseHead, Incoming), SendError<B>> {
         let refused = if !is_line(head) {
@@ -98,7 +97,8 @@ impl ClientConnection {
         }
         self.looked_at = false;
         let mut scanned = None;
-        let response = poll_fn(|cx| self.poll_exchange(cx, &mut upload, &head.method, &mut scanned)).await;
+        let exchange = poll_fn(|cx| self.poll_exchange(cx, &mut upload, &head.method, &mut informed, &mut scanned));
+        let response = exchange.await;
         let answered = scanned.is_some();
         match response {
             Ok((response, body)) => Ok(self.take_up(response, body, upload, home)),
@@ -113,6 +113,7 @@ impl ClientConnection {
         cx: &mut Context<'_>,
         upload: &mut Upload<B>,
         method: &Method,
+        informed: &mut impl FnMut(ResponseHead),
         scanned: &mut Option<usize>,
     ) -> Poll<Result<(Response, Option<Bytes>), String>> {
         // A server that answers and closes before it has read everything is heard out.
@@ -131,7 +132,7 @@ impl ClientConnection {
                 let looked_at = scanned.replace(0).unwrap_or(0);
                 // Most come whole: nothing is kept of what was read, but for what follows them.
                 let response = if bytes.is_empty() {
-                    let (response, used) = next_response(new, method)?;
+                    let (response, used) = next_response(new, method, informed)?;
                     let mut rest = new.get(used..).unwrap_or_default();
                     let whole = response.as_ref().and_then(|response| response.framing.within(rest));
                     if let Some((all, after)) = whole.and_then(|length| rest.split_at_checked(length)) {
@@ -146,7 +147,7 @@ impl ClientConnection {
                         *scanned = Some(bytes.len());
                         return Ok(None);
                     }
-                    let (response, used) = next_response(bytes, method)?;
+                    let (response, used) = next_response(bytes, method, informed)?;
                     consume(bytes, used);
                     response
                 };
@@ -219,10 +220,15 @@ fn is_line(head: &RequestHead) -> bool {
     fits(head.target()) && !head.target().is_empty() && fits(head.authority().unwrap_or_default())
 }
 
-/// The response that counts among the heads at the beginning of `bytes`, and how many bytes were used.
-fn next_response(bytes: &[u8], method: &Method) -> Result<(Option<Response>, usize), String> {
+/// The response that counts among the heads at the beginning of `bytes`, and how many bytes were used. `informed` hears of
+/// those before it.
+fn next_response(
+    bytes: &[u8],
+    method: &Method,
+    informed: &mut impl FnMut(ResponseHead),
+) -> Result<(Option<Response>, usize), String> {
     let mut used = 0;
-    for _ in 0..INFORMATIONAL {
+    loop {
         let rest = bytes.get(used..).unwrap_or_default();
         match parse::parse_response(rest, method).map_err(|reason| format!("a malformed response: {reason}"))? {
             None => return Ok((None, used)),
@@ -234,10 +240,10 @@ fn next_response(bytes: &[u8], method: &Method) -> Result<(Option<Response>, usi
                 if !response.head.status.is_informational() {
                     return Ok((Some(response), used));
                 }
+                informed(response.head);
             }
         }
     }
-    Err("too many informational responses".to_owned())
 }
 
 /// A request on its way.

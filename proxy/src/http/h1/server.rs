@@ -156,13 +156,14 @@ impl<S: Io + Backlog> Connection<S> {
                     self.close = request.close;
                     let method = request.head.method.clone();
                     let refused = request.refused;
+                    watch.informational().begin();
                     let received = Request { head: request.head, body, watch: Rc::clone(watch), refused };
                     (method, refused, handle(received))
                 }
                 Next::Unusual => return Ok(End::Unusual),
                 Next::Closed | Next::Drained => break None,
             };
-            let mut answer = match poll_fn(|cx| self.poll_answer(cx, &mut exchange)).await? {
+            let mut answer = match poll_fn(|cx| self.poll_answer(cx, &mut exchange, watch)).await? {
                 Some((head, body)) => {
                     let connection = head.fields.get(Name::Connection);
                     let last = connection.is_some_and(|value| value.eq_ignore_ascii_case(b"close"));
@@ -299,10 +300,19 @@ impl<S: Io + Backlog> Connection<S> {
         &mut self,
         cx: &mut Context<'_>,
         exchange: &mut (impl Future<Output = T> + Unpin),
+        watch: &Watch,
     ) -> Poll<io::Result<Option<T>>> {
         loop {
-            if let Poll::Ready(answer) = Pin::new(&mut *exchange).poll(cx) {
+            let answered = Pin::new(&mut *exchange).poll(cx);
+            while let Some(head) = watch.informational().next() {
+                self.output.informational(&head);
+            }
+            if let Poll::Ready(answer) = answered {
                 return Poll::Ready(Ok(Some(answer)));
+            }
+            if self.output.is_underway() {
+                // What is not written now goes on in a later turn, or with the answer.
+                let _ = self.poll_write(cx)?;
             }
             match ready!(self.poll_client(cx))? {
                 Heard::Body => {}

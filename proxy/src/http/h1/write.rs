@@ -62,11 +62,7 @@ impl Output {
     /// Adds a response's head. `close`: the connection ends with this response.
     pub(super) fn response(&mut self, method: &Method, head: &ResponseHead, body: &impl Outgoing, close: bool) -> Plan {
         let bytes = self.begin();
-        bytes.extend_from_slice(b"HTTP/1.1 ");
-        bytes.extend_from_slice(head.status.as_str().as_bytes());
-        bytes.push(b' ');
-        bytes.extend_from_slice(head.status.canonical_reason().unwrap_or_default().as_bytes());
-        bytes.extend_from_slice(b"\r\n");
+        put_status(bytes, head.status);
         let bare = head.status.is_informational() || head.status == StatusCode::NO_CONTENT;
         let plan = if respond::has_no_body(head.status, method) {
             let length = head.fields.only(Name::ContentLength).filter(|_| !bare);
@@ -82,6 +78,14 @@ impl Output {
         }
         bytes.extend_from_slice(b"\r\n");
         plan
+    }
+
+    /// Adds the head of an informational response, which the final one's follows.
+    pub(super) fn informational(&mut self, head: &ResponseHead) {
+        let bytes = self.begin();
+        put_status(bytes, head.status);
+        put_fields(bytes, &head.fields, |_| true);
+        bytes.extend_from_slice(b"\r\n");
     }
 
     /// Adds a request's head.
@@ -113,6 +117,11 @@ impl Output {
 
     pub(super) fn is_empty(&self) -> bool {
         self.bytes.is_empty() && self.large.is_empty()
+    }
+
+    /// Whether there is something that the stream has not taken, or may still hold.
+    pub(super) fn is_underway(&self) -> bool {
+        self.unflushed || !self.is_empty()
     }
 
     /// Adds what the body has ready, up to a limit.
@@ -245,6 +254,14 @@ impl Output {
             buffer::give_back(std::mem::take(&mut self.bytes));
         }
     }
+}
+
+fn put_status(bytes: &mut Vec<u8>, status: StatusCode) {
+    bytes.extend_from_slice(b"HTTP/1.1 ");
+    bytes.extend_from_slice(status.as_str().as_bytes());
+    bytes.push(b' ');
+    bytes.extend_from_slice(status.canonical_reason().unwrap_or_default().as_bytes());
+    bytes.extend_from_slice(b"\r\n");
 }
 
 /// Writes the fields that `keep` holds for. How the body is delimited is for this codec to say.

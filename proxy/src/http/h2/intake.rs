@@ -424,6 +424,7 @@ impl Intake {
             if end {
                 return self.fail(state, key, Code::PROTOCOL_ERROR, "an informational response that ends");
             }
+            receive.informational.get_or_insert_default().push(head);
         } else {
             match content_length(&head.fields) {
                 Ok(length) => receive.length = length.filter(|_| !(receive.tunnel && head.status.is_success())),
@@ -431,8 +432,8 @@ impl Intake {
             }
             receive.begun = true;
             receive.bodiless |= matches!(head.status.as_u16(), 204 | 304);
+            receive.head = Some(head);
         }
-        receive.head = Some(head);
         stream.wake_receiver();
         if end { self.end_stream(state, key) } else { Ok(()) }
     }

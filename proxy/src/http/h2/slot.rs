@@ -3,7 +3,10 @@
 use std::task::Waker;
 
 use super::error::StreamError;
-use crate::http::head::{Fields, ResponseHead};
+use crate::http::{
+    head::{Fields, ResponseHead},
+    informational::Heads,
+};
 
 /// Where a stream is among its connection's.
 pub(super) type Key = u32;
@@ -30,7 +33,9 @@ pub(super) struct Stream {
 
 #[derive(Debug, Default)]
 pub(super) struct Receive {
-    /// A response's: the last to come and not be taken.
+    /// Informational ones that came; mostly none did.
+    pub(super) informational: Option<Box<Heads>>,
+    /// The response's, not taken yet.
     pub(super) head: Option<ResponseHead>,
     /// The head of a request, or a response's final one, has come.
     pub(super) begun: bool,

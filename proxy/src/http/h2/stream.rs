@@ -3,6 +3,7 @@
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
+use http::StatusCode;
 
 use super::{
     Frame,
@@ -56,12 +57,13 @@ pub(super) fn halves(link: &Link, key: Key) -> (SendStream, RecvStream) {
 }
 
 impl RecvStream {
-    /// Client: the next head of the response. Any number of informational ones (1xx) may come before the final one; of
-    /// those that nobody took in time, the last is kept.
+    /// Client: the next head of the response. Informational ones (1xx) may come before the final one, up to
+    /// [`limits::INFORMATIONAL`](crate::config::limits::INFORMATIONAL); those beyond are dropped.
     pub fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, StreamError>> {
         let mut state = self.link.borrow_mut();
         let Some(stream) = state.stream(self.key) else { return Poll::Ready(Err(gone())) };
-        if let Some(head) = stream.receive.head.take() {
+        let informational = stream.receive.informational.as_mut().and_then(|heads| heads.pop());
+        if let Some(head) = informational.or_else(|| stream.receive.head.take()) {
             return Poll::Ready(Ok(head));
         }
         if let Some(error) = &stream.error {
@@ -190,11 +192,12 @@ impl SendStream {
         }
     }
 
-    /// Server: an informational response (1xx), which the final one follows. Dropped if much waits to be written already.
+    /// Server: an informational response (1xx), which the final one follows. Dropped if much waits to be written already,
+    /// unless the client waits for it.
     pub fn send_informational(&mut self, head: &ResponseHead) {
         let mut state = self.link.borrow_mut();
         if let Some(id) = sendable(&mut state, self.key)
-            && !state.is_crowded()
+            && (head.status == StatusCode::CONTINUE || !state.is_crowded())
         {
             state.send_block(id, false, |encoder, out| encoder.response(head, out));
         }

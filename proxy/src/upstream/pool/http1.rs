@@ -1,8 +1,8 @@
 //! HTTP/1.1 connections: one exchange at a time, then back on the stack of idle ones.
 
-use std::{rc::Rc, time::Instant};
+use std::{pin::pin, rc::Rc, time::Instant};
 
-use super::{Dialer, Pool, Reply, SendError};
+use super::{Dialer, Extras, Pool, Reply, SendError};
 use crate::{
     config::limits,
     http::{Body, h1::ClientConnection, head::RequestHead},
@@ -31,7 +31,13 @@ impl Connection {
     }
 
     /// One exchange; its end brings the connection back.
-    pub(super) async fn send(self, pool: &Rc<Pool>, head: &RequestHead, body: Body) -> Result<Reply, SendError> {
+    pub(super) async fn send(
+        self,
+        pool: &Rc<Pool>,
+        head: &RequestHead,
+        body: Body,
+        extras: &Extras,
+    ) -> Result<Reply, SendError> {
         let Self { wire, epoch, place } = self;
         let home = Rc::downgrade(pool);
         let comes_back = move |wire| {
@@ -39,7 +45,8 @@ impl Connection {
                 pool.put_idle(Self { wire, epoch, place });
             }
         };
-        match wire.send(head, body, comes_back).await {
+        let sending = pin!(wire.send(head, body, |head| extras.hear(head), comes_back));
+        match extras.heard_while(sending).await {
             Ok((head, body)) => Ok(Reply { head, body: Body::http1(body), upgraded: None }),
             Err(error) => {
                 Err(SendError { not_processed: !error.written, body: error.body, ..SendError::sent(error.reason) })

@@ -20,6 +20,7 @@ use crate::{
         Body,
         h2::{self, RecvStream, StreamError},
         head::{RequestHead, ResponseHead},
+        informational::Informed,
         outflow::{self, Outflow, Stopped},
         upgrade::{self, Upgraded},
     },
@@ -165,7 +166,13 @@ fn start(dialed: Dialed, shared: &Rc<Shared>) -> Rc<Connection> {
 
 impl Connection {
     /// One exchange. The request's body goes on being sent, in a task of its own, if the answer begins before its end.
-    pub(super) async fn send(&self, head: &RequestHead, body: Body, slot: &StreamSlot) -> Result<Reply, SendError> {
+    pub(super) async fn send(
+        &self,
+        head: &RequestHead,
+        body: Body,
+        slot: &StreamSlot,
+        informed: &Informed,
+    ) -> Result<Reply, SendError> {
         let tunnel = head.method == Method::CONNECT;
         let end = body.is_end() && !tunnel;
         if head.protocol.is_some() {
@@ -181,7 +188,7 @@ impl Connection {
             Err(refused) => return Err(SendError::unsent(body, refused.to_string())),
         };
         if tunnel {
-            let head = poll_fn(|cx| poll_final(&mut receiver, cx)).await.map_err(failed)?;
+            let head = poll_fn(|cx| poll_final(&mut receiver, cx, informed)).await.map_err(failed)?;
             if !head.status.is_success() {
                 return Ok(Reply { head, body: Body::http2(receiver), upgraded: None });
             }
@@ -201,7 +208,7 @@ impl Connection {
                     return Poll::Ready(Err(SendError::sent(format!("the request broke off: {error}"))));
                 }
             }
-            poll_final(&mut receiver, cx).map_err(failed)
+            poll_final(&mut receiver, cx, informed).map_err(failed)
         });
         let head = answered.await?;
         if let Some(upload) = upload {
@@ -211,11 +218,15 @@ impl Connection {
     }
 }
 
-/// The response's head that counts; informational ones are dropped.
-fn poll_final(receiver: &mut RecvStream, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, StreamError>> {
+/// The response's head that counts. `informed` hears of those before it.
+fn poll_final(
+    receiver: &mut RecvStream,
+    cx: &mut Context<'_>,
+    informed: &Informed,
+) -> Poll<Result<ResponseHead, StreamError>> {
     loop {
         match ready!(receiver.poll_response(cx)) {
-            Ok(head) if head.status.is_informational() => {}
+            Ok(head) if head.status.is_informational() => informed.tell(head),
             read => return Poll::Ready(read),
         }
     }

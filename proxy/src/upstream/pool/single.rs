@@ -1,7 +1,7 @@
 //! Requests that need a connection for themselves, over HTTP/1.1 by hyper: changes of protocol, CONNECT, and bodies that
 //! wait for `100 Continue`.
 
-use std::error::Error as _;
+use std::{error::Error as _, pin::pin};
 
 use http::{Method, StatusCode};
 use hyper::{client::conn::http1, upgrade::on as on_upgrade};
@@ -19,16 +19,15 @@ use crate::{
 };
 
 /// Sends the request on a connection that nobody used before, and that ends with it.
-pub(super) async fn send(dialed: Dialed, head: &RequestHead, body: Body, extras: Extras) -> Result<Reply, SendError> {
+pub(super) async fn send(dialed: Dialed, head: &RequestHead, body: Body, extras: &Extras) -> Result<Reply, SendError> {
     let mut request = adapt::http1_request(head, body).map_err(|body| SendError {
         unfit: Some("an invalid target"),
         ..SendError::unsent(body, "an invalid target".into())
     })?;
-    if let Some(gate) = extras.gate {
+    if let Some(gate) = extras.gate.clone() {
+        // By the connection's task.
         hyper::ext::on_informational(&mut request, move |response| {
-            if response.status() == StatusCode::CONTINUE {
-                gate.open();
-            }
+            gate.hear(adapt::informational_head(response.status(), response.headers()));
         });
     }
     let handshake = http1::Builder::new()
@@ -54,7 +53,8 @@ pub(super) async fn send(dialed: Dialed, head: &RequestHead, body: Body, extras:
         }
         drop(place);
     });
-    let mut response = sender.try_send_request(request).await.map_err(|mut error| {
+    let sending = pin!(sender.try_send_request(request));
+    let mut response = extras.heard_while(sending).await.map_err(|mut error| {
         let body = error.take_message().map(|request| request.into_body().0);
         SendError { not_processed: body.is_some(), body, ..SendError::sent(describe(error.error())) }
     })?;

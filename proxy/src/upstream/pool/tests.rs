@@ -415,7 +415,7 @@ async fn leaving_early_resets_the_stream_and_gives_its_place_back() {
             }
         }
         let (_, mut respond) = server.streams.borrow_mut().pop().unwrap();
-        let reset = std::future::poll_fn(|cx| respond.poll_reset(cx)).await.unwrap();
+        let reset = poll_fn(|cx| respond.poll_reset(cx)).await.unwrap();
         assert_eq!(reset, h2::Reason::CANCEL);
         pick.report(Outcome::Neutral, Instant::now());
         drop(pick);

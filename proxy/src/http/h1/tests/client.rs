@@ -25,7 +25,7 @@ async fn send<B: Outgoing>(
     let home = Home::default();
     let at = Rc::clone(&home);
     let connection = ClientConnection::new(Box::new(stream));
-    let sent = connection.send(&head, body, move |connection| at.borrow_mut().push(connection)).await;
+    let sent = connection.send(&head, body, |_| (), move |connection| at.borrow_mut().push(connection)).await;
     (sent, home)
 }
 
@@ -75,7 +75,8 @@ fn both_roles_speak_with_each_other_on_one_connection() {
             let at = Rc::clone(&home);
             let mut used = connection.take().expect("it came back");
             assert!(used.is_reusable());
-            let sent = used.send(&get(Method::POST), body, move |connection| at.borrow_mut().push(connection)).await;
+            let sent =
+                used.send(&get(Method::POST), body, |_| (), move |connection| at.borrow_mut().push(connection)).await;
             let (head, mut body) = sent.map_err(|error| error.reason).unwrap();
             assert_eq!(head.status, 200);
             assert_eq!(head.fields.values(b"x-asked").next(), Some(&b"/x?y"[..]));

@@ -343,7 +343,23 @@ fn informational_responses_come_first() {
     assert_eq!(head(&mut receive), Some(100));
     side.frame(frame::HEADERS, END_HEADERS, 1, &block(&[(":status", "103")])).unwrap();
     side.frame(frame::HEADERS, END_HEADERS, 1, &response(&[])).unwrap();
-    assert_eq!((head(&mut receive), head(&mut receive)), (Some(200), None));
+    assert_eq!([head(&mut receive), head(&mut receive), head(&mut receive)], [Some(103), Some(200), None]);
+}
+
+#[test]
+fn informational_responses_are_bounded() {
+    let mut side = Side::client();
+    let (_send, mut receive) = side.ask(Method::GET, true);
+    for _ in 0..3 * limits::INFORMATIONAL {
+        side.frame(frame::HEADERS, END_HEADERS, 1, &block(&[(":status", "103")])).unwrap();
+    }
+    side.frame(frame::HEADERS, END_HEADERS, 1, &response(&[])).unwrap();
+    let mut taken = 0;
+    while let Poll::Ready(head) = receive.poll_response(&mut cx()) {
+        taken += 1;
+        assert_eq!(head.unwrap().status == 200, taken == limits::INFORMATIONAL + 1);
+    }
+    assert_eq!(taken, limits::INFORMATIONAL + 1);
 }
 
 #[test]
