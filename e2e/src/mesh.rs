@@ -177,7 +177,11 @@ impl Mesh {
     pub async fn wait_for(&self, object: &str, generation: u64) -> Result<()> {
         let (limit, generation) = (format!("{}s", LIMIT.as_secs()), generation.to_string());
         let bounds = ["--timeout", &limit, "--generation", &generation];
-        self.leno(&[&["wait", object, "-n", documents::NAMESPACE], bounds.as_slice()].concat()).await?;
+        let object = match object.split_once('/') {
+            Some((kind, name)) if !name.contains('/') => format!("{kind}/{}/{name}", documents::NAMESPACE),
+            _ => object.to_owned(),
+        };
+        self.leno(&[&["wait", &object], bounds.as_slice()].concat()).await?;
         Ok(())
     }
 
