@@ -213,8 +213,7 @@ pub(super) fn unanswered(pick: &Pick, error: SendError) -> Failed {
         pick.report(Outcome::Neutral, Instant::now());
     }
     if let Some(why) = error.unfit {
-        // Another server may take it.
-        return Failed { failure: Failure::NotProcessed, error: Error::BadRequest(why), reply: None };
+        return Failed::for_good(Error::BadRequest(why));
     }
     Failed {
         failure: if error.not_processed { Failure::NotProcessed } else { Failure::Reset },
@@ -303,6 +302,9 @@ impl<'a> Template<'a> {
                 Body::request(reader)
             }
         };
-        Ok((body, Extras { gate, informed: Informed::of(exchange.watch()) }))
+        let informed = Informed::of(exchange.watch());
+        // RFC 8297 3: some clients of HTTP/1.1 take hints for the answer, which a server of HTTP/2 need not know.
+        let informed = if !http1 && !self.head.is_http2() { informed.of_continue_alone() } else { informed };
+        Ok((body, Extras { gate, informed }))
     }
 }

@@ -108,15 +108,26 @@ impl Informational {
 
 /// Who hears of a try's informational responses; by default nobody.
 #[derive(Clone, Default)]
-pub(crate) struct Informed(Option<Rc<Watch>>);
+pub(crate) struct Informed {
+    watch: Option<Rc<Watch>>,
+    /// Of no other than `100 Continue`.
+    continue_alone: bool,
+}
 
 impl Informed {
     pub(super) fn of(watch: &Rc<Watch>) -> Self {
-        Self(Some(Rc::clone(watch)))
+        Self { watch: Some(Rc::clone(watch)), continue_alone: false }
+    }
+
+    pub(super) fn of_continue_alone(self) -> Self {
+        Self { continue_alone: true, ..self }
     }
 
     pub(crate) fn tell(&self, head: ResponseHead) {
-        if let Some(watch) = &self.0
+        if self.continue_alone && head.status != StatusCode::CONTINUE {
+            return;
+        }
+        if let Some(watch) = &self.watch
             && watch.informational().push(head)
         {
             watch.moved(1);

@@ -42,14 +42,22 @@ async fn reach(app: SocketAddr, through: Through, http2: bool) -> SocketAddr {
     Sidecar::new("client", workload_source(vec![(inbound, Some(server_id()))])).outbound().await
 }
 
-/// Through one sidecar and two, from and to each version. `test` gets: where, whether the client speaks HTTP/2, a name for all that.
+#[derive(Clone, Copy)]
+struct Client {
+    http2: bool,
+    /// Whether it gets more than `100 Continue`: not of HTTP/2, if it speaks HTTP/1.1.
+    hints: bool,
+}
+
+/// Through one sidecar and two, from and to each version. `test` gets: where, who the client is, a name for all that.
 async fn each<F: Future<Output = ()>>(
     app: impl AsyncFn(bool) -> SocketAddr,
-    test: impl Fn(SocketAddr, bool, String) -> F,
+    test: impl Fn(SocketAddr, Client, String) -> F,
 ) {
     for through in BOTH {
         for (client, server) in [(false, false), (false, true), (true, false), (true, true)] {
             let name = format!("{through:?}, client HTTP/2: {client}, application HTTP/2: {server}");
+            let client = Client { http2: client, hints: client || !server };
             test(reach(app(server).await, through, server).await, client, name).await;
         }
     }
@@ -193,13 +201,19 @@ fn a_client_that_waits_for_continue_hears_it() {
         })
         .await
     };
-    run(each(app, |address, http2, name| async move {
-        let begun = std::time::Instant::now();
-        let mut asked = Asked::new(address, http2, "/", true).await;
-        assert_eq!(asked.head().await.0, 100, "{name}");
-        asked.send_body().await;
-        assert_eq!((asked.head().await.0, asked.body().await), (200, "hi".into()), "{name}");
-        assert!(begun.elapsed() < limits::CONTINUE_WAIT, "{name}: the server's word counts, and no timer");
+    run(each(app, |address, client, name| async move {
+        for round in 1.. {
+            let begun = std::time::Instant::now();
+            let mut asked = Asked::new(address, client.http2, "/", true).await;
+            assert_eq!(asked.head().await.0, 100, "{name}");
+            asked.send_body().await;
+            assert_eq!((asked.head().await.0, asked.body().await), (200, "hi".into()), "{name}");
+            // Not on a machine that stands still.
+            if begun.elapsed() < limits::CONTINUE_WAIT {
+                break;
+            }
+            assert!(round < 5, "{name}: the server's word counts, and no timer");
+        }
     }));
 }
 
@@ -256,13 +270,17 @@ fn hints_come_before_the_answer_and_without_what_was_for_one_hop() {
             })
             .await
         };
-        each(app, |address, http2, name| {
+        each(app, |address, client, name| {
             let heard = Rc::clone(&heard);
             async move {
-                let mut asked = Asked::new(address, http2, "/", false).await;
-                assert_eq!(asked.head().await, (103, vec!["link: </a.css>".to_owned()]), "{name}");
+                let mut asked = Asked::new(address, client.http2, "/", false).await;
+                if client.hints {
+                    assert_eq!(asked.head().await, (103, vec!["link: </a.css>".to_owned()]), "{name}");
+                }
                 heard.notify_one();
-                assert_eq!(asked.head().await, (102, vec![]), "{name}");
+                if client.hints {
+                    assert_eq!(asked.head().await, (102, vec![]), "{name}");
+                }
                 assert_eq!((asked.head().await.0, asked.body().await), (200, "hi".into()), "{name}");
             }
         })
@@ -290,9 +308,9 @@ fn so_many_and_no_more() {
         })
         .await
     };
-    run(each(app, |address, http2, name| async move {
-        let mut asked = Asked::new(address, http2, "/", false).await;
-        for _ in 0..limits::INFORMATIONAL {
+    run(each(app, |address, client, name| async move {
+        let mut asked = Asked::new(address, client.http2, "/", false).await;
+        for _ in 0..if client.hints { limits::INFORMATIONAL } else { 0 } {
             assert_eq!(asked.head().await.0, 103, "{name}");
         }
         assert_eq!((asked.head().await.0, asked.body().await), (200, "hi".into()), "{name}");

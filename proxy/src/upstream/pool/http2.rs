@@ -28,7 +28,7 @@ use crate::{
     upstream::bulkhead::Place,
 };
 
-/// Connections on which a server takes no streams at all until it is believed that it takes none on another either.
+/// Connections on which a server takes no streams at all until it is believed that it takes none on a further one either.
 const CLOSED_UNTIL_BELIEVED: usize = 2;
 
 /// The connections to one endpoint that carry streams of one kind.
@@ -98,12 +98,15 @@ async fn wait_for_stream(
         news.as_mut().enable();
 
         let chosen = shared.choose(&pool.dialer);
-        if chosen.is_none() && shared.is_closed_to_streams(&pool.dialer) {
+        let (closed, others) = shared.closed_to_streams(&pool.dialer);
+        let is_closed = closed >= CLOSED_UNTIL_BELIEVED;
+        if is_closed && others == 0 {
             return Err(DialError::Connect(
                 "the server takes no streams (SETTINGS_MAX_CONCURRENT_STREAMS is 0)".into(),
             ));
         }
-        if chosen.as_ref().is_none_or(|connection| connection.is_busy()) && shared.needs_dial(chosen.is_none()) {
+        let is_busy = chosen.as_ref().is_none_or(|connection| connection.is_busy());
+        if is_busy && !is_closed && shared.needs_dial(chosen.is_none()) {
             dial(pool, shared);
         }
         if let Some(connection) = chosen {
@@ -238,12 +241,15 @@ fn failed(error: StreamError) -> SendError {
 }
 
 impl Shared {
-    /// Of the connections that take one more stream: the first that is not busy, else the least busy.
+    /// The first connection that is not busy, else the least busy, if it takes one more stream. One that is new and has not said how many
+    /// it takes gets no more at first than another that has.
     fn choose(&self, dialer: &Dialer) -> Option<Rc<Connection>> {
         let open = self.open.borrow();
-        let mut free = open.iter().filter(|connection| connection.is_usable(dialer) && connection.has_room());
-        let mut best = free.next()?;
-        for connection in free {
+        // What takes no stream at all is the least busy, and no choice.
+        let takes_any = |connection: &&Rc<Connection>| connection.wire.most_streams() > 0;
+        let mut usable = open.iter().filter(|connection| connection.is_usable(dialer)).filter(takes_any);
+        let mut best = usable.next()?;
+        for connection in usable {
             if !best.is_busy() {
                 break;
             }
@@ -251,7 +257,7 @@ impl Shared {
                 best = connection;
             }
         }
-        Some(Rc::clone(best))
+        best.has_room().then(|| Rc::clone(best))
     }
 
     /// Whether there are usable connections, and none has room.
@@ -259,12 +265,15 @@ impl Shared {
         self.choose(dialer).is_none() && self.open.borrow().iter().any(|connection| connection.is_usable(dialer))
     }
 
-    /// Whether every connection takes no stream, however few there are: for now, a server may say so (RFC 9113, 6.5.2).
-    fn is_closed_to_streams(&self, dialer: &Dialer) -> bool {
+    /// Usable connections that take no stream, however few there are, which a server may say for now (RFC 9113, 6.5.2); and the
+    /// others.
+    fn closed_to_streams(&self, dialer: &Dialer) -> (usize, usize) {
         let open = self.open.borrow();
         let usable = open.iter().filter(|connection| connection.is_usable(dialer));
-        let (closed, others): (Vec<_>, Vec<_>) = usable.partition(|connection| connection.wire.most_streams() == 0);
-        closed.len() >= CLOSED_UNTIL_BELIEVED && others.is_empty()
+        usable.fold((0, 0), |(closed, others), connection| match connection.wire.most_streams() {
+            0 => (closed + 1, others),
+            _ => (closed, others + 1),
+        })
     }
 
     pub(super) fn new(protocol: MeshProtocol, heard: h2::Heard) -> Rc<Self> {

@@ -299,6 +299,34 @@ async fn connections_without_streams_are_passed_over() {
     .await;
 }
 
+/// As one that sheds load does.
+#[tokio::test]
+async fn a_server_that_takes_streams_on_old_connections_alone_is_asked_for_few_new_ones() {
+    on_worker(async {
+        let server = Http2Server::start_each(|number| if number == 0 { 1000 } else { 0 }).await;
+        let upstreams = Rc::new(upstreams());
+        let many = limits::STREAMS_BEFORE_NEXT;
+        let held = http2_requests(&upstreams, &server, many);
+        server.until_open(many).await;
+        // Some are refused where they are sent before it is known that nothing is taken there.
+        let mut answered = 0;
+        for _ in 0..30 {
+            let connection = upstreams.plain(server.address).http(Carry::Http2).await.unwrap();
+            let open = server.streams.borrow().len();
+            let answer = get(connection);
+            tokio::pin!(answer);
+            tokio::select! {
+                refused = &mut answer => assert!(refused.is_err()),
+                () = server.until_open(open + 1) => answered += 1,
+            }
+        }
+        assert!(answered >= 25, "{answered} of 30 were taken");
+        assert!(server.accepted.get() <= 4, "{} connections", server.accepted.get());
+        assert!(held.borrow().is_empty());
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn goaway_finishes_what_is_open_and_fails_nothing_new() {
     on_worker(async {
