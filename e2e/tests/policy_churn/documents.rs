@@ -390,7 +390,7 @@ const ROUTE: &[Good] = &[
     ("  fallback: {answer: {status: 200, grpcStatus: OUT_OF_RANGE, body: stale}}", gives(&["connect", "no-endpoint"])),
 ];
 const ROUTE_BAD: &[Bad] = &[
-    ("  retry: {attempts: 0}", "spec.retry.attempts"),
+    ("  retry: {attempts: 11}", "spec.retry.attempts"),
     ("  retry: {statuses: [\"404\"]}", "spec.retry.statuses[0]"),
     ("  hedging: {percentile: 100}", "spec.hedging.percentile"),
     ("  directResponse: {status: 99}", "spec.directResponse.status"),
