@@ -26,6 +26,7 @@ use leno_proto::spiffe::SpiffeId;
 use tokio::{
     io::AsyncWriteExt as _,
     net::{TcpListener, TcpStream},
+    sync::watch,
 };
 
 use self::protection::Protection;
@@ -78,12 +79,7 @@ impl Client {
 
 /// Accepts until `closing`. `application`: what the listener stands for; None: the original destination of each
 /// redirected connection.
-pub async fn run(
-    ctx: Context,
-    listener: TcpListener,
-    application: Option<SocketAddr>,
-    closing: impl Future<Output = ()>,
-) {
+pub async fn run(ctx: Context, listener: TcpListener, application: Option<SocketAddr>, closing: watch::Receiver<bool>) {
     listener::accept(listener, application.is_none(), closing, |accepted| {
         let application = application.unwrap_or(accepted.destination);
         tokio::task::spawn_local(serve(Rc::clone(&ctx), accepted, application, ctx.drain.clone()));

@@ -6,7 +6,10 @@ mod told;
 use std::{collections::VecDeque, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
 
 use crate::{
     config::limits,
@@ -51,7 +54,7 @@ impl ServersFirst {
 
 /// Accepts until `closing`. `key`: what the listener stands for; None: the original destination of each redirected
 /// connection.
-pub async fn run(ctx: Context, listener: TcpListener, key: Option<DestinationKey>, closing: impl Future<Output = ()>) {
+pub async fn run(ctx: Context, listener: TcpListener, key: Option<DestinationKey>, closing: watch::Receiver<bool>) {
     listener::accept(listener, key.is_none(), closing, |accepted| {
         let key = key.clone().unwrap_or(DestinationKey::Address(accepted.destination));
         tokio::task::spawn_local(serve(Rc::clone(&ctx), accepted, key, ctx.drain.clone()));

@@ -1,7 +1,7 @@
 //! Workers, sidecars and applications in one process, for tests of the request path over real sockets.
 
 use std::{
-    future::{Future, pending},
+    future::Future,
     net::SocketAddr,
     rc::Rc,
     sync::{Arc, OnceLock},
@@ -12,6 +12,7 @@ use leno_proto::{spiffe::SpiffeId, v1};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::watch,
     task::LocalSet,
 };
 
@@ -66,6 +67,12 @@ fn registry() -> &'static Arc<Registry> {
     })
 }
 
+/// What no listener hears that it is to close from.
+fn open_for_good() -> watch::Receiver<bool> {
+    static NEVER: OnceLock<watch::Sender<bool>> = OnceLock::new();
+    NEVER.get_or_init(|| watch::Sender::new(false)).subscribe()
+}
+
 /// What `/metrics` would show, of all sidecars together.
 pub(crate) fn metrics_page() -> String {
     exposition::render(registry())
@@ -110,7 +117,7 @@ impl Sidecar {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let key = DestinationKey::Name("shop.shop:80".into());
-        tokio::task::spawn_local(outbound::run(Rc::clone(&self.ctx), listener, Some(key), pending()));
+        tokio::task::spawn_local(outbound::run(Rc::clone(&self.ctx), listener, Some(key), open_for_good()));
         address
     }
 
@@ -118,7 +125,7 @@ impl Sidecar {
     pub(crate) async fn inbound(&self, application: SocketAddr) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::task::spawn_local(inbound::run(Rc::clone(&self.ctx), listener, Some(application), pending()));
+        tokio::task::spawn_local(inbound::run(Rc::clone(&self.ctx), listener, Some(application), open_for_good()));
         address
     }
 }

@@ -44,7 +44,7 @@ enum Side {
 
 /// The running workers.
 pub(super) struct Workers {
-    /// Each listener has a receiver.
+    /// Each listener has a receiver, as long as it is open.
     close: watch::Sender<bool>,
     stop: watch::Sender<bool>,
     /// Closed once every worker has ended; brings the number of one that ended by itself.
@@ -189,11 +189,7 @@ async fn serve(ctx: Context, listeners: Vec<(TcpListener, Side)>, told: Told) {
     let Told { closing, mut stopped } = told;
     let mut accepting = JoinSet::new();
     for (listener, side) in listeners {
-        let (ctx, mut closing) = (Rc::clone(&ctx), closing.clone());
-        let closing = async move {
-            // An error means that the process is ending.
-            let _ = closing.wait_for(|closing| *closing).await;
-        };
+        let (ctx, closing) = (Rc::clone(&ctx), closing.clone());
         match side {
             Side::Inbound(application) => accepting.spawn_local(inbound::run(ctx, listener, application, closing)),
             Side::Outbound(key) => accepting.spawn_local(outbound::run(ctx, listener, key, closing)),

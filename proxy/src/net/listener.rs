@@ -15,6 +15,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
     select,
+    sync::watch,
 };
 
 use super::{Accepted, Io as _, original_dst::original_dst, set_keepalive};
@@ -52,8 +53,8 @@ pub fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
     listen().map_err(|error| io::Error::new(error.kind(), format!("listening on {addr}: {error}")))
 }
 
-/// Gives `accepted` each connection, with its original destination if `redirected`, until `closing`: then those that the
-/// kernel has taken already, which would be reset, and no more. Transient accept errors (ECONNABORTED, EMFILE …) are logged,
+/// Gives `accepted` each connection, with its original destination if `redirected`, until `closing` says true: then those that
+/// the kernel has taken already, which would be reset, and no more. `closing` is dropped when that is done. Transient accept errors (ECONNABORTED, EMFILE …) are logged,
 /// backed off from and not returned. When descriptors run low, connections are closed at once.
 ///
 /// A redirected listener closes connections made to its own port: nobody redirected them, and
@@ -61,19 +62,22 @@ pub fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
 pub async fn accept(
     listener: TcpListener,
     redirected: bool,
-    closing: impl Future<Output = ()>,
+    mut closing: watch::Receiver<bool>,
     mut accepted: impl FnMut(Accepted),
 ) {
-    let mut closing = pin!(closing);
-    loop {
-        let next = select! {
-            biased;
-            next = listener.accept() => next,
-            () = &mut closing => break,
-        };
-        match next {
-            Ok((stream, peer)) => fit(stream, peer, redirected).into_iter().for_each(&mut accepted),
-            Err(error) => back_off(&error).await,
+    {
+        let mut told = pin!(closing.wait_for(|closing| *closing));
+        loop {
+            let next = select! {
+                biased;
+                next = listener.accept() => next,
+                // An error means that the process is ending.
+                _ = &mut told => break,
+            };
+            match next {
+                Ok((stream, peer)) => fit(stream, peer, redirected).into_iter().for_each(&mut accepted),
+                Err(error) => back_off(&error).await,
+            }
         }
     }
     // Asked of the kernel: the runtime may not have heard of them yet.
@@ -88,6 +92,9 @@ pub async fn accept(
             fit(stream, peer, redirected).into_iter().for_each(&mut accepted);
         }
     }
+    // In this order: whoever waits for it takes it that nobody can connect any longer.
+    drop(listener);
+    drop(closing);
 }
 
 /// The connection, if it is to be served.
@@ -154,8 +161,6 @@ fn warn_each_second(message: &dyn fmt::Display) {
 
 #[cfg(test)]
 mod tests {
-    use std::future::{pending, ready};
-
     use super::*;
 
     #[tokio::test]
@@ -168,7 +173,7 @@ mod tests {
             drop(again);
             let client = super::super::connect::connect(local, None, Duration::from_secs(5)).await.unwrap();
             let mut accepted = Vec::new();
-            accept(listener, false, ready(()), |connection| accepted.push(connection)).await;
+            accept(listener, false, watch::channel(true).1, |connection| accepted.push(connection)).await;
             let accepted = accepted.pop().unwrap();
             assert_eq!(accepted.peer, client.local_addr().unwrap());
             assert_eq!(accepted.destination, local);
@@ -187,7 +192,13 @@ mod tests {
         let connect = || super::super::connect::connect(address, None, Duration::from_secs(5));
         let clients = [connect().await.unwrap(), connect().await.unwrap(), connect().await.unwrap()];
         let mut accepted = Vec::new();
-        accept(listener, false, ready(()), |connection| accepted.push(connection.peer)).await;
+        let (close, closing) = watch::channel(true);
+        accept(listener, false, closing, |connection| {
+            assert!(!close.is_closed(), "who waits for the listener to be closed would not wait for this connection");
+            accepted.push(connection.peer);
+        })
+        .await;
+        assert!(close.is_closed());
         assert_eq!(accepted, clients.map(|client| client.local_addr().unwrap()));
         connect().await.unwrap_err();
     }
@@ -201,9 +212,10 @@ mod tests {
             let mut stream = super::super::connect::connect(addr, None, Duration::from_secs(5)).await.unwrap();
             stream.read(&mut [0; 1]).await.unwrap()
         };
+        let (_close, closing) = watch::channel(false);
         tokio::select! {
             read = client => assert_eq!(read, 0),
-            () = accept(listener, true, pending(), |_| panic!("accepted")) => {}
+            () = accept(listener, true, closing, |_| panic!("accepted")) => {}
         }
     }
 }
