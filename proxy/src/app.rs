@@ -143,12 +143,13 @@ async fn control(config: Arc<Config>, registry: Arc<Registry>, log: LogControl) 
         tracing::error!("{failure}; draining");
     }
     drain(&shared, &workers, &mut signals).await;
+    // Whoever has left is not waited for to run what is in force: nothing may be served after that.
+    workers.stop().await;
     // Said to the control plane, which then need not wait for us to be missed.
     let _ = stop.send(true);
     if !policy.is_finished() {
         let _ = time::timeout(FLUSH, policy).await;
     }
-    workers.stop().await;
     shared.telemetry.flush(FLUSH).await;
     failure.map_or(Ok(()), |failure| Err(anyhow::Error::msg(failure)))
 }

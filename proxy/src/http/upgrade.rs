@@ -7,7 +7,6 @@ use std::{
     task::Poll,
 };
 
-use http::Version;
 use hyper_util::rt::TokioIo;
 use tokio::sync::oneshot;
 
@@ -83,13 +82,13 @@ impl std::fmt::Debug for Upgraded {
 
 /// Relays between the two sides once both have changed protocols, in a task of its own.
 pub(crate) fn spawn(client: Upgraded, server: Upgraded, exchange: Box<Exchange>) {
-    // An HTTP/1 connection ends as such when it becomes a tunnel, and must be waited for without a gap; a tunnel in an
-    // HTTP/2 stream is part of its connection, which is.
-    let waited_for = (exchange.record.version != Version::HTTP_2).then(|| exchange.ctx().drain.clone());
+    // Waited for without a gap: an HTTP/1 connection ends as such when it becomes a tunnel, and one of HTTP/2 may end while the
+    // last of a stream is still on its way to the server.
+    let waited_for = exchange.ctx().drain.clone();
     tokio::task::spawn_local(relay(client, server, exchange, waited_for));
 }
 
-async fn relay(client: Upgraded, server: Upgraded, mut exchange: Box<Exchange>, _waited_for: Option<Drain>) {
+async fn relay(client: Upgraded, server: Upgraded, mut exchange: Box<Exchange>, _waited_for: Drain) {
     let (client, server) = match tokio::try_join!(client.bytes(), server.bytes()) {
         Ok(both) => both,
         Err(error) => {

@@ -33,6 +33,8 @@ use crate::tls;
 const SCRATCH_BYTES: usize = tls::READ_BYTES;
 /// Reads of one direction before the other has its turn, and other tasks theirs.
 const READS_PER_TURN: usize = 8;
+/// How long nothing may move when the server takes nothing any more.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 thread_local! {
     static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
@@ -49,34 +51,51 @@ pub struct Moved {
 /// passed on as a half-close (for TLS: close_notify) and the other direction goes on.
 ///
 /// A side that waits for more when the relay fails, or is dropped, is reset: what it got is not the whole. A side whose
-/// end was passed on is closed the ordinary way, and loses nothing.
+/// end was passed on is closed the ordinary way, and loses nothing. A server that closes over what it did not read (why, its last
+/// words may say) is heard out first.
 ///
 /// # Errors
 /// The first error of either side; `TimedOut` after `idle`.
 pub async fn relay<C: Io, S: Io>(client: C, server: S, idle: Duration, moved: &Moved) -> io::Result<()> {
-    let mut ends = Ends { client, server, to_server: Direction::default(), to_client: Direction::default() };
+    let (to_server, to_client) = (Direction::default(), Direction::default());
+    let mut ends = Ends { client, server, to_server, to_client, deaf: None };
     let mut last_move = Instant::now();
     let mut timer = pin!(sleep(idle));
     poll_fn(|cx| {
-        let Ends { client, server, to_server, to_client } = &mut ends;
+        let Ends { client, server, to_server, to_client, deaf } = &mut ends;
         let before = moved.to_server.get().wrapping_add(moved.to_client.get());
-        let up = to_server.poll(cx, client, server, &moved.to_server)?;
+        let up = match deaf {
+            None => to_server.poll(cx, client, server, &moved.to_server),
+            Some(_) => Ok(Poll::Ready(())),
+        };
+        let up = match up {
+            Err(error) if may_be_of_writing(&error) => {
+                // A socket that had its end before says EPIPE.
+                to_client.cut_short = error.kind() != io::ErrorKind::BrokenPipe;
+                *deaf = Some(error);
+                last_move = Instant::now();
+                timer.as_mut().reset(last_move + idle.min(LAST_WORDS));
+                Poll::Ready(())
+            }
+            polled => polled?,
+        };
         let down = to_client.poll(cx, server, client, &moved.to_client)?;
         if up.is_ready() && down.is_ready() {
-            return Poll::Ready(Ok(()));
+            return Poll::Ready(deaf.take().map_or(Ok(()), Err));
         }
         if moved.to_server.get().wrapping_add(moved.to_client.get()) != before {
             last_move = Instant::now();
         }
         // Nobody else asks a side whose end came already, and which is written nothing.
-        if client.poll_broken(cx).is_ready() || server.poll_broken(cx).is_ready() {
+        if client.poll_broken(cx).is_ready() || (deaf.is_none() && server.poll_broken(cx).is_ready()) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
         // The timer is moved when it fires, not at each byte.
         while timer.as_mut().poll(cx).is_ready() {
-            let deadline = last_move + idle;
+            let deadline = last_move + if deaf.is_some() { idle.min(LAST_WORDS) } else { idle };
             if deadline <= Instant::now() {
-                return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "nothing moved either way")));
+                let idle = || io::Error::new(io::ErrorKind::TimedOut, "nothing moved either way");
+                return Poll::Ready(Err(deaf.take().unwrap_or_else(idle)));
             }
             timer.as_mut().reset(deadline);
         }
@@ -85,12 +104,19 @@ pub async fn relay<C: Io, S: Io>(client: C, server: S, idle: Duration, moved: &M
     .await
 }
 
+/// Whether a direction may have failed because its writer takes nothing any more: its reader may have broken off as well.
+fn may_be_of_writing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+}
+
 /// Both sides of a relay, and how far each direction is.
 struct Ends<C: Io, S: Io> {
     client: C,
     server: S,
     to_server: Direction,
     to_client: Direction,
+    /// Why nothing can be written to the server any more.
+    deaf: Option<io::Error>,
 }
 
 impl<C: Io, S: Io> Drop for Ends<C, S> {
@@ -114,6 +140,8 @@ struct Direction {
     bulk: Bulk,
     /// The writer may hold bytes back (TLS records).
     unflushed: bool,
+    /// The reader broke off: its end is not to be passed on as one.
+    cut_short: bool,
     state: State,
 }
 
@@ -204,6 +232,9 @@ impl Direction {
                     return Poll::Pending;
                 }
             }
+        }
+        if self.cut_short {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
         ready!(Pin::new(&mut *writer).poll_shutdown(cx))?;
         self.state = State::Done;

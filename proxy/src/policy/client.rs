@@ -316,7 +316,8 @@ impl Client {
     /// Answers an operator's question, for which a destination may have to be asked for first.
     fn explain(&self, question: Question, stream: &Stream) {
         let (store, telemetry) = (Arc::clone(&self.store), Arc::clone(&self.telemetry));
-        let (requests, config) = (stream.requests.clone(), Arc::clone(&self.config));
+        // Weak: the stream ends with its requests, whatever is being answered.
+        let (requests, config) = (stream.requests.downgrade(), Arc::clone(&self.config));
         tokio::spawn(async move {
             let mut answer = Explanation { id: question.id, ..Explanation::default() };
             match question.find {
@@ -333,7 +334,9 @@ impl Client {
             }
             let answer = Request::Explanation(answer);
             // If the stream is gone, so is who asked.
-            let _ = requests.send(SubscribeRequest { request: Some(answer) }).await;
+            if let Some(requests) = requests.upgrade() {
+                let _ = requests.send(SubscribeRequest { request: Some(answer) }).await;
+            }
         });
     }
 

@@ -4,6 +4,7 @@ use std::{
     cell::RefCell,
     future::{Future, poll_fn},
     io,
+    mem::MaybeUninit,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker, ready},
@@ -12,6 +13,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use http::Method;
+use socket2::SockRef;
 
 use super::{
     Decoded, Decoder, Incoming, Outgoing, buffer,
@@ -65,6 +67,13 @@ impl ClientConnection {
         self.looked_at
     }
 
+    /// Whether the server's end, or anything it was not asked for, is there already. Asked of the kernel, since the runtime
+    /// of a busy worker hears of it later: for requests that would be lost, since they cannot be sent again.
+    fn has_ended(&self) -> bool {
+        let there = |tcp| SockRef::from(tcp).peek(&mut [MaybeUninit::uninit()]);
+        self.io.tcp().is_some_and(|tcp| !matches!(there(tcp), Err(none) if none.kind() == io::ErrorKind::WouldBlock))
+    }
+
     /// Sends a request and waits for its response's head. The body goes on being sent while the response's is read, should it not
     /// be complete by then. `informed` hears of informational responses, as they come, however many they are. `home` gets the
     /// connection if it can be used again, as soon as both bodies are complete.
@@ -82,7 +91,7 @@ impl ClientConnection {
     ) -> Result<(ResponseHead, Incoming), SendError<B>> {
         let refused = if !is_line(head) {
             Some("the target cannot be written in a request line")
-        } else if !self.looked_at && !self.is_reusable() {
+        } else if (!self.looked_at && !self.is_reusable()) || (!head.method.is_idempotent() && self.has_ended()) {
             Some("the server had closed the connection")
         } else {
             None

@@ -40,8 +40,7 @@ use crate::{
     net::{Backlog, Io},
 };
 
-/// How much is read from a client that goes on sending what nobody wants, and for how long.
-const LINGER_BYTES: usize = 1024 * 1024;
+/// For how long a client is read that goes on sending what nobody wants.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// A request as it came in.
@@ -469,14 +468,8 @@ impl<S: Io + Backlog> Connection<S> {
     /// Takes what the client is still sending, for a while: a connection closed over unread bytes is reset, and the client
     /// might never see its response.
     async fn linger(&mut self) {
-        let mut left = LINGER_BYTES;
         let drained = poll_fn(|cx| {
-            while left > 0 {
-                match ready!(buffer::poll_read(&mut self.stream, cx, <[u8]>::len)) {
-                    Ok(count @ 1..) => left = left.saturating_sub(count),
-                    _ => break,
-                }
-            }
+            while let Ok(1..) = ready!(buffer::poll_read(&mut self.stream, cx, <[u8]>::len)) {}
             Poll::Ready(())
         });
         // Either way it is closed now.

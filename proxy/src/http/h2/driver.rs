@@ -33,7 +33,8 @@ const READS_PER_TURN: usize = 8;
 const ANSWERS_BYTES: usize = 16 * 1024;
 /// Output of a server that may wait to be written; beyond it, nothing more is read. Bodies wait much earlier.
 const BACKLOG_BYTES: usize = 1024 * 1024;
-/// How long the last of the output, a GOAWAY mostly, may take to be written.
+/// How long the last of the output, a GOAWAY mostly, may take to be written, and to be taken; and the last of the input to come
+/// where nothing can be written.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 thread_local! {
@@ -60,6 +61,9 @@ pub(super) struct Driver<S> {
     /// Since when the timer has found the peer amid the same frame or head, and how much it had ended before.
     amid: Option<(Instant, u64)>,
     draining: Draining,
+    /// A client's: nothing can be written any more, and why. What the server said before that is still heard: answers, and
+    /// which streams it never took.
+    deaf: Option<io::Error>,
     /// The connection is over; what is left is to write the last of it.
     over: Option<Result<(), H2Error>>,
     /// Bytes written when it was last looked whether the peer takes the last of it.
@@ -93,6 +97,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             pinged: false,
             amid: None,
             draining: Draining::No,
+            deaf: None,
             over: None,
             farewell: 0,
             said_all: false,
@@ -134,8 +139,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         let wrote = match self.poll_write(cx) {
             Poll::Ready(Ok(())) => true,
             Poll::Ready(Err(error)) => {
-                self.link.borrow_mut().end(Code::INTERNAL_ERROR, "the connection broke");
-                return Poll::Ready(self.over.take().unwrap_or(Err(H2Error::Io(error))));
+                let mut state = self.link.borrow_mut();
+                if state.role == Role::Server || self.over.is_some() {
+                    state.end(Code::INTERNAL_ERROR, "the connection broke");
+                    return Poll::Ready(self.over.take().unwrap_or(Err(H2Error::Io(error))));
+                }
+                state.closing = true;
+                self.deaf = Some(error);
+                self.timer = None;
+                // To be timed, and read.
+                cx.waker().wake_by_ref();
+                true
             }
             Poll::Pending => false,
         };
@@ -197,7 +211,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 _ => Ok(()),
             };
             drop(state);
-            self.over = Some(ended);
+            self.over = Some(match (ended, self.deaf.take()) {
+                (Err(H2Error::Closed), Some(error)) => Err(H2Error::Io(error)),
+                (ended, _) => ended,
+            });
             return Poll::Ready(Err(H2Error::Closed));
         }
         Poll::Ready(
@@ -208,7 +225,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     /// The connection is over because of `error`.
     fn end(&mut self, error: H2Error) {
         let mut state = self.link.borrow_mut();
-        let last = state.last_id;
+        let last = state.last_id.min(self.intake.last_taken);
         let code = match &error {
             H2Error::Fault { code, what } => {
                 goaway(&mut state, last, *code, what);
@@ -257,6 +274,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
 
     /// Writes all that is queued. Ready: all is written, and flushed.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.deaf.is_some() {
+            self.wrote = 0;
+            output::spare(std::mem::take(&mut self.writing));
+            output::spare(self.link.borrow_mut().output.take());
+            return Poll::Ready(Ok(()));
+        }
         loop {
             let rest = self.writing.get(self.wrote..).unwrap_or_default();
             if rest.is_empty() {
@@ -291,9 +314,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             self.timer = None;
         }
         loop {
-            if wrote
-                && (Pin::new(&mut self.io).poll_shutdown(cx).is_ready() && (!clean || self.poll_left(cx).is_ready()))
-            {
+            if wrote && Pin::new(&mut self.io).poll_shutdown(cx).is_ready() && self.poll_left(cx).is_ready() {
                 break;
             }
             let patience = if wrote || !clean { FAREWELL } else { limits::STREAM_IDLE };
@@ -324,6 +345,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     /// Asks a peer that says nothing whether it lives, while something is owed to it or by it; and ends the connection of a client
     /// that asks for nothing, in time.
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> Result<(), H2Error> {
+        if self.deaf.is_some() {
+            let timer = self.timer.get_or_insert_with(|| Box::pin(Alarm::after(FAREWELL)));
+            let late = timer.as_mut().poll(cx).is_ready();
+            return self.deaf.take_if(|_| late).map_or(Ok(()), |error| Err(H2Error::Io(error)));
+        }
         loop {
             let (interval, timeout, idle, needed) = {
                 let state = self.link.borrow();

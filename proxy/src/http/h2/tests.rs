@@ -8,15 +8,16 @@ mod side;
 
 use std::{
     future::{Future, poll_fn},
+    io,
     pin::Pin,
     rc::Rc,
-    task::Poll,
+    task::{Context, Poll, Waker},
 };
 
 use bytes::Bytes;
 use http::{Method, StatusCode, Version};
 use tokio::{
-    io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf},
     task::{JoinHandle, LocalSet, spawn_local},
 };
 
@@ -297,6 +298,80 @@ fn tunnels_carry_bytes() {
         assert_eq!(&echoed, b"ping");
         tunnel.shutdown().await.unwrap();
         assert_eq!(tunnel.read(&mut echoed).await.unwrap(), 0);
+    });
+}
+
+/// A connection of which nothing is read until something could not be written: as when a busy worker hears late of both.
+struct Broken {
+    io: DuplexStream,
+    written: usize,
+    reader: Option<Waker>,
+}
+
+/// So much can be written.
+const TAKEN: usize = 200;
+
+impl AsyncRead for Broken {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.written <= TAKEN {
+            self.reader = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Broken {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.written += bytes.len();
+        if self.written <= TAKEN {
+            return Pin::new(&mut self.io).poll_write(cx, bytes);
+        }
+        self.reader.take().into_iter().for_each(Waker::wake);
+        Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[test]
+fn what_a_server_said_is_heard_though_it_takes_nothing_any_more() {
+    run(async {
+        let (near, mut far) = tokio::io::duplex(64 * 1024);
+        let (client, drive) = connect(Broken { io: near, written: 0, reader: None }, Settings::new());
+        let ended = spawn_local(drive);
+        let mut streams = Vec::new();
+        for _ in 0..3 {
+            streams.push(client.open(&request(Method::POST, "/x"), false).unwrap());
+        }
+        tokio::task::yield_now().await;
+        // One is answered, the second was taken and the third was not; then the server was gone.
+        let said = [
+            side::framed(frame::SETTINGS, 0, 0, &[]),
+            side::framed(
+                frame::HEADERS,
+                frame::END_HEADERS | frame::END_STREAM,
+                1,
+                &side::block(&[(":status", "200")]),
+            ),
+            side::framed(frame::GOAWAY, 0, 0, &[0, 0, 0, 3, 0, 0, 0, 0]),
+        ];
+        far.write_all(&said.concat()).await.unwrap();
+        drop(far);
+        let mut heads = Vec::new();
+        for (sender, receiver) in &mut streams {
+            sender.send_data(&[b'x'; TAKEN], true);
+            heads.push(head_of(receiver).await.map(|head| head.status).map_err(|error| error.kind));
+        }
+        assert_eq!(heads, [Ok(StatusCode::OK), Err(Kind::Connection), Err(Kind::Unprocessed)]);
+        assert!(matches!(ended.await.unwrap(), Err(H2Error::Io(_))));
+        assert!(!client.is_usable());
     });
 }
 

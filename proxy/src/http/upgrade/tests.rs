@@ -1,6 +1,6 @@
 use std::{future::poll_fn, io::ErrorKind, time::Duration};
 
-use http::{Method, StatusCode};
+use http::{Method, StatusCode, Version};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},

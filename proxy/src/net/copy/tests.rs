@@ -147,6 +147,31 @@ async fn who_waits_for_more_is_reset() {
     }
 }
 
+/// A server that refuses, and closes over what it was sent: the client would hear why without a relay between them.
+#[tokio::test]
+async fn a_servers_last_words_arrive_though_it_takes_nothing_any_more() {
+    for unread in [true, false] {
+        let (done, _) = relayed(|mut client, mut server| async move {
+            client.write_all(b"question").await.unwrap();
+            if unread {
+                while server.peek(&mut [0; 8]).await.unwrap() < 8 {}
+            } else {
+                server.read_exact(&mut [0; 8]).await.unwrap();
+            }
+            server.write_all(b"421 no").await.unwrap();
+            drop(server);
+            // Both there when the relay looks, as with a client that goes on sending.
+            client.try_write(b"more").unwrap();
+            client.read_exact(&mut [0; 6]).await.unwrap();
+            let ended = client.read(&mut [0; 1]).await;
+            // Over unread bytes it is no end.
+            assert_eq!(ended.is_err(), unread, "{ended:?}");
+        })
+        .await;
+        assert!(done.is_err() || !unread);
+    }
+}
+
 #[tokio::test]
 async fn whose_end_was_passed_on_is_not_reset() {
     let (done, _) = relayed(|mut client, mut server| async move {

@@ -92,6 +92,33 @@ fn both_roles_speak_with_each_other_on_one_connection() {
 }
 
 #[test]
+fn what_cannot_be_sent_again_is_not_sent_to_a_server_that_has_left() {
+    run(async {
+        for (method, lost) in [(Method::POST, false), (Method::GET, true)] {
+            let (mut server, client) = pair().await;
+            let home = Home::default();
+            let at = Rc::clone(&home);
+            let connection = ClientConnection::new(Box::new(client));
+            let head = get(Method::GET);
+            let first = connection.send(&head, Parts::default(), |_| (), move |back| at.borrow_mut().push(back));
+            let answer = async {
+                assert!(server.read(&mut [0; 1000]).await.unwrap() > 0);
+                server.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+            };
+            let (first, ()) = tokio::join!(first, answer);
+            first.map_err(|error| error.reason).unwrap();
+            let mut connection = home.borrow_mut().pop().unwrap();
+            // The runtime has no occasion to hear of it.
+            drop(server);
+            assert!(connection.is_reusable());
+            let head = get(method);
+            let sent = connection.send(&head, Parts::default(), |_| (), |_| ()).await;
+            assert_eq!(sent.err().map(|error| error.written), Some(lost));
+        }
+    });
+}
+
+#[test]
 fn requests_are_written_as_they_are_framed() {
     run(async {
         let length = |method, value: &str| {
