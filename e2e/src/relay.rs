@@ -146,12 +146,14 @@ pub async fn flood(
 ) -> Result<BTreeMap<u16, u64>> {
     let pause = Duration::from_secs_f64(f64::from(connections) / rate);
     let mut senders = JoinSet::new();
-    for _ in 0..connections {
+    for n in 0..connections {
         let path = path.to_owned();
         senders.spawn(async move {
             let mut counts = BTreeMap::<u16, u64>::new();
             let end = tokio::time::Instant::now() + duration;
-            let mut ticks = tokio::time::interval(pause);
+            // Spread over the pause, so that the load is even.
+            let first = tokio::time::Instant::now() + pause.mul_f64(f64::from(n) / f64::from(connections));
+            let mut ticks = tokio::time::interval_at(first, pause);
             ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             let mut sender = connect(address).await?;
             loop {

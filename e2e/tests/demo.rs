@@ -49,7 +49,7 @@ async fn the_demo_holds() -> Result<()> {
 async fn the_demo_ends_in_order_when_interrupted() -> Result<()> {
     let folder = TempDir::new()?;
     let (processes, process) = demo(&folder)?;
-    process.logged("canary 90/10", LIMIT).await?;
+    process.logged("canary 90/10", TO_THE_END).await?;
     process.signal(Signal::INT)?;
     let status = eventually("the demo ends", LIMIT, async || process.ended()?.context("it runs")).await?;
     let printed = process.log()?;

@@ -17,11 +17,11 @@ fn load(scenario: &Scenario) -> Result<Load> {
     Ok(load.connections(50).streams(10).calls(5).rate(520.0))
 }
 
-/// Resident memory and descriptors of every sidecar.
+/// Memory that is its own, and descriptors, of every sidecar.
 fn usage(scenario: &Scenario) -> Result<Vec<(String, u64, usize)>> {
     let sidecars = scenario.instances.iter().map(|instance| &instance.sidecar).chain([&scenario.client]);
     let one = |process: &leno_e2e::process::Process| {
-        Ok((process.name().to_owned(), process.resident()?, process.descriptors()?))
+        Ok((process.name().to_owned(), process.anonymous()?, process.descriptors()?))
     };
     sidecars.map(|sidecar| one(sidecar.process()?)).collect()
 }
@@ -29,7 +29,7 @@ fn usage(scenario: &Scenario) -> Result<Vec<(String, u64, usize)>> {
 /// Memory may grow by a tenth (and a page here and there), descriptors by what a burst of connections takes.
 fn stayed_flat(before: &[(String, u64, usize)], after: &[(String, u64, usize)]) -> Result<()> {
     for ((name, memory, descriptors), (_, memory_after, descriptors_after)) in before.iter().zip(after) {
-        println!("{name}: {memory} → {memory_after} bytes resident, {descriptors} → {descriptors_after} descriptors");
+        println!("{name}: {memory} → {memory_after} bytes of its own, {descriptors} → {descriptors_after} descriptors");
         ensure!(*memory_after <= memory + memory / 10, "{name} grew from {memory} to {memory_after} bytes");
         ensure!(
             *descriptors_after <= descriptors + 20,

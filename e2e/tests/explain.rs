@@ -225,7 +225,7 @@ async fn both_tries_of_a_hedged_request_are_told() -> Result<()> {
     scenario.mesh.change("twice.yaml", policy, "routepolicy/twice").await?;
     ensure!(scenario.get("/cart").await?.status == 200, "both are there");
     for instance in ["shop-1", "shop-2"] {
-        scenario.instance(instance)?.server.control().delay_ms.store(500, Relaxed);
+        scenario.instance(instance)?.server.control().delay_ms.store(1500, Relaxed);
     }
     let traceparent = format!("00-{TRACE}-00f067aa0ba902b7-01");
     let answer = scenario.send(Request::get("/cart").header("traceparent", traceparent.as_str())).await?;

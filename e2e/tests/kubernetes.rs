@@ -201,7 +201,7 @@ async fn jobs_complete_and_their_init_containers_reach_the_network() -> Result<(
     outside.rolled_out("client").await?;
     let host = format!("echo.{}", namespace.name());
     ensure!(!outside.stranger_is_answered("client", &host, 80, HELLO).await?, "a stranger was answered");
-    let ask = json!({ "image": APPLICATIONS, "command": ["curl", "-sS", "--fail", "-m", "10", "http://echo/"] });
+    let ask = json!({ "image": APPLICATIONS, "command": ["curl", "-sS", "--fail", "-m", "60", "http://echo/"] });
     let container = |name: &str| {
         let mut container = ask.clone();
         container["name"] = name.into();

@@ -338,7 +338,7 @@ async fn three_times_the_capacity() -> Result<()> {
     policy(&scenario, "  concurrency: {min: 5}\n").await?;
 
     let (mut before, mut lines) = calm(&scenario, 10, 0).await?;
-    for (name, seconds, backend) in [("retries by default", 30, ""), ("hardly a retry", 15, WITHOUT_RETRIES)] {
+    for (name, seconds, backend) in [("retries by default", 40, ""), ("hardly a retry", 40, WITHOUT_RETRIES)] {
         if !backend.is_empty() {
             let document = documents::backend_policy("shop", "shop", backend);
             scenario.mesh.change("backend.yaml", &document, "backendpolicy/shop").await?;

@@ -156,12 +156,12 @@ async fn every_wait_has_an_end() -> Result<()> {
     within("/delay/15000", "request-timeout").await?;
     backend_policy(&scenario, "  timeouts: {request: 10s, response: 300ms}\n").await?;
     within("/delay/15000", "response-timeout").await?;
-    backend_policy(&scenario, "  timeouts: {backendRequest: 1s, connectionIdle: 1s}\n").await?;
+    backend_policy(&scenario, "  timeouts: {backendRequest: 3s, connectionIdle: 1s}\n").await?;
     within("/delay/15000", "try-timeout").await?;
     ensure!(scenario.get("/").await?.status == 200, "what is fast is untouched");
 
     // A retry after a try that took too long.
-    route_policy(&scenario, "  timeouts: {backendRequest: 500ms}\n  retry: {attempts: 1, on: [TryTimeout]}\n").await?;
+    route_policy(&scenario, "  timeouts: {backendRequest: 3s}\n  retry: {attempts: 1, on: [TryTimeout]}\n").await?;
     let server = &scenario.instance("shop-1")?.server;
     let before = server.requests();
     within("/delay/15000", "try-timeout").await?;
@@ -469,8 +469,8 @@ async fn a_slow_answer_is_overtaken_by_another_endpoint() -> Result<()> {
     // POST may not be sent twice.
     let slow = &scenario.instance("shop-1")?.server;
     let other = &scenario.instance("shop-2")?.server;
-    slow.control().delay_ms.store(500, Relaxed);
-    other.control().delay_ms.store(500, Relaxed);
+    slow.control().delay_ms.store(1500, Relaxed);
+    other.control().delay_ms.store(1500, Relaxed);
     let before = slow.requests() + other.requests();
     ensure!(scenario.send(Request::post("/")).await?.status == 200, "answered");
     ensure!(slow.requests() + other.requests() - before == 1, "sent twice");

@@ -98,8 +98,12 @@ async fn requests_are_mirrored_without_a_trace_on_themselves() -> Result<()> {
     mirrored_becomes(&scenario, "b", "sent", 4.0).await?;
     let b = scenario.instance("b-1")?;
     ensure!(b.server.seen("/rewritten/x") == 4, "{} whole requests", b.server.seen("/rewritten/x"));
-    let bytes = b.sidecar.metrics().await?.sum("leno_request_bytes_total", &[("direction", "inbound")]);
-    ensure!(bytes == 100_001.0, "{bytes} bytes came to the mirror");
+    eventually("all that was sent came to the mirror", LIMIT, async || {
+        let bytes = b.sidecar.metrics().await?.sum("leno_request_bytes_total", &[("direction", "inbound")]);
+        ensure!(bytes == 100_001.0, "{bytes} bytes");
+        Ok(())
+    })
+    .await?;
 
     // A share of them: 400 at 1/4 is 100 ± 9; six standard deviations either way.
     let before = scenario.instance("c-1")?.server.requests();

@@ -3,22 +3,33 @@
 use std::{
     fs,
     net::Ipv4Addr,
-    sync::{Mutex, PoisonError},
+    sync::{PoisonError, RwLock},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use leno_e2e::{
     mesh::{Mesh, Options},
-    netns::{Network, name_hosts, sandbox},
+    netns::{self, Network, name_hosts},
     process::run,
     transparent::{LIMIT, TwoHosts, program},
     wait::eventually,
 };
 
-/// Of two tests, one that measures and one that takes all that the machine can do: held outside of their sandboxes, which are
-/// processes of their own.
-static MEASURING: Mutex<()> = Mutex::new(());
+/// Of two tests, one measures and one takes all that the machine can do: nothing runs beside them. Held outside of sandboxes,
+/// which are processes of their own.
+static MACHINE: RwLock<()> = RwLock::new(());
+
+fn sandbox<F: Future<Output = Result<()>>>(name: &str, test: impl FnOnce() -> F) -> Result<()> {
+    let _beside_others = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
+    netns::sandbox(name, test)
+}
+
+fn sandbox_alone<F: Future<Output = Result<()>>>(name: &str, test: impl FnOnce() -> F) -> Result<()> {
+    let _alone = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
+    netns::sandbox(name, test)
+}
+
 /// Longest time for a gibibyte.
 const GIBIBYTE: Duration = Duration::from_secs(400);
 const PYTHON: &str = "/usr/bin/python3";
@@ -93,8 +104,7 @@ fn nginx_and_curl() -> Result<()> {
 
 #[test]
 fn a_gibibyte_each_way_in_flat_memory() -> Result<()> {
-    let _alone = MEASURING.lock().unwrap_or_else(PoisonError::into_inner);
-    sandbox("a_gibibyte_each_way_in_flat_memory", async || {
+    sandbox_alone("a_gibibyte_each_way_in_flat_memory", async || {
         const SIZE: &str = "1073741824";
         let two = nginx().await?;
         let folder = two.mesh.folder().join("nginx").display().to_string();
@@ -229,8 +239,7 @@ fn median(printed: &str) -> Result<f64> {
 
 #[test]
 fn a_server_that_speaks_first() -> Result<()> {
-    let _alone = MEASURING.lock().unwrap_or_else(PoisonError::into_inner);
-    sandbox("a_server_that_speaks_first", async || {
+    sandbox_alone("a_server_that_speaks_first", async || {
         let two = TwoHosts::start("mail", &[(25, "")]).await?;
         let mut command = two.server.user_command(PYTHON);
         command.args([&program("smtp_server.py"), "", "25"]);

@@ -78,6 +78,7 @@ async fn policies_change_at_random_under_load() -> Result<()> {
     // Nothing in these explains a failure.
     let loads = Loads::start(&scenario, &opaque)?;
     let history = churn(&scenario.mesh, slots(true), seed, HARMLESS).await?;
+    loads.answered(100).await?;
     let reports = loads.stop(&opaque).await?;
     for (name, report) in &reports {
         report.unharmed(100).with_context(|| format!("{name}, seed {seed}: no policy fails a request"))?;
@@ -87,6 +88,7 @@ async fn policies_change_at_random_under_load() -> Result<()> {
 
     let loads = Loads::start(&scenario, &opaque)?;
     let history = churn(&scenario.mesh, slots(false), seed.wrapping_add(1), HARMFUL).await?;
+    loads.answered(101).await?;
     let reports = loads.stop(&opaque).await?;
     println!("harmful: {}", told(&lock(&history), &reports));
     for (name, report) in &reports {
@@ -130,6 +132,14 @@ impl Loads {
         let goals: Vec<u64> = self.0.iter().map(|(_, running)| running.ok() + requests).collect();
         for ((_, running), goal) in self.0.iter().zip(goals) {
             running.more(goal.saturating_sub(running.ok())).await?;
+        }
+        Ok(())
+    }
+
+    /// However slow the machine.
+    async fn answered(&self, requests: u64) -> Result<()> {
+        for (_, running) in &self.0 {
+            running.answered(requests).await?;
         }
         Ok(())
     }

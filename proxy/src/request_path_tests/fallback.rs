@@ -87,7 +87,7 @@ fn whose_time_ended_before_anybody_was_reached_has_a_fallback_and_its_own_time()
             (None, None, None, "504"),
             (to.clone(), None, None, "203"),
             // It answers after 200 ms, and is asked after 400.
-            (to.clone(), None, Some(millis(500)), "203"),
+            (to.clone(), None, Some(millis(10_000)), "203"),
             (to.clone(), None, Some(millis(50)), "504"),
             (to, Some(millis(300)), None, "504"),
             (answer.clone(), None, None, "203"),

@@ -161,6 +161,8 @@ fn a_client_that_resets_its_stream_ends_it_at_the_server() {
                     let gone = gone.clone();
                     async move {
                         let mut body = request.into_body();
+                        // It has begun, and then ends.
+                        gone.send(()).await.unwrap();
                         while let Some(Ok(_)) = body.frame().await {}
                         gone.send(()).await.unwrap();
                         std::future::pending::<Result<Response<Bytewise>, Infallible>>().await
@@ -177,7 +179,7 @@ fn a_client_that_resets_its_stream_ends_it_at_the_server() {
         sender.send(Ok(Frame::data("begun".into()))).await.unwrap();
         let request =
             tokio::task::spawn_local(async move { client.send_request(grpc("/x/Y", body)).await.map(|_| client) });
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        left.recv().await.unwrap();
         request.abort();
         left.recv().await.unwrap();
     });

@@ -19,9 +19,9 @@ use crate::{
 };
 
 /// What the server's proxy, and a client's that no policy tells otherwise, allow in these tests.
-const USUAL: Duration = Duration::from_millis(50);
+const USUAL: Duration = Duration::from_millis(250);
 /// What is idle for so long is ended for certain: idleness is noticed within twice its limit.
-const SILENCE: Duration = Duration::from_millis(400);
+const SILENCE: Duration = Duration::from_millis(1000);
 
 /// A sidecar that waits USUAL for a byte.
 fn impatient(service_account: &str, target: impl Fn() -> Target + 'static, idle: Duration) -> Sidecar {
@@ -247,7 +247,7 @@ fn both_sides_of_a_connection_may_be_silent_from_the_beginning_for_as_long_as_po
     });
 }
 
-/// Answers at once, with a word every 20 ms, until all of the request has come; then says so.
+/// Answers at once, with a word every 60 ms, until all of the request has come; then says so.
 async fn chatty() -> SocketAddr {
     application(|mut stream| async move {
         read_until(&mut stream, b"\r\n\r\n").await.unwrap();
@@ -260,7 +260,7 @@ async fn chatty() -> SocketAddr {
                     Ok(count @ 1..) => received.extend_from_slice(&bytes[..count]),
                     _ => return,
                 },
-                () = sleep(Duration::from_millis(20)) => stream.write_all(b"4\r\nword\r\n").await.unwrap(),
+                () = sleep(Duration::from_millis(60)) => stream.write_all(b"4\r\nword\r\n").await.unwrap(),
             }
         }
         stream.write_all(b"5\r\nwhole\r\n0\r\n\r\n").await.unwrap();
@@ -270,7 +270,7 @@ async fn chatty() -> SocketAddr {
 
 #[test]
 fn a_request_that_pauses_while_its_answer_goes_on_is_not_idle() {
-    const IDLE: Duration = Duration::from_millis(400);
+    const IDLE: Duration = Duration::from_millis(1500);
     for through in BOTH {
         run(async move {
             let app = chatty().await;

@@ -382,34 +382,40 @@ fn a_client_that_leaves_ends_its_request_at_the_server() {
             let gone = gone.clone();
             async move {
                 read_until(&mut stream, b"\r\n\r\n").await.unwrap();
+                gone.send("begun").await.unwrap();
                 assert_eq!(stream.read(&mut [0; 1]).await.unwrap_or(0), 0);
-                gone.send(()).await.unwrap();
+                gone.send("left").await.unwrap();
             }
         })
         .await;
         let sidecar = routed(&[app], Default::default());
         let mut stream = TcpStream::connect(sidecar.outbound().await).await.unwrap();
         stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(left.recv().await, Some("begun"));
         drop(stream);
-        left.recv().await.unwrap();
+        assert_eq!(left.recv().await, Some("left"));
     });
 }
 
 #[test]
 fn draining_finishes_what_is_open_and_closes() {
     run(async {
-        let app = application(|mut stream| async move {
-            read_until(&mut stream, b"\r\n\r\n").await.unwrap();
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            stream.write_all(OK).await.unwrap();
-            let _ = stream.read(&mut [0; 1]).await;
+        let (begun, mut has_begun) = tokio::sync::mpsc::channel(1);
+        let app = application(move |mut stream| {
+            let begun = begun.clone();
+            async move {
+                read_until(&mut stream, b"\r\n\r\n").await.unwrap();
+                begun.send(()).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                stream.write_all(OK).await.unwrap();
+                let _ = stream.read(&mut [0; 1]).await;
+            }
         })
         .await;
         let sidecar = routed(&[app], Default::default());
         let mut busy = TcpStream::connect(sidecar.outbound().await).await.unwrap();
         busy.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        has_begun.recv().await.unwrap();
         sidecar.drain.begin();
         let mut answer = String::new();
         busy.read_to_string(&mut answer).await.unwrap();

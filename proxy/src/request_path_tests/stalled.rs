@@ -245,13 +245,13 @@ fn a_slow_http1_client_is_not_idle() {
     for through in BOTH {
         run(async move {
             let (app, _) = sends(MUCH).await;
-            let sidecar = impatient(app, through, Duration::from_millis(400)).await;
+            let sidecar = impatient(app, through, Duration::from_secs(2)).await;
             let mut stream = get(sidecar.outbound().await).await;
             read_until(&mut stream, b"\r\n\r\n").await.unwrap();
             let mut buffer = vec![0; 16 * 1024];
             for _ in 0..150 {
                 assert!(stream.read(&mut buffer).await.unwrap() > 0);
-                sleep(Duration::from_millis(20)).await;
+                sleep(Duration::from_millis(40)).await;
             }
             // Still there; its rest would come.
             for _ in 0..100 {
@@ -266,12 +266,12 @@ fn a_slow_http2_client_is_not_idle() {
     for through in BOTH {
         run(async move {
             let (app, _) = streams(MUCH).await;
-            let sidecar = impatient(app, through, Duration::from_millis(400)).await;
+            let sidecar = impatient(app, through, Duration::from_secs(2)).await;
             let mut client = client_of(narrow(sidecar.outbound().await).await).await;
             let mut response = client.send_request(request("/", full(b""))).await.unwrap();
             for _ in 0..150 {
                 response.frame().await.unwrap().unwrap();
-                sleep(Duration::from_millis(20)).await;
+                sleep(Duration::from_millis(40)).await;
             }
         });
     }
@@ -293,12 +293,12 @@ fn a_client_that_only_sends_is_not_idle() {
             }
         })
         .await;
-        let sidecar = impatient(app, Through::Outbound, Duration::from_millis(200)).await;
+        let sidecar = impatient(app, Through::Outbound, Duration::from_secs(2)).await;
         let mut stream = TcpStream::connect(sidecar.outbound().await).await.unwrap();
         stream.write_all(b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n").await.unwrap();
         for _ in 0..40 {
             stream.write_all(b"x").await.unwrap();
-            sleep(Duration::from_millis(25)).await;
+            sleep(Duration::from_millis(100)).await;
         }
         // The first may have come with the head.
         while received.get() < 39 {
@@ -315,12 +315,12 @@ fn a_client_that_only_sends_is_not_idle() {
 fn connections_outlive_the_time_between_two_requests() {
     run(async {
         let (app, _) = crate::testing::scripted(super::OK).await;
-        let sidecar = impatient(app, Through::Outbound, Duration::from_millis(20)).await;
+        let sidecar = impatient(app, Through::Outbound, Duration::from_millis(500)).await;
         let mut stream = TcpStream::connect(sidecar.outbound().await).await.unwrap();
         for _ in 0..3 {
             stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
             read_until(&mut stream, b"hi").await.unwrap();
-            sleep(Duration::from_millis(70)).await;
+            sleep(Duration::from_millis(1200)).await;
         }
     });
 }
@@ -336,12 +336,12 @@ fn a_tunnel_keeps_its_own_time() {
             tokio::io::copy(&mut read, &mut write).await.unwrap();
         })
         .await;
-        let sidecar = impatient(app, Through::Outbound, Duration::from_millis(20)).await;
+        let sidecar = impatient(app, Through::Outbound, Duration::from_millis(500)).await;
         let mut stream = TcpStream::connect(sidecar.outbound().await).await.unwrap();
         let head = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n";
         stream.write_all(head).await.unwrap();
         read_until(&mut stream, b"\r\n\r\n").await.unwrap();
-        sleep(Duration::from_millis(100)).await;
+        sleep(Duration::from_millis(1200)).await;
         stream.write_all(b"ping").await.unwrap();
         assert_eq!(read_until(&mut stream, b"ping").await.unwrap(), b"ping");
     });
