@@ -62,10 +62,18 @@ pub trait Io: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     }
 
     /// Reads from `source` and writes it, without a copy in between; how much it was, 0: `source` is at its end. Bytes may
-    /// be held back as by any write: flush. None: this stream cannot do it.
+    /// be held back as by any write: flush. What `source` fails with is [`of_reader`]. None: this stream cannot do it.
     fn poll_write_from(&mut self, _cx: &mut Context<'_>, _source: &TcpStream) -> Option<Poll<io::Result<usize>>> {
         None
     }
+}
+
+/// What a relay's reader failed with, if it broke off, told from what a writer fails with that takes nothing any more.
+pub(crate) fn of_reader(error: io::Error) -> io::Error {
+    if error.kind() == io::ErrorKind::ConnectionReset {
+        return io::Error::new(io::ErrorKind::ConnectionAborted, error);
+    }
+    error
 }
 
 impl Io for TcpStream {

@@ -26,7 +26,7 @@ use tokio::{
 };
 
 use self::splice::Pipe;
-use super::Io;
+use super::{Io, of_reader};
 use crate::tls;
 
 /// Largest single read, and the most kept for a side that does not read.
@@ -69,7 +69,7 @@ pub async fn relay<C: Io, S: Io>(client: C, server: S, idle: Duration, moved: &M
             Some(_) => Ok(Poll::Ready(())),
         };
         let up = match up {
-            Err(error) if may_be_of_writing(&error) => {
+            Err(error) if is_of_writing(&error) => {
                 // A socket that had its end before says EPIPE.
                 to_client.cut_short = error.kind() != io::ErrorKind::BrokenPipe;
                 *deaf = Some(error);
@@ -104,8 +104,8 @@ pub async fn relay<C: Io, S: Io>(client: C, server: S, idle: Duration, moved: &M
     .await
 }
 
-/// Whether a direction may have failed because its writer takes nothing any more: its reader may have broken off as well.
-fn may_be_of_writing(error: &io::Error) -> bool {
+/// Whether a direction failed because its writer takes nothing any more: see [`of_reader`].
+fn is_of_writing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
@@ -346,7 +346,7 @@ impl Direction {
     {
         for _ in 0..READS_PER_TURN {
             let mut buffer = ReadBuf::new(scratch);
-            ready!(Pin::new(&mut *reader).poll_read(cx, &mut buffer))?;
+            ready!(Pin::new(&mut *reader).poll_read(cx, &mut buffer)).map_err(of_reader)?;
             let mut read = buffer.filled();
             if read.is_empty() {
                 return Poll::Ready(Ok(()));

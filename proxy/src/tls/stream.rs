@@ -26,6 +26,7 @@ use tokio::{
 use super::record::{
     CONTENT_BYTES, Content, EXPANSION, HEADER_BYTES, LONGEST_BYTES, Opener, RECORD_BYTES, Record, Sealer,
 };
+use crate::net::of_reader;
 
 /// Records of one read or write, at most.
 const BATCH: usize = 8;
@@ -529,7 +530,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> TlsStream<T> {
             match source.try_read_vectored(&mut contents) {
                 Ok(count) => break count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
+                Err(error) => return Poll::Ready(Err(of_reader(error))),
             }
         };
         let mut rest = count;

@@ -89,9 +89,11 @@ impl ClientConnection {
         mut informed: impl FnMut(ResponseHead),
         home: impl FnOnce(Self) + 'static,
     ) -> Result<(ResponseHead, Incoming), SendError<B>> {
+        // At least as far as the method goes; a body may be too long to be kept.
+        let again = head.method.is_idempotent() && body.is_end();
         let refused = if !is_line(head) {
             Some("the target cannot be written in a request line")
-        } else if (!self.looked_at && !self.is_reusable()) || (!head.method.is_idempotent() && self.has_ended()) {
+        } else if (!self.looked_at && !self.is_reusable()) || (!again && self.has_ended()) {
             Some("the server had closed the connection")
         } else {
             None

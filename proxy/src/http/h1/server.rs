@@ -42,6 +42,8 @@ use crate::{
 
 /// For how long a client is read that goes on sending what nobody wants.
 const LINGER: Duration = Duration::from_secs(1);
+/// Such reads before other tasks have their turn.
+const READS_PER_TURN: usize = 8;
 
 /// A request as it came in.
 pub(crate) struct Request {
@@ -469,8 +471,13 @@ impl<S: Io + Backlog> Connection<S> {
     /// might never see its response.
     async fn linger(&mut self) {
         let drained = poll_fn(|cx| {
-            while let Ok(1..) = ready!(buffer::poll_read(&mut self.stream, cx, <[u8]>::len)) {}
-            Poll::Ready(())
+            for _ in 0..READS_PER_TURN {
+                if !matches!(ready!(buffer::poll_read(&mut self.stream, cx, <[u8]>::len)), Ok(1..)) {
+                    return Poll::Ready(());
+                }
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
         });
         // Either way it is closed now.
         let _ = tokio::time::timeout(LINGER, drained).await;

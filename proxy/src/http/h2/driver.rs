@@ -36,6 +36,8 @@ const BACKLOG_BYTES: usize = 1024 * 1024;
 /// How long the last of the output, a GOAWAY mostly, may take to be written, and to be taken; and the last of the input to come
 /// where nothing can be written.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// What is still read of a peer that is being left: what it may have on its way by its window.
+const LEFT_BYTES: usize = limits::H2_CONNECTION_WINDOW as usize;
 
 thread_local! {
     static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
@@ -70,6 +72,8 @@ pub(super) struct Driver<S> {
     farewell: u64,
     /// The last of it is written.
     said_all: bool,
+    /// Bytes of the peer that were dropped since.
+    dropped: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +105,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             over: None,
             farewell: 0,
             said_all: false,
+            dropped: 0,
         }
     }
 
@@ -310,11 +315,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     /// of an answer may be on its way, the peer's PATIENCE as long as it takes something in it.
     fn poll_farewell(&mut self, cx: &mut Context<'_>, wrote: bool) -> Poll<Result<(), H2Error>> {
         let clean = matches!(self.over, Some(Ok(())));
+        // A client that is told of its fault should hear it.
+        let faulted = matches!(self.over, Some(Err(H2Error::Fault { .. })));
+        let waits = clean || (faulted && self.link.borrow().role == Role::Server);
         if wrote && !std::mem::replace(&mut self.said_all, true) {
             self.timer = None;
         }
         loop {
-            if wrote && Pin::new(&mut self.io).poll_shutdown(cx).is_ready() && self.poll_left(cx).is_ready() {
+            if wrote && Pin::new(&mut self.io).poll_shutdown(cx).is_ready() && (!waits || self.poll_left(cx).is_ready())
+            {
                 break;
             }
             let patience = if wrote || !clean { FAREWELL } else { limits::STREAM_IDLE };
@@ -329,17 +338,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         Poll::Ready(self.over.take().unwrap_or(Ok(())))
     }
 
-    /// Ready: the peer has ended its side, too. What it still sends is dropped: a connection closed over unread bytes is
-    /// reset, and the peer would lose the last of what was sent.
+    /// Ready: the peer has ended its side, too, or floods us. What it still sends is dropped: a connection closed over unread
+    /// bytes is reset, and the peer would lose the last of what was sent.
     fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut dropped = [0; 4096];
-        loop {
+        for _ in 0..READS_PER_TURN {
             let mut buffer = ReadBuf::new(&mut dropped);
-            match ready!(Pin::new(&mut self.io).poll_read(cx, &mut buffer)) {
-                Ok(()) if !buffer.filled().is_empty() => {}
-                _ => return Poll::Ready(()),
+            let read = ready!(Pin::new(&mut self.io).poll_read(cx, &mut buffer));
+            let count = buffer.filled().len();
+            self.dropped += count;
+            if read.is_err() || count == 0 || self.dropped > LEFT_BYTES {
+                return Poll::Ready(());
             }
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// Asks a peer that says nothing whether it lives, while something is owed to it or by it; and ends the connection of a client

@@ -10,6 +10,8 @@ use std::{
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use tokio::{io::Interest, net::TcpStream};
 
+use crate::net::of_reader;
+
 /// What a pipe is to hold, in bytes; the kernel may give less. Received data comes in pieces that fill a page or less
 /// each, so that it often holds less, too.
 const PIPE_BYTES: usize = 256 * 1024;
@@ -72,7 +74,7 @@ impl Pipe {
                 Ok(count) => self.held = count,
                 // The pipe is empty, so it is the socket that has nothing.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
+                Err(error) => return Poll::Ready(Err(of_reader(error))),
             }
         }
         loop {
