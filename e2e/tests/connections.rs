@@ -140,7 +140,7 @@ async fn idle_connections_are_kept_as_long_as_the_policy_says() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_closes_idle_connections_is_found_out() -> Result<()> {
     let mesh = Mesh::start().await?;
-    let server = Scripted::idling(Duration::from_millis(3500), |_| Act::Answer(200, String::new())).await?;
+    let server = Scripted::idling(Duration::from_millis(3000), |_| Act::Answer(200, String::new())).await?;
     mesh.apply("tired.yaml", &documents::file(&outside("tired", "http", server.address())))?;
     let client = mesh.workload("client").outbound(&destination("tired")).start().await?;
     for times in 1..=2 {
@@ -158,7 +158,7 @@ async fn a_server_that_closes_idle_connections_is_found_out() -> Result<()> {
     // sent twice.
     ensure!(get(&client, "tired").await?.status == 200, "a new connection");
     for n in 1..=3 {
-        tokio::time::sleep(Duration::from_millis(3400)).await;
+        tokio::time::sleep(Duration::from_millis(2900)).await;
         let before = server.requests();
         ensure!(get(&client, "tired").await?.status == 200, "request {n}");
         ensure!(server.requests() == before + 1, "request {n} came {} times", server.requests() - before);

@@ -282,10 +282,11 @@ async fn in_force_after_deletion(namespace: &Namespace) -> Result<Duration> {
     let filters = json!([{ "type": "ResponseHeaderModifier", "responseHeaderModifier": mark }]);
     in_force(namespace, "removed", "removed", &json!([{ "backendRefs": to("one"), "filters": filters }])).await?;
     // Until it is gone, or for a minute; when the last answer by the route was asked for, in ms.
-    let shell = "rm -f /tmp/asking; while ((SECONDS < 60)); do at=$(date +%s%3N)
+    let shell = "while ((SECONDS < 60)); do at=$(date +%s%3N)
         said=$(curl -sS -m 5 -o /dev/null -w '%header{x-route}' http://removed/)
         if [[ $said == there ]]; then last=$at; touch /tmp/asking; else echo $last; exit; fi
         sleep 0.02; done";
+    namespace.run("client", "rm -f /tmp/asking").await?;
     let asking = namespace.run("client", shell);
     let deleting = async {
         let begun = async || namespace.run("client", "test -e /tmp/asking").await;

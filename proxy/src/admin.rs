@@ -150,7 +150,7 @@ pub(crate) fn metrics_page(status: &Status) -> String {
     exposition::render_gauge(
         &mut page,
         "leno_open_connections",
-        "Connections of clients that a drain waits for.",
+        "Connections of clients, and tunnels in their streams, that a drain waits for.",
         status.drain.open() as f64,
     );
     page

@@ -1,8 +1,8 @@
 //! SIGTERM to exit: readiness fails, connections are told to finish, and waited for up to a limit.
 //!
 //! [`DrainOwner`] belongs to the process; it gives each worker a [`Drain`], which the worker's
-//! connections clone as soon as they are accepted, once each. The clones are what is waited for; a worker's own handle
-//! and watchers are not.
+//! connections clone as soon as they are accepted, once each, and tunnels in their streams once more. The clones are what is
+//! waited for; a worker's own handle and watchers are not.
 
 use std::{
     pin::Pin,
@@ -23,7 +23,7 @@ use crate::config::limits;
 struct Shared {
     begun: AtomicBool,
     begin: Notify,
-    /// Connections that are waited for.
+    /// Connections and tunnels that are waited for.
     open: AtomicUsize,
     closed: Notify,
 }
@@ -51,7 +51,7 @@ impl DrainOwner {
         self.shared.begun.load(Ordering::SeqCst)
     }
 
-    /// Connections open now.
+    /// Connections open now, and tunnels in their streams.
     pub fn open(&self) -> usize {
         self.shared.open.load(Ordering::SeqCst)
     }

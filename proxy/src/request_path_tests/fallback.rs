@@ -75,7 +75,7 @@ fn whose_time_ended_before_anybody_was_reached_has_a_fallback_and_its_own_time()
             stream.write_all(b"HTTP/1.1 203 OK\r\nContent-Length: 9\r\n\r\nstands in").await.unwrap();
         })
         .await;
-        let set = |address, request_timeout| {
+        let set = |address, request_timeout: Option<Duration>| {
             let policy = BackendPolicy { request_timeout, ..BackendPolicy::default() };
             EndpointSet::new(true, Protocol::Http, vec![Endpoint::plain(address)]).under(Arc::new(policy))
         };
@@ -83,21 +83,21 @@ fn whose_time_ended_before_anybody_was_reached_has_a_fallback_and_its_own_time()
         let to = Some(v1::Fallback { kind: Some(v1::fallback::Kind::Backend(to)) });
         let answer = stood_in(Default::default()).fallback;
         let millis = Duration::from_millis;
-        for (fallback, of_route, of_fallback, status) in [
-            (None, None, None, "504"),
-            (to.clone(), None, None, "203"),
-            // It answers after 200 ms, and is asked after 400.
-            (to.clone(), None, Some(millis(10_000)), "203"),
-            (to.clone(), None, Some(millis(50)), "504"),
-            (to, Some(millis(300)), None, "504"),
-            (answer.clone(), None, None, "203"),
-            (answer, Some(millis(300)), None, "203"),
+        for (fallback, of_route, of_backend, of_fallback, status) in [
+            (None, None, 400, None, "504"),
+            (to.clone(), None, 400, None, "203"),
+            // It answers 200 ms after it was asked, 1.7 s after the request came.
+            (to.clone(), None, 1500, Some(millis(1600)), "203"),
+            (to.clone(), None, 400, Some(millis(50)), "504"),
+            (to, Some(millis(300)), 400, None, "504"),
+            (answer.clone(), None, 400, None, "203"),
+            (answer, Some(millis(300)), 400, None, "203"),
         ] {
             let request_timeout = of_route.map(|timeout| timeout.try_into().unwrap());
             let action = v1::HttpAction { fallback, request_timeout, ..Default::default() };
             let sidecar = routed(&[silent], action);
             let snapshot = sidecar.ctx.policy.snapshot();
-            snapshot.backends["shop/shop:80"].publish(set(silent, Some(millis(400))));
+            snapshot.backends["shop/shop:80"].publish(set(silent, Some(millis(of_backend))));
             if let Some(other) = snapshot.backends.get("shop/other:80") {
                 other.publish(set(slow, of_fallback));
             }

@@ -285,7 +285,7 @@ fn a_request_that_pauses_while_its_answer_goes_on_is_not_idle() {
             let mut answer = read_until(&mut stream, b"\r\n\r\n").await.unwrap();
             // For more than twice as long as it may be idle.
             let mut words = 0;
-            while words < 50 {
+            while words < 65 {
                 answer.extend(read_until(&mut stream, b"\r\n").await.unwrap());
                 words = answer.windows(4).filter(|window| window == b"word").count();
             }

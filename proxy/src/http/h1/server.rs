@@ -40,8 +40,10 @@ use crate::{
     net::{Backlog, Io},
 };
 
-/// For how long a client is read that goes on sending what nobody wants.
+/// For how long a client is read that goes on sending what nobody wants, and how much of it.
 const LINGER: Duration = Duration::from_secs(1);
+/// See [`LINGER`].
+const LINGER_BYTES: usize = 64 * 1024 * 1024;
 /// Such reads before other tasks have their turn.
 const READS_PER_TURN: usize = 8;
 
@@ -470,10 +472,12 @@ impl<S: Io + Backlog> Connection<S> {
     /// Takes what the client is still sending, for a while: a connection closed over unread bytes is reset, and the client
     /// might never see its response.
     async fn linger(&mut self) {
+        let mut left = LINGER_BYTES;
         let drained = poll_fn(|cx| {
             for _ in 0..READS_PER_TURN {
-                if !matches!(ready!(buffer::poll_read(&mut self.stream, cx, <[u8]>::len)), Ok(1..)) {
-                    return Poll::Ready(());
+                match ready!(buffer::poll_read(&mut self.stream, cx, <[u8]>::len)) {
+                    Ok(count @ 1..) if count < left => left -= count,
+                    _ => return Poll::Ready(()),
                 }
             }
             cx.waker().wake_by_ref();

@@ -77,18 +77,27 @@ impl Pipe {
                 Err(error) => return Poll::Ready(Err(of_reader(error))),
             }
         }
-        loop {
-            ready!(sink.poll_write_ready(cx))?;
+        let mut moved = 0;
+        while self.held > 0 {
+            if moved == 0 {
+                ready!(sink.poll_write_ready(cx))?;
+            }
             let drain = || Ok(splice(&self.exit, None, sink, None, self.held, FLAGS)?);
             match sink.try_io(Interest::WRITABLE, drain) {
                 Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Ok(count) => {
                     self.held = self.held.saturating_sub(count);
-                    return Poll::Ready(Ok(count));
+                    moved += count;
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && moved == 0 => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // A splice that moves some does not tell what ended it, and takes it: a reset is told as EPIPE then.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe && moved > 0 => {
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, error)));
+                }
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
+        Poll::Ready(Ok(moved))
     }
 }
