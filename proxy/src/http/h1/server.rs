@@ -41,7 +41,7 @@ use crate::{
 };
 
 /// For how long a client is read that goes on sending what nobody wants, and how much of it.
-const LINGER: Duration = Duration::from_secs(1);
+pub(super) const LINGER: Duration = Duration::from_secs(1);
 /// See [`LINGER`].
 const LINGER_BYTES: usize = 64 * 1024 * 1024;
 /// Such reads before other tasks have their turn.

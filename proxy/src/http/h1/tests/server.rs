@@ -9,7 +9,11 @@ use tokio::{
 };
 
 use super::*;
-use crate::{config::limits, drain::DrainOwner, http::head::Unfit};
+use crate::{
+    config::limits,
+    drain::DrainOwner,
+    http::{h1::server::LINGER, head::Unfit},
+};
 
 type Served = JoinHandle<std::io::Result<Ended<TcpStream>>>;
 
@@ -138,6 +142,29 @@ fn what_is_unusual_is_handed_over_unread() {
             let mut more = [0; 4];
             stream.read_exact(&mut more).await.unwrap();
             assert_eq!(&more, b"more");
+        }
+    });
+}
+
+/// A client that looks for its answer only when it has sent all.
+#[test]
+fn the_answer_to_a_refused_upload_arrives() {
+    run(async {
+        const BYTES: usize = 16 * 1024 * 1024;
+        for round in 1.. {
+            let began = Instant::now();
+            let (mut client, _served, _drain) = client_of(async |_| (response(413), Parts::default())).await;
+            let head = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {BYTES}\r\n\r\n");
+            client.write_all(head.as_bytes()).await.unwrap();
+            let sent = client.write_all(&vec![0; BYTES]).await;
+            let took = began.elapsed();
+            let mut answer = String::new();
+            let read = client.read_to_string(&mut answer).await;
+            if sent.is_ok() && read.is_ok() && answer.starts_with("HTTP/1.1 413 ") {
+                break;
+            }
+            // A machine that stands still sends less in the time for which it is read.
+            assert!(took > LINGER / 2 && round < 5, "{answer:?}, {sent:?}, {read:?} after {took:?}");
         }
     });
 }
